@@ -1,0 +1,27 @@
+"""prunecli: prune large language models from the shell, and compare fairly.
+
+The library verbs (`calibrate`, `score`, `prune`, `init`, `evaluate`, `table`, `check`) are
+loaded on first use, so that `import prunecli` costs nothing.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_VERBS = {
+    "calibrate": "pipeline",
+    "score": "pipeline",
+    "prune": "pruning",
+    "init": "initialise",
+    "evaluate": "evaluation.perplexity",
+    "table": "table",
+    "check": "check",
+}
+__all__ = ["__version__", *_VERBS]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _VERBS:
+        raise AttributeError(f"module 'prunecli' has no attribute {name!r}")
+    return getattr(import_module(f"prunecli.{_VERBS[name]}"), name)

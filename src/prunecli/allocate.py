@@ -1,0 +1,379 @@
+"""How much goes where: an amount becomes sizes, scores and sizes become a plan.
+
+A ratio is the fraction of block-linear parameters removed. Rounding never removes more than a
+ratio asks for, and never keeps more parameters than `--params` allows; layers go to the nearest
+number. Equal scores: the unit with the lower index goes first.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import floor, isfinite, sqrt
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prunecli.arch import Arch
+from prunecli.errors import InputError, UsageError
+from prunecli.families._base import CONFIG_KEYS
+from prunecli.methods._base import Method, Pattern
+from prunecli.plan import Indices, Plan
+from prunecli.settings import Amount
+
+if TYPE_CHECKING:
+    import torch
+
+SHAPE_AXES = ("layers", "hidden", "heads", "ffn")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes to reach, and the ratio that they were made from (None for exact shapes)."""
+
+    layers: int
+    hidden: int
+    kv_heads: int
+    ffn: int
+    ratio: float | None = None
+
+
+def pattern(amount: Amount, arch: Arch) -> Pattern:
+    """Return where zeros go and how many, for methods that prune weights.
+
+    Raises UsageError for amounts that are no sparsity, InputError for widths that N:M does not
+    divide.
+    """
+    shapes = [name for name in (*SHAPE_AXES, "params", "arch") if getattr(amount, name) is not None]
+    if shapes:
+        raise UsageError(
+            f"--{shapes[0]} asks for a shape, but this method sets weights to zero",
+            "use --ratio or --sparsity N:M",
+        )
+    kind = amount.sparsity or "unstructured"
+    if kind == "unstructured":
+        if amount.ratio is None:
+            raise UsageError("no amount was given", "use --ratio R or --sparsity N:M")
+        return Pattern(_in_range(amount.ratio))
+    match = re.fullmatch(r"(\d+):(\d+)", kind)
+    if not match or not 0 < int(match[1]) < int(match[2]):
+        raise UsageError(
+            f"--sparsity '{kind}' is neither 'unstructured' nor N:M with 0 < N < M",
+            "2:4 keeps 2 of every 4 weights",
+        )
+    if amount.ratio is not None:
+        raise UsageError(f"--sparsity {kind} implies the ratio", "leave out --ratio")
+    keep, group = int(match[1]), int(match[2])
+    for name, tensor in arch.tensors().items():
+        if tensor.template in set(arch.linears()) and tensor.shape[1] % group:
+            raise InputError(
+                f"--sparsity {kind}: '{name}' has {tensor.shape[1]} inputs, not a multiple of "
+                f"{group}",
+                "choose another pattern",
+            )
+    return Pattern(1 - keep / group, keep, group)
+
+
+def sizes(method: Method, amount: Amount, arch: Arch, structure: str | None = None) -> Sizes:
+    """Return the sizes that `amount` means for a structured method.
+
+    Raises UsageError for amounts of the wrong kind, InputError for those that cannot be reached,
+    with the nearest that can.
+    """
+    if amount.sparsity is not None:
+        raise UsageError(
+            f"--sparsity is for methods that set weights to zero, '{method.name}' removes "
+            f"{method.granularity}",
+            "use --ratio",
+        )
+    shape = {axis: getattr(amount, axis) for axis in SHAPE_AXES if getattr(amount, axis)}
+    if amount.arch is not None:
+        shape = _read_shape(amount.arch, arch)
+    given = [bool(shape), amount.ratio is not None, amount.params is not None]
+    if sum(given) != 1:
+        raise UsageError(
+            "no amount was given" if not any(given) else "more than one amount was given",
+            f"use one of --ratio, --params, --arch, {_flags(method)}",
+        )
+    if shape:
+        return _exact(method, shape, arch)
+    if amount.ratio is not None:
+        ratio = _in_range(amount.ratio)
+        target = round(arch.block_params * (1 - ratio), 6)
+        found = _for_block_params(method, target, ratio, arch, structure)
+        return _reached(found, ratio, method, arch, structure)
+    assert amount.params is not None
+    return _for_params(method, amount.params, arch, structure)
+
+
+def _flags(method: Method) -> str:
+    return ", ".join(f"--{axis}" for axis in method.axes)
+
+
+def _in_range(ratio: float) -> float:
+    if not (isfinite(ratio) and 0 < ratio < 1):
+        raise InputError(f"--ratio {ratio:g} is not between 0 and 1", "0.5 removes half")
+    return ratio
+
+
+def _read_shape(path: str, arch: Arch) -> dict[str, int]:
+    """Return the sizes in an arch.json: our own, or plain `{"hidden": …}`, or config.json keys."""
+    try:
+        record = json.loads(Path(path).read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"cannot read the shape in '{path}': {error}") from None
+    if isinstance(record, dict) and "kind" in record:
+        if record["kind"] != "arch":
+            raise InputError(f"wrong kind of sidecar: '{path}' is '{record['kind']}', not 'arch'")
+        record = record.get("results", {}).get("arch", {})
+    axes = {CONFIG_KEYS[axis]: axis for axis in SHAPE_AXES} | {axis: axis for axis in SHAPE_AXES}
+    shape = {axes[k]: v for k, v in record.items() if k in axes} if isinstance(record, dict) else {}
+    for axis, size in shape.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise InputError(f"'{path}': {axis} is {size!r}, expected a positive integer")
+    changed = {axis: size for axis, size in shape.items() if size != getattr(arch, axis)}
+    if not changed:
+        raise InputError(f"'{path}' names no size of {', '.join(SHAPE_AXES)} unlike the model's")
+    return changed
+
+
+def _exact(method: Method, shape: dict[str, int], arch: Arch) -> Sizes:
+    for axis, size in shape.items():
+        if axis not in method.axes:
+            raise UsageError(
+                f"'{method.name}' removes {method.granularity}, it cannot change {axis}",
+                f"use {_flags(method)}",
+            )
+        if not 1 <= size <= getattr(arch, axis):
+            raise InputError(f"--{axis} {size}: the model has {getattr(arch, axis)}")
+    heads = shape.get("heads", arch.heads)
+    if heads % arch.group:
+        nearest = max(1, round(heads / arch.group)) * arch.group
+        raise InputError(
+            f"--heads {heads} is not a multiple of the {arch.group} query heads per KV head",
+            f"the nearest is {nearest}",
+        )
+    return Sizes(
+        shape.get("layers", arch.layers),
+        shape.get("hidden", arch.hidden),
+        heads // arch.group,
+        shape.get("ffn", arch.ffn),
+    )
+
+
+def _layer_params(arch: Arch, hidden: float, kv_heads: float, ffn: float) -> float:
+    """Return the linear parameters of one layer of these sizes."""
+    heads = kv_heads * arch.head_dim * (2 * arch.group + 2)
+    return hidden * (heads + 3 * ffn)
+
+
+def _for_block_params(
+    method: Method, target: float, ratio: float, arch: Arch, structure: str | None
+) -> Sizes:
+    """Return default sizes that leave about `target` block-linear parameters."""
+    per_layer = target / arch.layers
+    if method.axes == ("layers",):
+        layers = floor(target / (arch.block_params / arch.layers) + 0.5)
+        return Sizes(layers, arch.hidden, arch.kv_heads, arch.ffn, ratio)
+    if "hidden" in method.axes:
+        # h s (a + 3 f s) = per_layer, for one factor s of hidden and FFN
+        attention = arch.hidden * (arch.length("heads") + arch.length("kv_heads")) * 2
+        mlp = 3 * arch.hidden * arch.ffn
+        factor = (sqrt(attention**2 + 4 * mlp * per_layer) - attention) / (2 * mlp)
+        hidden = nearest_width(arch, arch.hidden * factor)
+        return _fill_ffn(Sizes(arch.layers, hidden, arch.kv_heads, 0, ratio), per_layer, arch)
+    # Fractions such as 0.7 * 10 fall just short in floating point
+    kv_heads = arch.kv_heads - floor(ratio * arch.kv_heads + 1e-9)
+    if structure == "UL-UM":
+        ffn = arch.ffn - floor(ratio * arch.ffn + 1e-9)
+        return Sizes(arch.layers, arch.hidden, kv_heads, ffn, ratio)
+    return _fill_ffn(Sizes(arch.layers, arch.hidden, kv_heads, 0, ratio), per_layer, arch)
+
+
+def _fill_ffn(found: Sizes, per_layer: float, arch: Arch) -> Sizes:
+    """Return `found` with the FFN width that leaves at least `per_layer` parameters a layer."""
+    rest = per_layer - _layer_params(arch, found.hidden, found.kv_heads, 0)
+    removed = floor(arch.ffn - rest / (3 * found.hidden) + 1e-9)
+    return replace(found, ffn=min(arch.ffn, arch.ffn - removed))
+
+
+def nearest_width(arch: Arch, hidden: float) -> int:
+    """Return the hidden size nearest to `hidden` that the parent's own container holds."""
+    step = arch.heads if arch.family.hidden_divides else 1
+    return min(arch.hidden, max(step, floor(hidden / step + 0.5) * step))
+
+
+def _possible(found: Sizes, arch: Arch) -> bool:
+    kept = (found.layers, found.hidden, found.kv_heads, found.ffn)
+    return min(kept) >= 1 and kept != (arch.layers, arch.hidden, arch.kv_heads, arch.ffn)
+
+
+def _reached(
+    found: Sizes, ratio: float, method: Method, arch: Arch, structure: str | None
+) -> Sizes:
+    """Return `found`, or raise InputError with the nearest ratio that can be reached."""
+    if _possible(found, arch):
+        return found
+
+    def reachable(candidate: float) -> bool:
+        target = arch.block_params * (1 - candidate)
+        return _possible(_for_block_params(method, target, candidate, arch, structure), arch)
+
+    # what is out of reach lies at the ends: bisect from the asked ratio towards the middle
+    out, inside = ratio, 0.5
+    if not reachable(inside):
+        raise InputError(f"--ratio {ratio:g} cannot be reached: the model is too small")
+    for _ in range(40):
+        middle = (out + inside) / 2
+        out, inside = (out, middle) if reachable(middle) else (middle, inside)
+    target = arch.block_params * (1 - inside)
+    nearest = _for_block_params(method, target, inside, arch, structure)
+    raise InputError(
+        f"--ratio {ratio:g} cannot be reached by '{method.name}' on this model",
+        f"the nearest reachable ratio is {1 - _block_params(nearest, arch) / arch.block_params:g}",
+    )
+
+
+def _block_params(found: Sizes, arch: Arch) -> float:
+    return found.layers * _layer_params(arch, found.hidden, found.kv_heads, found.ffn)
+
+
+def _total(found: Sizes, arch: Arch) -> int:
+    return arch.child(
+        layers=list(range(found.layers)),
+        hidden=found.hidden,
+        kv_heads=found.kv_heads,
+        ffn=found.ffn,
+    ).total_params
+
+
+def _for_params(method: Method, params: float, arch: Arch, structure: str | None) -> Sizes:
+    """Return the default sizes at the smallest ratio that leaves at most `params` parameters."""
+    if not 0 < params < arch.total_params:
+        raise InputError(
+            f"--params {params:g} is not below the model's {arch.total_params} parameters"
+        )
+
+    def at(ratio: float) -> Sizes:
+        target = arch.block_params * (1 - ratio)
+        return _for_block_params(method, target, ratio, arch, structure)
+
+    def fits(found: Sizes) -> bool:
+        smallest = min(found.layers, found.hidden, found.kv_heads, found.ffn)
+        return smallest < 1 or _total(found, arch) <= params
+
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if fits(at(middle)) else (middle, high)
+    found = at(high)
+    if not _possible(found, arch) or _total(found, arch) > params:
+        raise InputError(f"--params {params:g} cannot be reached by '{method.name}' on this model")
+    return found
+
+
+def plan(
+    method: Method,
+    amount: Sizes,
+    scores: "Mapping[str, torch.Tensor]",
+    arch: Arch,
+    structure: str | None = None,
+) -> Plan:
+    """Return what stays: the best-scored units, in the numbers that `amount` says.
+
+    `scores` holds `layers` or `blocks.k`, or `hidden`, `ffn.i` and `kv_heads.i`.
+    """
+    if method.rule == "block":
+        skip = arch.layers - amount.layers
+        name = f"blocks.{skip}"
+        if name not in scores:
+            raise InputError(
+                f"these scores are not for removing {skip} of {arch.layers} layers",
+                "score again with this amount",
+            )
+        start = int(scores[name].argmin())
+        kept = (*range(start), *range(start + skip, arch.layers))
+        return Plan(layers=kept)
+    if method.rule == "lowest":
+        # the later of two equal layers goes first, as documented in the method
+        return Plan(layers=best(scores["layers"], amount.layers, later_first=True))
+    layers = range(arch.layers)
+    groups, channels = _counts(scores, amount, arch, structure)
+    lists: dict[str, tuple[Indices, ...]] = {
+        axis: tuple(best(scores[f"{axis}.{i}"], counts[i]) for i in layers)
+        for axis, counts in (("kv_heads", groups), ("ffn", channels))
+        if f"{axis}.0" in scores
+    }
+    hidden = best(scores["hidden"], amount.hidden) if "hidden" in scores else None
+    return Plan(hidden=hidden, ffn=lists.get("ffn"), kv_heads=lists.get("kv_heads"))
+
+
+def best(score: "torch.Tensor", count: int, later_first: bool = False) -> Indices:
+    """Return the indices of the `count` highest scores, ascending."""
+    if later_first:
+        order = len(score) - 1 - score.flip(0).argsort(stable=True)
+    else:
+        order = score.argsort(stable=True)
+    return tuple(sorted(order[len(score) - count :].tolist()))
+
+
+def _counts(
+    scores: "Mapping[str, torch.Tensor]", amount: Sizes, arch: Arch, structure: str | None
+) -> tuple[list[int], list[int]]:
+    """Return how many KV groups and FFN channels every layer keeps.
+
+    `AL` structures choose across layers. A layer keeps one of each at least.
+    """
+    even = [amount.kv_heads] * arch.layers, [amount.ffn] * arch.layers
+    if structure == "AL-MM":
+        return (
+            _spread(scores, "kv_heads", sum(even[0]), arch),
+            _spread(scores, "ffn", sum(even[1]), arch),
+        )
+    return _one_ranking(scores, amount, arch) if structure == "AL-AM" else even
+
+
+def _spread(scores: "Mapping[str, torch.Tensor]", axis: str, keep: int, arch: Arch) -> list[int]:
+    """Return how many units each layer has among the `keep` best of all layers."""
+    import torch
+
+    lists = [scores[f"{axis}.{i}"] for i in range(arch.layers)]
+    everything = torch.cat(lists)
+    owner = torch.repeat_interleave(
+        torch.arange(arch.layers), torch.tensor([len(entry) for entry in lists])
+    )
+    first = torch.cat([entry == entry.max() for entry in lists])
+    # one unit of every layer is safe: rank the best of each above everything else
+    order = torch.where(first, torch.inf, everything).argsort(stable=True)
+    kept = owner[order[len(order) - max(keep, arch.layers) :]]
+    return torch.bincount(kept, minlength=arch.layers).tolist()
+
+
+def _one_ranking(
+    scores: "Mapping[str, torch.Tensor]", amount: Sizes, arch: Arch
+) -> tuple[list[int], list[int]]:
+    """Return counts from one ranking of groups and channels, weighed by their parameters.
+
+    A group costs head_dim (2 g + 2) / 3 channels (methods of An et al. for g = 1: 512 / 3).
+    """
+    import torch
+
+    layers = range(arch.layers)
+    cost = arch.head_dim * (2 * arch.group + 2) / 3
+    kept = (
+        _block_params(amount, arch)
+        if amount.ratio is None
+        else (arch.block_params * (1 - amount.ratio))
+    )
+    target = kept / (3 * arch.hidden)
+    groups = torch.cat([scores[f"kv_heads.{i}"] for i in layers])
+    channels = torch.cat([scores[f"ffn.{i}"] for i in layers])
+    value = torch.cat([groups, channels])
+    weight = torch.cat([torch.full_like(groups, cost), torch.ones_like(channels)])
+    order = value.argsort(descending=True, stable=True)
+    reach = weight[order].cumsum(0)
+    best = order[: int((reach - target).abs().argmin()) + 1]
+    keep = torch.zeros(len(value), dtype=torch.bool)
+    keep[best] = True
+    kv = keep[: len(groups)].view(arch.layers, arch.kv_heads).sum(1).clamp(min=1)
+    ffn = keep[len(groups) :].view(arch.layers, arch.ffn).sum(1).clamp(min=1)
+    return kv.tolist(), ffn.tolist()

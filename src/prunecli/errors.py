@@ -1,0 +1,53 @@
+"""The errors that a user can meet. Each is one line: what, got / expected, remedy."""
+
+
+class PruneError(Exception):
+    """Something failed while working (exit status 1).
+
+    `what` says what went wrong, with the value that was got and the one expected; `remedy` says
+    what to do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, remedy: str = "") -> None:
+        self.what, self.remedy = what, remedy
+        super().__init__(f"{what}; {remedy}" if remedy else what)
+
+
+class UsageError(PruneError):
+    """Wrong usage or configuration, or an unknown name (exit status 2)."""
+
+    exit_code = 2
+
+
+class CheckFailed(PruneError):
+    """`prunecli check` found something wrong (exit status 3)."""
+
+    exit_code = 3
+
+
+class InputError(PruneError):
+    """The input cannot be used, or the request is impossible for it (exit status 4)."""
+
+    exit_code = 4
+
+
+class OutputExists(PruneError):
+    """The output is there already (exit status 5)."""
+
+    exit_code = 5
+
+
+class Stopped(PruneError):
+    """Stopped on request, with a state from which the same command goes on (exit status 75)."""
+
+    exit_code = 75
+
+
+def suggest(name: str, known: list[str]) -> str:
+    """Return `: did you mean 'x'?` for the nearest of `known`, or the list of all of them."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f": did you mean '{near[0]}'?" if near else f": known are {', '.join(known)}"

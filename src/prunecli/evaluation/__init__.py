@@ -1,0 +1,1 @@
+"""What a checkpoint is worth: losses and perplexities on held-out tokens."""

@@ -1,0 +1,1 @@
+"""Model families, one data file each: which tensors there are and what their dimensions mean."""

@@ -1,0 +1,1 @@
+"""Files: checkpoints, tensor files, sidecars and tokens."""

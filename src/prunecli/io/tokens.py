@@ -1,0 +1,175 @@
+"""Token windows of D: text of any source through a tokenizer and a sampler, or token ids as given.
+
+One window is one sequence of the model; all have the same length.
+"""
+
+import platform
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunecli.errors import InputError, UsageError
+from prunecli.io import documents, samplers
+from prunecli.io.tensorfile import read_header, read_tensor, tensor_digest
+from prunecli.io.tokenizer import Tokenizer
+from prunecli.report import SILENT, Report
+from prunecli.settings import Data
+
+if TYPE_CHECKING:
+    import torch
+
+BUILTIN_SIZE = (32, 512)  # windows, tokens of each
+TEXT_SIZE = (128, 2048)
+INTEGERS = ("I64", "U64", "I32", "U32", "I16", "U16", "I8", "U8")
+TENSOR_FILE = ".safetensors"
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids, and where they come from.
+
+    Attributes:
+        ids: int32 [sequences, length].
+        meta: source, sampler, seed, nsamples, seq_len, the digests of tokenizer and text (None for
+            given ids), and `digest`, that of the ids. Deterministic and free of paths.
+        windows: a hash of each row, to tell whether two sets share windows.
+    """
+
+    ids: "torch.Tensor"
+    meta: dict[str, Any]
+    windows: list[str]
+
+
+def load(
+    data: Data,
+    *,
+    folder: str,
+    vocab_size: int,
+    max_positions: int,
+    part: str = "calibration",
+    report: Report = SILENT,
+) -> Tokens:
+    """Return the windows that `data` asks for.
+
+    `folder` holds the model's tokenizer, `part` is what a source gives that does not say so itself.
+    Raises UsageError for unknown names and InputError for tokens that cannot be had, are too few,
+    too long for the model or of another vocabulary.
+    """
+    for option, value, least in (("nsamples", data.nsamples, 1), ("seq-len", data.seq_len, 2)):
+        if value is not None and value < least:
+            raise UsageError(f"--{option} {value}: expected at least {least}")
+    if data.source.endswith(TENSOR_FILE) or f"{TENSOR_FILE}:" in data.source:
+        ids, meta = _given(data)
+    else:
+        ids, meta = _drawn(data, folder, max_positions, part, report)
+    rows, length = ids.shape
+    if length > max_positions:
+        raise InputError(
+            f"sequences of {length} tokens are too long: the model has {max_positions} positions",
+            "use a smaller --seq-len" if meta["sampler"] else "give shorter rows",
+        )
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= vocab_size:
+        wrong = f"id {low} < 0" if low < 0 else f"id {high} >= vocab_size {vocab_size}"
+        raise InputError(
+            f"tokens of another vocabulary: {wrong}", "use those of this model's own tokenizer"
+        )
+    ids = ids.int().contiguous()
+    return Tokens(
+        ids,
+        {**meta, "nsamples": rows, "seq_len": length, "digest": tensor_digest(ids)},
+        [sha256(row.numpy().astype("<i4").tobytes()).hexdigest()[:16] for row in ids],
+    )
+
+
+def _given(data: Data) -> "tuple[torch.Tensor, dict[str, Any]]":
+    """Return rows of FILE.safetensors:NAME, int64 [sequences, length], in their order."""
+    file, _, name = data.source.partition(f"{TENSOR_FILE}:")
+    path = Path(file.removesuffix(TENSOR_FILE) + TENSOR_FILE)
+    if not path.is_file():
+        raise InputError(f"no such file: '{path}'", "check the path")
+    specs = read_header(path)
+    if name not in specs:
+        integers = [known for known, spec in specs.items() if spec.dtype in INTEGERS]
+        raise InputError(
+            f"'{path}' has no tensor '{name}'" if name else f"'{path}' without a tensor's name",
+            f"write {path.name}:NAME; its integer tensors: {', '.join(integers) or 'none'}",
+        )
+    dtype, shape = specs[name]
+    if dtype not in INTEGERS or len(shape) != 2:
+        raise InputError(
+            f"'{data.source}' is {dtype} {list(shape)}, expected integers [sequences, length]"
+        )
+    rows, length = shape
+    if rows == 0 or length < 2:
+        raise InputError(f"'{data.source}' is too short: [sequences, length] is {list(shape)}")
+    if data.sampler is not None or data.seq_len not in (None, length):
+        what = "sampler" if data.sampler is not None else "seq-len"
+        raise UsageError(
+            f"'{data.source}' is used as it is ({rows} sequences of {length} tokens)",
+            f"leave out --{what}",
+        )
+    if data.nsamples is not None and data.nsamples > rows:
+        raise InputError(
+            f"'{data.source}' has {rows} sequences, asked for {data.nsamples}", "lower --nsamples"
+        )
+    meta = {"source": f"{path.name}:{name}", "sampler": None, "seed": None}
+    return read_tensor(path, name)[: data.nsamples].long(), {
+        **meta,
+        "tokenizer": None,
+        "text": None,
+    }
+
+
+def _drawn(
+    data: Data, folder: str, max_positions: int, part: str, report: Report
+) -> "tuple[torch.Tensor, dict[str, Any]]":
+    """Return windows of text, int64 [sequences, length]."""
+    import numpy as np
+    import torch
+
+    sampler = samplers.get(data.sampler)
+    text = documents.open_text(data.source, part, lazy=sampler is samplers.concat_contiguous)
+    count, length = BUILTIN_SIZE if text.builtin else TEXT_SIZE
+    if data.seq_len is not None:
+        length = data.seq_len
+        if length > max_positions:
+            raise InputError(
+                f"--seq-len {length} is too long: the model has {max_positions} positions",
+                "lower it",
+            )
+    elif length > max_positions:
+        report.note(
+            f"windows of {max_positions} tokens, not {length}: the model has no more positions"
+        )
+        length = max_positions
+    count = data.nsamples or count
+    tokenizer = Tokenizer(data.tokenizer or folder)
+    if text.builtin:
+        report.note(
+            f"{text.name}, the documentation inside Python, is for trying and CI"
+            + ("; `--recipe paper` is the paper's calibration set" * (part == "calibration"))
+        )
+    report.detail(f"drawing {count} windows of {length} tokens from {text.name}")
+    rows, digest = sampler(text.documents, tokenizer.encode, count, length, data.seed)
+    if not rows:
+        raise InputError(
+            f"'{data.source}' is too short: not one window of {length} tokens",
+            "give more text or a smaller --seq-len",
+        )
+    if len(rows) < count:
+        short = f"'{data.source}' gives {len(rows)} windows of {length} tokens, not {count}"
+        if data.nsamples is not None:
+            raise InputError(short, "lower --nsamples or --seq-len, or give more text")
+        report.note(short)
+    meta = {
+        "source": text.name,
+        "sampler": data.sampler or samplers.DEFAULT,
+        "seed": data.seed,
+        "tokenizer": tokenizer.digest,
+        "text": digest,
+    }
+    if text.builtin:
+        meta["python"] = platform.python_version()
+    return torch.from_numpy(np.stack(rows)).long(), meta

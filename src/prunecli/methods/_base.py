@@ -1,0 +1,122 @@
+"""`Method`: what the pipeline must know of a pruning method beside its formula.
+
+Methods see tensors only. Three kinds of formula, told apart by `unit`:
+
+- `weights`:  `sparsify(weight_OI, factor, pattern, options) -> weight_OI`, zeros where pruned;
+  `factor` is what `prepare(stats, options)` made once per distinct input of a layer.
+- `channels`: `score(layer, options) -> {"ffn": s_F, "kv_heads": s_K, "hidden": s_D}`, higher =
+  keep; `hidden` is summed over the layers by the pipeline.
+- `layers`:   `score_layers(stats, options) -> {"layers": s_L}` or `{"blocks.k": s}`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option that belongs to a method; the command line shows it under the method's name.
+
+    `stage` is the first step that reads it: what `score` has used, `prune --scores` must agree to.
+    """
+
+    name: str
+    type: type
+    default: Any
+    help: str
+    choices: tuple[str, ...] = ()
+    stage: str = "score"
+
+
+@dataclass(frozen=True)
+class Need:
+    """A statistic that a method reads: which collector, at which points of a layer.
+
+    Points: `q`, `o`, `gate`, `down` (the inputs of these projections), `block` (a layer's input
+    and output), `model` (the whole model's loss). `compat` needs are only met for
+    `--compat official`, the others only without it, `None` always.
+    """
+
+    collector: str
+    points: tuple[str, ...]
+    compat: bool | None = None
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Where zeros may go: `keep` of every `group` inputs in a row, or `ratio` of all weights."""
+
+    ratio: float
+    keep: int = 0
+    group: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.keep}:{self.group}" if self.group else "unstructured"
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """One layer as a channel formula sees it.
+
+    Attributes:
+        weights: `"o"` and `"down"`: the projection out of the heads and out of the FFN, [D, I].
+        stats: `point.statistic` -> vector over the channels of that point.
+        kv_heads: number of KV groups; channels of `o` are ordered by group, then query head.
+    """
+
+    weights: "Mapping[str, torch.Tensor]"
+    stats: "Mapping[str, torch.Tensor]"
+    kv_heads: int
+
+
+Formula = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Method:
+    """The record of one method; `name` is its file's name with `-` for `_`."""
+
+    name: str
+    title: str
+    reference: str
+    unit: str
+    granularity: str
+    axes: tuple[str, ...] = ()
+    needs: tuple[Need, ...] = ()
+    sequential: bool = False
+    rule: str = "uniform"
+    options: tuple[Option, ...] = ()
+    recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    prepare: Formula | None = None
+    sparsify: Formula | None = None
+    score: Formula | None = None
+    score_layers: Formula | None = None
+    compensates: bool = False
+
+    def resolve(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return every option with its value, defaults filled in.
+
+        Raises UsageError for an option that the method does not have, or a value that the option
+        does not take.
+        """
+        from prunecli.errors import UsageError, suggest
+
+        known = {option.name: option for option in self.options}
+        for name, value in given.items():
+            if name not in known:
+                raise UsageError(f"method '{self.name}' has no option --{name.replace('_', '-')}")
+            choices = known[name].choices
+            if choices and value not in choices:
+                raise UsageError(
+                    f"--{name.replace('_', '-')}: unknown value '{value}'"
+                    f"{suggest(str(value), list(choices))}"
+                )
+        return {name: given.get(name, option.default) for name, option in known.items()}
+
+    def needed(self, compat: bool) -> tuple[Need, ...]:
+        """Return the statistics to collect, for the paper's formula or for the official code's."""
+        return tuple(need for need in self.needs if need.compat in (None, compat))

@@ -1,0 +1,92 @@
+"""FLAP: channels that fluctuate little can be replaced by their mean (An et al. 2024, 2312.11983).
+
+    m[j] = Var(X[:, j]) * sum_i W[i, j]^2                              (eq. 5, "WIFV")
+
+with W the projection out of the heads (o) or out of the FFN (down). The official code squares m
+for the heads, and so do we. What a removed channel gave on average goes into a bias:
+b = sum_j mean(X[:, j]) * W[:, j] over the removed j.
+
+A unit of the heads is a KV group (one KV head and its query heads: the only reading under
+grouped-query attention that fits the paper's Tables 1 and 6). `UL` structures rank within a layer
+and sum a group; `AL` structures rank across all layers after standardising each (z-scores with
+the unbiased deviation) and average a group. `UM` gives heads and FFN the same ratio, `MM` a
+number of its own to each, `AM` one ranking for both, a group weighing as many FFN channels as
+its parameters would buy.
+
+`--compat official` takes the official code's estimate of the variance, where old and new mean are
+the same tensor (`fluctuation`).
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from prunecli.methods._base import LayerView, Method, Need, Option
+
+if TYPE_CHECKING:
+    import torch
+
+
+def score(layer: LayerView, options: dict[str, Any]) -> "dict[str, torch.Tensor]":
+    """Return `kv_heads` [K] and `ffn` [F]: sums (UL) or means of z-scores (AL)."""
+
+    def channels(point: str) -> "torch.Tensor":
+        stats = {name: layer.stats.get(f"{point}.{name}") for name in ("var", "fluctuation")}
+        spread = stats["fluctuation"] if options["compat"] else stats["var"]
+        weight = layer.weights[point].double()
+        if options["metric"] == "WIFN":
+            return weight.abs().mean(0) * layer.stats[f"{point}.sumsq"].sqrt()
+        assert spread is not None
+        return spread if options["metric"] == "IFV" else spread * weight.square().sum(0)
+
+    heads, ffn = channels("o").square(), channels("down")
+    if options["structure"].startswith("UL"):
+        return {"kv_heads": heads.view(layer.kv_heads, -1).sum(1), "ffn": ffn}
+    heads, ffn = ((x - x.mean()) / x.std() for x in (heads, ffn))
+    return {"kv_heads": heads.view(layer.kv_heads, -1).mean(1), "ffn": ffn}
+
+
+METHOD = Method(
+    name="flap",
+    title="FLAP",
+    reference="arXiv 2312.11983",
+    unit="channels",
+    granularity="KV groups + FFN channels",
+    axes=("heads", "ffn"),
+    needs=(Need("moments", ("o", "down")), Need("fluctuation", ("o", "down"), compat=True)),
+    options=(
+        Option(
+            "structure",
+            str,
+            "UL-MM",
+            "who competes with whom: within a layer (UL) or across layers (AL), heads and FFN by "
+            "numbers of their own (MM), by one ratio (UM), or in one ranking (AM)",
+            choices=("UL-UM", "UL-MM", "AL-MM", "AL-AM"),
+        ),
+        Option(
+            "metric",
+            str,
+            "WIFV",
+            "variance times squared weight norm, variance alone, or Wanda-sp's",
+            choices=("WIFV", "IFV", "WIFN"),
+        ),
+        Option(
+            "bias",
+            str,
+            "keep",
+            "add what removed channels gave on average as biases, or drop it",
+            choices=("keep", "drop"),
+            stage="prune",
+        ),
+    ),
+    recipes={
+        "paper": {"source": "c4", "sampler": "docs", "nsamples": 128, "seq_len": 8192},
+        "official": {
+            "source": "wikitext2",
+            "sampler": "concat-random",
+            "nsamples": 1024,
+            "seq_len": 128,
+            "structure": "AL-AM",
+        },
+    },
+    score=score,
+    compensates=True,
+)

@@ -1,0 +1,46 @@
+"""Magnitude: the smallest weights go (Han et al. 2015, arXiv 1506.02626).
+
+    S[i, j] = |W[i, j]|        compared within the whole matrix
+
+`--compat official` is the rule of locuslab/wanda: everything at or below the weight at rank
+floor(n * ratio), which in bf16 overshoots by all the weights that tie with it.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from prunecli.methods._base import Method, Option, Pattern
+from prunecli.methods._masks import drop_mask
+
+if TYPE_CHECKING:
+    import torch
+
+
+def sparsify(
+    weight_OI: "torch.Tensor", factor: None, pattern: Pattern, options: dict[str, Any]
+) -> "torch.Tensor":
+    """Return `weight_OI` with the smallest magnitudes set to zero."""
+    score_OI = weight_OI.abs()
+    if options["compat"] and not pattern.group:
+        limit = score_OI.flatten().sort().values[int(score_OI.numel() * pattern.ratio)]
+        return weight_OI.masked_fill(score_OI <= limit, 0)
+    return weight_OI.masked_fill(drop_mask(score_OI, pattern, options["scope"]), 0)
+
+
+METHOD = Method(
+    name="magnitude",
+    title="Magnitude",
+    reference="arXiv 1506.02626",
+    unit="weights",
+    granularity="weights",
+    options=(
+        Option(
+            "scope",
+            str,
+            "matrix",
+            "weights compared with each other: a whole matrix, or one output row",
+            choices=("matrix", "row"),
+            stage="prune",
+        ),
+    ),
+    sparsify=sparsify,
+)

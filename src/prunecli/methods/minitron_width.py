@@ -1,0 +1,63 @@
+"""Minitron-width: hidden and FFN channels by the size of their activations (2407.14679).
+
+    hidden[j] = sum_layers sum_norms sum_tokens X[t, j]^2     X: what attention and FFN read
+    ffn[l, j] = sum_tokens X[t, j]^2                          X: the input of down_proj
+
+This is the L2 norm over tokens of the paper's eq. (4) as its code takes it: at the outputs of the
+layer norms, not at the block outputs that the text names (`--hidden-score block-out`). `nvidia`
+is ModelOpt's aggregation on (tokens, batch): mean |x| over the sequence, L2 over sequences, the
+norms summed over layers. Heads stay; norm gains are cut, not rescaled.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from prunecli.methods._base import LayerView, Method, Need, Option
+
+if TYPE_CHECKING:
+    import torch
+
+
+def score(layer: LayerView, options: dict[str, Any]) -> "dict[str, torch.Tensor]":
+    """Return this layer's share of `hidden` [D], and `ffn` [F]."""
+    stats = layer.stats
+    hidden = {
+        "ln-out": lambda: stats["q.sumsq"] + stats["gate.sumsq"],
+        "block-out": lambda: stats["block.sumsq"],
+        "nvidia": lambda: stats["q.absmean"].sqrt() + stats["gate.absmean"].sqrt(),
+    }
+    ffn = {"l2": lambda: stats["down.sumsq"], "nvidia": lambda: stats["down.absmean"].sqrt()}
+    return {"hidden": hidden[options["hidden_score"]](), "ffn": ffn[options["mlp_score"]]()}
+
+
+PAPER = {"source": "wikitext103", "sampler": "concat-contiguous", "nsamples": 1024, "seq_len": 8192}
+
+METHOD = Method(
+    name="minitron-width",
+    title="Minitron-width",
+    reference="arXiv 2407.14679",
+    unit="channels",
+    granularity="hidden + FFN channels",
+    axes=("hidden", "ffn"),
+    needs=(
+        Need("moments", ("q", "gate", "down", "block")),
+        Need("absmean", ("q", "gate", "down")),
+    ),
+    options=(
+        Option(
+            "hidden_score",
+            str,
+            "ln-out",
+            "activations that rank hidden channels",
+            choices=("ln-out", "block-out", "nvidia"),
+        ),
+        Option(
+            "mlp_score",
+            str,
+            "l2",
+            "aggregation that ranks FFN channels",
+            choices=("l2", "nvidia"),
+        ),
+    ),
+    recipes={"paper": PAPER, "official": PAPER},
+    score=score,
+)

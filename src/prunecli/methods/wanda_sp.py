@@ -1,0 +1,42 @@
+"""Wanda-sp: Wanda's score summed up to heads and FFN channels (An et al. 2024, 2312.11983).
+
+    c[j] = mean_i |W[i, j]| * ||X[:, j]||_2     W the projection out of the heads or the FFN
+
+A KV group with its query heads is worth the sum over its channels. Sequential: both statistics
+of a layer come from the unpruned layer on inputs that pruned layers made.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from prunecli.methods._base import LayerView, Method, Need
+
+if TYPE_CHECKING:
+    import torch
+
+
+def score(layer: LayerView, options: dict[str, Any]) -> "dict[str, torch.Tensor]":
+    """Return `kv_heads` [K] and `ffn` [F]."""
+
+    def channels(point: str) -> "torch.Tensor":
+        return (
+            layer.weights[point].abs().double().mean(0)
+            * layer.stats[f"{point}.feature_norm"].sqrt()
+        )
+
+    return {"kv_heads": channels("o").view(layer.kv_heads, -1).sum(1), "ffn": channels("down")}
+
+
+METHOD = Method(
+    name="wanda-sp",
+    title="Wanda-sp",
+    reference="arXiv 2312.11983",
+    unit="channels",
+    granularity="KV groups + FFN channels",
+    axes=("heads", "ffn"),
+    needs=(Need("feature_norm", ("o", "down")),),
+    sequential=True,
+    recipes={
+        "official": {"source": "c4", "sampler": "docs", "nsamples": 128, "seq_len": 128},
+    },
+    score=score,
+)

@@ -1,0 +1,566 @@
+"""The library verb `prune`: from a request to a checkpoint.
+
+Structured methods make a plan, which surgery carries out tensor by tensor; methods that set
+weights to zero replace the block linears as they stream by. Either way a child's tensors come as
+a stream, and one function writes it. Sequential methods walk the layers, each of which sees what
+the earlier ones will hold in OUT.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunecli import allocate, compensate, surgery
+from prunecli.allocate import Sizes
+from prunecli.arch import BIASED, Arch
+from prunecli.errors import InputError, UsageError
+from prunecli.io import output as place
+from prunecli.io import sidecar
+from prunecli.io.checkpoint import Checkpoint, CheckpointWriter, check_loads
+from prunecli.io.sidecar import Input, Recorder, Sidecar
+from prunecli.io.tensorfile import Spec, torch_dtype
+from prunecli.methods import registry
+from prunecli.methods._base import Method, Pattern
+from prunecli.pipeline import (
+    Source,
+    TensorFile,
+    Tensors,
+    at_point,
+    collect,
+    layer_scores,
+    merged,
+    open_source,
+    open_stats,
+    read_tokens,
+    score_options,
+    scores_of,
+    with_recipe,
+    write_scores,
+    write_stats,
+)
+from prunecli.plan import Plan
+from prunecli.report import SILENT, Report
+from prunecli.settings import Amount, Compute, Data, Made, Output
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+FLOPS_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `prune` was asked for, before anything is read."""
+
+    method: Method | None
+    options: dict[str, Any]
+    amount: Amount
+    data: Data
+    stats: str | None
+    scores: str | None
+    plan: str | None
+    plan_only: bool
+    keep: str | None
+    compat: bool
+
+    @property
+    def biased(self) -> bool:
+        """Whether removed channels leave a bias."""
+        compensates = self.method is not None and self.method.compensates
+        return compensates and self.options["bias"] == "keep"
+
+    @property
+    def structure(self) -> str | None:
+        """The method's `--structure`, if it has one."""
+        return self.options.get("structure")
+
+    def check(self, out: str) -> None:
+        """Raise UsageError for requests that make no sense together."""
+        if self.method is None:
+            if self.plan is None:
+                raise UsageError("no method was given", "use --method, or --plan")
+            if self.stats or self.scores:
+                raise UsageError("a plan without a method reads no statistics", "add --method")
+        if self.scores and (self.stats or self.plan):
+            raise UsageError("--scores takes the place of --stats and --plan", "give one of them")
+        if self.plan and self.amount != Amount():
+            raise UsageError("--plan says already how much goes", "leave out the amount")
+        if self.plan and self.keep:
+            raise UsageError("with --plan there is nothing to --keep")
+        if self.plan_only != out.endswith(".json"):
+            raise UsageError(
+                f"--plan-only writes a JSON file, OUT is '{out}'",
+                "name it .json" if self.plan_only else "add --plan-only or name a folder",
+            )
+        if self.method is None or self.method.unit != "weights":
+            return
+        name = self.method.name
+        if self.scores or self.plan or self.plan_only or self.keep:
+            raise UsageError(
+                f"'{name}' sets weights to zero: it has no scores and no plan to read or keep"
+            )
+        if self.stats and not self.method.needs:
+            raise UsageError(f"'{name}' reads no statistics", "leave out --stats")
+
+
+def prune(
+    model: str,
+    out: str,
+    *,
+    method: str | None = None,
+    amount: Amount | None = None,
+    options: Mapping[str, Any] | None = None,
+    data: Data | None = None,
+    recipe: str | None = None,
+    stats: str | None = None,
+    scores: str | None = None,
+    plan: str | None = None,
+    plan_only: bool = False,
+    keep: str | None = None,
+    compat: bool = False,
+    compute: Compute | None = None,
+    output: Output | None = None,
+    report: Report = SILENT,
+) -> Made:
+    """Prune the model IN into the folder OUT (or, with `plan_only`, write the plan to OUT.json).
+
+    Give `method` and `amount`, or `plan`. `stats` or `scores` skip the steps before them; a plan
+    together with a method takes its biases from statistics. `keep` is a folder for the files of
+    the steps between. Raises UsageError, InputError, OutputExists, PruneError.
+    """
+    compute, output = compute or Compute(), output or Output()
+    recorder = Recorder("prune", output.argv)
+    data, chosen, settings = data or Data(), None, dict(options or {})
+    if method is not None:
+        chosen = registry.get(method)
+        data, settings = with_recipe(chosen, recipe, data, settings)
+        if scores is not None:
+            settings = {**_scored_with(scores, chosen, settings), **settings}
+        settings = chosen.resolve(settings)
+    elif settings or recipe:
+        raise UsageError("method options and recipes need a --method")
+    request = Request(
+        chosen, settings, amount or Amount(), data, stats, scores, plan, plan_only, keep, compat
+    )
+    request.check(out)
+    checkpoint = Checkpoint(model)
+    place.check_place(out, output, [checkpoint.folder])
+    prepared = _prepare(request, checkpoint)
+    if output.dry_run:
+        return Made(out, results=prepared.expected)
+    if not plan_only:
+        place.check_disk(out, prepared.bytes)
+    digest = checkpoint.digest(report)
+    work = Work(request, checkpoint, digest, compute, report)
+    source = work.source()
+    inputs = [checkpoint.as_input(digest), *source.inputs]
+    kind: sidecar.Kind = "plan" if plan_only else "checkpoint"
+    resolved = {**prepared.options, "dtype": compute.dtype}
+    if same := place.same_already(out, output, sidecar.key(kind, resolved, inputs)):
+        return same
+
+    def record(outputs: dict[str, Any], results: dict[str, Any]) -> Sidecar:
+        return recorder.sidecar(
+            kind,
+            resolved,
+            inputs,
+            outputs=outputs,
+            results={"method": method, "granularity": prepared.granularity, **results},
+            parent=checkpoint.sidecar,
+            calibration=source.calibration,
+            device=compute.device,
+        )
+
+    if prepared.pattern is not None:
+        child, biased = checkpoint.arch, False
+        stream = work.sparsified(source, prepared.pattern)
+        shape: dict[str, Any] = {}
+    else:
+        decided, means = work.decide(source, prepared.sizes)
+        decided.check(checkpoint.arch)
+        biased = request.biased
+        child = decided.child(checkpoint.arch, biased)
+        shape = _plan_results(decided, checkpoint.arch, child)
+        if plan_only:
+            made = record({"params": child.total_params}, {**shape, **decided.to_json()})
+            place.write_json(out, made.text())
+            return Made(out, made.dump(), made.results)
+        stream = work.cut(decided, child, means)
+    if child.family is not checkpoint.arch.family:
+        report.note(
+            f"written as '{child.config['model_type']}', which computes the same: "
+            f"'{checkpoint.arch.config['model_type']}' cannot hold this shape in transformers"
+        )
+    with place.staged(out) as temporary:
+        written = _write(temporary, checkpoint, child, stream, report)
+        results = {**_results(checkpoint.arch, child, written), **shape}
+        made = record({"digest": written.digest, "params": child.total_params}, results)
+        written.writer.finish(made.id, checkpoint.tag_along())
+        check_loads(temporary)
+        place.write_text(temporary / sidecar.FOLDER_SIDECAR, made.text())
+    _summarise(made.results, report)
+    return Made(out, made.dump(), made.results)
+
+
+def _scored_with(path: str, method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the method options that the scores in `path` were made with; the given must agree."""
+    if not Path(path).is_file():
+        raise InputError(f"no such file: '{path}'", "make it with `prunecli score`")
+    recorded = sidecar.read(path, ("scores",)).options
+    if recorded["method"] != method.name:
+        raise InputError(f"'{path}' has scores of '{recorded['method']}', not of '{method.name}'")
+    options = {name: value for name, value in recorded["options"].items() if name != "compat"}
+    for name, value in options.items():
+        if given.get(name, value) != value:
+            raise InputError(
+                f"'{path}' was scored with --{name.replace('_', '-')} {value}, not {given[name]}",
+                "score again, or leave the option out",
+            )
+    return options
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request checked against a model: what will be recorded, and what to expect."""
+
+    options: dict[str, Any]
+    granularity: str
+    expected: dict[str, Any]
+    bytes: int
+    pattern: Pattern | None = None
+    sizes: Sizes | None = None
+
+
+def _prepare(request: Request, checkpoint: Checkpoint) -> Prepared:
+    arch, method = checkpoint.arch, request.method
+    size = sum(spec.bytes for spec in checkpoint.specs.values())
+    options: dict[str, Any] = {
+        "method": method.name if method else None,
+        "options": request.options,
+        "compat": "official" if request.compat else None,
+    }
+    if method is not None and method.unit == "weights":
+        pattern = allocate.pattern(request.amount, arch)
+        options |= {"ratio": pattern.ratio, "sparsity": str(pattern)}
+        expected = {"ratio": pattern.ratio, "params": arch.total_params, "sizes": arch.sizes}
+        return Prepared(options, f"{method.granularity}, {pattern}", expected, size, pattern)
+    granularity = method.granularity if method else "as planned"
+    if request.plan is not None:
+        plan, _ = _read_plan(request.plan)
+        plan.check(arch)
+        child = plan.child(arch, request.biased)
+        return Prepared(options, granularity, _plan_results(plan, arch, child), size)
+    assert method is not None
+    sizes = allocate.sizes(method, request.amount, arch, request.structure)
+    options |= {"sizes": asdict(sizes)}
+    # the shape must have a container before anything is computed; of ragged plans the widest has
+    child = arch.child(
+        layers=list(range(sizes.layers)),
+        hidden=sizes.hidden,
+        ffn=sizes.ffn,
+        kv_heads=sizes.kv_heads,
+        biased=request.biased,
+    )
+    expected = {
+        "ratio": 1 - child.block_params / arch.block_params,
+        "params": child.total_params,
+        "sizes": child.sizes,
+        "container": child.config["model_type"],
+    }
+    return Prepared(options, granularity, expected, size, sizes=sizes)
+
+
+def _read_plan(path: str) -> tuple[Plan, Sidecar | None]:
+    """Read a plan, hand-written or made by `--plan-only`."""
+    try:
+        record = json.loads(Path(path).read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"cannot read the plan in '{path}': {error}") from None
+    if isinstance(record, dict) and "kind" in record:
+        made = sidecar.read(path, ("plan",))
+        return Plan.from_json(made.results), made
+    return Plan.from_json(record), None
+
+
+@dataclass
+class Work:
+    """The expensive steps of one `prune`, each a stream or a decision."""
+
+    request: Request
+    checkpoint: Checkpoint
+    digest: str
+    compute: Compute
+    report: Report
+
+    def source(self) -> Source:
+        """Return where statistics, scores or the plan come from; nothing is computed yet."""
+        request, method = self.request, self.request.method
+        plan_inputs: list[Input] = []
+        if request.plan is not None:
+            plan, made = _read_plan(request.plan)
+            if made is not None and made.inputs[0].digest != self.digest:
+                raise InputError(f"the plan in '{request.plan}' was made from another model")
+            content = sidecar.key("plan", plan.to_json(), [])
+            plan_inputs = [Input(role="plan", id=made.id if made else None, digest=content)]
+            if not request.biased:
+                return Source(plan_inputs)
+        if method is None or not method.needs:
+            return Source([])
+        if request.scores is not None:
+            found = open_source(request.scores, "scores", self.digest)
+            scored = (found.options or {})["options"]["compat"]
+            if scored != request.compat:
+                raise InputError(
+                    f"'{request.scores}' was scored {'with' if scored else 'without'} "
+                    "--compat official",
+                    "prune the same way, or score again",
+                )
+        elif request.stats is not None:
+            found = open_stats(request.stats, self.checkpoint, self.digest, method, request.compat)
+        else:
+            found = read_tokens(self.checkpoint, request.data, self.report)
+        return Source([*plan_inputs, *found.inputs], found.calibration, found.tensors, found.found)
+
+    def sparsified(self, source: Source, pattern: Pattern) -> "Iterator[tuple[str, torch.Tensor]]":
+        """Yield every tensor, block linears with zeros; weights after their update."""
+        import torch
+
+        from prunecli.stats import run
+
+        checkpoint, method, arch = self.checkpoint, self.request.method, self.checkpoint.arch
+        assert method is not None
+        walk: Iterator[tuple[int, nn.Module | None, Tensors]]
+        if source.found is not None:
+            runner = run.Runner(checkpoint, self.compute, self.report)
+            walk = iter(run.layerwise(runner, source.found.ids, method.needed(self.request.compat)))
+        else:
+            layers = self.report.track(range(arch.layers), "pruning", arch.layers, "layers")
+            walk = ((i, None, source.tensors or {}) for i in layers)
+        device = run.device_of(self.compute)
+        done = set()
+        for i, layer, stats in walk:
+            for modules in arch.family.inputs:
+                point = f"model.layers.{i}.{modules[0]}:in"
+                factor = self._factor({k: v.to(device) for k, v in at_point(stats, point).items()})
+                for module in modules:
+                    name = f"model.layers.{i}.{module}.weight"
+                    parent = checkpoint.tensor(name)
+                    pruned = self._sparsify(parent.to(device).float(), factor, pattern)
+                    stored = pruned.to(parent.dtype)
+                    if layer is not None:
+                        live = layer.get_submodule(module)
+                        exact = pruned if self.request.compat else stored
+                        weight = exact.to(live.weight.dtype)  # type: ignore[arg-type]
+                        live.weight = torch.nn.Parameter(weight, requires_grad=False)
+                    done.add(name)
+                    yield name, stored.cpu()
+        for name in checkpoint.specs.keys() - done:
+            yield name, checkpoint.tensor(name)
+
+    def _factor(self, stats: Tensors) -> Any:
+        method = self.request.method
+        assert method is not None
+        if method.prepare is None:
+            return None
+        factor = method.prepare(stats, {**self.request.options, "compat": self.request.compat})
+        if isinstance(factor, dict) and int(factor.get("retries", 0)):
+            self.report.note(f"damping was raised tenfold {int(factor['retries'])} times")
+        return factor
+
+    def _sparsify(self, weight_OI: "torch.Tensor", factor: Any, pattern: Pattern) -> "torch.Tensor":
+        method = self.request.method
+        assert method is not None and method.sparsify is not None
+        options = {**self.request.options, "compat": self.request.compat}
+        pruned: torch.Tensor = method.sparsify(weight_OI, factor, pattern, options)
+        return pruned
+
+    def decide(self, source: Source, sizes: Sizes | None) -> tuple[Plan, Tensors]:
+        """Return the plan, and tensors among which are the means that its biases need."""
+        request, method, arch = self.request, self.request.method, self.checkpoint.arch
+        if request.plan is not None and not request.biased:
+            return _read_plan(request.plan)[0], {}
+        assert method is not None
+        skip = None if sizes is None else arch.layers - sizes.layers
+        options = score_options(method, request.options, request.compat)
+        if request.scores is not None:
+            scores = source.tensors or {}
+        elif source.found is not None and method.sequential and request.plan is None:
+            assert sizes is not None
+            scores = self._score_layerwise(source, sizes, options)
+        else:
+            stats = source.tensors if source.tensors is not None else self._collect(source, skip)
+            if request.plan is not None:
+                return _read_plan(request.plan)[0], stats
+            scores = scores_of(method, self.checkpoint, stats, options)
+            self._keep_scores(source, stats, options)
+        assert sizes is not None
+        return allocate.plan(method, sizes, scores, arch, request.structure), scores
+
+    def _collect(self, source: Source, skip: int | None) -> Tensors:
+        method = self.request.method
+        assert method is not None and source.found is not None
+        needs = method.needed(self.request.compat)
+        if self.request.keep is None:
+            return merged(
+                collect(self.checkpoint, source.found, needs, skip, self.compute, self.report)
+            )
+        path = f"{self.request.keep}/stats.safetensors"
+        write_stats(
+            path,
+            self.checkpoint,
+            self.digest,
+            [method],
+            source,
+            skip=skip if any(need.points == ("model",) for need in needs) else None,
+            compat=self.request.compat,
+            compute=self.compute,
+            output=Output(force=True),
+            report=self.report,
+        )
+        return TensorFile(Path(path))
+
+    def _keep_scores(self, source: Source, stats: Tensors, options: dict[str, Any]) -> None:
+        method = self.request.method
+        if self.request.keep is not None and method is not None:
+            write_scores(
+                f"{self.request.keep}/scores.safetensors",
+                self.checkpoint,
+                self.digest,
+                method,
+                source,
+                stats,
+                options=options,
+                output=Output(force=True),
+            )
+
+    def _score_layerwise(
+        self, source: Source, sizes: Sizes, options: dict[str, Any]
+    ) -> "dict[str, torch.Tensor]":
+        """Score units layer by layer, each on what its pruned predecessors give.
+
+        Removed units are silenced by zeros in the columns that read them, which gives what the
+        cut layers will give.
+        """
+        from prunecli.stats import run
+
+        method, arch = self.request.method, self.checkpoint.arch
+        assert method is not None and source.found is not None
+        runner = run.Runner(self.checkpoint, self.compute, self.report)
+        scores: dict[str, torch.Tensor] = {}
+        for i, layer, stats in run.layerwise(
+            runner, source.found.ids, method.needed(self.request.compat)
+        ):
+            found = layer_scores(method, self.checkpoint, i, stats, options)
+            scores |= {f"{axis}.{i}": values for axis, values in found.items()}
+            kept = {
+                "o": (allocate.best(found["kv_heads"], sizes.kv_heads), arch.kv_heads),
+                "down": (allocate.best(found["ffn"], sizes.ffn), arch.ffn),
+            }
+            for point, (units, total) in kept.items():
+                weight = layer.get_submodule(arch.module(point)).weight
+                columns = weight.data.view(len(weight.data), total, -1)  # type: ignore[operator,arg-type]
+                gone = [unit for unit in range(total) if unit not in set(units)]
+                columns[:, gone] = 0
+        return scores
+
+    def cut(self, plan: Plan, child: Arch, means: Tensors) -> "Iterator[tuple[str, torch.Tensor]]":
+        """Yield the child's tensors, its compensated biases among them."""
+        checkpoint = self.checkpoint
+        biased = [f".{module}.bias" for module in BIASED] if self.request.biased else []
+        tensors = child.tensors()
+        for name, tensor in surgery.stream(checkpoint, plan, child):
+            if not any(name.endswith(end) for end in biased):
+                yield name, tensor
+        for name in tensors:
+            source = surgery.origin(name, tensors[name], plan, checkpoint.arch)
+            new = source not in checkpoint.specs
+            if new or any(name.endswith(end) for end in biased):
+                bias = compensate.bias(name, checkpoint, plan, child, means)
+                yield name, bias.to(torch_dtype(_stored_as(checkpoint, name)))
+
+
+def _stored_as(checkpoint: Checkpoint, name: str) -> str:
+    """Return the storage type for a bias: that of the weight beside it."""
+    weight = name.removesuffix("bias") + "weight"
+    spec = checkpoint.specs.get(weight) or checkpoint.specs["model.embed_tokens.weight"]
+    return spec.dtype
+
+
+@dataclass
+class Written:
+    """What was written: the writer, the digest, and how many weights are not zero."""
+
+    writer: CheckpointWriter
+    digest: str
+    nonzero: int
+    block_nonzero: int
+
+
+def _write(
+    folder: Path,
+    checkpoint: Checkpoint,
+    child: Arch,
+    stream: "Iterator[tuple[str, torch.Tensor]]",
+    report: Report,
+) -> Written:
+    """Write the child's tensors as they come."""
+    specs, shards = {}, []
+    linears = set(child.linears())
+    shapes = child.tensors()
+    for name, tensor in shapes.items():
+        dtype = checkpoint.specs[name].dtype if name in checkpoint.specs else None
+        specs[name] = Spec(dtype or _stored_as(checkpoint, name), tensor.shape)
+        beside = name if name in checkpoint.specs else name.removesuffix("bias") + "weight"
+        shards.append(checkpoint.shard(beside))
+    nonzero = block_nonzero = 0
+    with CheckpointWriter(folder, child.config, specs, shards) as writer:
+        for name, values in stream:
+            writer.write(name, values)
+            count = int(values.count_nonzero())
+            nonzero += count
+            block_nonzero += count if shapes[name].template in linears else 0
+    return Written(writer, writer.digest(), nonzero, block_nonzero)
+
+
+def _results(parent: Arch, child: Arch, written: Written) -> dict[str, Any]:
+    """Return what every pruned checkpoint reports."""
+    density = written.block_nonzero / child.block_params
+    total, before = child.total_params, parent.total_params
+    embedding, old = (a.params()["embedding"] + a.params()["head"] for a in (child, parent))
+    return {
+        "ratio": 1 - written.block_nonzero / parent.block_params,
+        "ratio_total": 1 - written.nonzero / before,
+        "ratio_embedding": 1 - embedding / old,
+        "params": total,
+        "nonzero": written.nonzero,
+        "params_by_group": child.params(),
+        "flops": child.flops(FLOPS_TOKENS, density),
+        "flops_tokens": FLOPS_TOKENS,
+        "sizes": child.sizes,
+        "container": child.config["model_type"],
+    }
+
+
+def _plan_results(plan: Plan, arch: Arch, child: Arch) -> dict[str, Any]:
+    """Return what a plan reports; the true counts where layers differ in size."""
+    results = {
+        "ratio": 1 - plan.block_params(arch) / arch.block_params,
+        "kept": plan.counts(arch),
+        "ragged": plan.ragged(arch),
+        "container": child.config["model_type"],
+    }
+    if plan.layers is not None:
+        results["removed_layers"] = sorted(set(range(arch.layers)) - set(plan.layers))
+    return results
+
+
+def _summarise(results: dict[str, Any], report: Report) -> None:
+    report.note(
+        f"block ratio {results['ratio']:.4f} (total {results['ratio_total']:.4f}, embedding "
+        f"{results['ratio_embedding']:.4f}), {results['params']} parameters, "
+        f"{results['nonzero']} non-zero, {results['flops'] / 1e12:.4g} TFLOPs per "
+        f"{results['flops_tokens']} tokens"
+    )

@@ -1,0 +1,28 @@
+"""How library code talks: it never prints, it tells a `Report`, which here says nothing.
+
+The command line replaces it by one that writes to stderr (cli/console.py).
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Report:
+    """A silent listener; subclasses show what they are told."""
+
+    def note(self, message: str) -> None:
+        """Tell the user something that they should know (shown unless --quiet)."""
+
+    def detail(self, message: str) -> None:
+        """Tell the user something that only --verbose asks for."""
+
+    def track(
+        self, items: Iterable[T], what: str, total: int | None = None, unit: str = "it"
+    ) -> Iterator[T]:
+        """Yield `items`, showing progress, rate and time left; `total` counts `unit`s."""
+        yield from items
+
+
+SILENT = Report()

@@ -1,0 +1,310 @@
+"""Walks over a model, one decoder layer in memory at a time.
+
+Layers are transformers' own classes, built on meta and given the streamed weights; hidden states
+of all sequences live in one buffer that each layer overwrites in place.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunecli.errors import InputError, UsageError
+from prunecli.io.checkpoint import Checkpoint
+from prunecli.io.tensorfile import torch_dtype
+from prunecli.methods._base import Need
+from prunecli.report import SILENT, Report
+from prunecli.settings import Compute
+from prunecli.stats import registry
+from prunecli.stats._base import Collector
+
+BATCH_TOKENS = 2048
+VOCAB_CHUNK = 8192
+
+Stats = dict[str, Tensor]
+
+
+def device_of(compute: Compute) -> torch.device:
+    """Return the device to compute on; raise UsageError if it is not there."""
+    if compute.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if compute.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch sees no CUDA device", "use --device cpu")
+    return torch.device(compute.device)
+
+
+def dtype_of(compute: Compute, checkpoint: Checkpoint) -> torch.dtype:
+    """Return the compute type: on a CPU float32 unless asked, on a GPU the checkpoint's."""
+    if compute.dtype != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[compute.dtype]
+    if device_of(compute).type == "cpu":
+        return torch.float32
+    return torch_dtype(checkpoint.specs["model.embed_tokens.weight"].dtype)
+
+
+class Runner:
+    """Runs the layers of one checkpoint.
+
+    Args:
+        checkpoint: the model, read as it is needed.
+        compute: device, compute type, and where hidden states live: `ram`, or `disk` for a
+            file-backed buffer in the temporary folder.
+        report: told about progress.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, compute: Compute, report: Report = SILENT) -> None:
+        from transformers import AutoConfig
+
+        self.checkpoint, self.arch, self.report = checkpoint, checkpoint.arch, report
+        self.device, self.dtype = device_of(compute), dtype_of(compute, checkpoint)
+        self.buffer_kind = compute.buffer
+        self.config = AutoConfig.for_model(**_plain(checkpoint.arch.config))
+        # left unset, a lone layer attends to the future without an error
+        self.config._attn_implementation = "sdpa"
+        self._module: ModuleType = import_module(self.arch.family.module)
+        self._rotary = self._class("RotaryEmbedding")(self.config).to(self.device)
+        self._context: tuple[int, dict[str, Any]] | None = None
+
+    def _class(self, suffix: str) -> Any:
+        return getattr(self._module, self.arch.family.classes + suffix)
+
+    def weight(self, name: str) -> Tensor:
+        """Return a weight on the device, in the compute type."""
+        return self.checkpoint.tensor(name).to(self.device, self.dtype)
+
+    @torch.no_grad()
+    def embed(self, ids: Tensor) -> Tensor:
+        """Return the hidden states [N, T, D] that enter the first layer: the buffer."""
+        rows, length = ids.shape
+        shape = (rows, length, self.arch.hidden)
+        buffer = self._buffer(shape)
+        table = self.checkpoint.tensor("model.embed_tokens.weight")
+        for rows_ in batches(ids):
+            # the lookup comes before the cast: the whole table in fp32 would be the peak
+            buffer[rows_] = table[ids[rows_].long()].to(self.dtype)
+        return buffer
+
+    def _buffer(self, shape: tuple[int, ...]) -> Tensor:
+        if self.buffer_kind == "ram":
+            return torch.empty(shape, dtype=self.dtype)
+        with tempfile.NamedTemporaryFile(prefix="prunecli-hidden-") as file:
+            size = shape[0] * shape[1] * shape[2]
+            flat = torch.from_file(file.name, shared=True, size=size, dtype=self.dtype)
+        return flat.view(shape)
+
+    def layer(self, i: int) -> nn.Module:
+        """Return decoder layer `i` with its weights, on the device in the compute type."""
+        prefix = f"model.layers.{i}."
+        with torch.device("meta"):
+            layer: nn.Module = self._class("DecoderLayer")(self.config, i)
+        state = {name: self.weight(prefix + name) for name in layer.state_dict()}
+        layer.load_state_dict(state, strict=True, assign=True)
+        return layer.eval().requires_grad_(False)
+
+    def context(self, i: int, hidden: Tensor) -> dict[str, Any]:
+        """Return what layer `i` needs beside hidden states [B, T, D]: positions and a mask."""
+        length = hidden.shape[1]
+        if self._context is None or self._context[0] != length:
+            self._context = length, self._make_context(hidden[:1])
+        shared = self._context[1]
+        return {**shared["common"], "attention_mask": shared["masks"][self._mask_kind(i)]}
+
+    def _mask_kind(self, i: int) -> str:
+        kinds = getattr(self.config, "layer_types", None)
+        if kinds:
+            return str(kinds[i])
+        window = getattr(self.config, "sliding_window", None)
+        return "full_attention" if window is None else "sliding_attention"
+
+    def _make_context(self, hidden: Tensor) -> dict[str, Any]:
+        from transformers.masking_utils import (
+            create_causal_mask,
+            create_sliding_window_causal_mask,
+        )
+
+        positions = torch.arange(hidden.shape[1], device=self.device)[None]
+        arguments = {
+            "config": self.config,
+            "inputs_embeds": hidden,
+            "attention_mask": None,
+            "past_key_values": None,
+            "position_ids": positions,
+        }
+        makers = {
+            "full_attention": create_causal_mask,
+            "sliding_attention": create_sliding_window_causal_mask,
+        }
+        kinds = {self._mask_kind(i) for i in range(self.arch.layers)}
+        if unknown := kinds - makers.keys():
+            raise InputError(f"layers of type {sorted(unknown)[0]!r} are not supported")
+        return {
+            "common": {
+                "position_ids": positions,
+                "position_embeddings": self._rotary(hidden, positions),
+            },
+            "masks": {kind: makers[kind](**arguments) for kind in kinds},
+        }
+
+    def forward(self, layer: nn.Module, i: int, hidden: Tensor) -> Tensor:
+        """Return the output [B, T, D] of layer `i`."""
+        out: Tensor = layer(hidden, **self.context(i, hidden))
+        return out
+
+    @torch.no_grad()
+    def losses(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """Return the summed loss [B] in nats of predicting tokens 1.. of every sequence.
+
+        `hidden` [B, T, D] left the last layer, `ids` is [B, T]. Logits are fp32, made for a piece
+        of the vocabulary at a time, so that no [T, V] matrix is ever held.
+        """
+        norm = self._class("RMSNorm")(self.arch.hidden, eps=self.config.rms_norm_eps)
+        norm.weight.data = self.weight("model.norm.weight")
+        states = norm(hidden.to(self.device)[:, :-1]).float().flatten(0, 1)
+        targets = ids[:, 1:].to(self.device).long().flatten()
+        head = self.checkpoint.tensor(
+            "model.embed_tokens.weight" if self.arch.tied else "lm_head.weight"
+        )
+        total = torch.full((len(states),), -torch.inf, device=self.device)
+        target = torch.zeros(len(states), device=self.device)
+        for start in range(0, self.arch.vocab, VOCAB_CHUNK):
+            piece = head[start : start + VOCAB_CHUNK].to(self.device).float()
+            logits = states @ piece.T
+            total = torch.logaddexp(total, logits.logsumexp(1))
+            inside = (targets >= start) & (targets < start + len(piece))
+            local = (targets - start).clamp(0, len(piece) - 1)
+            target = torch.where(inside, logits.gather(1, local[:, None])[:, 0], target)
+        return (total - target).double().view(len(ids), -1).sum(1).cpu()
+
+
+def batches(ids: Tensor) -> Iterator[slice]:
+    """Yield slices of rows [N, T] of about 2048 tokens: what goes through a layer at once."""
+    step = max(1, BATCH_TOKENS // ids.shape[1])
+    for start in range(0, len(ids), step):
+        yield slice(start, min(start + step, len(ids)))
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config.json without keys that transformers does not take as arguments."""
+    return {key: value for key, value in config.items() if key != "transformers_version"}
+
+
+class _Listening:
+    """Collectors of one layer, attached while in use; `stats` is what they found."""
+
+    def __init__(self, runner: Runner, i: int, layer: nn.Module, needs: tuple[Need, ...]) -> None:
+        self._collectors: dict[tuple[str, str], Collector] = {}
+        self._names = partial(runner.arch.point, i)
+        for need in needs:
+            for point in need.points:
+                self._collectors.setdefault((point, need.collector), registry.make(need.collector))
+        self._hooks = []
+        for point in {point for point, _ in self._collectors} - {"block"}:
+            module = runner.arch.module(point)
+            self._hooks.append(
+                layer.get_submodule(module).register_forward_pre_hook(self._hook(point))
+            )
+
+    def _hook(self, point: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hear(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            self.hear(point, inputs[0])
+
+        return hear
+
+    def hear(self, point: str, *tensors: Tensor) -> None:
+        for (at, _), collector in self._collectors.items():
+            if at == point:
+                collector.observe(*tensors)
+
+    def stats(self) -> Stats:
+        for hook in self._hooks:
+            hook.remove()
+        found: Stats = {}
+        for (point, _), collector in self._collectors.items():
+            for name, value in collector.result().items():
+                found[f"{self._names(point)}.{name}"] = value.cpu()
+        return found
+
+
+@torch.no_grad()
+def dense(runner: Runner, ids: Tensor, needs: tuple[Need, ...]) -> Iterator[Stats]:
+    """Yield every layer's statistics from one pass over the unpruned model; ids are [N, T]."""
+    hidden = runner.embed(ids)
+    depth = runner.arch.layers
+    for i in runner.report.track(range(depth), "calibrating", depth, "layers"):
+        layer = runner.layer(i)
+        listening = _Listening(runner, i, layer, needs)
+        for rows in batches(ids):
+            before = hidden[rows].to(runner.device)
+            after = runner.forward(layer, i, before)
+            listening.hear("block", before, after)
+            hidden[rows] = after.to(hidden.device)
+        yield listening.stats()
+
+
+@torch.no_grad()
+def layerwise(
+    runner: Runner, ids: Tensor, needs: tuple[Need, ...]
+) -> Iterator[tuple[int, nn.Module, Stats]]:
+    """Yield every layer with its statistics, to be edited in place: later layers see the edit.
+
+    The statistics of a layer come from its unpruned weights on inputs out of edited layers: it
+    runs once to be observed and, edited, once more to make the next layer's inputs.
+    """
+    hidden = runner.embed(ids)
+    depth = runner.arch.layers
+    for i in runner.report.track(range(depth), "pruning", depth, "layers"):
+        layer = runner.layer(i)
+        listening = _Listening(runner, i, layer, needs)
+        for rows in batches(ids):
+            before = hidden[rows].to(runner.device)
+            listening.hear("block", before, runner.forward(layer, i, before))
+        yield i, layer, listening.stats()
+        if i + 1 < depth:
+            for rows in batches(ids):
+                after = runner.forward(layer, i, hidden[rows].to(runner.device))
+                hidden[rows] = after.to(hidden.device)
+
+
+@torch.no_grad()
+def sequence_losses(runner: Runner, ids: Tensor, without: range = range(0)) -> Tensor:
+    """Return every sequence's summed loss [N] in nats, of the model without some layers."""
+    hidden = runner.embed(ids)
+    layers = [i for i in range(runner.arch.layers) if i not in without]
+    for i in runner.report.track(layers, "evaluating", len(layers), "layers"):
+        layer = runner.layer(i)
+        for rows in batches(ids):
+            after = runner.forward(layer, i, hidden[rows].to(runner.device))
+            hidden[rows] = after.to(hidden.device)
+    return torch.cat([runner.losses(hidden[rows], ids[rows]) for rows in batches(ids)])
+
+
+@torch.no_grad()
+def skip_losses(runner: Runner, ids: Tensor, skip: int) -> Tensor:
+    """Return the mean loss per token without layers [i, i + skip), for every i: [L - skip + 1].
+
+    Candidates share the dense prefix: the stream that enters layer i goes on, for candidate i, at
+    layer i + skip. A batch of rows at a time, so that memory does not grow with the calibration
+    set; half the layer runs of trying each alone.
+    """
+    depth = runner.arch.layers
+    totals = torch.zeros(depth - skip + 1, dtype=torch.float64)
+    steps = list(batches(ids))
+    for rows in runner.report.track(steps, "trying blocks", len(steps), "batches"):
+        dense_state = runner.embed(ids[rows]).to(runner.device)
+        streams: list[Tensor] = []
+        for j in range(depth):
+            if j <= depth - skip:
+                streams.append(dense_state)
+            layer = runner.layer(j)
+            for i in range(min(j - skip, depth - skip) + 1):
+                streams[i] = runner.forward(layer, j, streams[i])
+            if j < depth - skip:
+                dense_state = runner.forward(layer, j, dense_state)
+        for i, stream in enumerate(streams):
+            totals[i] += runner.losses(stream, ids[rows]).sum()
+    return totals / (ids.shape[0] * (ids.shape[1] - 1))

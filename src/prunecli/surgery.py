@@ -1,0 +1,71 @@
+"""Carry out a plan: index every dimension of every tensor by its axis, one tensor at a time."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from prunecli.arch import Arch, Tensor
+from prunecli.io.checkpoint import Checkpoint
+from prunecli.plan import Plan
+
+if TYPE_CHECKING:
+    import torch
+
+
+def origin(name: str, tensor: Tensor, plan: Plan, arch: Arch) -> str:
+    """Return the parent's name of the child's tensor `name`."""
+    if tensor.layer is None:
+        return name
+    return tensor.template.replace("{i}", str(plan.kept_layers(arch)[tensor.layer]))
+
+
+def cut(
+    parent: "torch.Tensor", tensor: Tensor, plan: Plan, arch: Arch, child: Arch
+) -> "torch.Tensor":
+    """Return the child's tensor out of the parent's.
+
+    Layers narrower than the child (ragged plans) are filled up with zeros, which changes nothing:
+    an FFN channel of zeros adds zero, and so does a head whose values are zero.
+    """
+    import torch
+
+    for dim, axis in enumerate(tensor.axes):
+        pieces, start = [], 0
+        for part in axis.split("+"):
+            length = arch.length(part)
+            piece = parent.narrow(dim, start, length)
+            kept = _kept(part, tensor.layer, plan, arch)
+            if kept is not None:
+                piece = piece.index_select(dim, torch.tensor(kept, device=parent.device))
+            missing = child.length(part) - piece.shape[dim]
+            if missing:
+                shape = [*piece.shape[:dim], missing, *piece.shape[dim + 1 :]]
+                piece = torch.cat([piece, piece.new_zeros(shape)], dim)
+            pieces.append(piece)
+            start += length
+        parent = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
+    return parent
+
+
+def _kept(axis: str, layer: int | None, plan: Plan, arch: Arch) -> list[int] | None:
+    """Return the kept rows of an axis, or None for all of them."""
+    if axis == "hidden":
+        return None if plan.hidden is None else list(plan.hidden)
+    if layer is None or axis in ("vocab", "head_dim"):
+        return None
+    if axis == "ffn":
+        return None if plan.ffn is None else list(plan.ffn[layer])
+    units = {"heads": plan.kept_heads, "kv_heads": plan.kept_kv_heads}[axis](arch, layer)
+    if len(units) * arch.head_dim == arch.length(axis):
+        return None
+    return [unit * arch.head_dim + j for unit in units for j in range(arch.head_dim)]
+
+
+def stream(checkpoint: Checkpoint, plan: Plan, child: Arch) -> Iterator[tuple[str, "torch.Tensor"]]:
+    """Yield the child's tensors that the parent has, in the child's order.
+
+    Biases that only the child has are left to `compensate`.
+    """
+    for name, tensor in child.tensors().items():
+        source = origin(name, tensor, plan, checkpoint.arch)
+        if source in checkpoint.specs:
+            yield name, cut(checkpoint.tensor(source), tensor, plan, checkpoint.arch, child)

@@ -1,0 +1,73 @@
+"""Tiny random models of every family, made by stock transformers, and tokens to go with them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from prunecli.families import registry
+
+SIZES = {
+    "num_hidden_layers": 4,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 259,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+    "tie_word_embeddings": False,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+
+
+def config_of(family: str, **overrides: Any) -> dict[str, Any]:
+    """Return the config.json of a tiny model."""
+    record = registry.get(family)
+    return {"model_type": record.model_types[0], **SIZES, **record.tiny, **overrides}
+
+
+def make(folder: Path, family: str = "llama", dtype=torch.float32, shard=None, **overrides) -> Path:
+    """Write a tiny model of `family` with random weights, gains and biases included."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(**config_of(family, **overrides))
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.copy_(torch.randn_like(parameter) * 0.2 + 1)
+    model = model.to(dtype)
+    model.save_pretrained(folder, **({"max_shard_size": shard} if shard else {}))
+    return folder
+
+
+def tokens(path: Path, rows: int = 8, length: int = 32, vocab: int = 259, seed: int = 0) -> str:
+    """Write random token windows and return them as a D: `FILE.safetensors:ids`."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(vocab, (rows, length), generator=generator, dtype=torch.int32)
+    save_file({"ids": ids}, path)
+    return f"{path}:ids"
+
+
+def logits(folder: Path | str, ids: torch.Tensor) -> torch.Tensor:
+    """Return the logits of a folder as stock transformers loads it, in float32."""
+    from transformers import AutoModelForCausalLM
+
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"], info
+    with torch.no_grad():
+        return model.eval()(ids.long()).logits
+
+
+def sidecar(folder: Path | str) -> dict[str, Any]:
+    """Return a folder's sidecar as plain JSON."""
+    return json.loads((Path(folder) / "prunecli.json").read_text())
