@@ -35,10 +35,10 @@ def bias(
     if module is None:
         return torch.zeros(tensor.shape, dtype=torch.float64)
     source = f"model.layers.{plan.kept_layers(arch)[layer]}.{module}"
-    weight_OI = checkpoint.tensor(f"{source}.weight").double()
+    weight_OI = checkpoint.tensor(f"{source}.weight")
     removed = torch.ones(weight_OI.shape[1], dtype=torch.bool)
     removed[_kept_inputs(module, layer, plan, arch)] = False
-    bias_O = weight_OI[:, removed] @ means[f"{source}:in.mean"].double()[removed]
+    bias_O = weight_OI[:, removed].double() @ means[f"{source}:in.mean"].double()[removed]
     if f"{source}.bias" in checkpoint.specs:
         bias_O += checkpoint.tensor(f"{source}.bias").double()
     return bias_O

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunecli import allocate, compensate, surgery
+from prunecli import allocate, compensate, memory, surgery
 from prunecli.allocate import Sizes
 from prunecli.arch import BIASED, Arch
 from prunecli.errors import InputError, UsageError
@@ -519,6 +519,7 @@ def _write(
     with CheckpointWriter(folder, child.config, specs, shards) as writer:
         for name, values in stream:
             writer.write(name, values)
+            memory.release()
             count = int(values.count_nonzero())
             nonzero += count
             block_nonzero += count if shapes[name].template in linears else 0

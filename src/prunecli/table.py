@@ -66,7 +66,7 @@ class Table:
             return text.getvalue().rstrip("\n")
         headings = [column.heading for column in self.columns]
         cells = [[_cell(row[c.key], c.style) for c in self.columns] for row in self.rows]
-        return {"md": _markdown, "tex": _latex, "rich": _aligned}[format](headings, cells)
+        return {"md": _markdown, "tex": _latex, "rich": aligned}[format](headings, cells)
 
 
 def table(paths: list[str]) -> Table:
@@ -167,7 +167,7 @@ def _latex(headings: list[str], cells: list[list[str]]) -> str:
     return "\n".join([start, *body, r"\end{tabular}"])
 
 
-def _aligned(headings: list[str], cells: list[list[str]]) -> str:
+def aligned(headings: list[str], cells: list[list[str]]) -> str:
     """Return columns aligned by spaces: never wrapped, never truncated, numbers to the right."""
     rows = [headings, *cells]
     widths = [max(len(row[i]) for row in rows) for i in range(len(headings))]

@@ -121,7 +121,7 @@ def json_schema() -> dict[str, Any]:
 
 def tokens_input(role: str, meta: dict[str, Any], windows: list[str]) -> Input:
     """Return tokens as an input: where they come from and a short hash of every window."""
-    return Input(role=role, **meta, windows=windows)
+    return Input.model_validate({"role": role, **meta, "windows": windows})
 
 
 def key(kind: str, options: dict[str, Any], inputs: list[Input]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunecli import memory
 from prunecli.errors import InputError, UsageError
 from prunecli.io.checkpoint import Checkpoint
 from prunecli.io.tensorfile import torch_dtype
@@ -23,7 +24,7 @@ from prunecli.settings import Compute
 from prunecli.stats import registry
 from prunecli.stats._base import Collector
 
-BATCH_TOKENS = 2048
+BATCH_TOKENS = 1024
 VOCAB_CHUNK = 8192
 
 Stats = dict[str, Tensor]
@@ -99,6 +100,7 @@ class Runner:
 
     def layer(self, i: int) -> nn.Module:
         """Return decoder layer `i` with its weights, on the device in the compute type."""
+        memory.release()
         prefix = f"model.layers.{i}."
         with torch.device("meta"):
             layer: nn.Module = self._class("DecoderLayer")(self.config, i)
@@ -182,7 +184,7 @@ class Runner:
 
 
 def batches(ids: Tensor) -> Iterator[slice]:
-    """Yield slices of rows [N, T] of about 2048 tokens: what goes through a layer at once."""
+    """Yield slices of rows [N, T] of about 1024 tokens: what goes through a layer at once."""
     step = max(1, BATCH_TOKENS // ids.shape[1])
     for start in range(0, len(ids), step):
         yield slice(start, min(start + step, len(ids)))

@@ -1,0 +1,65 @@
+# Every target sets up what it needs in .venv by itself; a second run of it is instant.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+# pinned because plain `torch` may bring gigabytes of CUDA that tests and demo do not use
+TORCH ?= torch==2.13.0
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+MODEL := build/smollm2
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: help install test soak golden check docs shells demo bench clean
+
+help: ## what there is to make
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) '$(TORCH)'
+	$(PIP) -e '.[dev]'
+	touch $@
+
+$(VENV)/demo: $(VENV)/installed
+	$(PIP) -e '.[demo]'
+	touch $@
+
+install: $(VENV)/installed ## the package and its tools, into .venv
+
+test: install ## the fast tests
+	HF_HUB_OFFLINE=1 pytest -n 2 -m 'not slow and not shells and not golden'
+
+soak: install ## the long tests
+	HF_HUB_OFFLINE=1 pytest -m slow
+
+golden: $(MODEL)/model.safetensors ## agreement with the official codes (needs PRUNECLI_GOLDEN)
+	PRUNECLI_SMOLLM2=$(abspath $(MODEL)) HF_HUB_OFFLINE=1 pytest -m golden -rs
+
+check: install ## lint and types
+	ruff check .
+	ruff format --check .
+	mypy
+
+docs: install ## completions, man pages and the sidecar's schema, from the program itself
+	python docs/generate.py
+
+shells: install ## completions in their shells, man pages in man (need bash, zsh, fish, man)
+	pytest -m shells
+
+$(MODEL)/model.safetensors: $(VENV)/demo examples/demo/smollm2.py
+	mkdir -p $(dir $(MODEL))
+	python examples/demo/smollm2.py $(MODEL)
+	touch $@
+
+demo: $(MODEL)/model.safetensors ## prune a real Llama by five methods and compare them
+	HF_HUB_OFFLINE=1 examples/demo/run.sh $(MODEL) build/demo
+
+bench: $(MODEL)/model.safetensors ## cost of every method as multiples of a forward, and peak memory
+	python benchmarks/cost.py $(MODEL) $${TOKENS:?set TOKENS=FILE.safetensors:NAME}
+
+clean: ## everything that was built
+	rm -rf $(VENV) build

@@ -1,0 +1,156 @@
+#!/usr/bin/env python3
+"""What pruning costs, as ratios measured in one run: cost.py MODEL TOKENS.safetensors:NAME
+
+Each method's CPU seconds are divided by those of a plain transformers forward over the same
+windows (decoder layers, no output head), measured before and after it, on one thread and in
+float32; peak resident memory comes from a process of its own. Then peak anonymous memory on two
+random Llamas of 8 and of 32 layers of 20 MB: what streaming keeps independent of depth.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+METHODS = {
+    "magnitude": [],
+    "wanda": [],
+    "sparsegpt": [],
+    "flap": [],
+    "wanda-sp": [],
+    "minitron-width": [],
+    "shortgpt": [],
+}
+ROUNDS = 3
+
+
+def forward(model: str, data: str) -> None:
+    """Print the CPU seconds of one forward of every window through stock decoder layers."""
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(1)
+    path, name = data.rsplit(":", 1)
+    ids = load_file(path)[name].long()
+    body = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval().model
+    with torch.no_grad():
+        body(ids[:1], use_cache=False)
+        start = time.process_time()
+        for row in ids:
+            body(row[None], use_cache=False)
+    print(time.process_time() - start)
+
+
+def child(code: str, *arguments: str, sample: bool = False) -> dict[str, float]:
+    """Run Python code in a process of its own; return its output, CPU seconds and peaks."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, env=environment
+    )
+    peak = [0]
+
+    def watch() -> None:
+        while process.poll() is None:
+            try:
+                status = Path(f"/proc/{process.pid}/status").read_text()
+            except OSError:
+                return
+            for line in status.splitlines():
+                if line.startswith("RssAnon"):
+                    peak[0] = max(peak[0], int(line.split()[1]) * 1024)
+            time.sleep(0.005)
+
+    watcher = threading.Thread(target=watch)
+    if sample:
+        watcher.start()
+    text = process.stdout.read() if process.stdout else b""
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if sample:
+        watcher.join()
+    if process.returncode:
+        sys.exit(f"failed: {arguments}")
+    return {
+        "out": float(text.split()[-1]) if text.strip() else 0.0,
+        "cpu": usage.ru_utime + usage.ru_stime,
+        "rss": usage.ru_maxrss * 1024,
+        "anonymous": peak[0],
+    }
+
+
+PRUNE = """
+import sys, time, torch
+torch.set_num_threads(1)
+from prunecli.pruning import prune
+from prunecli.settings import Amount, Data
+import transformers.models.llama.modeling_llama
+model, data, out, method = sys.argv[1:]
+start = time.process_time()
+prune(model, out, method=method, amount=Amount(ratio=0.5), data=Data(data))
+print(time.process_time() - start)
+"""
+FORWARD = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import cost; "
+
+
+def main(model: str, data: str) -> None:
+    run_forward = FORWARD + "cost.forward(*sys.argv[1:])"
+    print(f"{'method':16}{'x forward':>10}{'spread':>16}{'peak RSS MB':>13}")
+    with tempfile.TemporaryDirectory() as work:
+        for method in METHODS:
+            ratios, rss = [], 0.0
+            before = child(run_forward, model, data)["out"]
+            for i in range(ROUNDS):
+                run = child(PRUNE, model, data, f"{work}/{method}-{i}", method)
+                after = child(run_forward, model, data)["out"]
+                ratios.append(run["out"] / ((before + after) / 2))
+                rss, before = max(rss, run["rss"]), after
+            spread = f"{min(ratios):.2f}-{max(ratios):.2f}"
+            median = statistics.median(ratios)
+            print(f"{method:16}{median:10.2f}{spread:>16}{rss / 1e6:13.0f}", flush=True)
+        depth(work)
+
+
+def depth(work: str) -> None:
+    """Print peak anonymous memory at 8 and at 32 layers of 20 MB (float32)."""
+    import torch
+    from safetensors.torch import save_file
+
+    from prunecli.initialise import init
+
+    ids = torch.randint(1024, (8, 256), dtype=torch.int32)
+    save_file({"ids": ids}, f"{work}/ids.safetensors")
+    shape = {
+        "model_type": "llama", "hidden_size": 640, "intermediate_size": 2048,
+        "num_attention_heads": 10, "num_key_value_heads": 5, "vocab_size": 1024,
+        "max_position_embeddings": 512, "dtype": "float32",
+    }  # fmt: skip
+    for layers in (8, 32):
+        Path(f"{work}/{layers}.json").write_text(json.dumps({**shape, "num_hidden_layers": layers}))
+        init(f"{work}/{layers}.json", f"{work}/m{layers}", tokenizer="none")
+    print(f"\n{'method':16}{'8 layers MB':>13}{'32 layers MB':>14}{'ratio':>8}")
+    for method in METHODS:
+        peaks = [
+            child(
+                PRUNE,
+                f"{work}/m{layers}",
+                f"{work}/ids.safetensors:ids",
+                f"{work}/{method}-m{layers}",
+                method,
+                sample=True,
+            )["anonymous"]
+            / 1e6
+            for layers in (8, 32)
+        ]
+        print(f"{method:16}{peaks[0]:13.0f}{peaks[1]:14.0f}{peaks[1] / peaks[0]:8.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: cost.py MODEL TOKENS.safetensors:NAME")
+    main(sys.argv[1], sys.argv[2])

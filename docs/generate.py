@@ -1,0 +1,329 @@
+#!/usr/bin/env python3
+"""Write completions, man pages and the sidecar's schema from the program itself: `make docs`.
+
+`files()` returns them all; a test compares them with what is committed.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import typer
+
+from prunecli import __version__
+from prunecli.cli import options
+from prunecli.cli.app import COMMANDS, app
+from prunecli.io import sidecar
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Option(NamedTuple):
+    """One option: its flags, what it takes (empty for a switch), the choices, and its help."""
+
+    flags: tuple[str, ...]
+    takes: str
+    choices: tuple[str, ...]
+    help: str
+
+
+class Command(NamedTuple):
+    """One command as its users see it."""
+
+    name: str
+    usage: str
+    text: str
+    arguments: tuple[tuple[str, str], ...]
+    options: tuple[Option, ...]
+    examples: tuple[tuple[str, str], ...]
+
+
+def commands() -> list[Command]:
+    """Return every command of the app."""
+    group: Any = typer.main.get_command(app)
+    return [_command(group, name) for name in COMMANDS]
+
+
+def _command(group: Any, name: str) -> Command:
+    command = group.commands[name]
+    context = command.make_context(name, [], resilient_parsing=True)
+    arguments, found = [], []
+    for parameter in command.get_params(context):
+        record = parameter.get_help_record(context)
+        if parameter.param_type_name == "argument":
+            assert record is not None, "arguments have help"
+            arguments.append((record[0].split(" <")[0], parameter.help or ""))
+        elif record is not None:
+            found.append(_option(parameter, record))
+    text = " ".join((command.help or "").split("\n\n")[0].split())
+    rest = [" ".join(part.split()) for part in (command.help or "").split("\n\n")[1:]]
+    names = [metavar for metavar, _ in arguments]
+    usage = " ".join([f"prunecli {name}", "[OPTIONS]", *names])
+    return Command(
+        name,
+        usage,
+        "\n".join([text, *rest]),
+        tuple(arguments),
+        tuple(found),
+        COMMANDS[name][1],
+    )
+
+
+def _option(parameter: Any, record: tuple[str, str]) -> Option:
+    flags = tuple(parameter.opts) + tuple(parameter.secondary_opts)
+    switch = parameter.is_flag
+    metavar = "" if switch else record[0].split(" ", 1)[-1].strip()
+    parts = metavar.split("|")
+    choices = tuple(parts) if len(parts) > 1 or parts[0] in ("official",) else ()
+    return Option(flags, metavar, choices, " ".join(record[1].split()))
+
+
+def summary(command: Command) -> str:
+    """Return a command's first sentence, without its stop."""
+    return command.text.split("\n")[0].rstrip(".")
+
+
+# ---------------------------------------------------------------- man pages
+
+
+def roff(text: str) -> str:
+    """Return text escaped for roff."""
+    escaped = text.replace("\\", "\\e").replace("-", "\\-")
+    return "\\&" + escaped if escaped.startswith((".", "'")) else escaped
+
+
+def page(name: str, short: str, sections: list[tuple[str, list[str]]]) -> str:
+    """Return one man page; no date, so that equal programs give equal pages."""
+    lines = [f'.TH "{name.upper()}" "1" "" "prunecli {__version__}" "prunecli"', ".SH NAME"]
+    lines.append(f"{roff(name)} \\- {roff(short)}")
+    for heading, body in sections:
+        lines += [f".SH {heading}", *body]
+    return "\n".join(lines) + "\n"
+
+
+def status_section() -> tuple[str, list[str]]:
+    """Return the exit statuses, which all pages share."""
+    body: list[str] = []
+    for code, what in options.EXIT_STATUS.items():
+        body += [".TP", f".B {code}", roff(what)]
+    return "EXIT STATUS", body
+
+
+ENVIRONMENT = (
+    "ENVIRONMENT",
+    [
+        roff(
+            "Every option can be set by a variable: PRUNECLI_DEVICE for --device, and so on. "
+            "Flags win over the environment, that over --config FILE, that over the defaults. "
+            "With HF_HUB_OFFLINE=1 nothing reaches for a hub."
+        )
+    ],
+)
+
+
+def command_page(command: Command) -> str:
+    """Return the page of one command."""
+    body: list[str] = []
+    for paragraph in command.text.split("\n"):
+        body += [".PP", roff(paragraph)]
+    arguments: list[str] = []
+    for metavar, help in command.arguments:
+        arguments += [".TP", f".I {roff(metavar)}", roff(help)]
+    found: list[str] = []
+    for option in command.options:
+        flags = ", ".join(f"\\fB{roff(flag)}\\fR" for flag in option.flags)
+        takes = f" \\fI{roff(option.takes)}\\fR" if option.takes else ""
+        found += [".TP", flags + takes, roff(option.help)]
+    examples: list[str] = []
+    for what, line in command.examples:
+        examples += [".TP", f"{roff(what)}:", f".B {roff('prunecli ' + line)}"]
+    others = ", ".join(f"\\fBprunecli\\-{n}\\fR(1)" for n in COMMANDS if n != command.name)
+    sections = [
+        ("SYNOPSIS", [f".B {roff(command.usage)}"]),
+        ("DESCRIPTION", body),
+        ("ARGUMENTS", arguments),
+        ("OPTIONS", found),
+        ("EXAMPLES", examples),
+        ENVIRONMENT,
+        status_section(),
+        ("SEE ALSO", [f"\\fBprunecli\\fR(1), {others}"]),
+    ]
+    return page(f"prunecli-{command.name}", summary(command), [s for s in sections if s[1]])
+
+
+def main_page(found: list[Command]) -> str:
+    """Return the page of the program."""
+    listed: list[str] = []
+    for command in found:
+        listed += [
+            ".TP",
+            f"\\fBprunecli\\-{command.name}\\fR(1)",
+            roff(command.text.split("\n")[0]),
+        ]
+    text = (app.info.help or "").split("\n\n")
+    sections = [
+        ("SYNOPSIS", [".B prunecli", ".I COMMAND", "[OPTIONS] ..."]),
+        ("DESCRIPTION", [line for part in text for line in (".PP", roff(" ".join(part.split())))]),
+        ("COMMANDS", listed),
+        ENVIRONMENT,
+        status_section(),
+    ]
+    return page("prunecli", "prune large language models from the shell", sections)
+
+
+# ---------------------------------------------------------------- completions
+
+
+def bash(found: list[Command]) -> str:
+    """Return the completion script for bash."""
+    cases, values = [], {}
+    for command in found:
+        flags = " ".join(flag for option in command.options for flag in option.flags)
+        cases.append(f"        {command.name}) flags='{flags}' ;;")
+        values |= choices_of(command)
+    choices = [f"        {flag}) words='{' '.join(v)}' ;;" for flag, v in sorted(values.items())]
+    names = " ".join(command.name for command in found)
+    return f"""# bash completion for prunecli, generated by `make docs`
+_prunecli() {{
+    local current=${{COMP_WORDS[COMP_CWORD]}} previous=${{COMP_WORDS[COMP_CWORD-1]}}
+    local command=${{COMP_WORDS[1]:-}} words= flags=
+    COMPREPLY=()
+    if ((COMP_CWORD == 1)); then
+        COMPREPLY=($(compgen -W '{names} --help --version' -- "$current"))
+        return
+    fi
+    case $previous in
+{chr(10).join(choices)}
+    esac
+    if [[ -n $words ]]; then
+        COMPREPLY=($(compgen -W "$words" -- "$current"))
+        return
+    fi
+    case $command in
+{chr(10).join(cases)}
+    esac
+    if [[ $current == -* ]]; then
+        COMPREPLY=($(compgen -W "$flags" -- "$current"))
+    else
+        COMPREPLY=($(compgen -f -- "$current"))
+    fi
+}}
+complete -o filenames -F _prunecli prunecli
+"""
+
+
+def choices_of(command: Command) -> dict[str, tuple[str, ...]]:
+    """Return what the options of a command choose from; methods come from their registry."""
+    from prunecli.methods import registry
+
+    found = {o.flags[0]: o.choices for o in command.options if o.choices}
+    names = tuple(registry.names())
+    return found | {
+        o.flags[0]: names for o in command.options if o.flags[0] in ("--method", "--for")
+    }
+
+
+def zsh(found: list[Command]) -> str:
+    """Return the completion script for zsh."""
+
+    def quoted(text: str) -> str:
+        return (
+            text.replace("'", "'\\''").replace("[", "\\[").replace("]", "\\]").replace(":", "\\:")
+        )
+
+    cases = []
+    for command in found:
+        values = choices_of(command)
+        lines = []
+        for option in command.options:
+            for flag in option.flags:
+                action = ""
+                if option.takes:
+                    given = values.get(option.flags[0])
+                    action = f":value:({' '.join(given)})" if given else ":value:_files"
+                lines.append(f"            '{flag}[{quoted(option.help)}]{action}'")
+        lines.append("            '*:file:_files'")
+        cases.append(f"        {command.name})\n          _arguments \\\n" + " \\\n".join(lines))
+        cases.append("          ;;")
+    listed = "\n".join(f"    '{c.name}:{quoted(summary(c))}'" for c in found)
+    return f"""#compdef prunecli
+# zsh completion for prunecli, generated by `make docs`
+_prunecli() {{
+  local -a commands
+  commands=(
+{listed}
+  )
+  _arguments -C '--help[show help]' '--version[print the version]' \\
+    '1:command:->command' '*::argument:->argument'
+  case $state in
+    command) _describe command commands ;;
+    argument)
+      case $words[1] in
+{chr(10).join(cases)}
+      esac
+      ;;
+  esac
+}}
+if [[ $funcstack[1] == _prunecli ]]; then _prunecli "$@"; else compdef _prunecli prunecli; fi
+"""
+
+
+def fish(found: list[Command]) -> str:
+    """Return the completion script for fish."""
+
+    def quoted(text: str) -> str:
+        return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+    names = " ".join(command.name for command in found)
+    lines = [
+        "# fish completion for prunecli, generated by `make docs`",
+        f"set -l commands {names}",
+        'complete -c prunecli -n "not __fish_seen_subcommand_from $commands" -f -l version',
+    ]
+    for command in found:
+        lines.append(
+            'complete -c prunecli -n "not __fish_seen_subcommand_from $commands" -f '
+            f"-a {command.name} -d {quoted(summary(command))}"
+        )
+        values = choices_of(command)
+        for option in command.options:
+            given = values.get(option.flags[0])
+            takes = f" -x -a {quoted(' '.join(given))}" if given else " -r" if option.takes else ""
+            names_ = " ".join(
+                f"-l {flag[2:]}" if flag.startswith("--") else f"-s {flag[1:]}"
+                for flag in option.flags
+            )
+            lines.append(
+                f'complete -c prunecli -n "__fish_seen_subcommand_from {command.name}" {names_}'
+                f"{takes} -d {quoted(option.help)}"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def files() -> dict[str, str]:
+    """Return every generated file by its path from the root of the project."""
+    found = commands()
+    pages = {f"man/prunecli-{command.name}.1": command_page(command) for command in found}
+    return {
+        "man/prunecli.1": main_page(found),
+        **pages,
+        "completions/prunecli.bash": bash(found),
+        "completions/_prunecli": zsh(found),
+        "completions/prunecli.fish": fish(found),
+        "docs/sidecar.schema.json": json.dumps(sidecar.json_schema(), indent=1) + "\n",
+    }
+
+
+def main() -> None:
+    """Write them all; remove pages of commands that are gone."""
+    found = files()
+    for path in ROOT.glob("man/*.1"):
+        if str(path.relative_to(ROOT)) not in found:
+            path.unlink()
+    for name, text in found.items():
+        (ROOT / name).parent.mkdir(exist_ok=True)
+        (ROOT / name).write_text(text, "utf-8")
+
+
+if __name__ == "__main__":
+    main()

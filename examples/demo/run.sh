@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Prune a real Llama by five methods and print what each cost and kept: run.sh MODEL WORK
+# MODEL is a checkpoint folder, WORK takes the results. Needs no network.
+set -euo pipefail
+model=$1 work=$2
+rm -rf "$work"
+mkdir -p "$work"
+
+run() {
+    printf '\n$ %s\n' "$*" >&2
+    "$@"
+}
+evaluate() {
+    run prunecli eval --quiet --nsamples 16 --out "$work/$1.json" "$2"
+}
+prune() {
+    local name=$1
+    shift
+    run prunecli prune "$@" "$model" "$work/$name"
+    evaluate "$name" "$work/$name"
+}
+
+evaluate dense "$model"
+prune flap --method flap --ratio 0.5
+prune wanda --method wanda --sparsity 2:4 --nsamples 16
+prune sparsegpt --method sparsegpt --ratio 0.5
+prune minitron-depth --method minitron-depth --ratio 0.5 --nsamples 4
+prune minitron-width --method minitron-width --ratio 0.5 --nsamples 16
+
+printf '\n$ prunecli table %s\n' "$work" >&2
+prunecli table "$work"

@@ -1,0 +1,117 @@
+"""The command line's frame: the commands, and the one place where errors become exit statuses."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+from prunecli import __version__
+from prunecli.cli import (
+    calibrate,
+    check,
+    eval,
+    families,
+    init,
+    methods,
+    options,
+    prune,
+    score,
+    table,
+)
+from prunecli.errors import PruneError, suggest
+
+COMMANDS: dict[str, tuple[Callable[..., None], tuple[tuple[str, str], ...]]] = {
+    "calibrate": (calibrate.calibrate, calibrate.EXAMPLES),
+    "score": (score.score, score.EXAMPLES),
+    "prune": (prune.prune, prune.EXAMPLES),
+    "init": (init.init, init.EXAMPLES),
+    "eval": (eval.evaluate, eval.EXAMPLES),
+    "table": (table.table, table.EXAMPLES),
+    "check": (check.check, check.EXAMPLES),
+    "methods": (methods.methods, methods.EXAMPLES),
+    "families": (families.families, families.EXAMPLES),
+}
+
+app = typer.Typer(
+    name="prunecli",
+    help="Prune large language models from the shell.\n\n"
+    "Each command reads and writes files with a JSON sidecar: stdout is the path of what was made "
+    "(or the result), stderr is talk.",
+    rich_markup_mode=None,
+    add_completion=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def epilog(examples: tuple[tuple[str, str], ...]) -> str:
+    """Return the end of a command's help: examples and exit statuses."""
+    lines = ["EXAMPLES", *(f"{what}: prunecli {line}" for what, line in examples)]
+    status = "; ".join(f"{code} {what}" for code, what in options.EXIT_STATUS.items())
+    return "\n\n".join([*lines, f"EXIT STATUS: {status}"])
+
+
+for _name, (_command, _examples) in COMMANDS.items():
+    app.command(_name, epilog=epilog(_examples))(_command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"prunecli {__version__}")
+        raise typer.Exit(0)
+
+
+@app.callback()
+def frame(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    # an exception, so that temporary files are cleared on the way out
+    raise SystemExit(128 + number)
+
+
+def main() -> None:
+    """Run the command line; errors become one line on stderr and the documented exit status."""
+    signal.signal(signal.SIGTERM, _terminated)
+    arguments = sys.argv[1:]
+    first = next((a for a in arguments if not a.startswith("-")), None)
+    if first is not None and arguments[0] == first and first not in COMMANDS:
+        _fail(f"unknown command '{first}'{suggest(first, list(COMMANDS))}", 2)
+    try:
+        app(standalone_mode=True)
+    except PruneError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except BrokenPipeError:
+        # whoever read our results has left; do not complain again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (MemoryError, OSError) as error:
+        _unexpected(f"{type(error).__name__}: {error}" if str(error) else "out of memory")
+    except Exception as error:
+        _unexpected(f"internal error: {type(error).__name__}: {error}")
+
+
+def _unexpected(what: str) -> None:
+    if "--verbose" in sys.argv:
+        import traceback
+
+        traceback.print_exc()
+        sys.exit(1)
+    _fail(f"{what} (--verbose shows where)", 1)
+
+
+def _fail(message: Any, status: int) -> None:
+    line = " ".join(str(message).split())
+    print(f"prunecli: error: {line}", file=sys.stderr)
+    sys.exit(status)

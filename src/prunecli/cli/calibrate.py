@@ -1,0 +1,71 @@
+"""`prunecli calibrate`."""
+
+from typing import Annotated
+
+import typer
+
+from prunecli.cli import console, options
+from prunecli.cli.options import option
+from prunecli.errors import UsageError
+from prunecli.settings import Compute, Data
+
+
+def calibrate(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="IN", help="model folder, hf:org/name, or -")],
+    out: Annotated[str, typer.Argument(metavar="OUT.safetensors", help="file to write")],
+    methods: Annotated[
+        str, option("for", "methods to collect statistics for, with commas", metavar="M[,M...]")
+    ],
+    data: options.DataOption = Data.source,
+    sampler: options.Sampler = None,
+    nsamples: options.Nsamples = None,
+    seq_len: options.SeqLen = None,
+    tokenizer: options.Tokenizer = None,
+    ratio: options.Ratio = None,
+    layers: options.Layers = None,
+    compat: options.CompatOption = None,
+    seed: options.Seed = Data.seed,
+    device: options.Device = Compute.device,
+    dtype: options.Dtype = Compute.dtype,
+    buffer: options.Buffer = Compute.buffer,
+    threads: options.Threads = None,
+    force: options.Force = False,
+    skip_existing: options.SkipExisting = False,
+    dry_run: options.DryRun = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    config: options.Config = None,
+    print_config: options.PrintConfig = False,
+) -> None:
+    """Collect the statistics that methods need, of the dense model, into a file.
+
+    One pass serves any number of methods. --ratio or --layers is for minitron-depth, which tries
+    every block of as many layers as will go.
+    """
+    report = options.settings(context, quiet=quiet, verbose=verbose)
+    (folder,) = options.from_stdin(model)
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    if not names:
+        raise UsageError("--for names no method")
+    from prunecli import pipeline
+
+    made = pipeline.calibrate(
+        folder or "",
+        out,
+        methods=names,
+        data=options.data_of(context.params, data),
+        amount=options.amount_of(context.params),
+        compat=compat is not None,
+        compute=options.compute_of(context.params),
+        output=options.output(force, skip_existing, dry_run),
+        report=report,
+    )
+    console.print_made(made, json, dry_run)
+
+
+EXAMPLES = (
+    ("For two methods, built-in text", "calibrate --for flap,minitron-width in/ s.safetensors"),
+    ("On own text", "calibrate --for flap --data text/ --seq-len 2048 in/ s.safetensors"),
+)

@@ -1,0 +1,50 @@
+"""`prunecli check`."""
+
+import json as jsonlib
+from typing import Annotated
+
+import typer
+
+from prunecli.cli import options
+from prunecli.cli.options import option
+from prunecli.errors import CheckFailed
+
+
+def check(
+    context: typer.Context,
+    paths: Annotated[
+        list[str], typer.Argument(metavar="IN...", help="model folders or artefacts, or -")
+    ],
+    deep: Annotated[
+        bool, option("deep", "read every byte: digests, no NaN and no infinity")
+    ] = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    config: options.Config = None,
+    print_config: options.PrintConfig = False,
+) -> None:
+    """Tell whether folders and files are what they say they are; exit 3 if one is not.
+
+    Headers, index, names and shapes, sidecar and id; cheap unless --deep.
+    """
+    report = options.settings(context, quiet=quiet, verbose=verbose)
+    from prunecli.check import check as problems_of
+
+    given = options.read_paths() if paths == ["-"] else paths
+    found = {path: problems_of(path, deep=deep, report=report) for path in given}
+    if json:
+        rows = [{"path": path, "problems": problems} for path, problems in found.items()]
+        print(jsonlib.dumps({"results": rows}))
+    else:
+        for path, problems in found.items():
+            print("\n".join(f"{path}: {problem}" for problem in problems or ["ok"]))
+    wrong = [path for path, problems in found.items() if problems]
+    if wrong:
+        raise CheckFailed(f"{len(wrong)} of {len(found)} are not as they should be")
+
+
+EXAMPLES = (
+    ("Is a download complete?", "check in/"),
+    ("Every byte", "check --deep out/"),
+)

@@ -1,0 +1,82 @@
+"""What a person sees: results on stdout, everything else on stderr."""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+from prunecli.report import Report
+from prunecli.settings import Made
+
+T = TypeVar("T")
+
+
+class StderrReport(Report):
+    """Notes as lines on stderr; progress, rate and time left where stderr is a terminal."""
+
+    def __init__(self, quiet: bool, verbose: bool) -> None:
+        self.quiet, self.verbose = quiet, verbose
+
+    def note(self, message: str) -> None:
+        """Print a line unless --quiet."""
+        if not self.quiet:
+            print(f"prunecli: {message}", file=sys.stderr)
+
+    def detail(self, message: str) -> None:
+        """Print a line if --verbose."""
+        if self.verbose:
+            self.note(message)
+
+    def track(
+        self, items: Iterable[T], what: str, total: int | None = None, unit: str = "it"
+    ) -> Iterator[T]:
+        """Yield `items` under a progress bar, if somebody is there to see it."""
+        if self.quiet or not sys.stderr.isatty():
+            yield from items
+            return
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+        )
+        if total is None and hasattr(items, "__len__"):
+            total = len(items)  # type: ignore[arg-type]
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task(what, total=total, rate="")
+            for item in items:
+                yield item
+                progress.advance(task)
+                speed = progress.tasks[0].speed
+                progress.update(task, rate=f"{speed:.2f} {unit}/s" if speed else "")
+
+
+def as_object(made: Made) -> dict[str, Any]:
+    """Return the object that --json prints."""
+    return {"path": made.path, "sidecar": made.sidecar, "results": made.results}
+
+
+def print_made(made: Made, as_json: bool, dry_run: bool = False) -> None:
+    """Print what was made: its path as typed, or with --json one object."""
+    if as_json or dry_run:
+        print(json.dumps(as_object(made)))
+    else:
+        print(made.path)
+
+
+def print_columns(headings: list[str], rows: list[list[str]]) -> None:
+    """Print aligned columns that never wrap."""
+    from prunecli.table import aligned
+
+    print(aligned(headings, rows))

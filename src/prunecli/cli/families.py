@@ -1,0 +1,32 @@
+"""`prunecli families`."""
+
+import json as jsonlib
+
+import typer
+
+from prunecli.cli import console, options
+from prunecli.families import registry
+
+
+def families(context: typer.Context, json: options.Json = False) -> None:
+    """List the model families that can be read, by the model_type of their config.json."""
+    found = [registry.get(name) for name in registry.names()]
+    if json:
+        rows = [
+            {
+                "name": family.name,
+                "model_types": family.model_types,
+                "containers": family.containers,
+                "biases": list(family.biases),
+            }
+            for family in found
+        ]
+        print(jsonlib.dumps(rows, indent=1))
+        return
+    console.print_columns(
+        ["family", "model_type", "shapes it cannot hold go into"],
+        [[f.name, " ".join(f.model_types), " ".join(f.containers)] for f in found],
+    )
+
+
+EXAMPLES = (("As JSON", "families --json"),)

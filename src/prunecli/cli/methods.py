@@ -1,0 +1,58 @@
+"""`prunecli methods`."""
+
+import json as jsonlib
+from typing import Any
+
+import typer
+
+from prunecli.cli import console, options
+from prunecli.methods import registry
+from prunecli.methods._base import Method
+
+
+def methods(context: typer.Context, json: options.Json = False) -> None:
+    """List the pruning methods; with --json their options, defaults and recipes too."""
+    found = [registry.get(name) for name in registry.names()]
+    if json:
+        print(jsonlib.dumps([_record(method) for method in found], indent=1))
+        return
+    console.print_columns(
+        ["method", "removes", "sequential", "options", "reference"],
+        [
+            [
+                method.name,
+                method.granularity,
+                "yes" if method.sequential else "no",
+                " ".join(f"--{o.name.replace('_', '-')}" for o in method.options),
+                method.reference,
+            ]
+            for method in found
+        ],
+    )
+
+
+def _record(method: Method) -> dict[str, Any]:
+    return {
+        "name": method.name,
+        "title": method.title,
+        "reference": method.reference,
+        "removes": method.granularity,
+        "unit": method.unit,
+        "axes": method.axes,
+        "sequential": method.sequential,
+        "statistics": {need.collector: need.points for need in method.needs},
+        "options": [
+            {
+                "name": option.name.replace("_", "-"),
+                "type": option.type.__name__,
+                "default": option.default,
+                "choices": option.choices,
+                "help": option.help,
+            }
+            for option in method.options
+        ],
+        "recipes": method.recipes,
+    }
+
+
+EXAMPLES = (("With options and defaults", "methods --json"),)

@@ -1,0 +1,336 @@
+"""Options that several commands share, each written once; and where their values come from.
+
+Flags win over the environment (PRUNECLI_DEVICE for --device), that over --config FILE, that over
+the defaults.
+"""
+
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from prunecli.cli.console import StderrReport
+from prunecli.errors import UsageError, suggest
+from prunecli.methods import registry
+from prunecli.settings import Amount, Compute, Data, Output
+
+CHOICES = {
+    "device": ("auto", "cpu", "cuda"),
+    "dtype": ("auto", "float32", "bfloat16"),
+    "buffer": ("ram", "disk"),
+    "compat": ("official",),
+    "sampler": ("docs", "concat-random", "concat-contiguous"),
+    "recipe": ("paper", "official"),
+    "format": ("rich", "md", "csv", "tex", "json"),
+}
+EXIT_STATUS = {
+    0: "success",
+    1: "failed",
+    2: "usage, configuration, or an unknown name",
+    3: "check found something wrong",
+    4: "input not usable, or the request impossible for it",
+    5: "output exists",
+    75: "stopped, and can go on",
+    130: "interrupted (143: terminated)",
+}
+
+
+def option(name: str, help: str, **settings: Any) -> Any:
+    """Return a Typer option that is also read from the environment."""
+    variable = "PRUNECLI_" + name.upper().replace("-", "_")
+    choices = CHOICES.get(name)
+    if choices:
+        settings["metavar"] = "|".join(choices)
+        settings["autocompletion"] = lambda: list(choices)
+        settings["callback"] = _one_of(name, choices)
+    return typer.Option(f"--{name}", help=help, envvar=variable, show_envvar=False, **settings)
+
+
+def _one_of(name: str, choices: tuple[str, ...]) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        if value is not None and value not in choices:
+            raise UsageError(f"--{name}: unknown value '{value}'{suggest(value, list(choices))}")
+        return value
+
+    return check
+
+
+def load_config(context: typer.Context, path: str | None) -> str | None:
+    """Make the values of a TOML, YAML or JSON file the defaults of this command.
+
+    Keys are option names; they stand at the top level or in a table named like the command.
+    """
+    if path is None:
+        return None
+    record = _read_config(path)
+    name = context.info_name or ""
+    commands = getattr(context.parent.command, "commands", {}) if context.parent else {}
+    values = {k: v for k, v in record.items() if k not in commands} | record.get(name, {})
+    known = {
+        param.name: param for param in context.command.params if param.param_type_name == "option"
+    }
+    known = {n: p for n, p in known.items() if n not in ("config", "print_config", "help")}
+    defaults = {}
+    for key, value in values.items():
+        field = key.replace("-", "_").lstrip("_")
+        by_flag = {p.opts[0].lstrip("-").replace("-", "_"): n for n, p in known.items()}
+        field = by_flag.get(field, field)
+        if field not in known:
+            flags = sorted(p.opts[0].lstrip("-") for p in known.values())
+            raise UsageError(f"--config '{path}': unknown key '{key}'{suggest(key, flags)}")
+        defaults[field] = value
+    context.default_map = {**(context.default_map or {}), **defaults}
+    return path
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    try:
+        text = Path(path).read_text("utf-8")
+        if path.endswith(".toml"):
+            import tomllib
+
+            record = tomllib.loads(text)
+        elif path.endswith((".yaml", ".yml")):
+            import yaml  # type: ignore[import-untyped]
+
+            record = yaml.safe_load(text)
+        else:
+            record = json.loads(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read --config '{path}': {error}") from None
+    except Exception as error:
+        # each format has an error class of its own
+        why = str(error).splitlines()[0]
+        raise UsageError(f"--config '{path}' is not valid: {why}") from None
+    if not isinstance(record, dict):
+        raise UsageError(f"--config '{path}' is not a table of options")
+    return record
+
+
+def show_config(context: typer.Context, wanted: bool) -> None:
+    """Remember that --print-config was given; `settings` prints and leaves."""
+    context.obj = {"print_config": wanted}
+
+
+def resolved(context: typer.Context) -> None:
+    """With --print-config, print every option with its value as JSON and exit."""
+    if not (context.obj or {}).get("print_config"):
+        return
+    skip = {"config", "print_config", "help"}
+    values = {
+        param.opts[0].lstrip("-"): context.params.get(param.name or "")
+        for param in context.command.params
+        if param.param_type_name == "option" and param.name not in skip
+    }
+    shown = {k: v for k, v in values.items() if v is not None and v != []}
+    print(json.dumps(shown, indent=1))
+    raise typer.Exit(0)
+
+
+Json = Annotated[bool, option("json", "print one JSON object instead of a path")]
+Quiet = Annotated[bool, option("quiet", "no notes and no progress on stderr")]
+Verbose = Annotated[bool, option("verbose", "more notes on stderr, and tracebacks of failures")]
+Force = Annotated[bool, option("force", "replace OUT if prunecli made it")]
+SkipExisting = Annotated[
+    bool, option("skip-existing", "accept an OUT made from the same inputs and options")
+]
+DryRun = Annotated[bool, option("dry-run", "check everything cheap, tell what would be done")]
+Seed = Annotated[int, option("seed", "seed of every random draw")]
+Device = Annotated[str, option("device", "where to compute; auto takes a GPU if there is one")]
+Dtype = Annotated[
+    str,
+    option("dtype", "compute type; auto is float32 on a CPU, the checkpoint's on a GPU"),
+]
+Threads = Annotated[
+    int | None, option("threads", "CPU threads to compute with [default: all cores]", min=1)
+]
+Buffer = Annotated[str, option("buffer", "where hidden states live while layers run")]
+CompatOption = Annotated[
+    str | None, option("compat", "follow the quirks of the method's official code")
+]
+Config = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        help="read options from a TOML, YAML or JSON file",
+        metavar="FILE",
+        callback=load_config,
+        is_eager=True,
+    ),
+]
+PrintConfig = Annotated[
+    bool,
+    typer.Option(
+        "--print-config",
+        help="print the resolved options as --config reads them, and exit",
+        callback=show_config,
+        is_eager=True,
+    ),
+]
+DataOption = Annotated[
+    str,
+    option(
+        "data",
+        "D: builtin[:part], a .txt/.jsonl/.parquet file or folder, FILE.safetensors:NAME, "
+        "a named set (c4, wikitext2, ...), or hf:org/name[:split[:column]]",
+        metavar="D",
+    ),
+]
+Sampler = Annotated[str | None, option("sampler", "how windows are drawn [concat-contiguous]")]
+Nsamples = Annotated[
+    int | None,
+    option("nsamples", "windows to read [builtin: 32, other text: 128]", min=1),
+]
+SeqLen = Annotated[
+    int | None, option("seq-len", "tokens per window [builtin: 512, other text: 2048]", min=2)
+]
+Tokenizer = Annotated[
+    str | None, option("tokenizer", "folder with the tokenizer [default: IN]", metavar="DIR")
+]
+Ratio = Annotated[
+    float | None,
+    option("ratio", "fraction of the decoder-block linear parameters to remove or zero, in (0,1)"),
+]
+Sparsity = Annotated[
+    str | None,
+    option("sparsity", "pattern of zeros: unstructured, or N:M to keep N of every M weights"),
+]
+Layers = Annotated[int | None, option("layers", "layers to keep", min=1)]
+Hidden = Annotated[int | None, option("hidden", "hidden size to keep, in channels", min=1)]
+Heads = Annotated[int | None, option("heads", "query heads to keep, in whole KV groups", min=1)]
+Ffn = Annotated[int | None, option("ffn", "FFN channels to keep in every layer", min=1)]
+Params = Annotated[float | None, option("params", "keep at most this many parameters")]
+ArchFile = Annotated[
+    str | None, option("arch", "JSON file with the sizes to reach", metavar="FILE.json")
+]
+Stats = Annotated[
+    str | None,
+    option("stats", "statistics made by calibrate (for sequential methods: the one-pass variant)"),
+]
+
+
+def settings(context: typer.Context, *, quiet: bool = False, verbose: bool = False) -> StderrReport:
+    """Print the configuration if asked; set up what is global; return the listener."""
+    resolved(context)
+    threads = context.params.get("threads")
+    if threads:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    return StderrReport(quiet, verbose)
+
+
+def output(force: bool, skip_existing: bool, dry_run: bool) -> Output:
+    """Return what may happen to OUT."""
+    return Output(force, skip_existing, dry_run, tuple(sys.argv))
+
+
+def read_paths() -> list[str]:
+    """Return the paths on stdin, one a line, or that of a --json object.
+
+    Raises UsageError where there are none: the command before has failed.
+    """
+    text = sys.stdin.read().strip()
+    if not text:
+        raise UsageError("stdin is empty, expected a path", "did the command before fail?")
+    if text.startswith("{"):
+        try:
+            record = json.loads(text)
+            found = [record["path"]] if "path" in record else [r["path"] for r in record["results"]]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise UsageError("stdin is neither a path nor an object of --json") from None
+        return [str(path) for path in found]
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def from_stdin(*values: str | None) -> list[str | None]:
+    """Return path arguments with one `-` replaced by the path on stdin."""
+    if values.count("-") > 1:
+        raise UsageError("stdin ('-') can stand for one path only")
+    if "-" not in values:
+        return list(values)
+    paths = read_paths()
+    if len(paths) != 1:
+        raise UsageError(f"stdin has {len(paths)} paths, expected one")
+    return [paths[0] if value == "-" else value for value in values]
+
+
+def method_options() -> dict[str, list[str]]:
+    """Return every method option with the methods that have it."""
+    found: dict[str, list[str]] = {}
+    for name in registry.names():
+        for entry in registry.get(name).options:
+            found.setdefault(entry.name, []).append(name)
+    return found
+
+
+def with_method_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that the methods' records declare, as keyword arguments.
+
+    The command takes them as `**method_options`; None means that it was not given.
+    """
+    signature = inspect.signature(command)
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    for name, methods in method_options().items():
+        entry = next(o for o in registry.get(methods[0]).options if o.name == name)
+        flag = name.replace("_", "-")
+        choices = f" ({'|'.join(entry.choices)})" if entry.choices else ""
+        annotation = Annotated[
+            entry.type | None,  # type: ignore[name-defined]
+            typer.Option(
+                f"--{flag}",
+                help=f"{', '.join(methods)}: {entry.help}{choices} [{entry.default}]",
+                metavar="|".join(entry.choices) or None,
+                autocompletion=_completer(entry.choices),
+                envvar=f"PRUNECLI_{name.upper()}",
+                show_envvar=False,
+            ),
+        ]
+        kind = inspect.Parameter.KEYWORD_ONLY
+        own.append(inspect.Parameter(name, kind, default=None, annotation=annotation))
+
+    def wrapped(**values: Any) -> None:
+        command(**values)
+
+    wrapped.__signature__ = signature.replace(parameters=own)  # type: ignore[attr-defined]
+    wrapped.__doc__, wrapped.__name__ = command.__doc__, command.__name__
+    return wrapped
+
+
+def _completer(choices: tuple[str, ...]) -> Callable[[], list[str]] | None:
+    return (lambda: list(choices)) if choices else None
+
+
+def chosen_options(method: str | None, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the method options that were given; raise UsageError for those it does not have."""
+    given = {name: value for name, value in values.items() if value is not None}
+    if method is None:
+        return given
+    known = {entry.name for entry in registry.get(method).options}
+    for name in given:
+        if name not in known:
+            raise UsageError(
+                f"method '{method}' has no option --{name.replace('_', '-')}",
+                f"it belongs to {', '.join(method_options()[name])}",
+            )
+    return given
+
+
+def amount_of(values: dict[str, Any]) -> Amount:
+    """Return the amount among a command's arguments."""
+    return Amount(**{name: values.get(name) for name in Amount.__dataclass_fields__})
+
+
+def data_of(values: dict[str, Any], source: str) -> Data:
+    """Return the tokens to read among a command's arguments."""
+    fields = ("sampler", "nsamples", "seq_len", "seed", "tokenizer")
+    return Data(source, **{name: values[name] for name in fields})
+
+
+def compute_of(values: dict[str, Any]) -> Compute:
+    """Return device, compute type and buffer among a command's arguments."""
+    fields = ("device", "dtype", "buffer")
+    return Compute(**{name: values[name] for name in fields if name in values})

@@ -1,0 +1,101 @@
+"""`prunecli prune`."""
+
+from typing import Annotated, Any
+
+import typer
+
+from prunecli.cli import console, options
+from prunecli.cli.options import option
+from prunecli.settings import Compute, Data
+
+
+@options.with_method_options
+def prune(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="IN", help="model folder, hf:org/name, or -")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="folder to write")],
+    method: Annotated[str | None, option("method", "pruning method", metavar="M")] = None,
+    ratio: options.Ratio = None,
+    sparsity: options.Sparsity = None,
+    layers: options.Layers = None,
+    hidden: options.Hidden = None,
+    heads: options.Heads = None,
+    ffn: options.Ffn = None,
+    params: options.Params = None,
+    arch: options.ArchFile = None,
+    data: options.DataOption = Data.source,
+    sampler: options.Sampler = None,
+    nsamples: options.Nsamples = None,
+    seq_len: options.SeqLen = None,
+    tokenizer: options.Tokenizer = None,
+    recipe: Annotated[
+        str | None,
+        option("recipe", "calibration set and settings of the paper, or of the official code"),
+    ] = None,
+    stats: options.Stats = None,
+    scores: Annotated[str | None, option("scores", "scores made by score", metavar="F")] = None,
+    plan: Annotated[
+        str | None, option("plan", "carry out this plan; no amount is needed", metavar="F")
+    ] = None,
+    plan_only: Annotated[
+        bool, option("plan-only", "write the plan to OUT.json instead of pruning")
+    ] = False,
+    keep: Annotated[
+        str | None, option("keep", "keep statistics and scores in this folder", metavar="DIR")
+    ] = None,
+    compat: options.CompatOption = None,
+    seed: options.Seed = Data.seed,
+    device: options.Device = Compute.device,
+    dtype: options.Dtype = Compute.dtype,
+    buffer: options.Buffer = Compute.buffer,
+    threads: options.Threads = None,
+    force: options.Force = False,
+    skip_existing: options.SkipExisting = False,
+    dry_run: options.DryRun = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    config: options.Config = None,
+    print_config: options.PrintConfig = False,
+    **method_options: Any,
+) -> None:
+    """Prune a model into a folder that stock transformers loads.
+
+    Give one amount: --ratio, --sparsity N:M, exact sizes, --params or --arch; or a --plan. Without
+    --stats or --scores the calibration text is read and the earlier steps are taken here.
+    Sequential methods (wanda, sparsegpt, wanda-sp) see pruned predecessors; --stats is their
+    knowing one-pass variant.
+    """
+    report = options.settings(context, quiet=quiet, verbose=verbose)
+    folder, stats, scores, plan, arch = options.from_stdin(model, stats, scores, plan, arch)
+    given = options.chosen_options(method, method_options)
+    from prunecli import pruning
+
+    made = pruning.prune(
+        folder or "",
+        out,
+        method=method,
+        amount=options.amount_of({**context.params, "arch": arch}),
+        options=given,
+        data=options.data_of(context.params, data),
+        recipe=recipe,
+        stats=stats,
+        scores=scores,
+        plan=plan,
+        plan_only=plan_only,
+        keep=keep,
+        compat=compat is not None,
+        compute=options.compute_of(context.params),
+        output=options.output(force, skip_existing, dry_run),
+        report=report,
+    )
+    console.print_made(made, json, dry_run)
+
+
+EXAMPLES = (
+    ("Half of every block, on the built-in text", "prune --method flap --ratio 0.5 in/ out/"),
+    ("2 of every 4", "prune --method wanda --sparsity 2:4 --data t.safetensors:calib in/ out/"),
+    ("The paper's calibration set", "prune --method sparsegpt --ratio 0.5 --recipe paper in/ out/"),
+    ("An exact shape", "prune --method minitron-width --hidden 3072 --ffn 9216 in/ out/"),
+    ("In a pipe", "prune --method magnitude --ratio 0.5 in/ p/ | prunecli eval -"),
+)
