@@ -23,7 +23,7 @@ prune() {
 evaluate dense "$model"
 prune flap --method flap --ratio 0.5
 prune wanda --method wanda --sparsity 2:4 --nsamples 16
-prune sparsegpt --method sparsegpt --ratio 0.5
+prune sparsegpt --method sparsegpt --ratio 0.5 --nsamples 16
 prune minitron-depth --method minitron-depth --ratio 0.5 --nsamples 4
 prune minitron-width --method minitron-width --ratio 0.5 --nsamples 16
 

@@ -562,6 +562,6 @@ def _summarise(results: dict[str, Any], report: Report) -> None:
     report.note(
         f"block ratio {results['ratio']:.4f} (total {results['ratio_total']:.4f}, embedding "
         f"{results['ratio_embedding']:.4f}), {results['params']} parameters, "
-        f"{results['nonzero']} non-zero, {results['flops'] / 1e12:.4g} TFLOPs per "
+        f"{results['nonzero']} non-zero, {results['flops'] / 1e12:.4f} TFLOPs per "
         f"{results['flops_tokens']} tokens"
     )

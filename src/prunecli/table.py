@@ -8,6 +8,7 @@ import csv
 import io
 import json
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,11 @@ COLUMNS = (
     Column("ratio", "block ratio", ".4f"),
     Column("params", "parameters"),
     Column("nonzero", "non-zero"),
-    Column("tflops", "TFLOPs", ".4g"),
+    Column("tflops", "TFLOPs", ".5g"),
     Column("data", "data"),
     Column("tokens", "tokens"),
     Column("loss", "loss", ".4f"),
-    Column("perplexity", "perplexity", ".4g"),
+    Column("perplexity", "perplexity", ".6g"),
     Column("seconds", "seconds", ".1f"),
     Column("peak_mb", "peak MB", ".0f"),
 )
@@ -147,7 +148,10 @@ def _row(
 def _cell(value: Value, style: str) -> str:
     if value is None:
         return ""
-    return format(value, style) if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    # plain digits, whatever the size
+    return format(value, style) if style.endswith("f") else format(Decimal(f"{value:{style}}"), "f")
 
 
 def _markdown(headings: list[str], cells: list[list[str]]) -> str:

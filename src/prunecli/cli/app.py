@@ -43,7 +43,6 @@ app = typer.Typer(
     "(or the result), stderr is talk.",
     rich_markup_mode=None,
     add_completion=False,
-    no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
@@ -83,14 +82,14 @@ def main() -> None:
     """Run the command line; errors become one line on stderr and the documented exit status."""
     signal.signal(signal.SIGTERM, _terminated)
     arguments = sys.argv[1:]
-    first = next((a for a in arguments if not a.startswith("-")), None)
-    if first is not None and arguments[0] == first and first not in COMMANDS:
-        _fail(f"unknown command '{first}'{suggest(first, list(COMMANDS))}", 2)
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+        _fail(f"unknown command '{arguments[0]}'{suggest(arguments[0], list(COMMANDS))}", 2)
     try:
-        app(standalone_mode=True)
+        status = app(arguments or ["--help"], standalone_mode=False)
+        sys.exit(status or (0 if arguments else 2))
     except PruneError as error:
         _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", 130)
     except BrokenPipeError:
         # whoever read our results has left; do not complain again at exit
@@ -99,11 +98,13 @@ def main() -> None:
     except (MemoryError, OSError) as error:
         _unexpected(f"{type(error).__name__}: {error}" if str(error) else "out of memory")
     except Exception as error:
+        if hasattr(error, "format_message"):  # a usage error of the parser
+            _fail(error.format_message(), 2)
         _unexpected(f"internal error: {type(error).__name__}: {error}")
 
 
 def _unexpected(what: str) -> None:
-    if "--verbose" in sys.argv:
+    if "--verbose" in sys.argv or os.environ.get("PRUNECLI_VERBOSE"):
         import traceback
 
         traceback.print_exc()

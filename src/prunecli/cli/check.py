@@ -34,7 +34,7 @@ def check(
     given = options.read_paths() if paths == ["-"] else paths
     found = {path: problems_of(path, deep=deep, report=report) for path in given}
     if json:
-        rows = [{"path": path, "problems": problems} for path, problems in found.items()]
+        rows = [{"path": path, "results": {"problems": p}} for path, p in found.items()]
         print(jsonlib.dumps({"results": rows}))
     else:
         for path, problems in found.items():

@@ -1,8 +1,10 @@
 """What a person sees: results on stdout, everything else on stderr."""
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
+from decimal import Decimal
 from typing import Any, TypeVar
 
 from prunecli.report import Report
@@ -31,7 +33,7 @@ class StderrReport(Report):
         self, items: Iterable[T], what: str, total: int | None = None, unit: str = "it"
     ) -> Iterator[T]:
         """Yield `items` under a progress bar, if somebody is there to see it."""
-        if self.quiet or not sys.stderr.isatty():
+        if self.quiet or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
             yield from items
             return
         from rich.console import Console
@@ -73,6 +75,11 @@ def print_made(made: Made, as_json: bool, dry_run: bool = False) -> None:
         print(json.dumps(as_object(made)))
     else:
         print(made.path)
+
+
+def plain(value: float) -> str:
+    """Return a number in plain digits, six of them significant."""
+    return format(Decimal(f"{value:.6g}"), "f")
 
 
 def print_columns(headings: list[str], rows: list[list[str]]) -> None:

@@ -1,14 +1,14 @@
 """`prunecli eval`."""
 
 import json as jsonlib
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from prunecli.cli import console, options
 from prunecli.cli.options import option
 from prunecli.errors import UsageError
-from prunecli.settings import Compute, Data
+from prunecli.settings import Compute, Data, Made
 
 
 def evaluate(
@@ -59,34 +59,45 @@ def evaluate(
         raise UsageError(f"--out takes one IN and a .json file, got {len(folders)} and '{out}'")
     from prunecli.evaluation.perplexity import evaluate as measure
 
-    made = [
-        measure(
-            folder,
-            data=[options.data_of(context.params, source) for source in data or [Data.source]],
-            allow_overlap=allow_overlap,
-            out=out,
-            compute=options.compute_of(context.params),
-            output=options.output(force, skip_existing, dry_run),
-            report=report,
-        )
-        for folder in folders
-    ]
-    if json or dry_run:
+    made: list[Made] = []
+    try:
+        for folder in folders:
+            made.append(
+                measure(
+                    folder,
+                    data=[options.data_of(context.params, d) for d in data or [Data.source]],
+                    allow_overlap=allow_overlap,
+                    out=out,
+                    compute=options.compute_of(context.params),
+                    output=options.output(force, skip_existing, dry_run),
+                    report=report,
+                )
+            )
+    finally:
+        # what was measured before a failure is not lost
+        if made:
+            _print(made, json or dry_run)
+
+
+def _print(made: list[Made], as_json: bool) -> None:
+    if as_json:
         objects = [console.as_object(one) for one in made]
         many = {"results": [{"path": o["path"], "results": o["results"]} for o in objects]}
         print(jsonlib.dumps(objects[0] if len(objects) == 1 else many))
         return
     headings = ["model", "source", "tokens", "loss", "perplexity"]
     rows = [
-        [one.path, row["source"], str(row["tokens"]), f"{row['loss']:.6f}", _digits(row)]
+        [
+            one.path,
+            row["source"],
+            str(row["tokens"]),
+            f"{row['loss']:.6f}",
+            console.plain(row["perplexity"]),
+        ]
         for one in made
         for row in one.results["data"]
     ]
     console.print_columns(headings, rows)
-
-
-def _digits(row: dict[str, Any]) -> str:
-    return f"{row['perplexity']:.6g}"
 
 
 EXAMPLES = (

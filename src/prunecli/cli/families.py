@@ -21,7 +21,7 @@ def families(context: typer.Context, json: options.Json = False) -> None:
             }
             for family in found
         ]
-        print(jsonlib.dumps(rows, indent=1))
+        print(jsonlib.dumps({"results": rows}, indent=1))
         return
     console.print_columns(
         ["family", "model_type", "shapes it cannot hold go into"],

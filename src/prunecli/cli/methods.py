@@ -14,7 +14,7 @@ def methods(context: typer.Context, json: options.Json = False) -> None:
     """List the pruning methods; with --json their options, defaults and recipes too."""
     found = [registry.get(name) for name in registry.names()]
     if json:
-        print(jsonlib.dumps([_record(method) for method in found], indent=1))
+        print(jsonlib.dumps({"results": [_record(method) for method in found]}, indent=1))
         return
     console.print_columns(
         ["method", "removes", "sequential", "options", "reference"],

@@ -70,7 +70,10 @@ def load_config(context: typer.Context, path: str | None) -> str | None:
     record = _read_config(path)
     name = context.info_name or ""
     commands = getattr(context.parent.command, "commands", {}) if context.parent else {}
-    values = {k: v for k, v in record.items() if k not in commands} | record.get(name, {})
+    own = record.get(name, {})
+    if not isinstance(own, dict):
+        raise UsageError(f"--config '{path}': '{name}' is not a table of options")
+    values = {key: value for key, value in record.items() if key not in commands} | own
     known = {
         param.name: param for param in context.command.params if param.param_type_name == "option"
     }
@@ -83,9 +86,17 @@ def load_config(context: typer.Context, path: str | None) -> str | None:
         if field not in known:
             flags = sorted(p.opts[0].lstrip("-") for p in known.values())
             raise UsageError(f"--config '{path}': unknown key '{key}'{suggest(key, flags)}")
-        defaults[field] = value
+        defaults[field] = _checked(context, path, known[field], key, value)
     context.default_map = {**(context.default_map or {}), **defaults}
     return path
+
+
+def _checked(context: typer.Context, path: str, parameter: Any, key: str, value: Any) -> Any:
+    text = parameter.display_type(context) == "<str>" and not parameter.multiple
+    if text and not isinstance(value, str):
+        # YAML reads 2:4 as a number of base 60
+        raise UsageError(f"--config '{path}': {key} is {value!r}, expected text in quotes")
+    return value
 
 
 def _read_config(path: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """`prunecli table`."""
 
+import json as jsonlib
 from typing import Annotated
 
 import typer
@@ -28,7 +29,7 @@ def table(
     from prunecli.table import table as collect
 
     found = collect(options.read_paths() if paths == ["-"] else paths)
-    print(found.render("json" if json else format))
+    print(jsonlib.dumps({"results": found.rows}) if json else found.render(format))
 
 
 EXAMPLES = (

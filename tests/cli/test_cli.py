@@ -1,0 +1,355 @@
+"""The shell around the library, which is stubbed: what is passed on, printed, and ended with."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prunecli import errors
+from prunecli.settings import Amount, Compute, Data, Made
+
+PRUNE = ("prune", "--method", "flap", "--ratio", "0.5")
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Stub the verbs; return what the last of them was called with, and take `raises`."""
+    seen: dict[str, Any] = {}
+
+    def stub(verb: str):
+        def act(model: str, *rest: Any, **given: Any) -> Made:
+            paths = [*seen.get("paths", []), model]
+            raises = seen.get("raises")
+            seen.update(given, model=model, rest=rest, verb=verb, paths=paths)
+            if raises is not None:
+                raises()
+            results = {"ratio": 0.5, "data": [DATA]}
+            return Made(rest[0] if rest else model, {"kind": verb}, results)
+
+        return act
+
+    monkeypatch.setattr("prunecli.pruning.prune", stub("prune"))
+    monkeypatch.setattr("prunecli.pipeline.calibrate", stub("calibrate"))
+    monkeypatch.setattr("prunecli.pipeline.score", stub("score"))
+    monkeypatch.setattr("prunecli.initialise.init", stub("init"))
+    monkeypatch.setattr("prunecli.evaluation.perplexity.evaluate", stub("evaluate"))
+    return seen
+
+
+DATA = {"source": "builtin:evaluation", "tokens": 1234, "loss": 2.5, "perplexity": 12.18}
+
+
+def raising(error: BaseException):
+    def act() -> None:
+        raise error
+
+    return act
+
+
+# -- results --------------------------------------------------------------------------------------
+
+
+def test_the_path_as_typed(run, called) -> None:
+    ended = run(*PRUNE, "in/", "./out//")
+    assert (ended.code, ended.out, ended.err) == (0, "./out//\n", "")
+    assert called["model"] == "in/"
+    assert called["amount"] == Amount(ratio=0.5)
+    assert called["data"] == Data()
+    assert called["compute"] == Compute()
+    assert called["options"] == {}
+    assert called["compat"] is False
+    assert called["output"].argv[-3:] == ("0.5", "in/", "./out//")
+
+
+def test_json(run, called) -> None:
+    made = json.loads(run(*PRUNE, "--json", "in", "out").out)
+    assert made == {"path": "out", "sidecar": {"kind": "prune"}, "results": called_results()}
+
+
+def called_results() -> dict[str, Any]:
+    return {"ratio": 0.5, "data": [DATA]}
+
+
+def test_dry_run_tells_what_would_be(run, called) -> None:
+    ended = run(*PRUNE, "--dry-run", "in", "out")
+    assert called["output"].dry_run
+    assert "0.5" in ended.out
+    assert ended.code == 0
+
+
+def test_eval_prints_plain_columns(run, called) -> None:
+    ended = run("eval", "a", "b")
+    lines = [line.split() for line in ended.out.splitlines()]
+    assert [line[0] for line in lines] == ["model", "-----", "a", "b"]
+    assert "1234" in lines[2]
+    assert any(cell.startswith("2.5") for cell in lines[2])
+
+
+def test_eval_of_several_as_json(run, called) -> None:
+    made = json.loads(run("eval", "--json", "--data", "x.txt", "--data", "y.txt", "a", "b").out)
+    assert [one["path"] for one in made["results"]] == ["a", "b"]
+    assert [data.source for data in called["data"]] == ["x.txt", "y.txt"]
+
+
+def test_out_takes_one_model(run, called) -> None:
+    assert run("eval", "--out", "x.json", "a", "b").code == 2
+
+
+def test_everything_is_passed_on(run, called) -> None:
+    run(
+        *(*PRUNE, "--structure", "AL-AM", "--compat", "official", "--recipe", "paper"),
+        *("--data", "c4", "--sampler", "docs", "--nsamples", "3", "--seq-len", "64"),
+        *("--seed", "7", "--tokenizer", "t", "--device", "cpu", "--dtype", "bfloat16"),
+        *("--buffer", "disk", "--keep", "k", "--force", "--skip-existing", "in", "out"),
+    )
+    assert called["options"] == {"structure": "AL-AM"}
+    assert called["compat"] is True
+    assert called["recipe"] == "paper"
+    assert called["data"] == Data("c4", "docs", 3, 64, 7, "t")
+    assert called["compute"] == Compute("cpu", "bfloat16", "disk")
+    assert called["keep"] == "k"
+    assert called["output"].force and called["output"].skip_existing
+
+
+# -- how it ends ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        (errors.PruneError, 1),
+        (errors.UsageError, 2),
+        (errors.CheckFailed, 3),
+        (errors.InputError, 4),
+        (errors.OutputExists, 5),
+        (errors.Stopped, 75),
+    ],
+)
+def test_errors_are_a_line_and_a_status(run, called, kind, code: int) -> None:
+    called["raises"] = raising(kind("it\nbroke", "mend it"))
+    ended = run(*PRUNE, "in", "out")
+    assert (ended.code, ended.out) == (code, "")
+    assert ended.err == "prunecli: error: it broke; mend it\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("odd\nvalue"), MemoryError(), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))],
+)
+def test_the_unforeseen_is_a_line(run, called, error: Exception) -> None:
+    called["raises"] = raising(error)
+    ended = run(*PRUNE, "in", "out")
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.err.startswith("prunecli: error: ")
+    assert ended.err.count("\n") == 1
+    assert "Traceback" in run(*PRUNE, "--verbose", "in", "out").err
+
+
+def test_interrupted(run, called) -> None:
+    called["raises"] = raising(KeyboardInterrupt())
+    ended = run(*PRUNE, "in", "out")
+    assert (ended.code, ended.out) == (130, "")
+    assert "Traceback" not in ended.err
+
+
+def test_terminated_cleans_up(run, called) -> None:
+    cleaned = []
+
+    def terminate() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+        finally:
+            cleaned.append(True)
+
+    called["raises"] = terminate
+    assert run(*PRUNE, "in", "out").code == 143
+    assert cleaned
+
+
+def test_a_reader_that_left_is_no_complaint() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(
+        [Path(sys.executable).with_name("prunecli"), "methods"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+    )
+    os.close(writer)
+    assert ended.stderr == b""
+    assert ended.returncode == 1
+
+
+# -- usage ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("prnue", "in", "out"), "prune"),
+        (("prune", "--method", "wnda", "in", "out"), "did you mean 'wanda'?"),
+        (("prune", "--methd", "wanda", "in", "out"), "--method"),
+        (("prune", "--method", "wanda", "in"), "OUT"),
+        (("prune", "--method", "wanda", "--ratio", "half", "in", "out"), "--ratio"),
+        (("prune", "--method", "wanda", "--structure", "UL-MM", "in", "out"), "flap"),
+        (("prune", "--method", "flap", "--structure", "UL-NN", "in", "out"), "UL-"),
+        (("prune", "--device", "gpu", "in", "out"), "--device"),
+        (("prune", "--compat", "yes", "in", "out"), "--compat"),
+        (("table", "--format", "html", "x"), "--format"),
+        (("calibrate", "--for", "wnda", "in", "o.safetensors"), "wanda"),
+    ],
+)
+def test_wrong_usage(run, arguments: tuple[str, ...], hint: str) -> None:
+    ended = run(*arguments)
+    assert (ended.code, ended.out) == (2, "")
+    assert hint in ended.err
+    assert len(ended.err.splitlines()) <= 4
+    assert not set(ended.err) & set("╭╮╰╯│─")
+
+
+def test_a_misspelt_method_is_one_line(run) -> None:
+    ended = run("prune", "--method", "wnda", "--ratio", "0.5", "in/", "out/")
+    assert ended.err == "prunecli: error: unknown method 'wnda': did you mean 'wanda'?\n"
+
+
+# -- stdin ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stdin", ["made/\n", '{"path": "made/", "sidecar": {}, "results": {}}\n'])
+def test_a_path_from_stdin(run, called, stdin: str) -> None:
+    assert run(*PRUNE, "-", "out", stdin=stdin).code == 0
+    assert called["model"] == "made/"
+    for option in ("stats", "scores", "plan"):
+        run("prune", "--method", "flap", f"--{option}", "-", "in", "out", stdin=stdin)
+        assert called[option] == "made/"
+        assert called["model"] == "in"
+    run("prune", "--method", "flap", "--arch", "-", "in", "out", stdin=stdin)
+    assert called["amount"].arch == "made/"
+
+
+def test_paths_from_stdin(run, called) -> None:
+    run("eval", "-", stdin="a\n\nb\n")
+    assert called["paths"] == ["a", "b"]
+    called.clear()
+    run("eval", "-", stdin='{"results": [{"path": "a"}, {"path": "b"}]}')
+    assert called["paths"] == ["a", "b"]
+
+
+@pytest.mark.parametrize("command", [("eval", "-"), ("table", "-"), (*PRUNE, "-", "out")])
+def test_empty_stdin_is_wrong_usage(run, called, command: tuple[str, ...]) -> None:
+    ended = run(*command, stdin=" \n")
+    assert (ended.code, ended.out) == (2, "")
+    assert "stdin" in ended.err
+
+
+def test_stdin_stands_for_one_path(run, called) -> None:
+    assert run(*PRUNE, "--stats", "-", "-", "out", stdin="a\n").code == 2
+    assert run(*PRUNE, "-", "out", stdin="a\nb\n").code == 2
+    assert "model" not in called
+
+
+# -- configuration --------------------------------------------------------------------------------
+
+
+def test_who_wins(run, called, tmp_path, monkeypatch) -> None:
+    """Flags > environment > file > defaults."""
+    file = tmp_path / "p.toml"
+    file.write_text(
+        'nsamples = 5\nseed = 5\nseq-len = 5\n[prune]\ndevice = "cpu"\nmetric = "IFV"\n'
+    )
+    monkeypatch.setenv("PRUNECLI_SEED", "6")
+    monkeypatch.setenv("PRUNECLI_SEQ_LEN", "6")
+    ended = run(*PRUNE, "--config", str(file), "--seq-len", "7", "in", "out")
+    assert ended.code == 0, ended.err
+    assert called["data"] == Data(nsamples=5, seed=6, seq_len=7)
+    assert called["compute"] == Compute(device="cpu")
+    assert called["options"] == {"metric": "IFV"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("c.toml", 'ratio = 0.25\n[eval]\nout = "x"\n[prune]\nplan_only = true'),
+        ("c.yaml", "ratio: 0.25\nprune:\n  plan-only: true\n"),
+        ("c.json", '{"ratio": 0.25, "prune": {"plan-only": true}}'),
+    ],
+)
+def test_kinds_of_files(run, called, tmp_path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    ended = run("prune", "--method", "flap", "--config", str(tmp_path / name), "in", "o.json")
+    assert ended.code == 0, ended.err
+    assert called["amount"] == Amount(ratio=0.25)
+    assert called["plan_only"] is True
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"), [("rtio = 0.5", "ratio"), ("= 3", "valid"), ("[prune]\nratoi = 1", "ratio")]
+)
+def test_wrong_files(run, called, tmp_path, text: str, hint: str) -> None:
+    (tmp_path / "c.toml").write_text(text)
+    ended = run(*PRUNE, "--config", str(tmp_path / "c.toml"), "in", "out")
+    assert (ended.code, ended.out) == (2, "")
+    assert hint in ended.err
+    assert run(*PRUNE, "--config", str(tmp_path / "none.toml"), "in", "out").code == 2
+
+
+def test_print_config_is_read_back(run, called, tmp_path) -> None:
+    given = (*PRUNE, "--structure", "AL-MM", "--nsamples", "3", "--force")
+    ended = run(*given, "--print-config", "in", "out")
+    assert ended.code == 0
+    assert "model" not in called
+    (tmp_path / "c.json").write_text(ended.out)
+    run(*given, "in", "out")
+    first = {**called, "output": called["output"].force}
+    run("prune", "--config", str(tmp_path / "c.json"), "in", "out")
+    again = {**called, "output": called["output"].force}
+    for seen in (first, again):
+        del seen["report"], seen["paths"]
+    assert first == again
+
+
+# -- commands that need no stub -------------------------------------------------------------------
+
+
+def test_check_tells_what_is_wrong(run, monkeypatch) -> None:
+    found = {"good": [], "bad": ["torn", "bent"]}
+    # by its module: the package offers the verb under the same name
+    monkeypatch.setattr(import_module("prunecli.check"), "check", lambda path, **_: found[path])
+    ended = run("check", "good", "bad")
+    assert ended.out.splitlines() == ["good: ok", "bad: torn", "bad: bent"]
+    assert ended.code == 3
+    assert run("check", "good").code == 0
+
+
+def test_methods_and_families(run) -> None:
+    from prunecli.families import registry as families
+    from prunecli.methods import registry as methods
+
+    for command, registry in (("methods", methods), ("families", families)):
+        lines = run(command).out.splitlines()
+        assert [line.split()[0] for line in lines[2:]] == registry.names()
+        records = json.loads(run(command, "--json").out)
+        records = records["results"] if isinstance(records, dict) else records
+        assert [record["name"] for record in records] == registry.names()
+
+
+def test_notes_go_to_stderr(run, monkeypatch) -> None:
+    def noisy(config: str, out: str, *, report: Any, **_: Any) -> Made:
+        report.note("a note")
+        report.detail("a detail")
+        assert list(report.track(range(3), "counting")) == [0, 1, 2]
+        return Made(out)
+
+    monkeypatch.setattr("prunecli.initialise.init", noisy)
+    init = ("init", "--config", "c.json", "out")
+    assert run(*init).err == "prunecli: a note\n"
+    assert run(*init, "--quiet").err == ""
+    assert run(*init, "--verbose").err == "prunecli: a note\nprunecli: a detail\n"
+    assert run(*init, "--verbose").out == "out\n"

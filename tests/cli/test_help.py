@@ -1,0 +1,121 @@
+"""Help: quick, complete, plain text; and examples that can be typed."""
+
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import typer
+
+from prunecli.cli import app, options
+from prunecli.io.samplers import SAMPLERS
+from prunecli.methods import registry
+
+PROGRAM = Path(sys.executable).with_name("prunecli")
+GROUP = typer.main.get_command(app.app)
+HEAVY = ["torch", "transformers", "datasets", "numpy", "rich.progress", "lm_eval"]
+COMPUTING = {"device", "dtype", "buffer", "threads", "seed"}
+TOKENS = {"data", "sampler", "nsamples", "seq-len", "tokenizer"}
+COMMON = {"json", "quiet", "verbose", "config", "print-config"}
+WRITES = {"force", "skip-existing", "dry-run"}
+AMOUNT = {"ratio", "sparsity", "layers", "hidden", "heads", "ffn", "params", "arch"}
+EXPECTED = {
+    "calibrate": {"for", "compat"} | TOKENS | COMPUTING | COMMON | WRITES,
+    "score": {"method", "stats", "compat"} | TOKENS | COMPUTING | COMMON | WRITES,
+    "prune": {"method", "stats", "scores", "plan", "plan-only", "keep", "recipe", "compat"}
+    | AMOUNT
+    | TOKENS
+    | COMPUTING
+    | COMMON
+    | WRITES,
+    "init": {"config", "seed", "dtype", "tokenizer", "json", "quiet", "verbose"} | WRITES,
+    "eval": {"out", "allow-overlap"} | TOKENS | COMPUTING | COMMON | WRITES,
+    "table": {"format"} | COMMON,
+    "check": {"deep"} | COMMON,
+    "methods": {"json"},
+    "families": {"json"},
+}
+
+
+def flags(command: str) -> set[str]:
+    return {
+        flag.lstrip("-")
+        for parameter in GROUP.commands[command].params
+        if parameter.param_type_name == "option"
+        for flag in parameter.opts
+    }
+
+
+def test_importing_nothing_heavy() -> None:
+    code = f"""
+import sys
+from typer.testing import CliRunner
+from prunecli.cli import app
+for command in ["", *app.COMMANDS]:
+    ended = CliRunner().invoke(app.app, [*command.split(), "--help"])
+    assert ended.exit_code == 0, (command, ended.output)
+    assert ended.stdout.startswith("Usage: ")
+print([name for name in {HEAVY} if name in sys.modules])
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.stdout.strip(), ended.returncode) == ("[]", 0), ended.stderr
+
+
+def test_start_up() -> None:
+    """0.3 s on an idle machine; the best of some, and half as much again for a busy one."""
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        subprocess.run([PROGRAM, "--help"], check=True, stdout=subprocess.DEVNULL)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.45
+
+
+@pytest.mark.parametrize("command", app.COMMANDS)
+def test_every_command(run, command: str) -> None:
+    ended = run(command, "--help")
+    assert ended.code == 0
+    assert ended.err == ""
+    assert "EXAMPLES" in ended.out
+    assert "EXIT STATUS" in ended.out
+    assert not set(ended.out) & set("╭╮╰╯│─")
+    assert flags(command) >= EXPECTED[command]
+    for parameter in GROUP.commands[command].params:
+        assert parameter.help or parameter.name in ("help", "context"), parameter.name
+
+
+@pytest.mark.parametrize(
+    "line", [line for _, examples in app.COMMANDS.values() for _, line in examples]
+)
+def test_examples_can_be_typed(line: str) -> None:
+    for part in f"prunecli {line}".split(" | "):
+        program, command, *arguments = shlex.split(part)
+        assert program == "prunecli"
+        GROUP.commands[command].make_context(command, arguments)
+
+
+def test_options_of_methods() -> None:
+    """Every method's options are there, with who has them and what they are without."""
+    found = {parameter.name: parameter for parameter in GROUP.commands["prune"].params}
+    for name in registry.names():
+        for option in registry.get(name).options:
+            assert name in found[option.name].help
+            assert str(option.default) in found[option.name].help
+
+
+def test_choices_are_those_of_the_library() -> None:
+    from prunecli.table import FORMATS
+
+    assert set(options.CHOICES["sampler"]) == set(SAMPLERS)
+    assert options.CHOICES["format"] == FORMATS
+    recipes = {recipe for name in registry.names() for recipe in registry.get(name).recipes}
+    assert set(options.CHOICES["recipe"]) == recipes
+    assert set(options.CHOICES["buffer"]) == {"ram", "disk"}
+
+
+def test_version(run) -> None:
+    from prunecli import __version__
+
+    assert run("--version").out == f"prunecli {__version__}\n"
