@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What pruning costs, as ratios measured in one run: cost.py MODEL TOKENS.safetensors:NAME
+"""What pruning costs, as ratios of one run: cost.py MODEL TOKENS.safetensors:NAME [METHOD...]
 
 Each method's CPU seconds are divided by those of a plain transformers forward over the same
 windows (decoder layers, no output head), measured before and after it, on one thread and in
@@ -17,16 +17,10 @@ import threading
 import time
 from pathlib import Path
 
-METHODS = {
-    "magnitude": [],
-    "wanda": [],
-    "sparsegpt": [],
-    "flap": [],
-    "wanda-sp": [],
-    "minitron-width": [],
-    "shortgpt": [],
-}
-ROUNDS = 3
+METHODS = (
+    "magnitude", "wanda", "sparsegpt", "flap", "wanda-sp", "minitron-width", "shortgpt",
+)  # fmt: skip
+ROUNDS = int(os.environ.get("ROUNDS", "3"))
 
 
 def forward(model: str, data: str) -> None:
@@ -98,11 +92,11 @@ print(time.process_time() - start)
 FORWARD = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import cost; "
 
 
-def main(model: str, data: str) -> None:
+def main(model: str, data: str, methods: tuple[str, ...]) -> None:
     run_forward = FORWARD + "cost.forward(*sys.argv[1:])"
     print(f"{'method':16}{'x forward':>10}{'spread':>16}{'peak RSS MB':>13}")
     with tempfile.TemporaryDirectory() as work:
-        for method in METHODS:
+        for method in methods:
             ratios, rss = [], 0.0
             before = child(run_forward, model, data)["out"]
             for i in range(ROUNDS):
@@ -113,10 +107,10 @@ def main(model: str, data: str) -> None:
             spread = f"{min(ratios):.2f}-{max(ratios):.2f}"
             median = statistics.median(ratios)
             print(f"{method:16}{median:10.2f}{spread:>16}{rss / 1e6:13.0f}", flush=True)
-        depth(work)
+        depth(work, methods)
 
 
-def depth(work: str) -> None:
+def depth(work: str, methods: tuple[str, ...]) -> None:
     """Print peak anonymous memory at 8 and at 32 layers of 20 MB (float32)."""
     import torch
     from safetensors.torch import save_file
@@ -134,7 +128,7 @@ def depth(work: str) -> None:
         Path(f"{work}/{layers}.json").write_text(json.dumps({**shape, "num_hidden_layers": layers}))
         init(f"{work}/{layers}.json", f"{work}/m{layers}", tokenizer="none")
     print(f"\n{'method':16}{'8 layers MB':>13}{'32 layers MB':>14}{'ratio':>8}")
-    for method in METHODS:
+    for method in methods:
         peaks = [
             child(
                 PRUNE,
@@ -151,6 +145,6 @@ def depth(work: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit("usage: cost.py MODEL TOKENS.safetensors:NAME")
-    main(sys.argv[1], sys.argv[2])
+    if len(sys.argv) < 3:
+        sys.exit("usage: cost.py MODEL TOKENS.safetensors:NAME [METHOD...]")
+    main(sys.argv[1], sys.argv[2], tuple(sys.argv[3:]) or METHODS)

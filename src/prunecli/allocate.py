@@ -111,7 +111,7 @@ def _flags(method: Method) -> str:
 
 def _in_range(ratio: float) -> float:
     if not (isfinite(ratio) and 0 < ratio < 1):
-        raise InputError(f"--ratio {ratio:g} is not between 0 and 1", "0.5 removes half")
+        raise UsageError(f"--ratio {ratio:g} is not between 0 and 1", "0.5 removes half")
     return ratio
 
 

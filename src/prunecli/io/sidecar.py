@@ -85,7 +85,7 @@ class Run(_Strict):
 
 
 class Sidecar(_Strict):
-    """The whole record; see the contract in docs/interface.md."""
+    """The whole record; its JSON Schema is docs/sidecar.schema.json."""
 
     schema_: int = SCHEMA
     kind: Kind
