@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunecli import allocate
+from prunecli import allocate, memory
 from prunecli.errors import InputError, UsageError
 from prunecli.io import output as place
 from prunecli.io import sidecar, tokens
@@ -356,6 +356,7 @@ def scores_of(
         return found
     scores: dict[str, torch.Tensor] = {}
     for i in range(arch.layers):
+        memory.release()
         for axis, values in layer_scores(method, checkpoint, i, stats, options).items():
             if axis == "hidden":
                 scores[axis] = scores[axis] + values if axis in scores else values

@@ -15,12 +15,15 @@ def drop_mask(score_OI: "torch.Tensor", pattern: Pattern, scope: str) -> "torch.
     of the n weights of each row (`scope="row"`) or of the matrix (`scope="matrix"`). Of equal
     scores the one with the lower index goes first.
     """
-    rows, columns = score_OI.shape
     if pattern.group:
         flat, drop = score_OI.reshape(-1, pattern.group), pattern.group - pattern.keep
     else:
         flat = score_OI.reshape(1, -1) if scope == "matrix" else score_OI
         drop = int(flat.shape[1] * pattern.ratio)
-    lowest = flat.sort(dim=1, stable=True).indices[:, :drop]
-    mask = flat.isnan().scatter_(1, lowest, True)
-    return mask.reshape(rows, columns)
+    if drop == 0:
+        return flat.isnan().view(score_OI.shape)
+    # the drop-th lowest of each line, and of those that equal it only as many as still fit
+    limit = flat.kthvalue(drop, dim=1, keepdim=True).values
+    below, equal = flat < limit, flat == limit
+    room = drop - below.sum(1, keepdim=True)
+    return (below | (equal & (equal.cumsum(1) <= room))).view(score_OI.shape)
