@@ -76,7 +76,10 @@ def table(paths: list[str]) -> Table:
     Raises InputError for a path without any sidecar, or one that is damaged.
     """
     found = [(path, record) for given in paths for path, record in _sidecars(given)]
-    models = {record.id: (path, record) for path, record in found if record.kind == "checkpoint"}
+    models: dict[str, tuple[Path, Sidecar]] = {}
+    for path, record in found:
+        if record.kind == "checkpoint":
+            models.setdefault(record.id, (path, record))
     by_digest = {record.outputs.get("digest"): key for key, (_, record) in models.items()}
     rows, evaluated = [], set()
     for path, record in found:

@@ -307,6 +307,8 @@ def skip_losses(runner: Runner, ids: Tensor, skip: int) -> Tensor:
                 streams[i] = runner.forward(layer, j, streams[i])
             if j < depth - skip:
                 dense_state = runner.forward(layer, j, dense_state)
+        if skip == 0:  # a start after the last layer is the whole model, too
+            streams.append(dense_state)
         for i, stream in enumerate(streams):
             totals[i] += runner.losses(stream, ids[rows]).sum()
     return totals / (ids.shape[0] * (ids.shape[1] - 1))

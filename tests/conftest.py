@@ -1,0 +1,47 @@
+"""Shared fixtures: tiny checkpoints of every family, and tokens."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+
+import tiny
+from prunecli.families import registry
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet_single_thread():
+    """Tests run side by side: one thread each, and no progress bars of libraries."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """Return a function from a family's name to a tiny checkpoint, made once."""
+    root = tmp_path_factory.mktemp("models")
+
+    def model(family: str):
+        folder = root / family
+        return folder if folder.exists() else tiny.make(folder, family)
+
+    return model
+
+
+@pytest.fixture(scope="session")
+def llama(models):
+    return models("llama")
+
+
+@pytest.fixture(scope="session")
+def calibration(tmp_path_factory):
+    return tiny.tokens(tmp_path_factory.mktemp("tokens") / "c.safetensors", seed=1)
+
+
+@pytest.fixture(scope="session", params=registry.names())
+def family(request):
+    return request.param

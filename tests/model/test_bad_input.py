@@ -1,0 +1,279 @@
+"""Bad input: one clear line, the documented exit status, and nothing written."""
+
+import json
+import shutil
+from collections import namedtuple
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+import tiny
+from prunecli.check import check
+from prunecli.errors import InputError, PruneError
+from prunecli.evaluation.perplexity import evaluate
+from prunecli.initialise import init
+from prunecli.io import output
+from prunecli.io.checkpoint import CheckpointWriter
+from prunecli.io.tensorfile import read_header
+from prunecli.pipeline import calibrate, score
+from prunecli.pruning import prune
+from prunecli.settings import Amount, Data, Output
+from prunecli.table import table
+
+
+@pytest.fixture
+def model(llama, tmp_path):
+    return shutil.copytree(llama, tmp_path / "in")
+
+
+def listing(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def refused(folder, status, *words, method="magnitude", out="out", **settings):
+    """Prune, which must fail with `status` and a line with all `words`, and write nothing."""
+    before = listing(folder)
+    settings.setdefault("amount", Amount(ratio=0.5))
+    with pytest.raises(PruneError) as caught:
+        prune(
+            str(settings.pop("model", folder / "in")), str(folder / out), method=method, **settings
+        )
+    message = str(caught.value)
+    assert caught.value.exit_code == status, message
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+    assert listing(folder) == before
+
+
+def rewrite(model, edit):
+    tensors = {n: t.clone() for n, t in load_file(model / "model.safetensors").items()}
+    edit(tensors)
+    save_file(tensors, model / "model.safetensors")
+
+
+def configure(model, **values):
+    record = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**record, **values}))
+
+
+def test_missing_folder(model, tmp_path):
+    refused(tmp_path, 4, "no such folder", "hf:meta-llama/Llama-3", model="meta-llama/Llama-3")
+    refused(tmp_path, 4, "no such folder", model=tmp_path / "nowhere")
+
+
+def test_hub_offline(model, tmp_path):
+    refused(tmp_path, 4, "hub", model="hf:org/name")
+
+
+def test_not_a_checkpoint(model, tmp_path):
+    (model / "config.json").unlink()
+    refused(tmp_path, 4, "not a checkpoint", "config.json")
+
+
+def test_no_weights_and_pickles(model, tmp_path):
+    (model / "model.safetensors").unlink()
+    refused(tmp_path, 4, "not a checkpoint")
+    (model / "pytorch_model.bin").write_bytes(b"x")
+    refused(tmp_path, 4, "pickled", "safetensors")
+
+
+def test_unknown_family_and_tensor(model, tmp_path):
+    rewrite(model, lambda t: t.__setitem__("model.layers.0.extra.weight", torch.ones(2)))
+    refused(tmp_path, 4, "model.layers.0.extra.weight", "llama")
+    configure(model, model_type="lama")
+    refused(tmp_path, 4, "'lama'", "did you mean 'llama'")
+
+
+def test_missing_tensor_and_wrong_shape(model, tmp_path):
+    name = "model.layers.1.mlp.up_proj.weight"
+    rewrite(model, lambda t: t.__setitem__(name, torch.ones(3, 48)))
+    refused(tmp_path, 4, name, "[3, 48]", "[80, 48]")
+    rewrite(model, lambda t: t.pop(name))
+    refused(tmp_path, 4, name, "missing")
+
+
+@pytest.mark.parametrize("size", [0, 5, 100, 3000, -1, -1000])
+def test_truncated(model, tmp_path, size):
+    data = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(data[:size])
+    refused(tmp_path, 4, "model.safetensors", "not a valid safetensors file")
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.data())
+def test_a_damaged_header_is_never_more_than_an_input_error(llama, tmp_path, data):
+    content = bytearray((llama / "model.safetensors").read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, 3000))
+        content[place] = data.draw(st.integers(0, 255))
+    path = tmp_path / "damaged.safetensors"
+    path.write_bytes(content)
+    try:
+        read_header(path)
+    except InputError as error:
+        assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("gone.safetensors", "missing shard"),
+        ("../in/model.safetensors", "beside it"),
+        ("/etc/model.safetensors", "beside it"),
+        ("pytorch_model.bin", "beside it"),
+    ],
+)
+def test_index(model, tmp_path, file, words):
+    names = load_file(model / "model.safetensors")
+    (model / "model.safetensors").rename(model / "part.safetensors")
+    record = {"metadata": {}, "weight_map": {**dict.fromkeys(names, "part.safetensors"), "x": file}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(record))
+    refused(tmp_path, 4, words, file)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers(model, tmp_path, value):
+    rewrite(model, lambda t: t["model.norm.weight"].__setitem__(3, value))
+    refused(tmp_path, 4, "model.norm.weight", "NaN or infinite")
+
+
+@pytest.mark.parametrize("ratio", [0, 1, -0.5, 1.5, float("nan")])
+def test_ratio_out_of_range(model, tmp_path, ratio):
+    refused(tmp_path, 2, "between 0 and 1", amount=Amount(ratio=ratio))
+
+
+def test_ratio_out_of_reach_names_the_nearest(model, tmp_path):
+    refused(tmp_path, 4, "nearest", "0.25", method="shortgpt", amount=Amount(ratio=0.01))
+    refused(tmp_path, 4, "nearest", "0.75", method="shortgpt", amount=Amount(ratio=0.99))
+
+
+def test_impossible_amounts(model, tmp_path):
+    refused(tmp_path, 4, "multiple of 7", amount=Amount(sparsity="2:7"))
+    refused(tmp_path, 2, "N:M", amount=Amount(sparsity="4:2"))
+    refused(tmp_path, 2, "implies", amount=Amount(sparsity="2:4", ratio=0.5))
+    refused(tmp_path, 2, "no amount", amount=Amount())
+    refused(tmp_path, 2, "shape", amount=Amount(layers=2))
+    refused(tmp_path, 4, "multiple of the 3", method="flap", amount=Amount(heads=4))
+    refused(tmp_path, 2, "cannot change hidden", method="flap", amount=Amount(hidden=24))
+    refused(tmp_path, 4, "the model has 4", method="shortgpt", amount=Amount(layers=9))
+
+
+def test_names(model, tmp_path):
+    refused(tmp_path, 2, "unknown method 'wnda'", "did you mean 'wanda'", method="wnda")
+    refused(tmp_path, 2, "no option --bias", options={"bias": "keep"})
+    refused(tmp_path, 2, "did you mean 'UL-UM'", method="flap", options={"structure": "UL-M"})
+
+
+def test_places(model, tmp_path):
+    refused(tmp_path, 4, "the input itself", out="in")
+    refused(tmp_path, 4, "inside the input", out="in/out")
+    refused(tmp_path, 4, "the input itself", out="in", output=Output(force=True))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    refused(tmp_path, 5, "exists", out="mine")
+    refused(tmp_path, 5, "not made by prunecli", out="mine", output=Output(force=True))
+
+
+def test_too_little_disk(model, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(output.shutil, "disk_usage", lambda path: usage(1, 1, 1000))
+    refused(tmp_path, 4, "too little disk", "free")
+
+
+def test_tokens(model, tmp_path):
+    other = tiny.tokens(tmp_path / "other.safetensors", vocab=50000)
+    refused(tmp_path, 4, "259", method="wanda", data=Data(other))
+    refused(tmp_path, 4, "tokenizer", method="wanda", data=Data("builtin"))
+    few = tiny.tokens(tmp_path / "few.safetensors", rows=2)
+    refused(tmp_path, 4, "2", method="wanda", data=Data(few, nsamples=5))
+
+
+def test_a_failure_in_the_middle_leaves_nothing(model, tmp_path, monkeypatch):
+    calls = []
+
+    def write(self, name, tensor):
+        calls.append(name)
+        if len(calls) > 5:
+            raise PruneError("the disk went away")
+
+    monkeypatch.setattr(CheckpointWriter, "write", write)
+    refused(tmp_path, 1, "went away")
+    assert len(calls) > 5
+
+
+def test_wrong_kinds_and_other_models(model, models, calibration, tmp_path):
+    stats, scores = str(tmp_path / "s.safetensors"), str(tmp_path / "c.safetensors")
+    calibrate(str(model), stats, methods=["flap"], data=Data(calibration))
+    score(str(model), scores, method="flap", stats=stats)
+    refused(tmp_path, 4, "'stats'", "'scores'", method="flap", scores=stats)
+    refused(tmp_path, 4, "lacks", "calibrate --for wanda", method="wanda", stats=stats)
+    refused(tmp_path, 4, "another model", method="flap", stats=stats, model=models("mistral"),
+            options={"bias": "drop"})  # fmt: skip
+    refused(tmp_path, 4, "no such file", method="flap", stats=str(tmp_path / "x.safetensors"))
+    refused(tmp_path, 4, "not AL-AM", method="flap", scores=scores, options={"structure": "AL-AM"})
+    with pytest.raises(PruneError, match="inside prune"):
+        score(str(model), str(tmp_path / "w.safetensors"), method="wanda")
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [
+        {"layers": [0, 9]},
+        {"layers": []},
+        {"ffn": [[1, 0]] * 4},
+        {"ffn": [[0]]},
+        {"foo": [1]},
+        {"hidden": ["a"]},
+        {"heads": [[0, 1, 3]] * 4},
+    ],
+)
+def test_plans(model, tmp_path, keep):
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps({"keep": keep}))
+    refused(tmp_path, 4, "plan", method=None, amount=Amount(), plan=str(plan))
+
+
+def test_evaluating_on_calibration_windows(model, calibration, tmp_path):
+    prune(
+        str(model),
+        str(tmp_path / "out"),
+        method="wanda",
+        amount=Amount(ratio=0.5),
+        data=Data(calibration),
+    )
+    with pytest.raises(InputError, match="calibrated on"):
+        evaluate(str(tmp_path / "out"), data=[Data(calibration)])
+    assert evaluate(str(tmp_path / "out"), data=[Data(calibration)], allow_overlap=True).results[
+        "loss"
+    ]
+
+
+def test_init_check_and_table(tmp_path):
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(tiny.config_of("llama")))
+    for name in ("a", "b"):
+        init(str(config), str(tmp_path / name), seed=3)
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (
+        tmp_path / "b" / "model.safetensors"
+    ).read_bytes()
+    weights = load_file(tmp_path / "a" / "model.safetensors")
+    assert float(weights["lm_head.weight"].std()) == pytest.approx(0.3, rel=0.05)
+    assert check(str(tmp_path / "a"), deep=True) == []
+    data = Data("builtin", nsamples=2, seq_len=32)
+    evaluate(str(tmp_path / "a"), data=[data], out=str(tmp_path / "a.json"))
+    (row,) = [row for row in table([str(tmp_path)]).rows if row["perplexity"]]
+    assert (row["model"], row["tokens"], row["method"]) == ("a", 62, "init")
+    for format in ("rich", "md", "csv", "tex", "json"):
+        assert "init" in table([str(tmp_path)]).render(format)
+    weights["model.norm.weight"][0] += 1
+    save_file(weights, tmp_path / "a" / "model.safetensors")
+    assert check(str(tmp_path / "a")) == []
+    assert "digest" in check(str(tmp_path / "a"), deep=True)[0]
+    configure(tmp_path / "b", num_hidden_layers=5)
+    assert "missing" in check(str(tmp_path / "b"))[0]

@@ -1,0 +1,213 @@
+"""Every family against stock transformers: coverage, streamed losses, and surgery's parity."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import tiny
+from prunecli.arch import Arch
+from prunecli.evaluation.perplexity import evaluate
+from prunecli.io.checkpoint import Checkpoint
+from prunecli.pruning import prune
+from prunecli.settings import Amount, Data
+
+WRITERS = ("o_proj.weight", "down_proj.weight", "o_proj.bias", "down_proj.bias")
+IDS = torch.randint(259, (2, 32), generator=torch.Generator().manual_seed(5))
+
+
+def loss(logits, ids):
+    return float(
+        torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    )
+
+
+def edited(folder, out, edit, config=None):
+    """Copy a one-file model with its tensors (and its config) changed."""
+    out.mkdir()
+    tensors = {
+        name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()
+    }
+    edit(tensors)
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    record = json.loads((folder / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({**record, **(config or {})}))
+    return out
+
+
+def run_plan(model, out, tmp_path, **keep):
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps({"keep": keep}))
+    return prune(str(model), str(out), plan=str(plan))
+
+
+def test_every_tensor_is_described(family, models):
+    checkpoint = Checkpoint(str(models(family)))
+    described = {name: tensor.shape for name, tensor in checkpoint.arch.tensors().items()}
+    assert described == {name: spec.shape for name, spec in checkpoint.specs.items()}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_streamed_losses_are_those_of_transformers(family, tied, tmp_path):
+    model = tiny.make(tmp_path / "m", family, tie_word_embeddings=tied)
+    source = tiny.tokens(tmp_path / "t.safetensors", rows=5)
+    ids = load_file(tmp_path / "t.safetensors")["ids"].long()
+    found = evaluate(str(model), data=[Data(source)]).results
+    assert found["tokens"] == 5 * 31
+    assert found["loss"] == pytest.approx(loss(tiny.logits(model, ids), ids), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_theta": 5000.0},
+        {
+            "rope_theta": 5000.0,
+            "rope_scaling": {
+                "rope_type": "llama3",
+                "factor": 4.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 16,
+            },
+        },
+    ],
+)
+def test_old_rope_settings_survive_a_change_of_container(llama, tmp_path, rope):
+    """Heads that do not divide hidden: a Llama goes into a Mistral, with biases a Seed-OSS."""
+    model = tiny.make(tmp_path / "wide", "llama", num_attention_heads=12, num_key_value_heads=6)
+    config = json.loads((model / "config.json").read_text())
+    config.pop("rope_parameters")
+    (model / "config.json").write_text(json.dumps({**config, **rope}))
+    kept = [[0, 1, 2, 3, 5]] * 4
+    made = run_plan(model, tmp_path / "out", tmp_path, kv_heads=kept)
+    assert made.results["container"] == "mistral"
+
+    def silence(tensors):
+        for i in range(4):
+            tensors[f"model.layers.{i}.self_attn.o_proj.weight"][:, 4 * 16 : 5 * 16] = 0
+
+    parent = edited(model, tmp_path / "silent", silence)
+    assert torch.allclose(tiny.logits(tmp_path / "out", IDS), tiny.logits(parent, IDS), atol=1e-4)
+
+    source = tiny.tokens(tmp_path / "t.safetensors")
+    made = prune(
+        str(model),
+        str(tmp_path / "biased"),
+        method="flap",
+        amount=Amount(heads=10, ffn=60),
+        data=Data(source),
+    )
+    assert made.results["container"] == "seed_oss"
+    plain = prune(
+        str(model),
+        str(tmp_path / "plain"),
+        method="flap",
+        amount=Amount(heads=10, ffn=60),
+        options={"bias": "drop"},
+        data=Data(source),
+    )
+    assert plain.results["container"] == "mistral"
+    unbiased = edited(
+        tmp_path / "biased",
+        tmp_path / "unbiased",
+        lambda tensors: [t.zero_() for name, t in tensors.items() if name.endswith(".bias")],
+    )
+    assert torch.allclose(
+        tiny.logits(unbiased, IDS), tiny.logits(tmp_path / "plain", IDS), atol=1e-5
+    )
+
+
+def test_ffn_channels_are_cut_as_if_zero(family, models, tmp_path):
+    keep = [sorted({(7 * j + i) % 80 for j in range(50)}) for i in range(4)]
+    width = min(map(len, keep))
+    keep = [channels[:width] for channels in keep]
+    run_plan(models(family), tmp_path / "out", tmp_path, ffn=keep)
+
+    def silence(tensors):
+        for i, channels in enumerate(keep):
+            gone = [j for j in range(80) if j not in channels]
+            tensors[f"model.layers.{i}.mlp.down_proj.weight"][:, gone] = 0
+
+    parent = edited(models(family), tmp_path / "silent", silence)
+    assert torch.allclose(tiny.logits(tmp_path / "out", IDS), tiny.logits(parent, IDS), atol=1e-4)
+
+
+def test_kv_groups_are_cut_as_if_zero(family, models, tmp_path):
+    keep = [[0], [1], [1], [0]]
+    run_plan(models(family), tmp_path / "out", tmp_path, kv_heads=keep)
+
+    def silence(tensors):
+        for i, (group,) in enumerate(keep):
+            gone = slice(24 * (1 - group), 24 * (2 - group))
+            tensors[f"model.layers.{i}.self_attn.o_proj.weight"][:, gone] = 0
+
+    parent = edited(models(family), tmp_path / "silent", silence)
+    assert torch.allclose(tiny.logits(tmp_path / "out", IDS), tiny.logits(parent, IDS), atol=1e-4)
+
+
+def test_query_heads_are_cut_within_their_groups(family, models, tmp_path):
+    keep = [[0, 2, 3, 5]] * 4
+    run_plan(models(family), tmp_path / "out", tmp_path, heads=keep)
+
+    def silence(tensors):
+        for i in range(4):
+            for head in (1, 4):
+                rows = slice(8 * head, 8 * head + 8)
+                tensors[f"model.layers.{i}.self_attn.o_proj.weight"][:, rows] = 0
+
+    parent = edited(models(family), tmp_path / "silent", silence)
+    assert torch.allclose(tiny.logits(tmp_path / "out", IDS), tiny.logits(parent, IDS), atol=1e-4)
+
+
+def test_layers_are_cut_as_if_they_added_nothing(family, models, tmp_path):
+    made = run_plan(models(family), tmp_path / "out", tmp_path, layers=[0, 3])
+    assert made.results["removed_layers"] == [1, 2]
+
+    def silence(tensors):
+        for name, tensor in tensors.items():
+            inside = ".layers.1." in name or ".layers.2." in name
+            if inside and name.endswith(WRITERS):
+                tensor.zero_()
+
+    parent = edited(models(family), tmp_path / "silent", silence)
+    assert torch.allclose(tiny.logits(tmp_path / "out", IDS), tiny.logits(parent, IDS), atol=1e-4)
+
+
+def test_hidden_channels_are_cut_as_if_zero(family, tmp_path):
+    """A norm over fewer channels is exact once the parent's gains are scaled by sqrt(d / d')."""
+    model = tiny.make(tmp_path / "m", family, rms_norm_eps=1e-12)
+    keep = [j for j in range(48) if j % 8 < 5]  # 30 channels, which the 6 heads divide
+    run_plan(model, tmp_path / "out", tmp_path, hidden=keep)
+    gone = [j for j in range(48) if j not in keep]
+
+    def silence(tensors):
+        for name, tensor in tensors.items():
+            if "embed_tokens" in name:
+                tensor[:, gone] = 0
+            elif name.endswith(WRITERS):
+                tensor[gone] = 0
+            elif "layernorm" in name or name == "model.norm.weight":
+                tensor *= (len(keep) / 48) ** 0.5
+
+    parent = edited(model, tmp_path / "silent", silence)
+    assert torch.allclose(tiny.logits(tmp_path / "out", IDS), tiny.logits(parent, IDS), atol=2e-4)
+
+
+def test_smollm2_keeps_its_own_container():
+    arch = Arch(
+        {
+            "model_type": "llama",
+            "num_hidden_layers": 30,
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "vocab_size": 49152,
+            "tie_word_embeddings": True,
+        }
+    )
+    assert arch.total_params == 134_515_008
+    child = arch.child(kv_heads=2, ffn=700, biased=True)
+    assert (child.heads, child.kv_heads, child.config["model_type"]) == (6, 2, "llama")

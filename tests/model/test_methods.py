@@ -1,0 +1,316 @@
+"""Every method through the library: references, stages, and what must always hold."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tiny
+from prunecli.arch import Arch
+from prunecli.errors import PruneError
+from prunecli.io.checkpoint import Checkpoint
+from prunecli.methods import registry
+from prunecli.methods._base import Pattern
+from prunecli.methods._masks import drop_mask
+from prunecli.pipeline import calibrate, score
+from prunecli.pruning import prune
+from prunecli.settings import Amount, Compute, Data, Output
+from prunecli.stats import run
+
+HALF = Amount(ratio=0.5)
+STAGED = [
+    *(
+        ("flap", {"structure": structure, "bias": bias})
+        for structure in ("UL-UM", "UL-MM", "AL-MM", "AL-AM")
+        for bias in ("keep", "drop")
+    ),
+    ("minitron-width", {}),
+    ("minitron-width", {"hidden_score": "nvidia", "mlp_score": "nvidia"}),
+    ("minitron-depth", {}),
+    ("shortgpt", {}),
+]  # fmt: skip
+
+
+def contents(folder) -> dict[str, bytes]:
+    """Return what must be equal in equal runs: all bytes but the sidecar's `run`."""
+    found = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    record = json.loads(found["prunecli.json"])
+    record.pop("run")
+    return {**found, "prunecli.json": json.dumps(record).encode()}
+
+
+def cut(model, out, method, calibration, amount=HALF, **settings):
+    return prune(
+        str(model), str(out), method=method, amount=amount, data=Data(calibration), **settings
+    )
+
+
+@pytest.mark.parametrize("method", registry.names())
+def test_what_always_holds(method, family, models, calibration, tmp_path):
+    """Every method on every family: loads in transformers, repeats, leaves its input alone."""
+    model = models(family)
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+    options = {"bias": "drop"} if method == "flap" else {}
+    made = cut(model, tmp_path / "a", method, calibration, options=options)
+    cut(model, tmp_path / "b", method, calibration, options=options)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert {path.name: path.read_bytes() for path in model.iterdir()} == before
+    ids = torch.arange(20)[None]
+    assert tiny.logits(tmp_path / "a", ids).isfinite().all()
+    assert made.results["ratio"] == pytest.approx(0.5, abs=0.02)
+    checkpoint = Checkpoint(str(tmp_path / "a"))
+    assert checkpoint.arch.total_params == made.results["params"]
+    counted = sum(
+        int(t.count_nonzero()) for t in load_file(tmp_path / "a" / "model.safetensors").values()
+    )
+    assert counted == made.results["nonzero"]
+    record = tiny.sidecar(tmp_path / "a")
+    assert record["outputs"]["digest"] == checkpoint.digest()
+    assert record["id"] == checkpoint.arch.config["prunecli"]["id"]
+    record.pop("run")
+    assert str(tmp_path) not in json.dumps(record)
+
+
+@pytest.mark.parametrize("bias", ["keep", "drop"])
+@pytest.mark.parametrize("name", ["llama", "seed-oss"])
+def test_flap_replaces_channels_by_their_means(name, bias, models, calibration, tmp_path):
+    """The biased child computes the parent with removed inputs of o and down held at their mean."""
+    model = models(name)
+    made = cut(
+        model, tmp_path / "out", "flap", calibration, options={"bias": bias}, keep=str(tmp_path)
+    )
+    plan = prune(
+        str(model), str(tmp_path / "p.json"), method="flap", amount=HALF, data=Data(calibration),
+        options={"bias": bias}, plan_only=True,
+    ).results["keep"]  # fmt: skip
+    means = load_file(tmp_path / "stats.safetensors")
+    from transformers import AutoModelForCausalLM
+
+    parent = AutoModelForCausalLM.from_pretrained(model).eval()
+    for i, layer in enumerate(parent.model.layers):
+        heads = [24 * group + j for group in plan["kv_heads"][i] for j in range(24)]
+        for module, kept in (("self_attn.o_proj", heads), ("mlp.down_proj", plan["ffn"][i])):
+            mean = means[f"model.layers.{i}.{module}:in.mean"].float()
+
+            def hold(linear, inputs, mean=mean if bias == "keep" else mean * 0, kept=kept):
+                held = mean.expand_as(inputs[0]).clone()
+                held[..., kept] = inputs[0][..., kept]
+                return (held,)
+
+            layer.get_submodule(module).register_forward_pre_hook(hold)
+    ids = torch.randint(259, (2, 24), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        expected = parent(ids).logits
+    assert torch.allclose(tiny.logits(tmp_path / "out", ids), expected, atol=1e-4)
+    assert made.results["ragged"] is False
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_sequential_methods_propagate_what_they_wrote(method, llama, calibration, tmp_path):
+    """Prune layer by layer with stock modules; masks and compensated weights must agree."""
+    cut(llama, tmp_path / "out", method, calibration)
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    from transformers import AutoModelForCausalLM
+
+    from prunecli.methods import sparsegpt
+
+    model = AutoModelForCausalLM.from_pretrained(llama).eval()
+    ids = load_file(calibration.rsplit(":", 1)[0])["ids"].long()
+    options = {"block_size": 128, "damping": 0.01, "compat": False}
+    with torch.no_grad():
+        for i, layer in enumerate(model.model.layers):
+            inputs = {}
+            linears = {
+                name: module
+                for name, module in layer.named_modules()
+                if isinstance(module, torch.nn.Linear)
+            }
+            hooks = [
+                module.register_forward_pre_hook(
+                    lambda m, x, into=inputs, name=name: into.__setitem__(
+                        name, x[0].flatten(0, 1).double()
+                    )
+                )
+                for name, module in linears.items()
+            ]
+            model(ids)
+            for hook in hooks:
+                hook.remove()
+            for name, module in linears.items():
+                X, W = inputs[name], module.weight.data
+                if method == "wanda":
+                    mask = drop_mask(
+                        W.abs() * X.square().sum(0).sqrt().float(), Pattern(0.5), "row"
+                    )
+                    W[mask] = 0
+                else:
+                    factor = sparsegpt.prepare({"gram": (X.T @ X).float()}, options)
+                    W.copy_(sparsegpt.sparsify(W, factor, Pattern(0.5), options))
+                ours = found[f"model.layers.{i}.{name}.weight"]
+                assert (ours == 0).equal(W == 0), (i, name)
+                assert torch.allclose(ours, W, rtol=1e-3, atol=1e-3), (i, name)
+
+
+def test_every_depth_candidate_is_that_of_the_naive_loop(llama, calibration):
+    runner = run.Runner(Checkpoint(str(llama)), Compute())
+    ids = load_file(calibration.rsplit(":", 1)[0])["ids"]
+    tokens = ids.shape[0] * (ids.shape[1] - 1)
+    dense = run.sequence_losses(runner, ids).sum() / tokens
+    assert run.skip_losses(runner, ids, 0).tolist() == [float(dense)] * 5
+    for skip in (1, 2, 3):
+        found = run.skip_losses(runner, ids, skip)
+        naive = [
+            run.sequence_losses(runner, ids, range(i, i + skip)).sum() for i in range(5 - skip)
+        ]
+        assert found.equal(torch.stack(naive) / tokens)
+
+
+def test_permuted_hidden_channels_permute_their_scores(llama, calibration, tmp_path):
+    order = torch.randperm(48, generator=torch.Generator().manual_seed(0))
+    from safetensors.torch import save_file
+
+    other = tmp_path / "permuted"
+    other.mkdir()
+    (other / "config.json").write_bytes((llama / "config.json").read_bytes())
+    tensors, arch = load_file(llama / "model.safetensors"), Arch.read(llama)
+    for name, tensor in arch.tensors().items():
+        for dim, axis in enumerate(tensor.axes):
+            if axis == "hidden":
+                tensors[name] = tensors[name].index_select(dim, order)
+    save_file({n: t.contiguous() for n, t in tensors.items()}, other / "model.safetensors")
+    scores = []
+    for model in (llama, other):
+        path = tmp_path / f"{model.name}.safetensors"
+        score(str(model), str(path), method="minitron-width", data=Data(calibration))
+        scores.append(load_file(path)["hidden"])
+    assert torch.allclose(scores[1], scores[0][order], rtol=1e-4)
+
+
+@pytest.mark.parametrize(("method", "options"), STAGED)
+def test_three_steps_give_the_bytes_of_one(method, options, llama, calibration, tmp_path):
+    made = cut(
+        llama, tmp_path / "one", method, calibration, options=options, keep=str(tmp_path / "kept")
+    )
+    amount = HALF if method == "minitron-depth" else None
+    stats, scores = str(tmp_path / "s.safetensors"), str(tmp_path / "c.safetensors")
+    scored = {k: v for k, v in options.items() if k != "bias"}
+    calibrate(str(llama), stats, methods=[method], amount=amount, data=Data(calibration))
+    score(str(llama), scores, method=method, options=scored, stats=stats)
+    three = prune(
+        str(llama),
+        str(tmp_path / "three"),
+        method=method,
+        amount=HALF,
+        options=options,
+        scores=scores,
+    )
+    one = (tmp_path / "one" / "model.safetensors").read_bytes()
+    assert (tmp_path / "three" / "model.safetensors").read_bytes() == one
+    assert three.results == made.results
+    for name, path in (("stats", stats), ("scores", scores)):
+        kept = (tmp_path / "kept" / f"{name}.safetensors").read_bytes()
+        assert kept == Path(path).read_bytes()
+    plan = str(tmp_path / "plan.json")
+    prune(
+        str(llama), plan, method=method, amount=HALF, options=options, scores=scores, plan_only=True
+    )
+    again = prune(
+        str(llama),
+        str(tmp_path / "planned"),
+        method=method,
+        options=options,
+        plan=plan,
+        stats=stats,
+    )
+    assert (tmp_path / "planned" / "model.safetensors").read_bytes() == one
+    assert again.results["ratio"] == made.results["ratio"]
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt", "wanda-sp"])
+def test_one_pass_variant_of_sequential_methods(method, llama, calibration, tmp_path):
+    stats = str(tmp_path / "s.safetensors")
+    calibrate(str(llama), stats, methods=[method], data=Data(calibration))
+    made = prune(str(llama), str(tmp_path / "out"), method=method, amount=HALF, stats=stats)
+    assert made.results["ratio"] == pytest.approx(0.5, abs=0.01)
+    cut(llama, tmp_path / "faithful", method, calibration)
+    first, faithful = (load_file(tmp_path / n / "model.safetensors") for n in ("out", "faithful"))
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert first[name].equal(faithful[name]), "the first layer has no predecessors"
+
+
+@pytest.mark.parametrize("method", ["flap", "sparsegpt", "minitron-depth"])
+def test_shards_bf16_ties_and_disk_buffers(method, calibration, tmp_path):
+    sizes = {"dtype": torch.bfloat16, "tie_word_embeddings": True}
+    whole = tiny.make(tmp_path / "whole", "llama", **sizes)
+    sharded = tiny.make(tmp_path / "sharded", "llama", shard="60KB", **sizes)
+    assert len(list(sharded.glob("*.safetensors"))) > 1
+    for model in (whole, sharded):
+        out = tmp_path / f"{model.name}-out"
+        cut(model, out, method, calibration, compute=Compute(buffer="disk"))
+        cut(model, tmp_path / f"{model.name}-ram", method, calibration)
+        assert contents(out) == contents(tmp_path / f"{model.name}-ram")
+        many = model is sharded and method != "minitron-depth"
+        assert (len(list(out.glob("*.safetensors"))) > 1) == many or method == "minitron-depth"
+        specs = Checkpoint(str(out)).specs
+        assert {spec.dtype for spec in specs.values()} == {"BF16"}
+        assert "lm_head.weight" not in specs
+    ids = torch.arange(20)[None]
+    assert tiny.logits(tmp_path / "whole-out", ids).equal(
+        tiny.logits(tmp_path / "sharded-out", ids)
+    )
+
+
+def test_a_pruned_checkpoint_is_a_checkpoint(llama, calibration, tmp_path):
+    cut(llama, tmp_path / "first", "minitron-depth", calibration)
+    cut(tmp_path / "first", tmp_path / "second", "wanda", calibration)
+    record = tiny.sidecar(tmp_path / "second")
+    assert [step["options"]["method"] for step in record["history"]] == ["minitron-depth", "wanda"]
+    assert record["history"][1]["parent"] == record["history"][0]["id"]
+    assert record["tokens"]["calibration"] == 2 * 8 * 32
+
+
+def test_skip_existing_and_force(llama, calibration, tmp_path):
+    out = tmp_path / "out"
+    made = cut(llama, out, "magnitude", calibration)
+    stamp = (out / "model.safetensors").stat().st_mtime_ns
+    again = cut(llama, out, "magnitude", calibration, output=Output(skip_existing=True))
+    assert again.sidecar == made.sidecar
+    assert (out / "model.safetensors").stat().st_mtime_ns == stamp
+    with pytest.raises(PruneError) as caught:
+        cut(
+            llama,
+            out,
+            "magnitude",
+            calibration,
+            Amount(ratio=0.25),
+            output=Output(skip_existing=True),
+        )
+    assert caught.value.exit_code == 5
+    cut(llama, out, "magnitude", calibration, Amount(ratio=0.25), output=Output(force=True))
+    assert tiny.sidecar(out)["results"]["ratio"] == 0.25
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_amounts(llama, calibration, tmp_path):
+    def plan(method, amount, **options):
+        out = tmp_path / "dry"
+        return prune(
+            str(llama), str(out), method=method, amount=amount, options=options,
+            output=Output(dry_run=True),
+        ).results  # fmt: skip
+
+    sizes = plan("flap", Amount(heads=3, ffn=50))["sizes"]
+    assert (sizes["heads"], sizes["kv_heads"], sizes["ffn"]) == (3, 1, 50)
+    assert plan("minitron-depth", Amount(layers=1))["sizes"]["layers"] == 1
+    assert plan("minitron-width", Amount(hidden=36))["sizes"]["hidden"] == 36
+    total = Arch.read(llama).total_params
+    for method in ("flap", "minitron-width", "minitron-depth", "wanda-sp"):
+        params = plan(
+            method, Amount(params=0.7 * total), **({"bias": "drop"} if method == "flap" else {})
+        )["params"]
+        assert 0.4 * total < params <= 0.7 * total
+    shape = tmp_path / "arch.json"
+    shape.write_text(json.dumps({"hidden": 36, "ffn": 40}))
+    assert plan("minitron-width", Amount(arch=str(shape)))["sizes"]["ffn"] == 40

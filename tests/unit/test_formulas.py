@@ -1,0 +1,406 @@
+"""Formulas and statistics against naive fp64 loops."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prunecli.errors import PruneError
+from prunecli.methods import magnitude, registry, sparsegpt, wanda
+from prunecli.methods._base import LayerView, Pattern
+from prunecli.methods._masks import drop_mask
+from prunecli.stats import registry as statistics
+from prunecli.stats.absmean import AbsMean
+from prunecli.stats.block_influence import BlockInfluence
+from prunecli.stats.feature_norm import FeatureNorm
+from prunecli.stats.fluctuation import Fluctuation
+from prunecli.stats.gram import Gram
+from prunecli.stats.moments import Moments
+
+SPARSEGPT = {"block_size": 128, "damping": 0.01, "compat": False}
+
+
+def random(*shape: int, seed: int = 0, dtype=torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def correlated(rows: int, inputs: int, seed: int = 0) -> torch.Tensor:
+    return random(rows, inputs, seed=seed) @ random(inputs, inputs, seed=seed + 1)
+
+
+# ---------------------------------------------------------------- masks
+
+
+def naive_mask(score, pattern, scope):
+    """Sort (score, position) pairs: the lowest go, the earlier of equal ones first."""
+    rows, columns = score.shape
+    mask = torch.zeros(rows, columns, dtype=torch.bool)
+    if pattern.group:
+        sets = [
+            [(i, j + k) for k in range(pattern.group)]
+            for i in range(rows)
+            for j in range(0, columns, pattern.group)
+        ]
+    elif scope == "row":
+        sets = [[(i, j) for j in range(columns)] for i in range(rows)]
+    else:
+        sets = [[(i, j) for i in range(rows) for j in range(columns)]]
+    for places in sets:
+        drop = pattern.group - pattern.keep if pattern.group else int(len(places) * pattern.ratio)
+        for i, j in sorted(places, key=lambda place: (float(score[place]), place))[:drop]:
+            mask[i, j] = True
+    return mask
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 7),
+    st.integers(1, 6),
+    st.sampled_from(
+        [(0.0, 0, 0), (0.3, 0, 0), (0.5, 0, 0), (0.5, 2, 4), (0.75, 1, 4), (0.25, 3, 4)]
+    ),
+    st.sampled_from(["row", "matrix"]),
+    st.integers(0, 99),
+)
+def test_masks_are_exact_and_ties_go_by_position(rows, fours, pattern, scope, seed):
+    generator = torch.Generator().manual_seed(seed)
+    score = torch.randint(0, 4, (rows, 4 * fours), generator=generator).float()
+    found = drop_mask(score, Pattern(*pattern), scope)
+    assert found.equal(naive_mask(score, Pattern(*pattern), scope))
+
+
+@pytest.mark.parametrize("scope", ["matrix", "row"])
+def test_magnitude(scope):
+    weight = random(6, 16)
+    found = magnitude.sparsify(weight, None, Pattern(0.5), {"scope": scope, "compat": False})
+    mask = naive_mask(weight.abs(), Pattern(0.5), scope)
+    assert found.equal(weight.masked_fill(mask, 0))
+
+
+def test_official_magnitude_takes_all_at_or_below_the_limit():
+    weight = torch.tensor([[1.0, -1.0, 1.0, 2.0], [3.0, 1.0, -2.0, 4.0]])
+    found = magnitude.sparsify(weight, None, Pattern(0.25), {"scope": "matrix", "compat": True})
+    assert found.equal(weight * (weight.abs() > 1))
+
+
+def test_wanda_against_loops():
+    weight, inputs = random(5, 12, dtype=torch.float64), random(3, 7, 12, seed=3)
+    collector = FeatureNorm()
+    collector.observe(inputs)
+    norm = wanda.prepare(collector.result(), {})
+    found = wanda.sparsify(weight, norm, Pattern(0.5), {})
+    score = torch.zeros(5, 12, dtype=torch.float64)
+    for i in range(5):
+        for j in range(12):
+            square = sum(float(inputs[s, t, j]) ** 2 for s in range(3) for t in range(7))
+            score[i, j] = abs(float(weight[i, j])) * math.sqrt(square / 3)
+    assert found.equal(weight.masked_fill(naive_mask(score, Pattern(0.5), "row"), 0))
+    assert (found == 0).sum(1).tolist() == [6] * 5
+
+
+def test_wanda_on_white_inputs_is_magnitude_per_row():
+    weight = random(8, 16)
+    norm = wanda.prepare({"feature_norm": torch.full((16,), 2.5)}, {})
+    expected = magnitude.sparsify(weight, None, Pattern(0.5), {"scope": "row", "compat": False})
+    assert wanda.sparsify(weight, norm, Pattern(0.5), {}).equal(expected)
+
+
+# ---------------------------------------------------------------- SparseGPT
+
+
+def naive_sparsegpt(weight, gram, pattern, block_size=128, damping=0.01, compat=False):
+    """The update column by column, the inverse from scratch, all in fp64."""
+    W = weight.double().clone()
+    H = gram.double().clone()
+    inputs = len(H)
+    dead = H.diagonal() == 0
+    H[dead, dead] = 1
+    W[:, dead] = 0
+    H += damping * H.diagonal().mean() * torch.eye(inputs, dtype=torch.float64)
+    U = torch.linalg.cholesky(torch.linalg.inv(H), upper=True)
+    for start in range(0, inputs, block_size):
+        stop = min(start + block_size, inputs)
+        score = (W[:, start:stop] / U.diagonal()[start:stop]) ** 2
+        if pattern.group:
+            mask = torch.zeros_like(score, dtype=torch.bool)
+        elif compat:
+            limit = score.flatten().sort().values[int(score.numel() * pattern.ratio)]
+            mask = score <= limit
+        else:
+            mask = naive_mask(score, pattern, "matrix")
+        for j in range(start, stop):
+            if pattern.group and (j - start) % pattern.group == 0:
+                group = (W[:, j : j + pattern.group] / U.diagonal()[j : j + pattern.group]) ** 2
+                mask[:, j - start : j - start + pattern.group] = naive_mask(group, pattern, "row")
+            for i in range(len(W)):
+                if mask[i, j - start]:
+                    error = W[i, j] / U[j, j]
+                    W[i, j:] -= error * U[j, j:]
+                    W[i, j] = 0
+    return W
+
+
+@pytest.mark.parametrize("compat", [False, True])
+@pytest.mark.parametrize("pattern", [(0.5, 0, 0), (0.3, 0, 0), (0.5, 2, 4), (0.75, 1, 4)])
+def test_sparsegpt_masks_and_compensated_weights(pattern, compat):
+    weight, inputs = random(12, 48), correlated(400, 48)
+    gram = inputs.T @ inputs
+    options = {**SPARSEGPT, "block_size": 16, "compat": compat}
+    found = sparsegpt.sparsify(
+        weight, sparsegpt.prepare({"gram": gram}, options), Pattern(*pattern), options
+    )
+    expected = naive_sparsegpt(weight, gram, Pattern(*pattern), 16, compat=compat)
+    assert (found == 0).equal(expected == 0)
+    assert torch.allclose(found.double(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_sparsegpt_counts_per_block():
+    weight, inputs = random(96, 256), correlated(1024, 256)
+    stats = {"gram": inputs.T @ inputs}
+    for compat, count in ((False, 96 * 64), (True, 96 * 64 + 1)):
+        options = {**SPARSEGPT, "compat": compat}
+        found = sparsegpt.sparsify(weight, sparsegpt.prepare(stats, options), Pattern(0.5), options)
+        assert [int((found[:, a : a + 128] == 0).sum()) for a in (0, 128)] == [count, count]
+    found = sparsegpt.sparsify(
+        weight, sparsegpt.prepare(stats, SPARSEGPT), Pattern(0.5, 2, 4), SPARSEGPT
+    )
+    assert (found.view(-1, 4) == 0).sum(1).eq(2).all()
+
+
+def test_squared_diagonal_is_the_inverse_of_what_is_left():
+    inputs = correlated(300, 20).double()
+    gram = inputs.T @ inputs
+    U = sparsegpt.prepare({"gram": gram.clone()}, SPARSEGPT)["U"].double()
+    damped = gram + 0.01 * gram.diagonal().mean() * torch.eye(20)
+    for j in range(20):
+        expected = torch.linalg.inv(damped[j:, j:])[0, 0]
+        assert float(U[j, j] ** 2) == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_sparsegpt_beats_wanda_beats_nothing():
+    weight, inputs = random(64, 128), correlated(4096, 128)
+    gram, dense = inputs.T @ inputs, inputs @ weight.T
+
+    def error(pruned):
+        return float((inputs @ pruned.T - dense).square().sum())
+
+    for pattern in (Pattern(0.5), Pattern(0.5, 2, 4)):
+        ours = sparsegpt.sparsify(
+            weight, sparsegpt.prepare({"gram": gram}, SPARSEGPT), pattern, SPARSEGPT
+        )
+        by_norm = wanda.sparsify(weight, gram.diagonal().sqrt(), pattern, {})
+        by_size = weight.masked_fill(drop_mask(weight.abs(), pattern, "row"), 0)
+        assert error(ours) < min(error(by_norm), error(by_size))
+
+
+def test_dead_inputs_lose_their_weights():
+    inputs = correlated(100, 16)
+    inputs[:, 5] = 0
+    factor = sparsegpt.prepare({"gram": inputs.T @ inputs}, SPARSEGPT)
+    found = sparsegpt.sparsify(random(4, 16), factor, Pattern(0.25), SPARSEGPT)
+    assert (found[:, 5] == 0).all()
+
+
+def test_a_singular_hessian_gets_more_damping_and_a_hopeless_one_an_error():
+    rank_one = random(1, 32).T @ random(1, 32) + random(32, 32) * 1e-2
+    rank_one = (rank_one + rank_one.T) / 2 + torch.eye(32) * 0.05
+    factor = sparsegpt.prepare({"gram": rank_one}, SPARSEGPT)
+    assert int(factor["retries"]) > 0
+    assert factor["U"].isfinite().all()
+    with pytest.raises(PruneError, match="not positive definite"):
+        sparsegpt.prepare({"gram": torch.eye(4) * torch.tensor([1.0, 1, 1, -1e9])}, SPARSEGPT)
+
+
+# ---------------------------------------------------------------- channel scores
+
+
+def layer_view(inputs_o, inputs_down, weight_o, weight_down, kv_heads):
+    stats = {}
+    for point, inputs in (("o", inputs_o), ("down", inputs_down)):
+        for name in ("moments", "feature_norm", "fluctuation"):
+            collector = statistics.make(name)
+            collector.observe(inputs)
+            stats |= {f"{point}.{key}": value for key, value in collector.result().items()}
+    return LayerView({"o": weight_o, "down": weight_down}, stats, kv_heads)
+
+
+@pytest.fixture
+def view():
+    """Two KV groups of three heads of two channels; five FFN channels."""
+    inputs = random(4, 6, 12, seed=1), random(4, 6, 5, seed=2) + 3
+    weights = random(8, 12, seed=3), random(8, 5, seed=4)
+    return inputs, weights, layer_view(*inputs, *weights, 2)
+
+
+def naive_flap(inputs, weight, metric, compat=False):
+    sequences, length, channels = inputs.shape
+    scores = []
+    for j in range(channels):
+        x = [[float(inputs[s, t, j]) for t in range(length)] for s in range(sequences)]
+        flat = [value for row in x for value in row]
+        mean = sum(flat) / len(flat)
+        variance = sum((value - mean) ** 2 for value in flat) / (len(flat) - 1)
+        if compat:
+            variance, mu = 0.0, 0.0
+            for s, row in enumerate(x, 1):
+                mu = ((s - 1) * mu + sum(row) / length) / s
+                if s > 1:
+                    variance += (s - 1) / s * sum((value - mu) ** 2 for value in row)
+            variance /= sequences - 1
+        column = [float(w) for w in weight[:, j]]
+        scores.append(
+            {
+                "WIFV": variance * sum(w * w for w in column),
+                "IFV": variance,
+                "WIFN": sum(map(abs, column)) / len(column) * math.sqrt(sum(v * v for v in flat)),
+            }[metric]
+        )
+    return torch.tensor(scores, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("compat", [False, True])
+@pytest.mark.parametrize("metric", ["WIFV", "IFV", "WIFN"])
+@pytest.mark.parametrize("structure", ["UL-MM", "AL-AM"])
+def test_flap(view, metric, structure, compat):
+    inputs, weights, layer = view
+    options = {"structure": structure, "metric": metric, "compat": compat}
+    found = registry.get("flap").score(layer, options)
+    heads, ffn = (naive_flap(x, w, metric, compat) for x, w in zip(inputs, weights, strict=True))
+    heads = heads**2
+    if structure == "AL-AM":
+        heads, ffn = ((x - x.mean()) / x.std() for x in (heads, ffn))
+        groups = [heads[:6].mean(), heads[6:].mean()]
+    else:
+        groups = [heads[:6].sum(), heads[6:].sum()]
+    assert torch.allclose(found["kv_heads"], torch.stack(groups), rtol=1e-4)
+    assert torch.allclose(found["ffn"], ffn, rtol=1e-4)
+
+
+def test_wanda_sp(view):
+    inputs, weights, layer = view
+    found = registry.get("wanda-sp").score(layer, {"compat": False})
+    heads, ffn = (naive_flap(x, w, "WIFN") / 2 for x, w in zip(inputs, weights, strict=True))
+    # a norm is over the mean of four sequences: its root is half of that over their sum
+    assert torch.allclose(found["kv_heads"], torch.stack([heads[:6].sum(), heads[6:].sum()]))
+    assert torch.allclose(found["ffn"], ffn)
+
+
+@pytest.mark.parametrize("name", ["flap", "wanda-sp"])
+def test_a_group_is_its_own_contiguous_heads(name):
+    """Head a carries weight a: groups of 4 heads must score sums over 0..3 and 4..7."""
+    head_dim, group = 3, 4
+    weight = torch.arange(8.0).repeat_interleave(head_dim)[None]
+    inputs = random(2, 50, 24).sign() + torch.tensor([0.0, 1.0]).repeat(25)[None, :, None] * 1e-9
+    layer = layer_view(inputs, random(2, 50, 4), weight, random(1, 4), 2)
+    options = {"structure": "UL-MM", "metric": "WIFV", "compat": False}
+    found = registry.get(name).score(layer, options)["kv_heads"]
+    channel = {
+        "flap": lambda a: naive_flap(inputs, weight, "WIFV") ** 2,
+        "wanda-sp": lambda a: naive_flap(inputs, weight, "WIFN") / math.sqrt(2),
+    }[name](0)
+    expected = [channel[: group * head_dim].sum(), channel[group * head_dim :].sum()]
+    assert torch.allclose(found, torch.stack(expected), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "mlp"), [("ln-out", "l2"), ("block-out", "nvidia"), ("nvidia", "l2")]
+)
+def test_minitron_width(hidden, mlp):
+    points = {
+        name: random(3, 5, 4, seed=i) for i, name in enumerate(("q", "gate", "down", "block"))
+    }
+    stats = {}
+    for point, inputs in points.items():
+        for collector in (Moments(), AbsMean()):
+            collector.observe(inputs)
+            stats |= {f"{point}.{name}": value for name, value in collector.result().items()}
+    options = {"hidden_score": hidden, "mlp_score": mlp, "compat": False}
+    found = registry.get("minitron-width").score(LayerView({}, stats, 1), options)
+
+    def squares(point):
+        return points[point].double().square().sum((0, 1))
+
+    def nvidia(point):
+        return points[point].double().abs().mean(1).square().sum(0).sqrt()
+
+    expected = {
+        "ln-out": lambda: squares("q") + squares("gate"),
+        "block-out": lambda: squares("block"),
+        "nvidia": lambda: nvidia("q") + nvidia("gate"),
+    }[hidden]()
+    assert torch.allclose(found["hidden"], expected)
+    assert torch.allclose(found["ffn"], squares("down") if mlp == "l2" else nvidia("down"))
+
+
+# ---------------------------------------------------------------- statistics
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.integers(0, 9), st.booleans())
+def test_moments_and_gram_of_any_split(sizes, seed, merge):
+    rows = random(sum(sizes) + 1, 3, 4, seed=seed, dtype=torch.float64)
+    rows[..., 1] += 1000
+    moments, gram = Moments(), Gram()
+    for part in rows.split([1, *sizes]):
+        one, other = Moments(), Gram()
+        for collector in (one, other) if merge else (moments, gram):
+            collector.observe(part)
+        if merge:
+            moments.merge(one)
+            gram.merge(other)
+    flat, found = rows.flatten(0, 1), moments.result()
+    assert int(found["count"]) == len(flat)
+    assert torch.allclose(found["mean"], flat.mean(0), rtol=1e-12)
+    assert torch.allclose(found["var"], flat.var(0), rtol=1e-9)
+    assert torch.allclose(found["sumsq"], flat.square().sum(0), rtol=1e-12)
+    assert torch.allclose(gram.result()["gram"], flat.T @ flat, rtol=1e-12)
+
+
+def test_moments_keep_their_precision_in_float32():
+    rows = random(64, 32, 2) + torch.tensor([0.0, 1000.0])
+    collector = Moments()
+    for part in rows.split(8):
+        collector.observe(part)
+    expected = rows.double().flatten(0, 1).var(0)
+    assert torch.allclose(collector.result()["var"], expected, rtol=1e-4)
+
+
+def test_fluctuation_is_what_the_official_class_computes():
+    """Its update in place makes old and new mean one; the first sequence adds nothing."""
+    inputs = random(5, 7, 3)
+    mean, fluctuation = torch.zeros(3), torch.zeros(3)
+    for s, x in enumerate(inputs):
+        mean *= s / (s + 1)
+        mean += x.mean(0) / (s + 1)
+        old = mean
+        if s > 0:
+            fluctuation *= (s - 1) / s
+            fluctuation += ((x - mean) * (x - old)).sum(0) / (s + 1)
+    collector = Fluctuation()
+    collector.observe(inputs)
+    assert torch.allclose(collector.result()["fluctuation"].float(), fluctuation, rtol=1e-5)
+
+
+def test_block_influence():
+    before, after = random(2, 5, 8), random(2, 5, 8, seed=1)
+    collector = BlockInfluence()
+    collector.observe(before, after)
+    cosines = [
+        float(x @ y / (x.norm() * y.norm()))
+        for x, y in zip(before.flatten(0, 1), after.flatten(0, 1), strict=True)
+    ]
+    found = float(collector.result()["block_influence"])
+    assert found == pytest.approx(1 - sum(cosines) / len(cosines), rel=1e-6)
+
+
+def test_feature_norm_of_split_sequences():
+    inputs = random(6, 9, 4)
+    whole, split = FeatureNorm(), FeatureNorm()
+    whole.observe(inputs)
+    for part in inputs.split(2):
+        split.observe(part)
+    assert whole.result()["feature_norm"].equal(split.result()["feature_norm"])
+    expected = inputs.double().square().sum((0, 1)) / 6
+    assert torch.allclose(whole.result()["feature_norm"].double(), expected, rtol=1e-5)
