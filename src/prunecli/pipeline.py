@@ -242,6 +242,7 @@ def calibrate(
     skip = skipped(chosen, amount or Amount(), checkpoint)
     if output.dry_run:
         return Made(out, results={"statistics": [asdict(need) for need in union(chosen, compat)]})
+    check_device(compute)
     source = read_tokens(checkpoint, data or Data(), report)
     return write_stats(
         out,
@@ -293,6 +294,7 @@ def score(
     skip = None if stats is not None else skipped([chosen], amount, checkpoint)
     if output.dry_run:
         return Made(out, results={"method": method, "options": settings})
+    check_device(compute)
     digest = checkpoint.digest(report)
     if stats is not None:
         source = open_stats(stats, checkpoint, digest, chosen, compat)
@@ -395,6 +397,13 @@ def at_point(stats: Tensors, point: str) -> "dict[str, torch.Tensor]":
     """Return the statistics of one point, by their own names."""
     start = point + "."
     return {name[len(start) :]: stats[name] for name in stats if name.startswith(start)}
+
+
+def check_device(compute: Compute) -> None:
+    """Raise UsageError for a device that is not there, before anything is read."""
+    from prunecli.stats import run
+
+    run.device_of(compute)
 
 
 def check_file(out: str, output: Output, checkpoint: Checkpoint) -> None:

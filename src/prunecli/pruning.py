@@ -28,6 +28,7 @@ from prunecli.pipeline import (
     TensorFile,
     Tensors,
     at_point,
+    check_device,
     collect,
     layer_scores,
     merged,
@@ -151,6 +152,7 @@ def prune(
     prepared = _prepare(request, checkpoint)
     if output.dry_run:
         return Made(out, results=prepared.expected)
+    check_device(compute)
     if not plan_only:
         place.check_disk(out, prepared.bytes)
     digest = checkpoint.digest(report)

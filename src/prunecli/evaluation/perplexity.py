@@ -11,6 +11,7 @@ from prunecli.io import output as place
 from prunecli.io import sidecar, tokens
 from prunecli.io.checkpoint import Checkpoint
 from prunecli.io.sidecar import Recorder
+from prunecli.pipeline import check_device
 from prunecli.report import SILENT, Report
 from prunecli.settings import Compute, Data, Made, Output
 
@@ -41,6 +42,7 @@ def evaluate(
     sources = data or [Data()]
     if output.dry_run:
         return Made(model, results={"data": [source.source for source in sources]})
+    check_device(compute)
     read = [_read(checkpoint, source, report) for source in sources]
     if not allow_overlap:
         for found in read:
