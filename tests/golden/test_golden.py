@@ -34,7 +34,10 @@ def threads():
 
 @pytest.fixture(scope="module")
 def model() -> str:
-    return os.environ["PRUNECLI_SMOLLM2"]
+    built = Path(__file__).resolve().parents[2] / "build" / "smollm2"
+    folder = os.environ.get("PRUNECLI_SMOLLM2", str(built))
+    assert Path(folder).is_dir(), f"no model in {folder}: `make golden` makes it"
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -314,3 +314,16 @@ def test_amounts(llama, calibration, tmp_path):
     shape = tmp_path / "arch.json"
     shape.write_text(json.dumps({"hidden": 36, "ffn": 40}))
     assert plan("minitron-width", Amount(arch=str(shape)))["sizes"]["ffn"] == 40
+
+
+def test_a_plan_that_keeps_everything_changes_no_tensor(llama, tmp_path):
+    plan = tmp_path / "plan.json"
+    keep = {"hidden": list(range(48)), "layers": [0, 1, 2, 3], "ffn": [list(range(80))] * 4}
+    plan.write_text(json.dumps({"keep": keep}))
+    made = prune(str(llama), str(tmp_path / "out"), plan=str(plan))
+    assert made.results["ratio"] == 0
+    before, after = (
+        load_file(folder / "model.safetensors") for folder in (llama, tmp_path / "out")
+    )
+    assert before.keys() == after.keys()
+    assert all(before[name].equal(after[name]) for name in before)
