@@ -11,7 +11,7 @@ run() {
     "$@"
 }
 evaluate() {
-    run prunecli eval --quiet --nsamples 16 --out "$work/$1.json" "$2"
+    run prunecli eval --quiet --nsamples 8 --out "$work/$1.json" "$2"
 }
 prune() {
     local name=$1
@@ -21,9 +21,9 @@ prune() {
 }
 
 evaluate dense "$model"
-prune flap --method flap --ratio 0.5
+prune flap --method flap --ratio 0.5 --nsamples 16
 prune wanda --method wanda --sparsity 2:4 --nsamples 16
-prune sparsegpt --method sparsegpt --ratio 0.5 --nsamples 16
+prune sparsegpt --method sparsegpt --ratio 0.5 --nsamples 12
 prune minitron-depth --method minitron-depth --ratio 0.5 --nsamples 4
 prune minitron-width --method minitron-width --ratio 0.5 --nsamples 16
 
