@@ -4,7 +4,7 @@ _prunecli() {
     local command=${COMP_WORDS[1]:-} words= flags=
     COMPREPLY=()
     if ((COMP_CWORD == 1)); then
-        COMPREPLY=($(compgen -W 'calibrate score prune init eval table check methods families --help --version' -- "$current"))
+        COMPREPLY=($(compgen -W 'calibrate score prune init tokenize train eval table check methods families --help --version' -- "$current"))
         return
     fi
     case $previous in
@@ -16,13 +16,16 @@ _prunecli() {
         --for) words='flap magnitude minitron-depth minitron-width shortgpt sparsegpt wanda wanda-sp' ;;
         --format) words='rich md csv tex json' ;;
         --hidden-score) words='ln-out block-out nvidia' ;;
+        --masks) words='keep drop DIR' ;;
         --method) words='flap magnitude minitron-depth minitron-width shortgpt sparsegpt wanda wanda-sp' ;;
         --metric) words='WIFV IFV WIFN' ;;
         --mlp-score) words='l2 nvidia' ;;
         --recipe) words='paper official' ;;
         --sampler) words='docs concat-random concat-contiguous' ;;
+        --scheme) words='hf depth-scaled mup' ;;
         --scope) words='matrix row' ;;
         --structure) words='UL-UM UL-MM AL-MM AL-AM' ;;
+        --track) words='tensorboard wandb trackio' ;;
     esac
     if [[ -n $words ]]; then
         COMPREPLY=($(compgen -W "$words" -- "$current"))
@@ -32,7 +35,9 @@ _prunecli() {
         calibrate) flags='--for --data --sampler --nsamples --seq-len --tokenizer --ratio --layers --compat --seed --device --dtype --buffer --threads --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
         score) flags='--method --stats --data --sampler --nsamples --seq-len --tokenizer --ratio --layers --compat --seed --device --dtype --buffer --threads --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --structure --metric --bias --scope --hidden-score --mlp-score --block-size --damping --help' ;;
         prune) flags='--method --ratio --sparsity --layers --hidden --heads --ffn --params --arch --data --sampler --nsamples --seq-len --tokenizer --recipe --stats --scores --plan --plan-only --keep --compat --seed --device --dtype --buffer --threads --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --structure --metric --bias --scope --hidden-score --mlp-score --block-size --damping --help' ;;
-        init) flags='--config --tokenizer --seed --dtype --force --skip-existing --dry-run --json --quiet --verbose --help' ;;
+        init) flags='--like --config --masks --scheme --from --compat --tokenizer --seed --dtype --force --skip-existing --dry-run --json --quiet --verbose --help' ;;
+        tokenize) flags='--seq-len --tokenizer --train-tokenizer --separator --tokens --shard-tokens --workers --restart --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
+        train) flags='--data --tokens --steps --batch-size --lr --recipe --repeat --allow-overlap --masks --teacher --kd-weight --temperature --eval-data --eval-every --save-every --keep-states --restart --sweep-steps --warmup --floor --weight-decay --beta1 --beta2 --eps --clip --micro-batch --activation-checkpointing --compile --track --seed --device --dtype --threads --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
         eval) flags='--data --sampler --nsamples --seq-len --tokenizer --out --allow-overlap --seed --device --dtype --buffer --threads --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
         table) flags='--format --json --quiet --verbose --config --print-config --help' ;;
         check) flags='--deep --json --quiet --verbose --config --print-config --help' ;;

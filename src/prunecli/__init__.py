@@ -1,7 +1,7 @@
 """prunecli: prune large language models from the shell, and compare fairly.
 
-The library verbs (`calibrate`, `score`, `prune`, `init`, `evaluate`, `table`, `check`) are
-loaded on first use, so that `import prunecli` costs nothing.
+The library verbs (`calibrate`, `score`, `prune`, `init`, `tokenize`, `train`, `evaluate`,
+`table`, `check`) are loaded on first use, so that `import prunecli` costs nothing.
 """
 
 from importlib import import_module
@@ -14,9 +14,11 @@ _VERBS = {
     "score": "pipeline",
     "prune": "pruning",
     "init": "initialise",
+    "tokenize": "tokenizing",
+    "train": "training.train",
     "evaluate": "evaluation.perplexity",
-    "table": "table",
-    "check": "check",
+    "table": "tables",
+    "check": "checks",
 }
 __all__ = ["__version__", *_VERBS]
 

@@ -1,123 +1,291 @@
-"""The library verb `init`: a checkpoint with random weights, such as a tiny Llama for CI.
+"""The library verb `init`: a checkpoint with random weights, such as a pruned model's scratch twin.
 
-Weights are drawn as transformers draws them: matrices from N(0, initializer_range), gains 1,
-biases 0; tensor by tensor, each from its own seed, so that nothing else changes a tensor's draw.
+Weights are drawn tensor by tensor, each from its own seed, so that nothing else changes a tensor's
+draw: gains 1, biases 0, matrices from a normal distribution whose width the scheme tells.
 """
 
 import hashlib
 import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import sqrt
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from prunecli.arch import Arch
-from prunecli.errors import InputError, UsageError
+from prunecli.arch import BIASED, Arch, Tensor
+from prunecli.errors import InputError, UsageError, suggest
 from prunecli.io import output as place
 from prunecli.io import sidecar
-from prunecli.io.checkpoint import TAG_ALONG, CheckpointWriter, check_loads
+from prunecli.io.checkpoint import TAG_ALONG, Checkpoint
 from prunecli.io.sidecar import Input, Recorder
-from prunecli.io.tensorfile import Spec, spec_of
+from prunecli.io.tensorfile import Spec, spec_of, torch_dtype
 from prunecli.report import SILENT, Report
 from prunecli.settings import Made, Output
+from prunecli.sparsity import sparse_tensors
+from prunecli.writing import size_results, write_tensors
 
 if TYPE_CHECKING:
     import torch
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 BYTES = 256
+BASE_WIDTH = 256  # the hidden size at which mup draws as hf does
+OFFICIAL_STD = 0.02
+
+
+def _hf(name: str, arch: Arch) -> float:
+    return 1.0
+
+
+def _depth_scaled(name: str, arch: Arch) -> float:
+    residual = name.endswith(tuple(f"{module}.weight" for module in BIASED))
+    return 1 / sqrt(2 * arch.layers) if residual else 1.0
+
+
+def _mup(name: str, arch: Arch) -> float:
+    narrower = BASE_WIDTH / arch.hidden
+    if name == "lm_head.weight":
+        return narrower
+    return sqrt(narrower) if ".layers." in name else 1.0
+
+
+# the width of each matrix's draw, as multiples of the config's initializer_range:
+# hf: as transformers draws them all;
+# depth-scaled: matrices that write into the residual stream by 1/sqrt(2 layers)
+#     (Radford et al. 2019, GPT-2, section 2.3);
+# mup: variances of Yang et al. 2022 (arXiv 2203.03466, Table 8): 1/width inside the blocks,
+#     1/width^2 in the output head, none in the embedding. Its learning rates are no part of this.
+SCHEMES: dict[str, Callable[[str, Arch], float]] = {
+    "hf": _hf,
+    "depth-scaled": _depth_scaled,
+    "mup": _mup,
+}
+MASKS = ("keep", "drop")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What will be drawn: its shape, how it is stored, and whose twin it is."""
+
+    arch: Arch
+    specs: dict[str, Spec]
+    shards: list[int]
+    like: Checkpoint | None
 
 
 def init(
-    config: str,
     out: str,
     *,
+    config: str | None = None,
+    like: str | None = None,
+    masks: str = "keep",
+    scheme: str = "hf",
+    warm: str | None = None,
     seed: int = 0,
     dtype: str = "auto",
     tokenizer: str = "auto",
+    compat: bool = False,
     output: Output | None = None,
     report: Report = SILENT,
 ) -> Made:
-    """Write a random-weight checkpoint of the shape of a config.json.
+    """Write a random-weight checkpoint of the shape of a config.json, or `like` a checkpoint.
 
-    `dtype` `auto` is the config's own, else float32. `tokenizer` is a folder to copy it from,
-    `bytes` (one token a byte), `none`, or `auto`: bytes where the vocabulary has room for them.
-    Raises InputError for configs that no model can have, OutputExists.
+    With `masks` `keep` a twin of a sparse checkpoint has zeros where that one has. `warm` is a
+    smaller checkpoint whose weights go into the leading block of every tensor, its layers repeated
+    to the new depth. `compat` keeps embeddings, norms and biases of `like`, as the paper's script
+    for sparse scratch does. `dtype` `auto` is the twin's or the config's own, else float32.
+    `tokenizer` is a folder to copy it from, `bytes` (one token a byte), `none`, or `auto`: the
+    twin's, or bytes where the vocabulary has room for them.
+    Raises UsageError, InputError for configs that no model can have, OutputExists.
     """
     output = output or Output()
     recorder = Recorder("init", output.argv)
-    path = Path(config)
+    _check(config, like, masks, scheme, warm, compat)
+    shape = _like(like, dtype) if like is not None else _of_config(str(config), dtype)
+    arch, twin = shape.arch, shape.like
+    smaller = Checkpoint(warm) if warm is not None else None
+    if smaller is not None:
+        _check_smaller(smaller.arch, arch)
+    folders = [found.folder for found in (twin, smaller) if found is not None]
+    place.check_place(out, output, [*folders, *([Path(config)] if config else [])])
+    if twin is not None and tokenizer == "auto":
+        files = {path.name: path.read_bytes() for path in twin.tag_along()}
+    else:
+        files = _tokenizer_files(tokenizer, arch, report)
+    if output.dry_run:
+        sizes = {"params_by_group": arch.params(), "sizes": arch.sizes}
+        return Made(out, results={"params": arch.total_params, **sizes})
+    place.check_disk(out, sum(spec.bytes for spec in shape.specs.values()))
+    inputs = [_config_input(arch)]
+    if twin is not None:
+        inputs = [twin.as_input(twin.digest(report), "like")]
+    if smaller is not None:
+        inputs.append(smaller.as_input(smaller.digest(report), "from"))
+    options = {
+        "seed": seed,
+        "scheme": scheme,
+        "masks": masks if twin is not None else None,
+        "compat": "official" if compat else None,
+        "dtype": dtype if twin is not None else arch.config["dtype"],
+        "tokenizer": _digest(files),
+    }
+    if same := place.same_already(out, output, sidecar.key("checkpoint", options, inputs)):
+        return same
+    held = sparse_tensors(twin).names if twin is not None and masks == "keep" else ()
+    # a twin's draw must differ from that of its parent, should that have been made by `init` too:
+    # with the mask kept it would be a rewound parent, not a model from scratch
+    lot = f"{seed}" if twin is None else f"{seed} {inputs[0].digest}"
+    draw = _Draw(shape, lot, "official" if compat else scheme, set(held), smaller)
+    with place.staged(out) as temporary:
+        stream = report.track(draw.tensors(), "drawing", len(shape.specs), "tensors")
+        written = write_tensors(temporary, arch, shape.specs, shape.shards, stream)
+        made = recorder.sidecar(
+            "checkpoint",
+            options,
+            inputs,
+            outputs={"digest": written.digest, "params": arch.total_params},
+            results=size_results(arch, written),
+            parent=smaller.sidecar if smaller is not None else None,
+        )
+        for name, text in files.items():
+            (temporary / name).write_bytes(text)
+        written.finish(made, [])
+    return Made(out, made.dump(), made.results)
+
+
+def _check(
+    config: str | None, like: str | None, masks: str, scheme: str, warm: str | None, compat: bool
+) -> None:
+    if (config is None) == (like is None):
+        raise UsageError("init takes a shape", "use --like DIR or --config FILE.json, one of them")
+    if scheme not in SCHEMES:
+        raise UsageError(f"unknown scheme '{scheme}'{suggest(scheme, list(SCHEMES))}")
+    if masks not in MASKS:
+        raise UsageError(f"--masks '{masks}': expected keep or drop")
+    if compat and (like is None or scheme != "hf" or warm is not None):
+        raise UsageError("--compat official redraws a twin", "use it with --like alone")
+
+
+def _of_config(config: str, dtype: str) -> Shape:
     try:
-        record = json.loads(path.read_text("utf-8"))
+        record = json.loads(Path(config).read_text("utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"cannot read the config in '{config}': {error}") from None
     if not isinstance(record, dict):
         raise InputError(f"'{config}' is not a JSON object")
     record.pop("prunecli", None)
     arch = Arch(record)
+    stated = record.get("dtype", record.get("torch_dtype"))
     record |= {
         "head_dim": arch.head_dim,
         "architectures": [f"{arch.family.classes}ForCausalLM"],
-        "dtype": _dtype(dtype, record),
+        "dtype": _dtype(stated if dtype == "auto" else dtype),
     }
     arch = Arch(record)
-    place.check_place(out, output, [path])
-    files = _tokenizer_files(tokenizer, arch, report)
+    stored = DTYPES[record["dtype"]]
+    specs = {name: Spec(stored, tensor.shape) for name, tensor in arch.tensors().items()}
+    return Shape(arch, specs, [0] * len(specs), None)
+
+
+def _like(like: str, dtype: str) -> Shape:
+    twin = Checkpoint(like)
+    config = {key: value for key, value in twin.arch.config.items() if key != "prunecli"}
+    if dtype != "auto":
+        config["dtype"] = _dtype(dtype)
+    arch = Arch(config)
     specs = {
-        name: Spec(DTYPES[record["dtype"]], tensor.shape) for name, tensor in arch.tensors().items()
+        name: Spec(DTYPES[dtype] if dtype != "auto" else twin.specs[name].dtype, tensor.shape)
+        for name, tensor in arch.tensors().items()
     }
-    results = {"params": arch.total_params, "params_by_group": arch.params(), "sizes": arch.sizes}
-    if output.dry_run:
-        return Made(out, results=results)
-    place.check_disk(out, sum(spec.bytes for spec in specs.values()))
-    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-    inputs = [Input(role="config", digest=digest)]
-    options = {"seed": seed, "dtype": record["dtype"], "tokenizer": _digest(files)}
-    if same := place.same_already(out, output, sidecar.key("checkpoint", options, inputs)):
-        return same
-    with place.staged(out) as temporary:
-        with CheckpointWriter(temporary, arch.config, specs, [0] * len(specs)) as writer:
-            for name, spec in report.track(specs.items(), "drawing", len(specs), "tensors"):
-                writer.write(name, _draw(name, spec, arch, seed))
-        made = recorder.sidecar(
-            "checkpoint",
-            options,
-            inputs,
-            outputs={"digest": writer.digest(), "params": arch.total_params},
-            results=results,
-        )
-        writer.finish(made.id, [])
-        for name, text in files.items():
-            (temporary / name).write_bytes(text)
-        check_loads(temporary)
-        place.write_text(temporary / sidecar.FOLDER_SIDECAR, made.text())
-    return Made(out, made.dump(), made.results)
+    return Shape(arch, specs, [twin.shard(name) for name in specs], twin)
 
 
-def _dtype(asked: str, config: dict[str, Any]) -> str:
-    name = asked if asked != "auto" else config.get("dtype") or config.get("torch_dtype")
-    name = name or "float32"
+def _dtype(asked: str | None) -> str:
+    name = asked or "float32"
     if name not in DTYPES:
         raise UsageError(f"dtype '{name}' is not one of {', '.join(DTYPES)}", "use --dtype")
-    return str(name)
+    return name
 
 
-def _draw(name: str, spec: Spec, arch: Arch, seed: int) -> "torch.Tensor":
-    """Return one tensor, drawn in fp32 and rounded to its storage type."""
-    import torch
+def _check_smaller(small: Arch, large: Arch) -> None:
+    """Raise InputError unless every tensor of `small` fits into that of `large`."""
+    for what in ("vocab", "head_dim", "group"):
+        if getattr(small, what) != getattr(large, what):
+            raise InputError(
+                f"--from has {what} {getattr(small, what)}, the new model {getattr(large, what)}",
+                "they must be equal",
+            )
+    for what in ("layers", "hidden", "ffn", "kv_heads"):
+        if getattr(small, what) > getattr(large, what):
+            raise InputError(
+                f"--from has {what} {getattr(small, what)}, more than the new model's "
+                f"{getattr(large, what)}",
+                "start from a smaller checkpoint",
+            )
 
-    from prunecli.io.tensorfile import torch_dtype
 
-    dtype = torch_dtype(spec.dtype)
-    if len(spec.shape) == 1:
-        fill = 0.0 if name.endswith(".bias") else 1.0
-        return torch.full(spec.shape, fill, dtype=dtype)
-    own = hashlib.sha256(f"{seed} {name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(own[:8], "little") >> 1)
-    values = torch.empty(spec.shape).normal_(
-        0, float(arch.get("initializer_range")), generator=generator
-    )
-    drawn = values.to(dtype)
-    assert spec_of(drawn) == spec
-    return drawn
+@dataclass(frozen=True)
+class _Draw:
+    """The draws of one checkpoint."""
+
+    shape: Shape
+    lot: str
+    scheme: str
+    held: set[str]
+    smaller: Checkpoint | None
+
+    def tensors(self) -> "Iterator[tuple[str, torch.Tensor]]":
+        """Yield every tensor, drawn in float32 and rounded to its storage type."""
+        shapes = self.shape.arch.tensors()
+        for name, spec in self.shape.specs.items():
+            values = self._official(name, spec) if self.scheme == "official" else None
+            if values is None:
+                values = self._drawn(name, spec)
+            if self.smaller is not None:
+                self._overlay(values, shapes[name], name)
+            if name in self.held and self.shape.like is not None:
+                values.mul_(self.shape.like.tensor(name) != 0)
+            drawn = values.to(torch_dtype(spec.dtype))
+            assert spec_of(drawn) == spec
+            yield name, drawn
+
+    def _drawn(self, name: str, spec: Spec) -> "torch.Tensor":
+        import torch
+
+        if len(spec.shape) == 1:
+            return torch.full(spec.shape, 0.0 if name.endswith(".bias") else 1.0)
+        arch = self.shape.arch
+        if self.scheme == "official":
+            width = OFFICIAL_STD
+        else:
+            width = float(arch.get("initializer_range")) * SCHEMES[self.scheme](name, arch)
+        own = hashlib.sha256(f"{self.lot} {name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(own[:8], "little") >> 1)
+        return torch.empty(spec.shape).normal_(0, width, generator=generator)
+
+    def _official(self, name: str, spec: Spec) -> "torch.Tensor | None":
+        """Return what the official script keeps: everything but the linear layers' weights."""
+        kept = len(spec.shape) == 1 or "embed_tokens" in name
+        assert self.shape.like is not None
+        return self.shape.like.tensor(name).float().clone() if kept else None
+
+    def _overlay(self, values: "torch.Tensor", tensor: Tensor, name: str) -> None:
+        """Put the smaller checkpoint's tensor into the leading block of `values`."""
+        assert self.smaller is not None
+        small, large = self.smaller.arch, self.shape.arch
+        if tensor.layer is not None:
+            source = tensor.layer * small.layers // large.layers
+            name = tensor.template.replace("{i}", str(source))
+        if name == "lm_head.weight" and small.tied:
+            name = "model.embed_tokens.weight"
+        if name in self.smaller.specs:
+            part = self.smaller.tensor(name)
+            values[tuple(slice(length) for length in part.shape)] = part.float()
+
+
+def _config_input(arch: Arch) -> Input:
+    digest = hashlib.sha256(json.dumps(arch.config, sort_keys=True).encode()).hexdigest()
+    return Input(role="config", digest=digest)
 
 
 def _tokenizer_files(tokenizer: str, arch: Arch, report: Report) -> dict[str, bytes]:

@@ -12,13 +12,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunecli import allocate, compensate, memory, surgery
+from prunecli import allocate, compensate, surgery
 from prunecli.allocate import Sizes
 from prunecli.arch import BIASED, Arch
 from prunecli.errors import InputError, UsageError
 from prunecli.io import output as place
 from prunecli.io import sidecar
-from prunecli.io.checkpoint import Checkpoint, CheckpointWriter, check_loads
+from prunecli.io.checkpoint import Checkpoint
 from prunecli.io.sidecar import Input, Recorder, Sidecar
 from prunecli.io.tensorfile import Spec, torch_dtype
 from prunecli.methods import registry
@@ -44,12 +44,11 @@ from prunecli.pipeline import (
 from prunecli.plan import Plan
 from prunecli.report import SILENT, Report
 from prunecli.settings import Amount, Compute, Data, Made, Output
+from prunecli.writing import Written, size_results, write_tensors
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-FLOPS_TOKENS = 2048
 
 
 @dataclass(frozen=True)
@@ -197,12 +196,10 @@ def prune(
             f"'{checkpoint.arch.config['model_type']}' cannot hold this shape in transformers"
         )
     with place.staged(out) as temporary:
-        written = _write(temporary, checkpoint, child, stream, report)
+        written = _write(temporary, checkpoint, child, stream)
         results = {**_results(checkpoint.arch, child, written), **shape}
         made = record({"digest": written.digest, "params": child.total_params}, results)
-        written.writer.finish(made.id, checkpoint.tag_along())
-        check_loads(temporary)
-        place.write_text(temporary / sidecar.FOLDER_SIDECAR, made.text())
+        written.finish(made, checkpoint.tag_along())
     _summarise(made.results, report)
     return Made(out, made.dump(), made.results)
 
@@ -491,59 +488,28 @@ def _stored_as(checkpoint: Checkpoint, name: str) -> str:
     return spec.dtype
 
 
-@dataclass
-class Written:
-    """What was written: the writer, the digest, and how many weights are not zero."""
-
-    writer: CheckpointWriter
-    digest: str
-    nonzero: int
-    block_nonzero: int
-
-
 def _write(
-    folder: Path,
-    checkpoint: Checkpoint,
-    child: Arch,
-    stream: "Iterator[tuple[str, torch.Tensor]]",
-    report: Report,
+    folder: Path, checkpoint: Checkpoint, child: Arch, stream: "Iterator[tuple[str, torch.Tensor]]"
 ) -> Written:
-    """Write the child's tensors as they come."""
+    """Write the child's tensors as they come, stored and sharded as the parent's."""
     specs, shards = {}, []
-    linears = set(child.linears())
-    shapes = child.tensors()
-    for name, tensor in shapes.items():
+    for name, tensor in child.tensors().items():
         dtype = checkpoint.specs[name].dtype if name in checkpoint.specs else None
         specs[name] = Spec(dtype or _stored_as(checkpoint, name), tensor.shape)
         beside = name if name in checkpoint.specs else name.removesuffix("bias") + "weight"
         shards.append(checkpoint.shard(beside))
-    nonzero = block_nonzero = 0
-    with CheckpointWriter(folder, child.config, specs, shards) as writer:
-        for name, values in stream:
-            writer.write(name, values)
-            memory.release()
-            count = int(values.count_nonzero())
-            nonzero += count
-            block_nonzero += count if shapes[name].template in linears else 0
-    return Written(writer, writer.digest(), nonzero, block_nonzero)
+    return write_tensors(folder, child, specs, shards, stream)
 
 
 def _results(parent: Arch, child: Arch, written: Written) -> dict[str, Any]:
     """Return what every pruned checkpoint reports."""
-    density = written.block_nonzero / child.block_params
-    total, before = child.total_params, parent.total_params
+    before = parent.total_params
     embedding, old = (a.params()["embedding"] + a.params()["head"] for a in (child, parent))
     return {
         "ratio": 1 - written.block_nonzero / parent.block_params,
         "ratio_total": 1 - written.nonzero / before,
         "ratio_embedding": 1 - embedding / old,
-        "params": total,
-        "nonzero": written.nonzero,
-        "params_by_group": child.params(),
-        "flops": child.flops(FLOPS_TOKENS, density),
-        "flops_tokens": FLOPS_TOKENS,
-        "sizes": child.sizes,
-        "container": child.config["model_type"],
+        **size_results(child, written),
     }
 
 

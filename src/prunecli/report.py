@@ -18,6 +18,9 @@ class Report:
     def detail(self, message: str) -> None:
         """Tell the user something that only --verbose asks for."""
 
+    def live(self, text: str) -> None:
+        """Show `text` beside the progress under way; it is replaced by the next."""
+
     def track(
         self, items: Iterable[T], what: str, total: int | None = None, unit: str = "it"
     ) -> Iterator[T]:

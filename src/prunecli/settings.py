@@ -59,3 +59,39 @@ class Made:
     path: str
     sidecar: dict[str, Any] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Training:
+    """How to train. `None` means that the recipe or the size of the run decides."""
+
+    data: str
+    tokens: float | None = None
+    steps: int | None = None
+    batch_size: int | None = None
+    lr: str | None = None
+    recipe: str | None = None
+    repeat: bool = False
+    allow_overlap: bool = False
+    restart: bool = False
+    seed: int = 0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    warmup: float = 0.05
+    floor: float = 0.1
+    micro_batch: int | None = None
+    masks: str = "keep"
+    teacher: str | None = None
+    kd_weight: float | None = None
+    temperature: float = 1.0
+    eval_data: str | None = None
+    eval_every: int | None = None
+    save_every: int | None = None
+    keep_states: int = 2
+    sweep_steps: int | None = None
+    activation_checkpointing: bool = False
+    compile: bool = False
+    track: str | None = None

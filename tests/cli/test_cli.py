@@ -321,7 +321,7 @@ def test_print_config_is_read_back(run, called, tmp_path) -> None:
 def test_check_tells_what_is_wrong(run, monkeypatch) -> None:
     found = {"good": [], "bad": ["torn", "bent"]}
     # by its module: the package offers the verb under the same name
-    monkeypatch.setattr(import_module("prunecli.check"), "check", lambda path, **_: found[path])
+    monkeypatch.setattr(import_module("prunecli.checks"), "check", lambda path, **_: found[path])
     ended = run("check", "good", "bad")
     assert ended.out.splitlines() == ["good: ok", "bad: torn", "bad: bent"]
     assert ended.code == 3
@@ -341,7 +341,7 @@ def test_methods_and_families(run) -> None:
 
 
 def test_notes_go_to_stderr(run, monkeypatch) -> None:
-    def noisy(config: str, out: str, *, report: Any, **_: Any) -> Made:
+    def noisy(out: str, *, report: Any, **_: Any) -> Made:
         report.note("a note")
         report.detail("a detail")
         assert list(report.track(range(3), "counting")) == [0, 1, 2]

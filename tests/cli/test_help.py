@@ -30,7 +30,18 @@ EXPECTED = {
     | COMPUTING
     | COMMON
     | WRITES,
-    "init": {"config", "seed", "dtype", "tokenizer", "json", "quiet", "verbose"} | WRITES,
+    "init": {"like", "config", "masks", "scheme", "from", "compat", "seed", "dtype", "tokenizer"}
+    | {"json", "quiet", "verbose"}
+    | WRITES,
+    "tokenize": {"tokenizer", "seq-len", "train-tokenizer", "separator", "tokens", "workers"}
+    | {"restart"}
+    | COMMON
+    | WRITES,
+    "train": {"data", "tokens", "steps", "batch-size", "lr", "recipe", "teacher", "kd-weight"}
+    | {"temperature", "save-every", "repeat", "restart", "masks", "eval-data", "compile"}
+    | (COMPUTING - {"buffer"})
+    | COMMON
+    | WRITES,
     "eval": {"out", "allow-overlap"} | TOKENS | COMPUTING | COMMON | WRITES,
     "table": {"format"} | COMMON,
     "check": {"deep"} | COMMON,
@@ -106,7 +117,7 @@ def test_options_of_methods() -> None:
 
 
 def test_choices_are_those_of_the_library() -> None:
-    from prunecli.table import FORMATS
+    from prunecli.tables import FORMATS
 
     assert set(options.CHOICES["sampler"]) == set(SAMPLERS)
     assert options.CHOICES["format"] == FORMATS

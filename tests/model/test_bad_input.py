@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import tiny
-from prunecli.check import check
+from prunecli.checks import check
 from prunecli.errors import InputError, PruneError
 from prunecli.evaluation.perplexity import evaluate
 from prunecli.initialise import init
@@ -21,7 +21,7 @@ from prunecli.io.tensorfile import read_header
 from prunecli.pipeline import calibrate, score
 from prunecli.pruning import prune
 from prunecli.settings import Amount, Data, Output
-from prunecli.table import table
+from prunecli.tables import table
 
 
 @pytest.fixture
@@ -258,7 +258,7 @@ def test_init_check_and_table(tmp_path):
     config = tmp_path / "config.json"
     config.write_text(json.dumps(tiny.config_of("llama")))
     for name in ("a", "b"):
-        init(str(config), str(tmp_path / name), seed=3)
+        init(str(tmp_path / name), config=str(config), seed=3)
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (
         tmp_path / "b" / "model.safetensors"
     ).read_bytes()

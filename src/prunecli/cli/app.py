@@ -21,6 +21,8 @@ from prunecli.cli import (
     prune,
     score,
     table,
+    tokenize,
+    train,
 )
 from prunecli.errors import PruneError, suggest
 
@@ -29,6 +31,8 @@ COMMANDS: dict[str, tuple[Callable[..., None], tuple[tuple[str, str], ...]]] = {
     "score": (score.score, score.EXAMPLES),
     "prune": (prune.prune, prune.EXAMPLES),
     "init": (init.init, init.EXAMPLES),
+    "tokenize": (tokenize.tokenize, tokenize.EXAMPLES),
+    "train": (train.train, train.EXAMPLES),
     "eval": (eval.evaluate, eval.EXAMPLES),
     "table": (table.table, table.EXAMPLES),
     "check": (check.check, check.EXAMPLES),

@@ -18,6 +18,7 @@ class StderrReport(Report):
 
     def __init__(self, quiet: bool, verbose: bool) -> None:
         self.quiet, self.verbose = quiet, verbose
+        self._live = ""
 
     def note(self, message: str) -> None:
         """Print a line unless --quiet."""
@@ -28,6 +29,10 @@ class StderrReport(Report):
         """Print a line if --verbose."""
         if self.verbose:
             self.note(message)
+
+    def live(self, text: str) -> None:
+        """Show `text` at the end of the progress bar."""
+        self._live = text
 
     def track(
         self, items: Iterable[T], what: str, total: int | None = None, unit: str = "it"
@@ -55,13 +60,15 @@ class StderrReport(Report):
         )
         if total is None and hasattr(items, "__len__"):
             total = len(items)  # type: ignore[arg-type]
+        self._live = ""
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task(what, total=total, rate="")
             for item in items:
                 yield item
                 progress.advance(task)
                 speed = progress.tasks[0].speed
-                progress.update(task, rate=f"{speed:.2f} {unit}/s" if speed else "")
+                rate = self._live or (f"{speed:.2f} {unit}/s" if speed else "")
+                progress.update(task, rate=rate)
 
 
 def as_object(made: Made) -> dict[str, Any]:
@@ -84,6 +91,6 @@ def plain(value: float) -> str:
 
 def print_columns(headings: list[str], rows: list[list[str]]) -> None:
     """Print aligned columns that never wrap."""
-    from prunecli.table import aligned
+    from prunecli.tables import aligned
 
     print(aligned(headings, rows))

@@ -11,20 +11,44 @@ from prunecli.cli.options import option
 def init(
     context: typer.Context,
     out: Annotated[str, typer.Argument(metavar="OUT", help="folder to write")],
+    like: Annotated[
+        str | None, option("like", "checkpoint to be a scratch twin of, or -", metavar="DIR")
+    ] = None,
     config: Annotated[
-        str, typer.Option("--config", help="config.json of the model", metavar="FILE.json")
-    ],
+        str | None, typer.Option("--config", help="config.json of the model", metavar="FILE.json")
+    ] = None,
+    masks: Annotated[
+        str, option("masks", "keep the zeros of a sparse --like, or drop", metavar="keep|drop")
+    ] = "keep",
+    scheme: Annotated[
+        str,
+        option(
+            "scheme",
+            "widths of the draws: hf (the config's), depth-scaled (1/sqrt(2 layers) on what "
+            "writes into the residual stream), mup (1/sqrt(width) in blocks, 1/width in the head)",
+            metavar="hf|depth-scaled|mup",
+        ),
+    ] = "hf",
+    warm: Annotated[
+        str | None,
+        option(
+            "from",
+            "smaller checkpoint whose weights go into the leading block of every tensor",
+            metavar="DIR",
+        ),
+    ] = None,
+    compat: options.CompatOption = None,
     tokenizer: Annotated[
         str,
         option(
             "tokenizer",
-            "folder to copy it from, bytes (one token a byte), none, or auto: bytes where the "
-            "vocabulary has room",
+            "folder to copy it from, bytes (one token a byte), none, or auto: that of --like, or "
+            "bytes where the vocabulary has room",
         ),
     ] = "auto",
     seed: options.Seed = 0,
     dtype: Annotated[
-        str, option("dtype", "storage type; auto is the config's, else float32")
+        str, option("dtype", "storage type; auto is that of --like or of the config")
     ] = "auto",
     force: options.Force = False,
     skip_existing: options.SkipExisting = False,
@@ -33,13 +57,21 @@ def init(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Make a checkpoint with random weights from a config.json, such as a tiny Llama for CI."""
+    """Make a checkpoint with random weights: a scratch twin, or from a config.json.
+
+    With --compat official a sparse twin keeps embeddings and norms, as the paper's script does.
+    """
     report = options.settings(context, quiet=quiet, verbose=verbose)
     from prunecli import initialise
 
     made = initialise.init(
-        config,
         out,
+        config=config,
+        like=options.from_stdin(like)[0],
+        masks=masks,
+        scheme=scheme,
+        warm=warm,
+        compat=compat is not None,
         seed=seed,
         dtype=dtype,
         tokenizer=tokenizer,
@@ -49,4 +81,7 @@ def init(
     console.print_made(made, json, dry_run)
 
 
-EXAMPLES = (("A tiny model", "init --config tiny.json tiny/"),)
+EXAMPLES = (
+    ("The scratch twin of a pruned model", "init --like p/ --masks keep s/"),
+    ("A tiny model", "init --config tiny.json tiny/"),
+)

@@ -150,6 +150,7 @@ Force = Annotated[bool, option("force", "replace OUT if prunecli made it")]
 SkipExisting = Annotated[
     bool, option("skip-existing", "accept an OUT made from the same inputs and options")
 ]
+Restart = Annotated[bool, option("restart", "begin anew instead of resuming OUT.partial")]
 DryRun = Annotated[bool, option("dry-run", "check everything cheap, tell what would be done")]
 Seed = Annotated[int, option("seed", "seed of every random draw")]
 Device = Annotated[str, option("device", "where to compute; auto takes a GPU if there is one")]

@@ -26,7 +26,7 @@ def table(
     Folders are searched to any depth. An evaluation meets its model by id.
     """
     options.settings(context, quiet=quiet, verbose=verbose)
-    from prunecli.table import table as collect
+    from prunecli.tables import table as collect
 
     found = collect(options.read_paths() if paths == ["-"] else paths)
     print(jsonlib.dumps({"results": found.rows}) if json else found.render(format))

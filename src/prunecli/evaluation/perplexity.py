@@ -8,14 +8,13 @@ from typing import Any
 
 from prunecli.errors import InputError, PruneError
 from prunecli.io import output as place
-from prunecli.io import sidecar, tokens
+from prunecli.io import rows, sidecar, tokens
 from prunecli.io.checkpoint import Checkpoint
 from prunecli.io.sidecar import Recorder
 from prunecli.pipeline import check_device
 from prunecli.report import SILENT, Report
 from prunecli.settings import Compute, Data, Made, Output
-
-FLOPS_TOKENS = 2048
+from prunecli.writing import FLOPS_TOKENS
 
 
 def evaluate(
@@ -97,19 +96,25 @@ def _read(checkpoint: Checkpoint, source: Data, report: Report) -> "tokens.Token
 
 
 def _refuse_overlap(checkpoint: Checkpoint, found: "tokens.Tokens") -> None:
-    """Raise InputError if this model, or an ancestor, was calibrated on one of the windows."""
-    history = checkpoint.sidecar.history if checkpoint.sidecar else []
+    """Raise InputError if this model, or an ancestor, was calibrated or trained on a window."""
+    record = checkpoint.sidecar
+    if record is None:
+        return
     seen = {
         window
-        for step in history
+        for step in record.history
         for entry in step.inputs
         if entry.role == "calibration"
         for window in (entry.model_extra or {}).get("windows", [])
     }
-    shared = seen & set(found.windows)
+    shared, what = len(seen & set(found.windows)), "calibrated"
+    own = rows.trained_on(found.meta)
+    if not shared and own is not None:
+        shared = sum(rows.overlap(own, other) for other in record.tokens.trained)
+        what = "trained"
     if shared:
         raise InputError(
-            f"{len(shared)} of {len(found.windows)} evaluation windows were calibrated on",
+            f"{shared} of {len(found.windows)} evaluation windows were {what} on",
             "evaluate on other text, or --allow-overlap",
         )
 

@@ -1,5 +1,6 @@
 """Where results go: checked before any work, written to a temporary sibling, renamed at the end."""
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from pathlib import Path
 from prunecli.errors import InputError, OutputExists, PruneError
 from prunecli.io import sidecar
 from prunecli.settings import Made, Output
+
+MARK = "key"
 
 
 def check_place(out: str, output: Output, inputs: list[Path]) -> None:
@@ -86,17 +89,70 @@ def staged(out: str) -> Iterator[Path]:
     remove(temporary)
     try:
         yield temporary
-        _sync(temporary)
-        if place.is_dir():
-            old = place.with_name(f".{place.name}.{os.getpid()}.old")
-            place.rename(old)
-            temporary.rename(place)
-            remove(old)
-        else:
-            temporary.replace(place)
-        _sync(place.parent)
+        publish(temporary, place)
     finally:
         remove(temporary)
+
+
+def publish(temporary: Path, place: Path) -> None:
+    """Make a complete sibling of `place` take its place, by rename."""
+    _sync(temporary)
+    if place.is_dir():
+        old = place.with_name(f".{place.name}.{os.getpid()}.old")
+        place.rename(old)
+        temporary.rename(place)
+        remove(old)
+    else:
+        temporary.replace(place)
+    _sync(place.parent)
+
+
+@contextmanager
+def partial(out: str, key: str, restart: bool) -> Iterator[Path]:
+    """Yield OUT.partial, the folder of an unfinished run; it stays when the block fails.
+
+    Raises OutputExists if it belongs to a run with another key, or if that run is still going on.
+    `restart` clears what is there.
+    """
+    place = Path(out).resolve()
+    folder = place.with_name(f"{place.name}.partial")
+    if folder.exists() and not (folder / MARK).exists() and any(folder.iterdir()):
+        raise OutputExists(f"'{folder.name}' was not made by prunecli", "move it away")
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise OutputExists(f"another process is at work in '{folder.name}'") from None
+        mark = folder / MARK
+        if restart or not mark.exists():
+            for path in folder.iterdir():
+                remove(path)
+            replace_text(mark, key + "\n")
+        elif mark.read_text("utf-8").strip() != key:
+            raise OutputExists(
+                f"'{folder.name}' is the state of a run with other inputs or options",
+                "use --restart to begin anew, or choose another OUT",
+            )
+        yield folder
+    finally:
+        os.close(handle)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file so that it is there whole or not at all."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
 
 
 def write_text(path: Path, text: str) -> None:

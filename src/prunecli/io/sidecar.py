@@ -80,6 +80,7 @@ class Run(_Strict):
     seconds: float
     device: str
     threads: int
+    ranks: int = 1
     libraries: dict[str, str]
     peak_bytes: int
 
@@ -186,7 +187,9 @@ class Recorder:
         results: dict[str, Any],
         parent: Sidecar | None = None,
         calibration: int = 0,
+        trained: Trained | None = None,
         device: str = "cpu",
+        ranks: int = 1,
     ) -> Sidecar:
         """Return the finished record; `parent` is the sidecar whose history goes on here."""
         made = key(kind, options, inputs)
@@ -206,12 +209,15 @@ class Recorder:
             inputs=inputs,
             outputs=outputs,
             results=results,
-            tokens=Tokens(calibration=seen.calibration + calibration, trained=seen.trained),
+            tokens=Tokens(
+                calibration=seen.calibration + calibration,
+                trained=[*seen.trained, *([trained] if trained else [])],
+            ),
             history=[*(parent.history if parent else []), step],
-            run=self._run(device),
+            run=self._run(device, ranks),
         )
 
-    def _run(self, device: str) -> Run:
+    def _run(self, device: str, ranks: int) -> Run:
         unit = 1 if sys.platform == "darwin" else 1024
         libraries = {"python": platform.python_version()}
         for name in LIBRARIES:
@@ -224,6 +230,7 @@ class Recorder:
             seconds=round(time.perf_counter() - self._clock, 3),
             device=device,
             threads=torch.get_num_threads() if torch else 1,
+            ranks=ranks,
             libraries=libraries,
             peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
         )

@@ -28,6 +28,8 @@ TORCH_NAMES = {
     "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
 }  # fmt: skip
 MAX_HEADER = 100_000_000
+TENSOR_FILE = ".safetensors"
+INTEGERS = ("I64", "U64", "I32", "U32", "I16", "U16", "I8", "U8")
 
 
 class Spec(NamedTuple):
@@ -88,6 +90,32 @@ def read_header(path: Path) -> dict[str, Spec]:
     if 8 + length + reached != size:
         raise corrupt(f"expected {8 + length + reached} bytes, got {size}: truncated?")
     return specs
+
+
+def check_integers(source: str) -> tuple[Path, str, Spec]:
+    """Return file, name and spec of FILE.safetensors:NAME, an integer tensor [rows, length].
+
+    Raises InputError if it is something else, or has no row of two tokens.
+    """
+    file, _, name = source.partition(f"{TENSOR_FILE}:")
+    path = Path(file.removesuffix(TENSOR_FILE) + TENSOR_FILE)
+    if not path.is_file():
+        raise InputError(f"no such file: '{path}'", "check the path")
+    specs = read_header(path)
+    if name not in specs:
+        integers = [known for known, spec in specs.items() if spec.dtype in INTEGERS]
+        raise InputError(
+            f"'{path}' has no tensor '{name}'" if name else f"'{path}' without a tensor's name",
+            f"write {path.name}:NAME; its integer tensors: {', '.join(integers) or 'none'}",
+        )
+    spec = specs[name]
+    if spec.dtype not in INTEGERS or len(spec.shape) != 2:
+        raise InputError(
+            f"'{source}' is {spec.dtype} {list(spec.shape)}, expected integers [sequences, length]"
+        )
+    if spec.shape[0] == 0 or spec.shape[1] < 2:
+        raise InputError(f"'{source}' is too short: [sequences, length] is {list(spec.shape)}")
+    return path, name, spec
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

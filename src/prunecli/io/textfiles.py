@@ -18,6 +18,15 @@ def documents(path: Path) -> Iterator[str]:
 
     Raises InputError at once if there is nothing to read, and while reading if a file is damaged.
     """
+    return (document for file in _files(path) for document in _read(file))
+
+
+def size(path: Path) -> int:
+    """Return the bytes of all files that `documents` would read."""
+    return sum(file.stat().st_size for file in _files(path))
+
+
+def _files(path: Path) -> list[Path]:
     files = [path]
     if path.is_dir():
         files = [file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file()]
@@ -29,7 +38,7 @@ def documents(path: Path) -> Iterator[str]:
             f"cannot read '{path}' as text: expected {', '.join(SUFFIXES)}",
             "or FILE.safetensors:NAME for token ids",
         )
-    return (document for file in files for document in _read(file))
+    return files
 
 
 def _read(path: Path) -> Iterator[str]:

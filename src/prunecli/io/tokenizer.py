@@ -24,7 +24,7 @@ class Tokenizer:
     """
 
     def __init__(self, folder: str) -> None:
-        self.digest = _digest(folder)
+        self.digest = digest(folder)
         from transformers import AutoTokenizer
 
         try:
@@ -42,24 +42,61 @@ class Tokenizer:
         """Return the ids of `text`, int64 [tokens]."""
         import numpy as np
 
-        # JSON can hold half a surrogate pair, which has no UTF-8 and which no tokenizer takes
-        text = text.encode("utf-8", "replace").decode()
-        encoded = self._tokenizer(text, return_attention_mask=False, verbose=False)
+        encoded = self._tokenizer(well_formed(text), return_attention_mask=False, verbose=False)
         return np.array(encoded["input_ids"], dtype=np.int64)
 
+    def encode_plain(self, texts: list[str]) -> list[list[int]]:
+        """Return the ids of each text, without special tokens around it."""
+        encoded = self._tokenizer(
+            [well_formed(text) for text in texts],
+            add_special_tokens=False,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        ids: list[list[int]] = encoded["input_ids"]
+        return ids
 
-def _digest(folder: str) -> str:
+    @property
+    def separator(self) -> int | None:
+        """The id that ends a document: end of sequence, else beginning; None if it has neither."""
+        for found in (self._tokenizer.eos_token_id, self._tokenizer.bos_token_id):
+            if found is not None:
+                return int(found)
+        return None
+
+    @property
+    def size(self) -> int:
+        """How many ids there are, added tokens included."""
+        return len(self._tokenizer)
+
+
+def well_formed(text: str) -> str:
+    """Return text that has UTF-8: JSON can hold half a surrogate pair, which no tokenizer takes."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _files(folder: str) -> list[Path]:
+    if Path(folder, FAST).is_file():
+        return [Path(folder, FAST)]
+    return [Path(folder, name) for name in OLDER if Path(folder, name).is_file()]
+
+
+def present(folder: str) -> bool:
+    """Return whether a folder has a tokenizer."""
+    return bool(_files(folder))
+
+
+def digest(folder: str) -> str:
+    """Return the digest of a folder's tokenizer; raise InputError if it has none."""
     if not Path(folder).is_dir():
         raise InputError(f"no such tokenizer folder: '{folder}'", "check the path")
-    present = [Path(folder, name) for name in OLDER if Path(folder, name).is_file()]
-    if Path(folder, FAST).is_file():
-        present = [Path(folder, FAST)]
-    if not present:
+    found = _files(folder)
+    if not found:
         raise InputError(
             f"'{folder}' has no tokenizer, which text needs",
             "add --tokenizer DIR, or give token ids: --data FILE.safetensors:NAME",
         )
     sha = sha256()
-    for path in present:
+    for path in found:
         sha.update(path.read_bytes())
     return sha.hexdigest()

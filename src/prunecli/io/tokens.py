@@ -6,12 +6,11 @@ One window is one sequence of the model; all have the same length.
 import platform
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunecli.errors import InputError, UsageError
-from prunecli.io import documents, samplers
-from prunecli.io.tensorfile import read_header, read_tensor, tensor_digest
+from prunecli.io import documents, rows, samplers, tokenizer
+from prunecli.io.tensorfile import TENSOR_FILE, check_integers, read_tensor, tensor_digest
 from prunecli.io.tokenizer import Tokenizer
 from prunecli.report import SILENT, Report
 from prunecli.settings import Data
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
 
 BUILTIN_SIZE = (32, 512)  # windows, tokens of each
 TEXT_SIZE = (128, 2048)
-INTEGERS = ("I64", "U64", "I32", "U32", "I16", "U16", "I8", "U8")
-TENSOR_FILE = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -59,11 +56,13 @@ def load(
     for option, value, least in (("nsamples", data.nsamples, 1), ("seq-len", data.seq_len, 2)):
         if value is not None and value < least:
             raise UsageError(f"--{option} {value}: expected at least {least}")
-    if data.source.endswith(TENSOR_FILE) or f"{TENSOR_FILE}:" in data.source:
+    if rows.is_rows(data.source):
+        ids, meta = _rows(data, folder)
+    elif data.source.endswith(TENSOR_FILE) or f"{TENSOR_FILE}:" in data.source:
         ids, meta = _given(data)
     else:
         ids, meta = _drawn(data, folder, max_positions, part, report)
-    rows, length = ids.shape
+    count, length = ids.shape
     if length > max_positions:
         raise InputError(
             f"sequences of {length} tokens are too long: the model has {max_positions} positions",
@@ -78,48 +77,64 @@ def load(
     ids = ids.int().contiguous()
     return Tokens(
         ids,
-        {**meta, "nsamples": rows, "seq_len": length, "digest": tensor_digest(ids)},
+        {**meta, "nsamples": count, "seq_len": length, "digest": tensor_digest(ids)},
         [sha256(row.numpy().astype("<i4").tobytes()).hexdigest()[:16] for row in ids],
     )
 
 
 def _given(data: Data) -> "tuple[torch.Tensor, dict[str, Any]]":
     """Return rows of FILE.safetensors:NAME, int64 [sequences, length], in their order."""
-    file, _, name = data.source.partition(f"{TENSOR_FILE}:")
-    path = Path(file.removesuffix(TENSOR_FILE) + TENSOR_FILE)
-    if not path.is_file():
-        raise InputError(f"no such file: '{path}'", "check the path")
-    specs = read_header(path)
-    if name not in specs:
-        integers = [known for known, spec in specs.items() if spec.dtype in INTEGERS]
-        raise InputError(
-            f"'{path}' has no tensor '{name}'" if name else f"'{path}' without a tensor's name",
-            f"write {path.name}:NAME; its integer tensors: {', '.join(integers) or 'none'}",
-        )
-    dtype, shape = specs[name]
-    if dtype not in INTEGERS or len(shape) != 2:
-        raise InputError(
-            f"'{data.source}' is {dtype} {list(shape)}, expected integers [sequences, length]"
-        )
-    rows, length = shape
-    if rows == 0 or length < 2:
-        raise InputError(f"'{data.source}' is too short: [sequences, length] is {list(shape)}")
-    if data.sampler is not None or data.seq_len not in (None, length):
-        what = "sampler" if data.sampler is not None else "seq-len"
-        raise UsageError(
-            f"'{data.source}' is used as it is ({rows} sequences of {length} tokens)",
-            f"leave out --{what}",
-        )
-    if data.nsamples is not None and data.nsamples > rows:
-        raise InputError(
-            f"'{data.source}' has {rows} sequences, asked for {data.nsamples}", "lower --nsamples"
-        )
+    path, name, spec = check_integers(data.source)
+    _as_it_is(data, *spec.shape)
     meta = {"source": f"{path.name}:{name}", "sampler": None, "seed": None}
     return read_tensor(path, name)[: data.nsamples].long(), {
         **meta,
         "tokenizer": None,
         "text": None,
     }
+
+
+def _rows(data: Data, folder: str) -> "tuple[torch.Tensor, dict[str, Any]]":
+    """Return a range of token rows, int64 [rows, length], in their order."""
+    found = rows.open_rows(data.source)
+    _as_it_is(data, len(found), found.seq_len)
+    check_tokenizer(found, folder)
+    stop = found.start + (data.nsamples or len(found))
+    meta = {
+        "source": f"{found.name}:{found.start}:{stop}",
+        "sampler": None,
+        "seed": None,
+        "tokenizer": found.tokenizer,
+        "text": None,
+        "rows": found.digest,
+        "range": [found.start, stop],
+    }
+    return found.read(range(found.start, stop)), meta
+
+
+def check_tokenizer(found: rows.Rows, folder: str) -> None:
+    """Raise InputError if a model folder has another tokenizer than the one that made the rows."""
+    if found.tokenizer is None or not tokenizer.present(folder):
+        return
+    if found.tokenizer != tokenizer.digest(folder):
+        raise InputError(
+            f"rows '{found.name}' come from another tokenizer than that of '{folder}'",
+            "tokenize the text with the model's own",
+        )
+
+
+def _as_it_is(data: Data, count: int, length: int) -> None:
+    """Raise an error for options that would change rows which are used as they are."""
+    if data.sampler is not None or data.seq_len not in (None, length):
+        what = "sampler" if data.sampler is not None else "seq-len"
+        raise UsageError(
+            f"'{data.source}' is used as it is ({count} sequences of {length} tokens)",
+            f"leave out --{what}",
+        )
+    if data.nsamples is not None and data.nsamples > count:
+        raise InputError(
+            f"'{data.source}' has {count} sequences, asked for {data.nsamples}", "lower --nsamples"
+        )
 
 
 def _drawn(
@@ -145,21 +160,21 @@ def _drawn(
         )
         length = max_positions
     count = data.nsamples or count
-    tokenizer = Tokenizer(data.tokenizer or folder)
+    encoder = Tokenizer(data.tokenizer or folder)
     if text.builtin:
         report.note(
             f"{text.name}, the documentation inside Python, is for trying and CI"
             + ("; `--recipe paper` is the paper's calibration set" * (part == "calibration"))
         )
     report.detail(f"drawing {count} windows of {length} tokens from {text.name}")
-    rows, digest = sampler(text.documents, tokenizer.encode, count, length, data.seed)
-    if not rows:
+    windows, digest = sampler(text.documents, encoder.encode, count, length, data.seed)
+    if not windows:
         raise InputError(
             f"'{data.source}' is too short: not one window of {length} tokens",
             "give more text or a smaller --seq-len",
         )
-    if len(rows) < count:
-        short = f"'{data.source}' gives {len(rows)} windows of {length} tokens, not {count}"
+    if len(windows) < count:
+        short = f"'{data.source}' gives {len(windows)} windows of {length} tokens, not {count}"
         if data.nsamples is not None:
             raise InputError(short, "lower --nsamples or --seq-len, or give more text")
         report.note(short)
@@ -167,9 +182,9 @@ def _drawn(
         "source": text.name,
         "sampler": data.sampler or samplers.DEFAULT,
         "seed": data.seed,
-        "tokenizer": tokenizer.digest,
+        "tokenizer": encoder.digest,
         "text": digest,
     }
     if text.builtin:
         meta["python"] = platform.python_version()
-    return torch.from_numpy(np.stack(rows)).long(), meta
+    return torch.from_numpy(np.stack(windows)).long(), meta

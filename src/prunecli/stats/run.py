@@ -5,7 +5,7 @@ of all sequences live in one buffer that each layer overwrites in place.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
 from types import ModuleType
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli import memory
+from prunecli.arch import Arch
 from prunecli.errors import InputError, UsageError
 from prunecli.io.checkpoint import Checkpoint
 from prunecli.io.tensorfile import torch_dtype
@@ -59,12 +60,10 @@ class Runner:
     """
 
     def __init__(self, checkpoint: Checkpoint, compute: Compute, report: Report = SILENT) -> None:
-        from transformers import AutoConfig
-
         self.checkpoint, self.arch, self.report = checkpoint, checkpoint.arch, report
         self.device, self.dtype = device_of(compute), dtype_of(compute, checkpoint)
         self.buffer_kind = compute.buffer
-        self.config = AutoConfig.for_model(**_plain(checkpoint.arch.config))
+        self.config = model_config(checkpoint.arch)
         # left unset, a lone layer attends to the future without an error
         self.config._attn_implementation = "sdpa"
         self._module: ModuleType = import_module(self.arch.family.module)
@@ -190,9 +189,13 @@ def batches(ids: Tensor) -> Iterator[slice]:
         yield slice(start, min(start + step, len(ids)))
 
 
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config.json without keys that transformers does not take as arguments."""
-    return {key: value for key, value in config.items() if key != "transformers_version"}
+def model_config(arch: Arch) -> Any:
+    """Return transformers' config of a shape."""
+    from transformers import AutoConfig
+
+    # the version is written by transformers, and not among its arguments
+    taken = {key: value for key, value in arch.config.items() if key != "transformers_version"}
+    return AutoConfig.for_model(**taken)
 
 
 class _Listening:

@@ -1,0 +1,94 @@
+"""`prunecli tokenize`."""
+
+from typing import Annotated
+
+import typer
+
+from prunecli.cli import console, options
+from prunecli.cli.options import option
+
+
+def tokenize(
+    context: typer.Context,
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="D",
+            help="a .txt/.jsonl/.parquet file or folder, a named set (c4, dclm, ...), "
+            "hf:org/name[:split[:column]], or builtin",
+        ),
+    ],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="folder to write")],
+    seq_len: Annotated[int, typer.Option("--seq-len", help="tokens per row", min=2)],
+    tokenizer: Annotated[
+        str | None,
+        option(
+            "tokenizer",
+            "folder with the tokenizer (with --train-tokenizer: where to put a copy of it)",
+            metavar="DIR",
+        ),
+    ] = None,
+    train_tokenizer: Annotated[
+        int | None,
+        option("train-tokenizer", "train a byte-level BPE of this many ids on D", metavar="VOCAB"),
+    ] = None,
+    separator: Annotated[
+        str,
+        option(
+            "separator",
+            "id after every document: auto (the tokenizer's end of sequence), none, or an id",
+        ),
+    ] = "auto",
+    tokens: Annotated[
+        float | None, option("tokens", "stop after this many tokens [default: all of D]")
+    ] = None,
+    shard_tokens: Annotated[
+        int, option("shard-tokens", "tokens per file; a stopped run goes on at the last one", min=1)
+    ] = 1 << 24,
+    workers: Annotated[
+        int | None, option("workers", "processes [default: one per core]", min=1)
+    ] = None,
+    restart: options.Restart = False,
+    force: options.Force = False,
+    skip_existing: options.SkipExisting = False,
+    dry_run: options.DryRun = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    config: options.Config = None,
+    print_config: options.PrintConfig = False,
+) -> None:
+    """Turn text into token rows of one length for training.
+
+    Documents follow each other with a separator between, without padding. The rows depend on text
+    and tokenizer alone; a stopped run goes on from OUT.partial. OUT holds the tokenizer too.
+    """
+    report = options.settings(context, quiet=quiet, verbose=verbose)
+    source = options.from_stdin(data)[0] or ""
+    from prunecli.tokenizing import tokenize as make
+
+    made = make(
+        source,
+        out,
+        seq_len=seq_len,
+        tokenizer=tokenizer,
+        train_tokenizer=train_tokenizer,
+        separator=separator,
+        tokens=tokens,
+        shard_tokens=shard_tokens,
+        workers=workers,
+        restart=restart,
+        output=options.output(force, skip_existing, dry_run),
+        report=report,
+    )
+    console.print_made(made, json, dry_run)
+
+
+EXAMPLES = (
+    ("Text of one's own", "tokenize --tokenizer in/ --seq-len 2048 text/ rows/"),
+    ("With a tokenizer of its own", "tokenize --train-tokenizer 4096 --seq-len 256 text/ rows/"),
+    (
+        "A billion tokens of a hub set",
+        "tokenize --tokenizer in/ --seq-len 8192 --tokens 1e9 dclm rows/",
+    ),
+)

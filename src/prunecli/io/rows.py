@@ -1,0 +1,211 @@
+"""Token rows for training: fixed-length sequences in memory-mapped shards, and ranges of them.
+
+ROWS is a folder made by `tokenize`, ROWS:A:B its rows A to B-1; FILE.safetensors:NAME[:A:B] names
+an integer tensor [rows, length] in the same way. Equal rows have equal digests in either form.
+"""
+
+import hashlib
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunecli.errors import InputError
+from prunecli.io import sidecar
+from prunecli.io.sidecar import Trained
+from prunecli.io.tensorfile import TENSOR_FILE, Spec, check_integers, read_header
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+NAME = "rows"
+CHUNK = 1 << 24  # ids hashed at once
+RANGE = re.compile(r"(?P<path>.+?)(:(?P<start>\d*):(?P<stop>\d*))?")
+
+
+def shard_name(index: int) -> str:
+    """Return the file name of a shard."""
+    return f"rows-{index:05}{TENSOR_FILE}"
+
+
+class Digest:
+    """The digest of rows: sha256 of their length and all ids as little-endian int32, in order."""
+
+    def __init__(self, seq_len: int) -> None:
+        self._sha = hashlib.sha256(f"rows {seq_len}\n".encode())
+        self.max_id = -1
+        self.min_id = 0
+
+    def update(self, ids: "np.ndarray") -> None:
+        """Take in the next ids, an integer array of whole rows."""
+        if ids.size:
+            self.max_id = max(self.max_id, int(ids.max()))
+            self.min_id = min(self.min_id, int(ids.min()))
+            self._sha.update(ids.astype("<i4").tobytes())
+
+    def hexdigest(self) -> str:
+        """Return the digest of all ids so far."""
+        return self._sha.hexdigest()
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows [start, stop) of a set of rows.
+
+    Attributes:
+        name: what the set is called, without its path.
+        digest: of the whole set, whatever the range.
+        seq_len: tokens per row.
+        tokenizer: digest of the tokenizer that made them, None if unknown.
+        min_id, max_id: bounds of the ids of the whole set.
+    """
+
+    name: str
+    digest: str
+    seq_len: int
+    start: int
+    stop: int
+    tokenizer: str | None
+    min_id: int
+    max_id: int
+    id: str | None = None
+    _files: tuple[tuple[Path, str], ...] = ()
+    _ends: tuple[int, ...] = ()
+    _open: dict[int, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def _slice(self, shard: int) -> Any:
+        if shard not in self._open:
+            from safetensors import safe_open
+
+            path, name = self._files[shard]
+            file: Any = safe_open(path, "np")
+            self._open[shard] = file.get_slice(name)
+        return self._open[shard]
+
+    def read(self, indices: Sequence[int]) -> "torch.Tensor":
+        """Return rows by their numbers in the whole set: int64 [rows, length]."""
+        import numpy as np
+        import torch
+
+        found = []
+        for index in indices:
+            shard = bisect_right(self._ends, index)
+            before = self._ends[shard - 1] if shard else 0
+            found.append(self._slice(shard)[index - before : index - before + 1])
+        return torch.from_numpy(np.concatenate(found).astype(np.int64))
+
+    def trained(self, stop: int, count: int) -> Trained:
+        """Return the record of training on rows start to stop-1, `count` tokens in all."""
+        return Trained(rows=self.digest, range=(self.start, stop), count=count)
+
+
+def split(data: str) -> tuple[str, int | None, int | None]:
+    """Return the path, the first row and the end of ROWS[:A:B]; None where it does not say."""
+    match = RANGE.fullmatch(data)
+    if match is None:
+        raise InputError("no rows were named", "give the folder that `prunecli tokenize` made")
+    start, stop = match["start"], match["stop"]
+    return match["path"], int(start) if start else None, int(stop) if stop else None
+
+
+def is_rows(data: str) -> bool:
+    """Return whether `data` names a folder of rows."""
+    path = Path(split(data)[0]) if data else Path()
+    return path.is_dir() and (path / shard_name(0)).exists()
+
+
+def open_rows(data: str) -> Rows:
+    """Open ROWS[:A:B] or FILE.safetensors:NAME[:A:B]; raise InputError if that cannot be."""
+    path, start, stop = split(data)
+    whole = _given(path) if TENSOR_FILE in path else _folder(path)
+    total = whole.stop
+    first = 0 if start is None else start
+    last = total if stop is None else stop
+    if not first < last <= total:
+        raise InputError(
+            f"'{data}' asks for rows {first}:{last}, the set has {total}",
+            f"give a range within 0:{total}",
+        )
+    return Rows(**{**{k: getattr(whole, k) for k in FIELDS}, "start": first, "stop": last})
+
+
+FIELDS = tuple(name for name in Rows.__dataclass_fields__ if name != "_open")
+
+
+def _folder(path: str) -> Rows:
+    folder = Path(path)
+    if not folder.is_dir():
+        raise InputError(f"no such rows: '{path}'", "make them with `prunecli tokenize`")
+    record = sidecar.read(folder, ("rows",))
+    files, ends, total = [], [], 0
+    results = record.results
+    for index in range(results["shards"]):
+        file = folder / shard_name(index)
+        if not file.is_file():
+            raise InputError(f"'{path}' lacks its shard {file.name}", "make the rows again")
+        spec = read_header(file).get(NAME, Spec("", ()))
+        if len(spec.shape) != 2 or spec.shape[1] != results["seq_len"]:
+            raise InputError(f"'{file}' has no rows of {results['seq_len']} tokens")
+        total += spec.shape[0]
+        files.append((file, NAME))
+        ends.append(total)
+    if total != results["rows"]:
+        raise InputError(f"'{path}' has {total} rows, its sidecar tells {results['rows']}")
+    return Rows(
+        folder.resolve().name,
+        record.outputs["digest"],
+        results["seq_len"],
+        0,
+        total,
+        results["tokenizer"],
+        0,
+        results["max_id"],
+        record.id,
+        tuple(files),
+        tuple(ends),
+    )
+
+
+def _given(path: str) -> Rows:
+    """Open an integer tensor as rows; its ids are read once, to know their digest and bounds."""
+    file, name, spec = check_integers(path)
+    count, length = spec.shape
+    whole = Rows(
+        f"{file.name}:{name}",
+        "",
+        length,
+        0,
+        count,
+        None,
+        0,
+        0,
+        None,
+        ((file, name),),
+        (count,),
+    )
+    digest, step = Digest(length), max(1, CHUNK // length)
+    for begin in range(0, count, step):
+        digest.update(whole._slice(0)[begin : begin + step])
+    known = {"digest": digest.hexdigest(), "min_id": digest.min_id, "max_id": digest.max_id}
+    return Rows(**{**{k: getattr(whole, k) for k in FIELDS}, **known})
+
+
+def overlap(one: Trained, other: Trained) -> int:
+    """Return how many rows two records have in common."""
+    if one.rows != other.rows:
+        return 0
+    return max(0, min(one.range[1], other.range[1]) - max(one.range[0], other.range[0]))
+
+
+def trained_on(meta: dict[str, Any]) -> Trained | None:
+    """Return which rows tokens are, from their `meta`; None if they are no rows."""
+    if "rows" not in meta:
+        return None
+    start, stop = meta["range"]
+    return Trained(rows=meta["rows"], range=(start, stop), count=(stop - start) * meta["seq_len"])

@@ -1,0 +1,220 @@
+"""The library verb `tokenize`: text into token rows of one length, for training.
+
+Documents are encoded without special tokens, each followed by the separator, and cut into rows
+that follow each other without padding; the incomplete row at the end is left out.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from prunecli.errors import InputError, OutputExists, UsageError
+from prunecli.io import documents, sidecar, textfiles, token_shards
+from prunecli.io import output as place
+from prunecli.io.checkpoint import TAG_ALONG
+from prunecli.io.sidecar import Input, Recorder
+from prunecli.io.tokenizer import Tokenizer, digest, present, well_formed
+from prunecli.report import SILENT, Report
+from prunecli.settings import Made, Output
+
+SHARD_TOKENS = 1 << 24
+END = "<|endoftext|>"
+BYTES = 256
+FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+def tokenize(
+    source: str,
+    out: str,
+    *,
+    seq_len: int,
+    tokenizer: str | None = None,
+    train_tokenizer: int | None = None,
+    separator: str = "auto",
+    tokens: float | None = None,
+    part: str = "calibration",
+    shard_tokens: int = SHARD_TOKENS,
+    workers: int | None = None,
+    restart: bool = False,
+    output: Output | None = None,
+    report: Report = SILENT,
+) -> Made:
+    """Write the rows of D into the folder OUT, with the tokenizer that made them.
+
+    `tokenizer` is a folder. `train_tokenizer` trains a byte-level BPE of that many ids on D
+    instead; a `tokenizer` folder given beside it gets a copy. `separator` is an id, `none`, or
+    `auto`: the tokenizer's end (or beginning) of sequence. `tokens` stops after that many.
+    A stopped run goes on from its last finished shard, of about `shard_tokens`.
+    Raises UsageError, InputError, OutputExists.
+    """
+    output = output or Output()
+    recorder = Recorder("tokenize", output.argv)
+    workers = workers or len(os.sched_getaffinity(0))
+    _check(seq_len, tokenizer, train_tokenizer, tokens)
+    read = [Path(source)] if Path(source).exists() else []
+    place.check_place(out, output, read)
+    text = documents.open_text(source, part, lazy=True)
+    if train_tokenizer is None:
+        assert tokenizer is not None
+        made_with: dict[str, Any] = {"tokenizer": digest(tokenizer), "train_tokenizer": None}
+    else:
+        made_with = {"tokenizer": None, "train_tokenizer": train_tokenizer}
+    options = {
+        "source": text.name,
+        "source_bytes": textfiles.size(read[0]) if read else None,
+        "seq_len": seq_len,
+        **made_with,
+        "separator": separator,
+        "tokens": None if tokens is None else int(tokens),
+    }
+    if output.dry_run:
+        return Made(out, results=options)
+    if output.skip_existing and place.occupied(Path(out)):
+        return _same(out, options)
+    with place.partial(out, sidecar.key("rows", options, []), restart) as folder:
+        if train_tokenizer is None:
+            _copy_tokenizer(str(tokenizer), folder)
+        elif not present(str(folder)):
+            train_bpe(text.documents, train_tokenizer, folder, report)
+            text = documents.open_text(source, part, lazy=True)
+        if tokenizer is not None and train_tokenizer is not None:
+            _give_tokenizer(folder, Path(tokenizer))
+        encoder = Tokenizer(str(folder))
+        between = _separator(separator, encoder, report)
+        shards = token_shards.Shards(
+            folder,
+            seq_len,
+            max(1, shard_tokens // seq_len),
+            None if tokens is None else int(tokens) // seq_len,
+            encoder.size,
+        )
+        sha = token_shards.write(shards, text.documents, str(folder), between, workers, report)
+        if not shards.rows:
+            place.remove(folder)
+            raise InputError(
+                f"'{source}' is too short: not one row of {seq_len} tokens",
+                "give more text or a smaller --seq-len",
+            )
+        if tokens is not None and not shards.full:
+            report.note(
+                f"'{source}' gives {shards.rows * seq_len} tokens in whole rows, not {tokens:.0f}"
+            )
+        results = {
+            "rows": shards.rows,
+            "seq_len": seq_len,
+            "tokens": shards.rows * seq_len,
+            "tokenizer": encoder.digest,
+            "vocab": encoder.size,
+            "separator": between,
+            "max_id": shards.digest.max_id,
+            "shards": shards.count,
+        }
+        made = recorder.sidecar(
+            "rows",
+            options,
+            [Input(role="text", digest=sha)],
+            outputs={"digest": shards.digest.hexdigest()},
+            results=results,
+        )
+        place.write_text(folder / sidecar.FOLDER_SIDECAR, made.text())
+        for name in (token_shards.STATE, place.MARK):
+            place.remove(folder / name)
+        place.publish(folder, Path(out).resolve())
+    seconds = made.run.seconds or 1.0
+    report.note(
+        f"{shards.rows} rows of {seq_len} tokens, {shards.rows * seq_len / seconds:.0f} tokens/s"
+    )
+    return Made(out, made.dump(), made.results)
+
+
+def _check(
+    seq_len: int, tokenizer: str | None, train_tokenizer: int | None, tokens: float | None
+) -> None:
+    if seq_len < 2:
+        raise UsageError(f"--seq-len {seq_len}: expected at least 2")
+    if tokens is not None and tokens < seq_len:
+        raise UsageError(f"--tokens {tokens:.0f} is less than one row of {seq_len}")
+    if train_tokenizer is None and tokenizer is None:
+        raise UsageError(
+            "no tokenizer was given", "use --tokenizer DIR, or --train-tokenizer VOCAB"
+        )
+    if train_tokenizer is not None and train_tokenizer <= BYTES:
+        raise UsageError(f"--train-tokenizer {train_tokenizer}: expected more than {BYTES} ids")
+
+
+def _same(out: str, options: dict[str, Any]) -> Made:
+    """Return the rows that are there if they were made alike; text is told by name and size."""
+    found = sidecar.read_if_any(out)
+    if found is None or found.kind != "rows" or found.options != options:
+        raise OutputExists(
+            f"OUT '{out}' exists and was made from other inputs or options", "use --force"
+        )
+    return Made(out, found.dump(), found.results)
+
+
+def _separator(asked: str, tokenizer: Tokenizer, report: Report) -> int | None:
+    if asked == "none":
+        return None
+    if asked == "auto":
+        if tokenizer.separator is None:
+            report.note("the tokenizer has no end of sequence: documents follow unseparated")
+        return tokenizer.separator
+    if not asked.isdecimal() or int(asked) >= tokenizer.size:
+        raise UsageError(
+            f"--separator '{asked}': expected auto, none, or an id below {tokenizer.size}"
+        )
+    return int(asked)
+
+
+def _copy_tokenizer(source: str, folder: Path) -> None:
+    found = {path for pattern in TAG_ALONG for path in Path(source).glob(pattern)}
+    for path in sorted(path for path in found if path.is_file()):
+        if not path.name.startswith(("LICENSE", "NOTICE", "generation_config")):
+            place.replace_bytes(folder / path.name, path.read_bytes())
+
+
+def _give_tokenizer(folder: Path, target: Path) -> None:
+    """Copy a freshly trained tokenizer to where the user wants it; never over another one."""
+    target.mkdir(parents=True, exist_ok=True)
+    if present(str(target)) and digest(str(target)) != digest(str(folder)):
+        raise OutputExists(
+            f"'{target}' has another tokenizer already", "leave out --train-tokenizer to use it"
+        )
+    for name in FILES:
+        place.replace_bytes(target / name, (folder / name).read_bytes())
+
+
+def train_bpe(texts: Any, vocab: int, folder: Path, report: Report = SILENT) -> None:
+    """Train a byte-level BPE of `vocab` ids, `<|endoftext|>` the first, and write it to `folder`.
+
+    The same text gives the same tokenizer. Raises InputError if the text has too few merges.
+    """
+    from tokenizers import Tokenizer as Bare
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    bare = Bare(models.BPE())
+    bare.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bare.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=[END],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    report.note(f"training a tokenizer of {vocab} ids")
+    found = (well_formed(text) for text, _ in token_shards.pieces(texts))
+    bare.train_from_iterator(found, trainer)
+    if bare.get_vocab_size() < vocab:
+        raise InputError(
+            f"the text has merges for {bare.get_vocab_size()} ids only, asked for {vocab}",
+            "lower --train-tokenizer, or give more text",
+        )
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": END,
+        "clean_up_tokenization_spaces": False,
+    }
+    text = json.dumps(settings, indent=2) + "\n"
+    place.replace_text(folder / "tokenizer_config.json", text)
+    place.replace_text(folder / "tokenizer.json", bare.to_str())

@@ -1,0 +1,1 @@
+"""Training: one loop for scratch twins, retraining with fixed masks, and distillation."""

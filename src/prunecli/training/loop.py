@@ -1,0 +1,152 @@
+"""The loop: AdamW, accumulation, clipping, a schedule, masks; one process or many.
+
+A step is a function of weights, moments and the step's number: rows, learning rate and the seed of
+any dropout follow from the number. So whatever is saved between two steps resumes exactly.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from prunecli.io.rows import Rows
+from prunecli.training import schedule
+from prunecli.training.masks import Masks
+from prunecli.training.model import Objective
+from prunecli.training.order import Order
+from prunecli.training.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The hyper-parameters that a step depends on, all resolved (defaults: settings.Training)."""
+
+    steps: int
+    batch_size: int
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    clip: float
+    warmup: float
+    floor: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step measured: the mean cross-entropy of its batch before the update, in nats.
+
+    `kl` is the mean divergence from the teacher, None without one; `grad_norm` is before clipping.
+    """
+
+    loss: float
+    kl: float | None
+    grad_norm: float
+    lr: float
+    finite: bool
+    stop: bool
+
+
+class Loop:
+    """Trains an objective on rows. `micro` is how many sequences go through a process at once."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        rows: Rows,
+        settings: Settings,
+        masks: Masks,
+        ranks: Ranks,
+        micro: int,
+    ) -> None:
+        self.objective, self.settings, self.masks, self.ranks = objective, settings, masks, ranks
+        self.rows, self.micro = rows, micro
+        self.order = Order(rows, settings.steps * settings.batch_size, settings.seed)
+        self.optimizer = torch.optim.AdamW(
+            [p for p in objective.model.parameters() if p.requires_grad],
+            lr=settings.lr,
+            betas=(settings.beta1, settings.beta2),
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        self.own = settings.batch_size // ranks.world
+        self.predicted = settings.batch_size * (rows.seq_len - 1)
+
+    def step(self, step: int, stop: bool = False) -> Step:
+        """Take one step; with a loss or gradient that is no number, leave everything as it was.
+
+        `stop` is this process's wish to stop; the result's is that of any.
+        """
+        settings, ranks = self.settings, self.ranks
+        lr = schedule.rate(step, settings.steps, settings.lr, settings.warmup, settings.floor)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        first = ranks.rank * self.own
+        batch = self.rows.read(
+            self.order.batch(step, settings.batch_size, slice(first, first + self.own))
+        )
+        sums = torch.zeros(3, device=ranks.device)
+        with torch.random.fork_rng(devices=_devices(ranks)):
+            torch.manual_seed((settings.seed << 40) + step * ranks.world + ranks.rank)
+            pieces = torch.split(batch, self.micro)
+            for number, piece in enumerate(pieces):
+                if ranks.mesh is not None:
+                    last = number == len(pieces) - 1
+                    self.objective.set_requires_gradient_sync(last)  # type: ignore[operator]
+                ids = piece.to(ranks.device, non_blocking=True)
+                with self._autocast():
+                    total, ce, kl = self.objective(ids)
+                # FSDP takes the mean over processes, the loss is a mean over all tokens
+                (total * (ranks.world / self.predicted)).backward()
+                sums[:2] += torch.stack([ce, kl])
+        sums[2] = float(stop)
+        sums = ranks.sum(sums)
+        self.masks.on_gradients()
+        model = self.objective.model
+        norm = whole(nn.utils.clip_grad_norm_(model.parameters(), settings.clip))
+        loss, kl_mean = float(sums[0]) / self.predicted, float(sums[1]) / self.predicted
+        finite = bool(torch.isfinite(norm)) and bool(torch.isfinite(sums).all())
+        if finite:
+            self.optimizer.step()
+            self.masks.on_weights()
+        self.optimizer.zero_grad(set_to_none=True)
+        taught = self.objective.teacher is not None
+        return Step(loss, kl_mean if taught else None, float(norm), lr, finite, bool(sums[2] > 0))
+
+    def _autocast(self) -> torch.autocast:
+        alone = self.ranks.mesh is None
+        dtype = self.objective.dtype
+        return torch.autocast(
+            self.ranks.device.type, dtype, enabled=alone and dtype != torch.float32
+        )
+
+    @torch.no_grad()
+    def evaluate(self, ids: torch.Tensor) -> float:
+        """Return the mean loss in nats over rows of ids [N, T], the same on every process."""
+        model, ranks = self.objective, self.ranks
+        model.model.eval()
+        share = torch.zeros(1, dtype=torch.float64, device=ranks.device)
+        # every process takes part in every forward: short shares are filled up with rows that
+        # count nothing
+        for start in range(0, len(ids), self.micro * ranks.world):
+            mine = ids[start : start + self.micro * ranks.world][ranks.rank :: ranks.world]
+            rows = mine if len(mine) else ids[:1]
+            with self._autocast():
+                _, ce, _ = model(rows.to(ranks.device).long())
+            if len(mine):
+                share += ce.double()
+        model.model.train()
+        return float(ranks.sum(share)) / (len(ids) * (ids.shape[1] - 1))
+
+
+def whole(norm: torch.Tensor) -> torch.Tensor:
+    """Return a norm over all processes."""
+    full = getattr(norm, "full_tensor", None)
+    return norm if full is None else full()
+
+
+def _devices(ranks: Ranks) -> list[int]:
+    return [ranks.device.index or 0] if ranks.device.type == "cuda" else []

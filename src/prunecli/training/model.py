@@ -1,0 +1,146 @@
+"""The model in training: built by stock transformers, weights from the streamed checkpoint.
+
+Weights are float32 whatever the checkpoint's storage type. With several processes they are
+sharded by FSDP2, layer by layer; each process reads its own part of the memory-mapped files.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from prunecli.io.checkpoint import Checkpoint
+from prunecli.stats.run import model_config
+from prunecli.training.losses import Distillation, next_token_loss
+from prunecli.training.ranks import Ranks
+
+
+class Objective(nn.Module):
+    """A model, perhaps with a teacher, as a function from token rows to a loss.
+
+    The loss is computed in `forward` so that FSDP has gathered the output heads by then.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        teacher: nn.Module | None,
+        dtype: torch.dtype,
+        weight: float,
+        temperature: float,
+    ) -> None:
+        super().__init__()
+        self.model, self.teacher, self.dtype = model, teacher, dtype
+        self.weight, self.temperature = weight, temperature
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what `next_token_loss` does for rows of ids [B, T]: sums over B (T - 1) tokens."""
+        hidden = self._hidden(self.model, ids)
+        distillation = None
+        if self.teacher is not None:
+            with torch.no_grad():
+                theirs = self._hidden(self.teacher, ids)
+            distillation = Distillation(theirs, _head(self.teacher), self.weight, self.temperature)
+        labels = ids[:, 1:].flatten()
+        return next_token_loss(hidden, _head(self.model), labels, distillation)
+
+    def _hidden(self, model: nn.Module, ids: Tensor) -> Tensor:
+        made = model.model(input_ids=ids, use_cache=False)  # type: ignore[operator]
+        # autocast leaves the residual stream in float32
+        states: Tensor = made.last_hidden_state.to(self.dtype)
+        return states[:, :-1].flatten(0, 1)
+
+
+def _head(model: nn.Module) -> Tensor:
+    weight: Tensor = model.lm_head.weight  # type: ignore[union-attr,assignment]
+    return weight
+
+
+def build(
+    checkpoint: Checkpoint,
+    teacher: Checkpoint | None,
+    ranks: Ranks,
+    *,
+    dtype: torch.dtype,
+    kd_weight: float = 0.0,
+    temperature: float = 1.0,
+    recompute: bool = False,
+    compile: bool = False,
+) -> Objective:
+    """Return the objective on this process's device, with the checkpoint's weights."""
+    made = _bare(checkpoint)
+    if recompute:
+        made.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    theirs = None if teacher is None else _bare(teacher).requires_grad_(False)
+    objective = Objective(made, theirs, dtype, kd_weight, temperature)
+    for layer in [*_layers(made), *(_layers(theirs) if theirs is not None else [])]:
+        if compile:
+            layer.compile()
+        if ranks.mesh is not None:
+            _shard(layer, ranks, dtype)
+    if ranks.mesh is not None:
+        _shard(objective, ranks, dtype)
+    objective.to_empty(device=ranks.device)
+    for model, source in ((made, checkpoint), (theirs, teacher)):
+        if model is not None and source is not None:
+            fill(model, source, ranks)
+    made.train()
+    if theirs is not None:
+        theirs.eval()
+    return objective
+
+
+def _bare(checkpoint: Checkpoint) -> nn.Module:
+    """Return the model without memory for its weights."""
+    from transformers import AutoModelForCausalLM
+
+    config = model_config(checkpoint.arch)
+    config._attn_implementation = "sdpa"
+    with torch.device("meta"):
+        model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return model
+
+
+def _layers(model: nn.Module) -> Iterator[nn.Module]:
+    yield from model.model.layers  # type: ignore[union-attr,misc]
+
+
+def _shard(module: nn.Module, ranks: Ranks, dtype: torch.dtype) -> None:
+    settings: dict[str, Any] = {"mesh": ranks.mesh}
+    if dtype != torch.float32:
+        # inputs are ids or hidden states that have the type already
+        settings["mp_policy"] = MixedPrecisionPolicy(
+            param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+    fully_shard(module, **settings)
+
+
+@torch.no_grad()
+def fill(model: nn.Module, checkpoint: Checkpoint, ranks: Ranks) -> None:
+    """Copy the weights in, one tensor at a time, and compute what configs alone determine."""
+    # built on meta, the rotary frequencies are not there; they are no weights
+    rotary = model.model.rotary_emb  # type: ignore[union-attr]
+    model.model.rotary_emb = type(rotary)(model.config).to(ranks.device)  # type: ignore[union-attr]
+    for name, parameter in model.named_parameters():
+        whole = checkpoint.tensor(name)
+        if isinstance(parameter, DTensor):
+            # every process reads the files, so nothing has to be sent
+            part = distribute_tensor(
+                whole.to(ranks.device, torch.float32),
+                parameter.device_mesh,
+                parameter.placements,
+                src_data_rank=None,
+            )
+            parameter.copy_(part)
+        else:
+            parameter.copy_(whole)
+
+
+@torch.no_grad()
+def whole_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield every weight in full, one at a time; all processes must take part."""
+    for name, parameter in model.named_parameters():
+        yield name, parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.data

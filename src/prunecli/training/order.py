@@ -1,0 +1,38 @@
+"""Which rows a step reads: a function of the seed and the step alone, so nothing has to be saved.
+
+Each epoch is a permutation of all rows; the last one of as many first rows as are still needed. So
+the rows trained on, as a multiset, depend on the numbers of rows and steps only, never on the seed:
+two runs with other orders are still token-matched.
+"""
+
+import torch
+
+from prunecli.io.rows import Rows
+
+
+class Order:
+    """The order of `needed` rows out of a range, again and again if it is shorter."""
+
+    def __init__(self, rows: Rows, needed: int, seed: int) -> None:
+        self.rows, self.needed, self.seed = rows, needed, seed
+        self._epoch: tuple[int, torch.Tensor] | None = None
+
+    @property
+    def stop(self) -> int:
+        """The end of the rows that are read at all."""
+        return min(self.rows.stop, self.rows.start + self.needed)
+
+    def at(self, place: int) -> int:
+        """Return the row at `place` of the order, as its number in the whole set."""
+        epoch, inside = divmod(place, len(self.rows))
+        if self._epoch is None or self._epoch[0] != epoch:
+            size = min(len(self.rows), self.needed - epoch * len(self.rows))
+            # seeds of neighbouring epochs must not meet those of neighbouring seeds
+            generator = torch.Generator().manual_seed((self.seed << 20) + epoch)
+            self._epoch = epoch, torch.randperm(size, generator=generator)
+        return self.rows.start + int(self._epoch[1][inside])
+
+    def batch(self, step: int, size: int, part: slice) -> list[int]:
+        """Return the rows of `part` of a step's batch of `size`."""
+        places = range(step * size, (step + 1) * size)[part]
+        return [self.at(place) for place in places]

@@ -1,0 +1,70 @@
+"""The processes of one run: one alone, or those that `torchrun` started."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from prunecli.errors import UsageError
+from prunecli.settings import Compute
+from prunecli.stats.run import device_of
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all: its rank, their number, its device, their mesh (None if alone)."""
+
+    rank: int
+    world: int
+    device: torch.device
+    mesh: DeviceMesh | None
+
+    @property
+    def first(self) -> bool:
+        """Whether this process speaks and writes for all."""
+        return self.rank == 0
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the sum over all processes."""
+        if self.mesh is not None:
+            dist.all_reduce(values)
+        return values
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.mesh is not None:
+            dist.barrier()
+
+
+def world_size() -> int:
+    """Return how many processes `torchrun` started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def started(compute: Compute) -> Iterator[Ranks]:
+    """Join the processes of this run; each takes the GPU of its local rank, if there are any."""
+    world = world_size()
+    device = device_of(compute)
+    if world == 1:
+        yield Ranks(0, 1, device, None)
+        return
+    if device.type == "cuda":
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        if local >= torch.cuda.device_count():
+            raise UsageError(
+                f"local rank {local} has no GPU: there are {torch.cuda.device_count()}",
+                "start one process per GPU",
+            )
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        mesh = init_device_mesh(device.type, (world,))
+        yield Ranks(dist.get_rank(), world, device, mesh)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,411 @@
+"""The library verb `train`: token rows and a checkpoint become a trained checkpoint.
+
+State lives in OUT.partial, each of its parts whole or absent; the same command goes on from there.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from prunecli.errors import PruneError, Stopped
+from prunecli.io import output as place
+from prunecli.io import sidecar
+from prunecli.io.rows import split
+from prunecli.io.sidecar import Recorder
+from prunecli.report import SILENT, Report
+from prunecli.settings import Compute, Made, Output, Training
+from prunecli.sparsity import Held, check_masks, sparse_tensors
+from prunecli.training import job as jobs
+from prunecli.training.job import Job
+from prunecli.training.track import open_tracker
+from prunecli.writing import size_results, write_tensors
+
+if TYPE_CHECKING:
+    import torch
+
+    from prunecli.training.loop import Loop, Step
+    from prunecli.training.model import Objective
+    from prunecli.training.ranks import Ranks
+
+LOG = "train.jsonl"
+SWEEP_FILE = "sweep.json"
+CURVE = 1000  # points of the curve in the sidecar
+# dense bfloat16 FLOP/s, from the makers' data sheets
+PEAKS = {
+    "B200": 2250e12, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12,
+    "MI300X": 1307e12,
+}  # fmt: skip
+
+
+def train(
+    model: str,
+    out: str,
+    training: Training,
+    *,
+    compute: Compute | None = None,
+    output: Output | None = None,
+    report: Report = SILENT,
+    stop: Callable[[], bool] = lambda: False,
+) -> Made:
+    """Train the checkpoint IN on token rows and write OUT, stored and sharded as IN.
+
+    `stop` is asked at every step; when it says so, the state is saved and Stopped raised. Under
+    `torchrun` all processes call this; the first one writes.
+    Raises UsageError, InputError, OutputExists, and PruneError where the loss is no number.
+    """
+    compute, output = compute or Compute(), output or Output()
+    recorder = Recorder("train", output.argv)
+    job = jobs.prepare(model, training, report)
+    inputs = [job.checkpoint.folder, *([job.teacher.folder] if job.teacher else [])]
+    place.check_place(out, output, [*inputs, Path(split(training.data)[0])])
+    dtype = _dtype(compute)
+    options = job.options(dtype)
+    if output.dry_run:
+        return Made(out, results={**options, **_expected(job)})
+    held = _held(job, report)
+    found = job.inputs(report)
+    key = sidecar.key("checkpoint", options, found)
+    if same := place.same_already(out, output, key):
+        return same
+    weights = 4 * job.checkpoint.arch.total_params
+    place.check_disk(out, 3 * weights * (training.keep_states + 1) + weights)
+
+    import torch
+
+    from prunecli.training import model as models
+    from prunecli.training import ranks as processes
+    from prunecli.training.masks import Masks
+
+    with ExitStack() as stack:
+        ranks = stack.enter_context(processes.started(compute))
+        folder = Path(out).resolve().with_name(f"{Path(out).resolve().name}.partial")
+        if ranks.first:
+            stack.enter_context(place.partial(out, key, training.restart))
+        ranks.barrier()
+        objective = models.build(
+            job.checkpoint,
+            job.teacher,
+            ranks,
+            dtype=getattr(torch, dtype),
+            kd_weight=job.kd_weight,
+            temperature=training.temperature,
+            recompute=training.activation_checkpointing,
+            compile=training.compile,
+        )
+        masks = Masks(objective.model, held.names)
+        run = _Run(job, objective, masks, ranks, folder, report, stop, out)
+        swept = run.sweep()
+        loop = run.loop(swept["lr"] if swept else job.lrs[0], job.steps)
+        log, evaluations = run.train(loop, options)
+        stream = _stored(job, objective)
+        made = None
+        if ranks.first:
+            with place.staged(out) as temporary:
+                specs = job.checkpoint.specs
+                names = list(job.checkpoint.arch.tensors())
+                written = write_tensors(
+                    temporary,
+                    job.checkpoint.arch,
+                    {name: specs[name] for name in names},
+                    [job.checkpoint.shard(name) for name in names],
+                    stream,
+                )
+                results = {
+                    **_results(job, log, loop.settings.lr, evaluations, held),
+                    "sweep": swept,
+                    **size_results(job.checkpoint.arch, written),
+                }
+                made = recorder.sidecar(
+                    "checkpoint",
+                    options,
+                    found,
+                    outputs={"digest": written.digest, "params": job.checkpoint.arch.total_params},
+                    results=results,
+                    parent=job.checkpoint.sidecar,
+                    trained=job.trained,
+                    device=str(ranks.device),
+                    ranks=ranks.world,
+                )
+                place.write_text(temporary / LOG, "".join(json.dumps(line) + "\n" for line in log))
+                written.finish(made, job.checkpoint.tag_along())
+            place.remove(folder)
+        else:
+            for _ in stream:
+                pass
+        ranks.barrier()
+    if made is None:
+        return Made(out)
+    report.note(
+        f"{job.steps} steps, {job.tokens} tokens, loss {made.results['loss']:.4f}, "
+        f"{made.run.seconds:.0f} s"
+    )
+    return Made(out, made.dump(), made.results)
+
+
+def _dtype(compute: Compute) -> str:
+    """Return the compute type: float32 on a CPU unless asked, bfloat16 where a GPU has it."""
+    import torch
+
+    from prunecli.stats.run import device_of
+
+    device = device_of(compute)
+    if compute.dtype != "auto":
+        return compute.dtype
+    return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+
+
+def _expected(job: Job) -> dict[str, Any]:
+    """Return what a dry run tells; `state_bytes` are weights, moments and gradients."""
+    arch, length = job.checkpoint.arch, job.rows.seq_len
+    return {
+        "tokens": job.tokens,
+        "rows": list(job.trained.range),
+        "params": arch.total_params,
+        "flops": 3 * arch.flops(length) * (job.tokens // length),
+        "state_bytes": 16 * arch.total_params,
+        "micro_batch": job.micro,
+        "save_every": job.save_every,
+    }
+
+
+def _held(job: Job, report: Report) -> Held:
+    """Return which weights are held at zero, having said so."""
+    if job.masked is None:
+        return Held((), 0, 0)
+    held = sparse_tensors(job.masked)
+    if job.masked is not job.checkpoint:
+        check_masks(job.masked, job.checkpoint, held)
+    if held.names:
+        report.note(
+            f"holding {held.zeros} zeros ({held.zeros / held.weights:.4f} of "
+            f"{len(held.names)} matrices); --masks drop trains them"
+        )
+    return held
+
+
+def _stored(job: Job, objective: "Objective") -> "Iterator[tuple[str, torch.Tensor]]":
+    from prunecli.io.tensorfile import torch_dtype
+    from prunecli.training.model import whole_tensors
+
+    for name, tensor in whole_tensors(objective.model):
+        yield name, tensor.to("cpu", torch_dtype(job.checkpoint.specs[name].dtype))
+
+
+def _results(
+    job: Job,
+    log: list[dict[str, Any]],
+    lr: float,
+    evaluations: list[dict[str, Any]],
+    held: Held,
+) -> dict[str, Any]:
+    losses = [line["loss"] for line in log]
+    tail = losses[-max(1, len(losses) // 20) :]
+    every = -(-len(losses) // CURVE)
+    return {
+        "steps": job.steps,
+        "batch_size": job.batch_size,
+        "seq_len": job.rows.seq_len,
+        "tokens": job.tokens,
+        "epochs": job.steps * job.batch_size / len(job.rows),
+        "lr": lr,
+        "loss": sum(tail) / len(tail),
+        "curve": {
+            "every": every,
+            "loss": [
+                sum(losses[i : i + every]) / len(losses[i : i + every])
+                for i in range(0, len(losses), every)
+            ],
+        },
+        "evaluations": evaluations,
+        "held": {"tensors": len(held.names), "zeros": held.zeros, "weights": held.weights},
+    }
+
+
+class _Run:
+    """One process's part in a run: sweep, then steps, with everything that surrounds them."""
+
+    def __init__(
+        self,
+        job: Job,
+        objective: "Objective",
+        masks: Any,
+        ranks: "Ranks",
+        folder: Path,
+        report: Report,
+        stop: Callable[[], bool],
+        out: str,
+    ) -> None:
+        self.job, self.objective, self.masks, self.ranks = job, objective, masks, ranks
+        self.folder, self.report, self.stop = folder, report, stop
+        self.name = f"{out.rstrip('/')}.partial"
+
+    def loop(self, lr: float, steps: int) -> "Loop":
+        """Return a loop of `steps` steps over the first rows."""
+        from prunecli.training.loop import Loop, Settings
+
+        job, t = self.job, self.job.training
+        settings = Settings(
+            steps, job.batch_size, lr, t.beta1, t.beta2, t.eps, t.weight_decay, t.clip, t.warmup,
+            t.floor, t.seed,
+        )  # fmt: skip
+        return Loop(self.objective, job.rows, settings, self.masks, self.ranks, job.micro)
+
+    def sweep(self) -> dict[str, Any] | None:
+        """Train a short prefix with every learning rate; return all curves and the best rate.
+
+        The best is that of the lowest mean loss over the last tenth of the prefix. Each runs the
+        whole schedule on the prefix. Finished ones are kept when the run is stopped.
+        """
+        from prunecli.training.model import fill
+
+        job, steps = self.job, self.job.sweep_steps
+        if len(job.lrs) == 1:
+            return None
+        file = self.folder / SWEEP_FILE
+        curves: dict[str, list[float]] = json.loads(file.read_text()) if file.exists() else {}
+        if curves and self.ranks.first:
+            self.report.note(f"resuming the sweep: {len(curves)} of {len(job.lrs)} rates are done")
+        self.ranks.barrier()
+        for lr in job.lrs:
+            if str(lr) in curves:
+                continue
+            fill(self.objective.model, job.checkpoint, self.ranks)
+            loop = self.loop(lr, steps)
+            losses: list[float] = []
+            for step in self.report.track(range(steps), f"trying {lr}", steps, "steps"):
+                done = loop.step(step, self.stop())
+                if done.stop:
+                    raise Stopped(
+                        f"stopped in the sweep; '{self.name}' keeps the rates that are done",
+                        "the same command goes on",
+                    )
+                if not done.finite:
+                    break
+                losses.append(done.loss)
+            curves[str(lr)] = losses
+            if self.ranks.first:
+                place.replace_text(file, json.dumps(curves))
+        fill(self.objective.model, job.checkpoint, self.ranks)
+
+        def final(lr: float) -> float:
+            losses = curves[str(lr)]
+            tail = losses[-max(1, steps // 10) :]
+            return sum(tail) / len(tail) if len(losses) == steps else float("inf")
+
+        best = min(job.lrs, key=final)
+        if final(best) == float("inf"):
+            raise PruneError("no learning rate of the sweep stays finite")
+        if self.ranks.first:
+            told = ", ".join(f"{lr:g}: {final(lr):.4f}" for lr in job.lrs)
+            self.report.note(f"sweep over {steps} steps: {told}; taking {best:g}")
+            if best in (job.lrs[0], job.lrs[-1]):
+                self.report.note("the best rate lies at the edge of the sweep")
+        return {
+            "lr": best,
+            "steps": steps,
+            "tokens": steps * job.batch_size * job.rows.seq_len * len(job.lrs),
+            "curves": curves,
+        }
+
+    def train(
+        self, loop: "Loop", options: dict[str, Any]
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Take all steps that are left; return one record per step, and the validations."""
+        from prunecli.training import state
+
+        job, ranks, training = self.job, self.ranks, self.job.training
+        saved = state.saved(self.folder)
+        start = state.step_of(saved[-1]) if saved else 0
+        if saved:
+            state.load(saved[-1], loop)
+            if ranks.first:
+                self.report.note(f"resuming '{self.name}' at step {start} of {job.steps}")
+        log = state.Log(self.folder, start) if ranks.first else None
+        lines: list[dict[str, Any]] = log.lines if log else []
+        tracker = None
+        if ranks.first:
+            tracker = open_tracker(training.track, self.folder, Path(self.name).stem, options)
+        clock = perf_counter()
+        try:
+            left = job.steps - start
+            for step in self.report.track(range(start, job.steps), "training", left, "steps"):
+                done = loop.step(step, self.stop())
+                if not done.finite:
+                    state.save(self.folder, step, loop, training.keep_states)
+                    raise PruneError(
+                        f"the loss of step {step + 1} is {done.loss} (gradient {done.grad_norm}); "
+                        f"'{self.name}' keeps the state after step {step}",
+                        "the same command goes on from there; or --restart with a lower --lr",
+                    )
+                line = self._line(step, done, clock, start)
+                if job.held_out is not None and _due(step, job.eval_every, job.steps):
+                    line["eval_loss"] = loop.evaluate(job.held_out.ids)
+                if log is not None:
+                    log.add(line)
+                if tracker is not None:
+                    tracker.add(step + 1, {k: v for k, v in line.items() if k != "step"})
+                self._show(line)
+                wanted = (step + 1) % job.save_every == 0 and step + 1 < job.steps
+                if wanted or done.stop:
+                    if log is not None:
+                        log.sync()
+                    state.save(self.folder, step + 1, loop, training.keep_states)
+                if done.stop and step + 1 < job.steps:
+                    raise Stopped(
+                        f"stopped after step {step + 1} of {job.steps}; '{self.name}' keeps the "
+                        "state",
+                        "the same command goes on",
+                    )
+            self.masks.check()
+        finally:
+            if log is not None:
+                log.close()
+            if tracker is not None:
+                tracker.close()
+        evaluations = [
+            {"step": line["step"], "tokens": line["tokens"], "loss": line["eval_loss"]}
+            for line in lines
+            if "eval_loss" in line
+        ]
+        return lines, evaluations
+
+    def _line(self, step: int, done: "Step", clock: float, start: int) -> dict[str, Any]:
+        per_step = self.job.batch_size * self.job.rows.seq_len
+        line: dict[str, Any] = {
+            "step": step + 1,
+            "tokens": (step + 1) * per_step,
+            "loss": done.loss,
+            "lr": done.lr,
+            "grad_norm": done.grad_norm,
+        }
+        if done.kl is not None:
+            line["kl"] = done.kl
+        rate = (step + 1 - start) * per_step / (perf_counter() - clock)
+        return {**line, "tokens_per_second": round(rate, 1)}
+
+    def _show(self, line: dict[str, Any]) -> None:
+        rate = line["tokens_per_second"]
+        text = f"loss {line['loss']:.4f}, {rate:.0f} tokens/s"
+        peak = _peak(self.ranks, self.objective)
+        if peak is not None:
+            length = self.job.rows.seq_len
+            flops = 3 * self.job.checkpoint.arch.flops(length) / length
+            text += f", {100 * flops * rate / (peak * self.ranks.world):.1f} % of peak"
+        self.report.live(text)
+
+
+def _due(step: int, every: int, steps: int) -> bool:
+    return (step + 1) % every == 0 or step + 1 == steps
+
+
+def _peak(ranks: "Ranks", objective: "Objective") -> float | None:
+    """Return the FLOP/s that one device could do in bfloat16, None where that is not known."""
+    import torch
+
+    if ranks.device.type != "cuda" or objective.dtype != torch.bfloat16:
+        return None
+    name = torch.cuda.get_device_name(ranks.device)
+    return next((flops for known, flops in PEAKS.items() if known in name), None)

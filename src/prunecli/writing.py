@@ -1,0 +1,70 @@
+"""Writing a checkpoint from a stream of tensors, and what every sidecar of one reports."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunecli import memory
+from prunecli.arch import Arch
+from prunecli.io import output as place
+from prunecli.io import sidecar
+from prunecli.io.checkpoint import CheckpointWriter, check_loads
+from prunecli.io.sidecar import Sidecar
+from prunecli.io.tensorfile import Spec
+
+if TYPE_CHECKING:
+    import torch
+
+FLOPS_TOKENS = 2048
+
+
+@dataclass
+class Written:
+    """What was written: the writer, the digest, and how many weights are not zero."""
+
+    writer: CheckpointWriter
+    digest: str
+    nonzero: int
+    block_nonzero: int
+
+    def finish(self, made: Sidecar, tag_along: list[Path]) -> None:
+        """Write what surrounds the tensors, the sidecar last, once stock transformers takes it."""
+        folder = self.writer.folder
+        self.writer.finish(made.id, tag_along)
+        check_loads(folder)
+        place.write_text(folder / sidecar.FOLDER_SIDECAR, made.text())
+
+
+def write_tensors(
+    folder: Path,
+    arch: Arch,
+    specs: Mapping[str, Spec],
+    shards: list[int],
+    stream: "Iterable[tuple[str, torch.Tensor]]",
+) -> Written:
+    """Write tensors as they come into `folder`, counting what is not zero."""
+    linears, shapes = set(arch.linears()), arch.tensors()
+    nonzero = block_nonzero = 0
+    with CheckpointWriter(folder, arch.config, dict(specs), shards) as writer:
+        for name, values in stream:
+            writer.write(name, values)
+            memory.release()
+            count = int(values.count_nonzero())
+            nonzero += count
+            block_nonzero += count if shapes[name].template in linears else 0
+    return Written(writer, writer.digest(), nonzero, block_nonzero)
+
+
+def size_results(arch: Arch, written: Written) -> dict[str, Any]:
+    """Return what the sidecar of every checkpoint reports of its size."""
+    density = written.block_nonzero / arch.block_params
+    return {
+        "params": arch.total_params,
+        "nonzero": written.nonzero,
+        "params_by_group": arch.params(),
+        "flops": arch.flops(FLOPS_TOKENS, density),
+        "flops_tokens": FLOPS_TOKENS,
+        "sizes": arch.sizes,
+        "container": arch.config["model_type"],
+    }
