@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prunecli.arch import BIASED, Arch, Tensor
 from prunecli.errors import InputError, UsageError, suggest
@@ -144,7 +144,7 @@ def init(
             options,
             inputs,
             outputs={"digest": written.digest, "params": arch.total_params},
-            results=size_results(arch, written),
+            results={"method": "scratch", **_twin_results(twin), **size_results(arch, written)},
             parent=smaller.sidecar if smaller is not None else None,
         )
         for name, text in files.items():
@@ -281,6 +281,13 @@ class _Draw:
         if name in self.smaller.specs:
             part = self.smaller.tensor(name)
             values[tuple(slice(length) for length in part.shape)] = part.float()
+
+
+def _twin_results(twin: Checkpoint | None) -> dict[str, Any]:
+    """Return how small a twin is, compared with what its sibling was pruned from."""
+    told = twin.sidecar.results if twin is not None and twin.sidecar is not None else {}
+    names = ("granularity", "ratio", "ratio_total", "ratio_embedding")
+    return {name: told[name] for name in names if name in told}
 
 
 def _config_input(arch: Arch) -> Input:

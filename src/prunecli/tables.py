@@ -12,6 +12,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from prunecli import matching
 from prunecli.errors import InputError, UsageError, suggest
 from prunecli.io import sidecar
 from prunecli.io.sidecar import Sidecar
@@ -37,6 +38,8 @@ COLUMNS = (
     Column("params", "parameters"),
     Column("nonzero", "non-zero"),
     Column("tflops", "TFLOPs", ".5g"),
+    Column("trained", "trained tokens"),
+    Column("matched", "token-matched with"),
     Column("data", "data"),
     Column("tokens", "tokens"),
     Column("loss", "loss", ".4f"),
@@ -44,6 +47,21 @@ COLUMNS = (
     Column("seconds", "seconds", ".1f"),
     Column("peak_mb", "peak MB", ".0f"),
 )
+PAIR_COLUMNS = (
+    Column("pruned", "pruned"),
+    Column("scratch", "scratch"),
+    Column("matched", "matched"),
+    Column("setting", "setting"),
+    Column("method", "method"),
+    Column("params", "parameters"),
+    Column("nonzero", "non-zero"),
+    Column("data", "data"),
+    Column("pruned_loss", "loss pruned", ".4f"),
+    Column("scratch_loss", "loss scratch", ".4f"),
+    Column("difference", "scratch - pruned", ".4f"),
+    Column("why", "why not"),
+)
+LAYOUTS = ("models", "pairs")
 
 
 @dataclass
@@ -70,31 +88,144 @@ class Table:
         return {"md": _markdown, "tex": _latex, "rich": aligned}[format](headings, cells)
 
 
-def table(paths: list[str]) -> Table:
+@dataclass
+class Models:
+    """Checkpoints and their evaluations among some sidecars.
+
+    Attributes:
+        made: checkpoint sidecars by id, each with its path.
+        measured: evaluations, each with its path and the id of its model (None: not among `made`).
+    """
+
+    made: dict[str, tuple[Path, Sidecar]]
+    measured: list[tuple[Path, Sidecar, str | None]]
+
+
+def table(paths: list[str], layout: str = "models") -> Table:
     """Collect sidecars from files and folders (searched to any depth) into one table.
 
-    Raises InputError for a path without any sidecar, or one that is damaged.
+    Layouts: `models` has a row per model and measurement, `pairs` one for each pruned model beside
+    each scratch model of its size, told whether they are token-matched (matching.py).
+    Raises UsageError for an unknown layout, InputError for a path without any sidecar, or one that
+    is damaged.
     """
+    if layout not in LAYOUTS:
+        raise UsageError(f"unknown layout '{layout}'{suggest(layout, list(LAYOUTS))}")
+    models = _collected(paths)
+    rows = _pairs(models) if layout == "pairs" else _rows(models)
+    if not rows:
+        missing = (
+            "pair of a pruned and a scratch model of one size" if layout == "pairs" else "model"
+        )
+        raise InputError(f"no {missing} among these sidecars")
+    return Table(rows, PAIR_COLUMNS if layout == "pairs" else COLUMNS)
+
+
+def _collected(paths: list[str]) -> Models:
     found = [(path, record) for given in paths for path, record in _sidecars(given)]
-    models: dict[str, tuple[Path, Sidecar]] = {}
+    made: dict[str, tuple[Path, Sidecar]] = {}
     for path, record in found:
         if record.kind == "checkpoint":
-            models.setdefault(record.id, (path, record))
-    by_digest = {record.outputs.get("digest"): key for key, (_, record) in models.items()}
-    rows, evaluated = [], set()
+            made.setdefault(record.id, (path, record))
+    by_digest = {record.outputs.get("digest"): key for key, (_, record) in made.items()}
+    measured = []
     for path, record in found:
-        if record.kind != "eval":
-            continue
-        model = record.inputs[0]
-        key = model.id if model.id in models else by_digest.get(model.digest)
-        evaluated.add(key)
+        if record.kind == "eval":
+            model = record.inputs[0]
+            key = model.id if model.id in made else by_digest.get(model.digest)
+            measured.append((path, record, key))
+    return Models(made, measured)
+
+
+def _rows(models: Models) -> list[dict[str, Value]]:
+    partners = _partners(models)
+    rows = [
+        _row(path, models.made.get(key) if key else None, record, measured, partners)
+        for path, record, key in models.measured
+        for measured in record.results["data"]
+    ]
+    evaluated = {key for _, _, key in models.measured}
+    rows += [
+        _row(path, (path, record), None, {}, partners)
+        for key, (path, record) in models.made.items()
+        if key not in evaluated
+    ]
+    return list({json.dumps(row, sort_keys=True): row for row in rows}.values())
+
+
+def _twins(models: Models) -> list[tuple[str, str]]:
+    """Return the ids of every pruned model and every scratch model of the same size."""
+    lines = {key: matching.lineage(record) for key, (_, record) in models.made.items()}
+
+    def size(key: str) -> tuple[Any, ...]:
+        results = models.made[key][1].results
+        # a trained weight may round to zero, so densities are compared to a thousandth
+        return results.get("sizes"), round(results.get("nonzero", 0) / results["params"], 3)
+
+    return [
+        (one, other)
+        for one, ours in lines.items()
+        for other, theirs in lines.items()
+        if ours.pruned and theirs.scratch and size(one) == size(other)
+    ]
+
+
+def _setting(models: Models, pruned: str, scratch: str) -> tuple[str | None, str]:
+    lines = (matching.lineage(models.made[key][1]) for key in (pruned, scratch))
+    return matching.setting(*lines)
+
+
+def _partners(models: Models) -> dict[str, list[str]]:
+    """Return for every model the names of those that it is token-matched with."""
+    found: dict[str, list[str]] = {}
+    for pruned, scratch in _twins(models):
+        if _setting(models, pruned, scratch)[0] is not None:
+            for one, other in ((pruned, scratch), (scratch, pruned)):
+                found.setdefault(one, []).append(_name(models.made[other][0]))
+    return found
+
+
+def _pairs(models: Models) -> list[dict[str, Value]]:
+    losses: dict[str, dict[str, tuple[str, float]]] = {}
+    for _, record, key in models.measured:
         for measured in record.results["data"]:
-            rows.append(_row(path, models.get(key) if key else None, record, measured))
-    rows += [_row(p, (p, r), None, {}) for key, (p, r) in models.items() if key not in evaluated]
-    if not rows:
-        raise InputError("no evaluated and no pruned model among these sidecars")
-    unique = {json.dumps(row, sort_keys=True): row for row in rows}
-    return Table(list(unique.values()))
+            if key is not None:
+                losses.setdefault(key, {})[measured["digest"]] = (
+                    measured["source"],
+                    measured["loss"],
+                )
+    rows: list[dict[str, Value]] = []
+    for pruned, scratch in _twins(models):
+        setting, why = _setting(models, pruned, scratch)
+        ours, theirs = losses.get(pruned, {}), losses.get(scratch, {})
+        results = models.made[pruned][1].results
+        for digest in sorted(ours.keys() & theirs.keys()) or [""]:
+            source, loss = ours.get(digest, (None, None))
+            other = theirs.get(digest, (None, None))[1]
+            rows.append(
+                {
+                    "pruned": _name(models.made[pruned][0]),
+                    "scratch": _name(models.made[scratch][0]),
+                    "matched": "no" if setting is None else "yes",
+                    "setting": setting,
+                    "method": results.get("method"),
+                    "params": results.get("params"),
+                    "nonzero": results.get("nonzero"),
+                    "data": source,
+                    "pruned_loss": loss,
+                    "scratch_loss": other,
+                    # a difference means something only where the comparison is fair
+                    "difference": other - loss
+                    if setting is not None and loss is not None and other is not None
+                    else None,
+                    "why": why or None,
+                }
+            )
+    return rows
+
+
+def _name(path: Path) -> str:
+    return path.parent.name if path.name == sidecar.FOLDER_SIDECAR else path.stem
 
 
 def _sidecars(given: str) -> list[tuple[Path, Sidecar]]:
@@ -121,12 +252,13 @@ def _row(
     model: tuple[Path, Sidecar] | None,
     evaluation: Sidecar | None,
     measured: dict[str, Any],
+    partners: dict[str, list[str]],
 ) -> dict[str, Value]:
     """Return one row: a model's making beside one measurement of it."""
-    name = path.parent.name if path.name == sidecar.FOLDER_SIDECAR else path.stem
+    name = _name(path)
     made = model[1] if model else None
     if model is not None and model[0].name == sidecar.FOLDER_SIDECAR:
-        name = model[0].parent.name
+        name = _name(model[0])
     results = made.results if made else {}
     known = {**(evaluation.results if evaluation else {}), **results}
     nonzero = results.get("nonzero")
@@ -139,6 +271,8 @@ def _row(
         "params": known.get("params"),
         "nonzero": nonzero,
         "tflops": None if flops is None else flops / 1e12,
+        "trained": sum(entry.count for entry in made.tokens.trained) if made else None,
+        "matched": ", ".join(partners.get(made.id, [])) or None if made else None,
         "data": measured.get("source"),
         "tokens": measured.get("tokens"),
         "loss": measured.get("loss"),

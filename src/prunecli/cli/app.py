@@ -92,6 +92,8 @@ def main() -> None:
         status = app(arguments or ["--help"], standalone_mode=False)
         sys.exit(status or (0 if arguments else 2))
     except PruneError as error:
+        if os.environ.get("RANK", "0") != "0":  # all processes of torchrun find the same error
+            sys.exit(error.exit_code)
         _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", 130)

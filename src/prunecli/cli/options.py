@@ -26,6 +26,7 @@ CHOICES = {
     "compat": ("official",),
     "sampler": ("docs", "concat-random", "concat-contiguous"),
     "recipe": ("paper", "official"),
+    "layout": ("models", "pairs"),
     "format": ("rich", "md", "csv", "tex", "json"),
 }
 EXIT_STATUS = {

@@ -15,6 +15,12 @@ def table(
         list[str], typer.Argument(metavar="SIDECAR|DIR...", help="files or folders, or -")
     ],
     format: Annotated[str, option("format", "how to print it")] = "rich",
+    layout: Annotated[
+        str,
+        option(
+            "layout", "models: one row each; pairs: pruned beside scratch, and if token-matched"
+        ),
+    ] = "models",
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -28,11 +34,12 @@ def table(
     options.settings(context, quiet=quiet, verbose=verbose)
     from prunecli.tables import table as collect
 
-    found = collect(options.read_paths() if paths == ["-"] else paths)
+    found = collect(options.read_paths() if paths == ["-"] else paths, layout)
     print(jsonlib.dumps({"results": found.rows}) if json else found.render(format))
 
 
 EXAMPLES = (
     ("Everything below a folder", "table runs/"),
+    ("Pruned against scratch", "table --layout pairs runs/"),
     ("For a paper", "table --format tex runs/"),
 )

@@ -157,7 +157,7 @@ class Shards:
         import numpy as np
 
         self.rest, before = np.concatenate([self.rest, ids]), self.count
-        while len(self.rest) >= self.shard_rows * self.seq_len:
+        while len(self.rest) >= self.shard_rows * self.seq_len and self.rows != self.most_rows:
             self._flush(self.shard_rows)
         return self.count > before
 

@@ -88,6 +88,7 @@ class Job:
                     "id": rows.id,
                     "digest": rows.digest,
                     "range": list(self.trained.range),
+                    "passes": self.steps * self.batch_size,
                     "seq_len": rows.seq_len,
                 }
             )

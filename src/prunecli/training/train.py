@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 LOG = "train.jsonl"
 SWEEP_FILE = "sweep.json"
+# what pruning (or being a twin) made of the model, which training does not change
+SHAPED = ("method", "granularity", "ratio", "ratio_total", "ratio_embedding")
 CURVE = 1000  # points of the curve in the sidecar
 # dense bfloat16 FLOP/s, from the makers' data sheets
 PEAKS = {
@@ -204,7 +206,9 @@ def _results(
     losses = [line["loss"] for line in log]
     tail = losses[-max(1, len(losses) // 20) :]
     every = -(-len(losses) // CURVE)
+    parent = job.checkpoint.sidecar.results if job.checkpoint.sidecar else {}
     return {
+        **{name: parent[name] for name in SHAPED if name in parent},
         "steps": job.steps,
         "batch_size": job.batch_size,
         "seq_len": job.rows.seq_len,

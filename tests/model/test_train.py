@@ -1,0 +1,426 @@
+"""Training: the loop against bare torch, exact resuming, masks, distillation, and bad input."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+import tiny
+from prunecli.errors import InputError, OutputExists, PruneError, Stopped, UsageError
+from prunecli.initialise import init
+from prunecli.io import rows as row_sets
+from prunecli.methods import registry
+from prunecli.pruning import prune
+from prunecli.settings import Amount, Data, Output, Training
+from prunecli.training import schedule
+from prunecli.training.job import SWEEP
+from prunecli.training.loop import Loop
+from prunecli.training.order import Order
+from prunecli.training.train import train
+
+LENGTH = 16
+
+
+@pytest.fixture(scope="module")
+def ids(tmp_path_factory) -> str:
+    """Rows with something to learn: each token follows from the one before."""
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randint(259, (400, 1), generator=draw)
+    for _ in range(LENGTH - 1):
+        rows = torch.cat([rows, (3 * rows[:, -1:] + 1) % 259], 1)
+    path = tmp_path_factory.mktemp("rows") / "t.safetensors"
+    save_file({"ids": rows.int()}, path)
+    return f"{path}:ids"
+
+
+@pytest.fixture(scope="module")
+def sparse(models, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("sparse") / "p"
+    prune(str(models("llama")), str(out), method="magnitude", amount=Amount(sparsity="2:4"))
+    return out
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return load_file(Path(folder) / "model.safetensors")
+
+
+def log(folder) -> list[dict]:
+    return [json.loads(line) for line in (Path(folder) / "train.jsonl").read_text().splitlines()]
+
+
+def same(one, other) -> bool:
+    files = [Path(folder, "model.safetensors").read_bytes() for folder in (one, other)]
+    return files[0] == files[1]
+
+
+def curve(folder) -> list[tuple]:
+    return [(line["step"], line["loss"], line["grad_norm"], line["lr"]) for line in log(folder)]
+
+
+def stop_after(steps: int):
+    asked = iter(range(steps + 1))
+    return lambda: next(asked, steps) >= steps - 1
+
+
+def bare(folder, data: str, steps: int, batch: int, lr: float) -> tuple[list[float], dict]:
+    """Return losses and weights of the plainest loop: stock model, AdamW, the same rows."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    rows = row_sets.open_rows(data)
+    order = Order(rows, steps * batch, 0)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.01
+    )
+    losses = []
+    for step in range(steps):
+        found = rows.read(order.batch(step, batch, slice(None)))
+        logits = model(found).logits[:, :-1].flatten(0, 1)
+        loss = F.cross_entropy(logits, found[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.rate(step, steps, lr, 0.05, 0.1)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses, model.state_dict()
+
+
+@pytest.mark.parametrize("micro", [None, 1, 2])
+def test_like_a_bare_loop(llama, ids, tmp_path, micro) -> None:
+    """Float32, only sums in another order: 1e-5 of losses, 1e-4 of weights after ten steps."""
+    out = str(tmp_path / "o")
+    made = train(
+        str(llama), out, Training(ids, steps=10, batch_size=4, lr="1e-3", micro_batch=micro)
+    )
+    losses, state = bare(llama, ids, 10, 4, 1e-3)
+    assert [line["loss"] for line in log(out)] == pytest.approx(losses, rel=1e-5)
+    for name, tensor in weights(out).items():
+        assert (tensor - state[name]).abs().max() < 1e-4, name
+    trained = made.sidecar["tokens"]["trained"]
+    digest = row_sets.open_rows(ids).digest
+    assert trained == [{"rows": digest, "range": [0, 40], "count": 40 * LENGTH}]
+    assert not Path(f"{out}.partial").exists()
+
+
+def test_every_family_learns(models, family, ids, tmp_path) -> None:
+    made = train(
+        str(models(family)), str(tmp_path / "o"), Training(ids, steps=12, batch_size=8, lr="3e-3")
+    )
+    losses = made.results["curve"]["loss"]
+    assert losses[-1] < losses[0]
+    assert torch.isfinite(tiny.logits(tmp_path / "o", torch.zeros(1, 4))).all()
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_stopped_and_resumed_is_the_same(sparse, ids, tmp_path, recompute) -> None:
+    settings = Training(
+        ids, steps=12, batch_size=4, lr="1e-3", save_every=5, eval_data=f"{ids}:300:310",
+        eval_every=3, activation_checkpointing=recompute,
+    )  # fmt: skip
+    train(str(sparse), str(tmp_path / "whole"), settings)
+    for stop in (1, 4, 7):
+        with pytest.raises(Stopped, match="same command goes on"):
+            train(str(sparse), str(tmp_path / "cut"), settings, stop=stop_after(stop))
+    assert not (tmp_path / "cut").exists()
+    train(str(sparse), str(tmp_path / "cut"), settings)
+    assert same(tmp_path / "whole", tmp_path / "cut")
+    assert curve(tmp_path / "whole") == curve(tmp_path / "cut")
+    records = [tiny.sidecar(tmp_path / name) for name in ("whole", "cut")]
+    for record in records:
+        record.pop("run")
+    assert records[0] == records[1]
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+@pytest.mark.parametrize("at", [3, 5, 6, 11])
+def test_killed_between_saves(llama, ids, tmp_path, monkeypatch, at) -> None:
+    settings = Training(ids, steps=12, batch_size=4, lr="1e-3", save_every=5)
+    train(str(llama), str(tmp_path / "whole"), settings)
+    real = Loop.step
+
+    def dying(self, step, stop=False):
+        if step == at:
+            raise Killed
+        return real(self, step, stop)
+
+    monkeypatch.setattr(Loop, "step", dying)
+    with pytest.raises(Killed):
+        train(str(llama), str(tmp_path / "cut"), settings)
+    monkeypatch.setattr(Loop, "step", real)
+    # a save that was cut off leaves only what is ignored
+    (tmp_path / "cut.partial" / ".step-00000099.tmp").mkdir()
+    with (tmp_path / "cut.partial" / "log.jsonl").open("a") as file:
+        file.write('{"step": 1')
+    train(str(llama), str(tmp_path / "cut"), settings)
+    assert same(tmp_path / "whole", tmp_path / "cut")
+    assert curve(tmp_path / "whole") == curve(tmp_path / "cut")
+
+
+def test_state_of_another_run(llama, ids, tmp_path) -> None:
+    out, settings = str(tmp_path / "o"), Training(ids, steps=6, batch_size=4, save_every=2)
+    with pytest.raises(Stopped):
+        train(str(llama), out, settings, stop=stop_after(3))
+    with pytest.raises(OutputExists, match="--restart"):
+        train(str(llama), out, replace(settings, lr="1e-2"))
+    # how often the state is saved makes no other run
+    train(str(llama), out, replace(settings, save_every=1, keep_states=1))
+    assert train(str(llama), out, settings, output=Output(skip_existing=True)).results["steps"] == 6
+    with pytest.raises(OutputExists):
+        train(str(llama), out, settings)
+    train(str(llama), out, replace(settings, lr="1e-2"), output=Output(force=True))
+    assert tiny.sidecar(out)["options"]["lr"] == 1e-2
+
+
+def test_restart(llama, ids, tmp_path) -> None:
+    out, settings = str(tmp_path / "o"), Training(ids, steps=6, batch_size=4, save_every=2)
+    with pytest.raises(Stopped):
+        train(str(llama), out, settings, stop=stop_after(3))
+    train(str(llama), out, replace(settings, lr="1e-2", restart=True))
+    assert len(log(out)) == 6
+
+
+def test_masks_after_two_hundred_steps(sparse, ids, tmp_path) -> None:
+    settings = Training(ids, steps=200, batch_size=2, lr="1e-2", weight_decay=0.1, save_every=50)
+    made = train(str(sparse), str(tmp_path / "o"), settings)
+    before, after = weights(sparse), weights(tmp_path / "o")
+    held = 0
+    for name, tensor in before.items():
+        if ".layers." in name and tensor.dim() == 2:
+            assert torch.equal(tensor == 0, after[name] == 0), name
+            held += int((tensor == 0).sum())
+    assert made.results["held"]["zeros"] == held
+    assert made.results["nonzero"] == tiny.sidecar(sparse)["results"]["nonzero"]
+    assert made.results["method"] == "magnitude"
+
+
+def test_masks_dropped_or_taken_elsewhere(llama, sparse, ids, tmp_path) -> None:
+    settings = Training(ids, steps=3, batch_size=2, lr="1e-2")
+    train(str(sparse), str(tmp_path / "dense"), replace(settings, masks="drop"))
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert (weights(tmp_path / "dense")[name] != 0).all()
+    train(str(sparse), str(tmp_path / "held"), replace(settings, masks=str(sparse)))
+    assert torch.equal(weights(tmp_path / "held")[name] == 0, weights(sparse)[name] == 0)
+    with pytest.raises(InputError, match="masks do not fit"):
+        train(str(llama), str(tmp_path / "no"), replace(settings, masks=str(sparse)))
+
+
+def test_masks_that_are_not_what_the_sidecar_tells(sparse, ids, tmp_path) -> None:
+    folder = tmp_path / "changed"
+    folder.mkdir()
+    for path in sparse.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    tensors = weights(sparse)
+    tensors["model.layers.0.mlp.up_proj.weight"][:] = 1
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match="masks do not fit"):
+        train(str(folder), str(tmp_path / "o"), Training(ids, steps=2, batch_size=2))
+
+
+def test_a_weight_that_passes_zero_stays_alive(sparse, ids, tmp_path, monkeypatch) -> None:
+    """Unlike codes that look for zeros at every step."""
+    name = "model.layers.0.mlp.up_proj.weight"
+    row, column = (weights(sparse)[name] != 0).nonzero()[0].tolist()
+    real = Loop.step
+
+    def zeroing(self, step, stop=False):
+        if step == 2:
+            parameter = dict(self.objective.model.named_parameters())[name]
+            with torch.no_grad():
+                parameter[row, column] = 0
+        return real(self, step, stop)
+
+    monkeypatch.setattr(Loop, "step", zeroing)
+    train(str(sparse), str(tmp_path / "o"), Training(ids, steps=5, batch_size=2, lr="1e-2"))
+    assert weights(tmp_path / "o")[name][row, column] != 0
+
+
+def test_distillation(llama, sparse, ids, tmp_path) -> None:
+    settings = Training(ids, steps=30, batch_size=4, lr="1e-2", teacher=str(llama), kd_weight=1.0)
+    itself = train(str(llama), str(tmp_path / "same"), replace(settings, steps=1))
+    assert log(tmp_path / "same")[0]["kl"] == pytest.approx(0, abs=1e-6)
+    assert itself.sidecar["inputs"][2]["role"] == "teacher"
+    train(str(sparse), str(tmp_path / "taught"), settings)
+    found = [line["kl"] for line in log(tmp_path / "taught")]
+    assert found[-1] < 0.7 * found[0]
+
+
+def test_sweep(llama, ids, tmp_path) -> None:
+    """The winner has the lowest loss, and the weights are those of a run with its rate."""
+    settings = Training(ids, steps=12, batch_size=4, lr="sweep", sweep_steps=4)
+    notes: list[str] = []
+    made = train(str(llama), str(tmp_path / "swept"), settings)
+    swept = made.results["sweep"]
+    finals = {lr: swept["curves"][str(lr)][-1] for lr in SWEEP}
+    assert swept["lr"] == min(SWEEP, key=lambda lr: finals[lr]) == made.results["lr"]
+    assert swept["tokens"] == 5 * 4 * 4 * LENGTH
+    assert made.sidecar["tokens"]["trained"][0]["count"] == 12 * 4 * LENGTH
+    train(
+        str(llama),
+        str(tmp_path / "plain"),
+        replace(settings, lr=str(swept["lr"]), sweep_steps=None),
+    )
+    assert same(tmp_path / "swept", tmp_path / "plain")
+    with pytest.raises(Stopped):
+        train(str(llama), str(tmp_path / "cut"), settings, stop=stop_after(10))
+    train(str(llama), str(tmp_path / "cut"), settings)
+    assert same(tmp_path / "swept", tmp_path / "cut")
+    assert not notes
+
+
+@pytest.mark.parametrize("bad", ["loss", "gradient"])
+def test_no_number(llama, ids, tmp_path, monkeypatch, bad) -> None:
+    """A NaN stops the run before the weights are touched; the state is kept and goes on."""
+    settings = Training(ids, steps=8, batch_size=4, lr="1e-3", save_every=3)
+    train(str(llama), str(tmp_path / "whole"), settings)
+    real = Loop.step
+
+    def poisoned(self, step, stop=False):
+        if step != 5:
+            return real(self, step, stop)
+        parameter = next(self.objective.model.parameters())
+        if bad == "gradient":
+            hook = parameter.register_hook(lambda gradient: gradient * float("nan"))
+            done = real(self, step, stop)
+            hook.remove()
+            return done
+        scale = self.predicted
+        self.predicted = 0.0 * scale if False else scale
+        forward = self.objective.forward
+        monkeypatch.setattr(
+            self.objective, "forward", lambda ids: tuple(x * float("inf") for x in forward(ids))
+        )
+        return real(self, step, stop)
+
+    monkeypatch.setattr(Loop, "step", poisoned)
+    with pytest.raises(PruneError, match="keeps the state after step 5") as error:
+        train(str(llama), str(tmp_path / "o"), settings)
+    assert error.value.exit_code == 1
+    monkeypatch.setattr(Loop, "step", real)
+    train(str(llama), str(tmp_path / "o"), settings)
+    assert same(tmp_path / "whole", tmp_path / "o")
+
+
+def test_repeat(llama, ids, tmp_path) -> None:
+    settings = Training(f"{ids}:0:10", steps=6, batch_size=4)
+    with pytest.raises(InputError, match="need 24 rows.*has 10.*2.40 times"):
+        train(str(llama), str(tmp_path / "o"), settings)
+    made = train(str(llama), str(tmp_path / "o"), replace(settings, repeat=True))
+    assert made.sidecar["tokens"]["trained"][0] | {"rows": ""} == {
+        "rows": "", "range": [0, 10], "count": 24 * LENGTH,
+    }  # fmt: skip
+    assert made.results["epochs"] == pytest.approx(2.4)
+
+
+def test_overlap_with_an_ancestor(llama, ids, tmp_path) -> None:
+    first = Training(f"{ids}:0:40", steps=4, batch_size=4)
+    train(str(llama), str(tmp_path / "a"), first)
+    prune(
+        str(tmp_path / "a"),
+        str(tmp_path / "p"),
+        method="magnitude",
+        amount=Amount(ratio=0.5),
+        data=Data(),
+    )
+    again = Training(f"{ids}:10:100", steps=4, batch_size=4)
+    with pytest.raises(InputError, match="6 of 16 rows were trained on by an ancestor"):
+        train(str(tmp_path / "p"), str(tmp_path / "b"), again)
+    train(str(tmp_path / "p"), str(tmp_path / "b"), replace(again, allow_overlap=True))
+    with pytest.raises(InputError, match="4 of 10 validation rows"):
+        train(
+            str(llama),
+            str(tmp_path / "c"),
+            Training(f"{ids}:0:16", steps=4, batch_size=4, eval_data=f"{ids}:12:22"),
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        ({"data": "missing"}, InputError, "no such rows"),
+        ({"steps": 0}, UsageError, "at least 1"),
+        ({"tokens": 100.0}, UsageError, "say the same"),
+        ({"steps": None, "tokens": 10.0}, InputError, "less than one step"),
+        ({"lr": "fast"}, UsageError, "expected a number or sweep"),
+        ({"lr": "-1"}, UsageError, "more than 0"),
+        ({"recipe": "official"}, UsageError, "did you mean 'paper'"),
+        ({"recipe": "paper"}, InputError, "rows of 8192"),
+        ({"micro_batch": 3}, InputError, "does not divide"),
+        ({"kd_weight": 0.5}, UsageError, "needs a teacher"),
+        ({"eval_every": 5}, UsageError, "--eval-data"),
+        ({"sweep_steps": 5}, UsageError, "--lr sweep"),
+        ({"warmup": 2.0}, UsageError, "fraction"),
+        ({"clip": 0.0}, UsageError, "more than 0"),
+        ({"masks": "nowhere/at-all"}, InputError, "no such folder"),
+        ({"track": "nothing"}, UsageError, "unknown tracker"),
+    ],
+)
+def test_bad_requests_come_before_anything(llama, ids, tmp_path, change, kind, message) -> None:
+    settings = replace(Training(ids, steps=4, batch_size=4), **change)
+    with pytest.raises(kind, match=message):
+        train(str(llama), str(tmp_path / "o"), settings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_processes_must_divide_the_batch(llama, ids, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(InputError, match="cannot be divided among 3"):
+        train(str(llama), str(tmp_path / "o"), Training(ids, steps=4, batch_size=4))
+
+
+def test_rows_of_another_vocabulary_or_length(models, llama, tmp_path) -> None:
+    wide = tiny.tokens(tmp_path / "w.safetensors", vocab=5000)
+    with pytest.raises(InputError, match="another vocabulary"):
+        train(str(llama), str(tmp_path / "o"), Training(wide, steps=1, batch_size=1))
+    long = tiny.tokens(tmp_path / "l.safetensors", length=99)
+    with pytest.raises(InputError, match="64 positions"):
+        train(str(llama), str(tmp_path / "o"), Training(long, steps=1, batch_size=1))
+
+
+def test_storage_and_sharding_are_the_parents(tmp_path, ids) -> None:
+    model = tiny.make(tmp_path / "m", dtype=torch.bfloat16, shard="50KB")
+    train(str(model), str(tmp_path / "o"), Training(ids, steps=2, batch_size=2))
+    names = sorted(path.name for path in model.glob("*.safetensors"))
+    assert len(names) > 1
+    assert sorted(path.name for path in (tmp_path / "o").glob("*.safetensors")) == names
+    assert load_file(tmp_path / "o" / names[0]).popitem()[1].dtype == torch.bfloat16
+
+
+def test_dry_run(llama, ids, tmp_path) -> None:
+    settings = Training(ids, steps=4, batch_size=4, lr="sweep")
+    made = train(str(llama), str(tmp_path / "o"), settings, output=Output(dry_run=True))
+    assert made.results["tokens"] == 16 * LENGTH
+    assert made.results["state_bytes"] > 0
+    assert not list(tmp_path.iterdir())
+
+
+STRUCTURED = [name for name in registry.names() if registry.get(name).unit != "weights"]
+
+
+def test_twins(models, ids, tmp_path) -> None:
+    """A twin has its sibling's shape and storage, other weights, and learns from scratch."""
+    for method in ("flap", "minitron-depth"):
+        child, twin = tmp_path / method, tmp_path / f"{method}-twin"
+        prune(
+            str(models("llama")),
+            str(child),
+            method=method,
+            amount=Amount(ratio=0.5),
+            data=Data(ids, nsamples=8),
+        )
+        init(str(twin), like=str(child))
+        ours, theirs = weights(twin), weights(child)
+        assert {n: (t.shape, t.dtype) for n, t in ours.items()} == {
+            n: (t.shape, t.dtype) for n, t in theirs.items()
+        }
+        assert not any(torch.equal(ours[n], theirs[n]) for n in ours if ours[n].dim() == 2)
+        assert tiny.sidecar(twin)["results"]["method"] == "scratch"
+        assert tiny.sidecar(twin)["history"][0]["inputs"][0]["id"] == tiny.sidecar(child)["id"]

@@ -1,0 +1,97 @@
+"""Token-matching: exposures as multisets of rows, and every kind of mismatch."""
+
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prunecli import matching
+from prunecli.io.sidecar import Input, Step
+
+
+def step(command: str, rows: str = "", start: int = 0, stop: int = 0, passes: int | None = None):
+    inputs = []
+    if rows:
+        passes = stop - start if passes is None else passes
+        entry = {"role": "rows", "digest": rows, "range": [start, stop], "passes": passes}
+        inputs = [Input.model_validate(entry)]
+    return Step(id="x", parent=None, command=command, options={}, inputs=inputs)
+
+
+def line(*steps: Step) -> matching.Lineage:
+    return matching.lineage(SimpleNamespace(history=list(steps)))  # type: ignore[arg-type]
+
+
+runs = st.lists(
+    st.tuples(st.sampled_from("ab"), st.integers(0, 6), st.integers(1, 6), st.integers(1, 20)),
+    max_size=5,
+)
+
+
+@given(runs)
+def test_exposure_counts_every_row(found) -> None:
+    expected: dict[str, Counter] = {"a": Counter(), "b": Counter()}
+    steps = []
+    for rows, start, size, passes in found:
+        passes = max(passes, size)
+        steps.append(step("train", rows, start, start + size, passes))
+        for i in range(passes):
+            expected[rows][start + i % size] += 1
+    got: dict[str, Counter] = {"a": Counter(), "b": Counter()}
+    exposure = matching.exposure(steps)
+    for rows, pieces in exposure.items():
+        for start, stop, times in pieces:
+            got[rows].update(dict.fromkeys(range(start, stop), times))
+    assert got == expected
+    halves = matching.added(matching.exposure(steps[::2]), matching.exposure(steps[1::2]))
+    assert halves == exposure
+
+
+PRUNED = (
+    step("init"),
+    step("train", "a", 0, 100),
+    step("prune"),
+    step("train", "a", 100, 150),
+)
+
+
+@pytest.mark.parametrize(
+    ("scratch", "expected"),
+    [
+        ([("a", 100, 150, 50)], matching.EQUAL_RETRAINING),
+        ([("a", 100, 120, 20), ("a", 120, 150, 30)], matching.EQUAL_RETRAINING),
+        ([("a", 0, 150, 150)], matching.EQUAL_TOTAL),
+        ([("a", 100, 151, 51)], None),  # one row more
+        ([("a", 100, 149, 49)], None),  # one row less
+        ([("a", 101, 151, 50)], None),  # as many rows, but others
+        ([("b", 100, 150, 50)], None),  # another set of rows
+        ([("a", 100, 150, 100)], None),  # twice over
+        ([("a", 100, 150, 51)], None),  # one row read again
+        ([], None),
+    ],
+)
+def test_every_kind_of_mismatch(scratch, expected) -> None:
+    trained = [step("train", *entry) for entry in scratch]
+    setting, why = matching.setting(line(*PRUNED), line(step("init"), *trained))
+    assert setting == expected
+    assert bool(why) == (expected is None)
+
+
+def test_a_parent_from_elsewhere() -> None:
+    pruned = line(step("prune"), step("train", "a", 0, 10))
+    scratch = line(step("init"), step("train", "a", 0, 10))
+    assert matching.setting(pruned, scratch) == (matching.RELEASED, "")
+
+
+def test_total_tokens_need_disjoint_rows() -> None:
+    pruned = line(step("train", "a", 0, 10), step("prune"), step("train", "a", 5, 15))
+    both = line(step("init"), step("train", "a", 0, 10), step("train", "a", 5, 15))
+    assert matching.setting(pruned, both)[0] is None
+
+
+def test_what_is_scratch() -> None:
+    assert line(step("init")).scratch
+    assert not line(step("init"), step("prune")).scratch
+    assert not line(step("train", "a", 0, 1)).scratch

@@ -1,0 +1,97 @@
+"""Schedule, order of rows and loss, each against the plainest statement of what it is."""
+
+from collections import Counter
+from math import cos, pi
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prunecli.training import losses, schedule
+from prunecli.training.losses import Distillation, next_token_loss
+from prunecli.training.order import Order
+
+
+def test_schedule() -> None:
+    rates = [schedule.rate(step, 100, 2.0, 0.05, 0.1) for step in range(100)]
+    assert rates[:5] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0])
+    for step in range(5, 100):
+        half = (1 + cos(pi * (step - 5) / 94)) / 2
+        assert rates[step] == pytest.approx(2.0 * (0.1 + 0.9 * half))
+    assert rates[-1] == pytest.approx(0.2)
+    assert schedule.rate(0, 1, 2.0, 0.05, 0.1) == 2.0
+
+
+class Range:
+    """As much of Rows as an order asks for."""
+
+    def __init__(self, start: int, stop: int) -> None:
+        self.start, self.stop = start, stop
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@given(
+    st.integers(0, 5), st.integers(1, 20), st.integers(1, 8), st.integers(1, 8), st.integers(0, 3)
+)
+def test_rows_do_not_depend_on_the_seed(start, size, batch, steps, seed) -> None:
+    order = Order(Range(start, start + size), steps * batch, seed)  # type: ignore[arg-type]
+    read = [row for step in range(steps) for row in order.batch(step, batch, slice(None))]
+    assert Counter(read) == Counter(start + i % size for i in range(steps * batch))
+    assert max(read) == order.stop - 1
+    # the shares of several processes are the batch
+    halves = [order.batch(0, batch, s) for s in (slice(0, batch // 2), slice(batch // 2, batch))]
+    assert [row for half in halves for row in half] == read[:batch]
+
+
+def test_seeds_give_other_orders() -> None:
+    rows = Range(0, 50)
+    one, other = (Order(rows, 100, seed).batch(0, 50, slice(None)) for seed in (0, 1))  # type: ignore[arg-type]
+    second = Order(rows, 100, 0).batch(1, 50, slice(None))  # type: ignore[arg-type]
+    assert one != other and one != second and sorted(one) == sorted(other) == sorted(second)
+
+
+def naive(hidden, head, labels, teacher: Distillation | None):
+    logits = hidden @ head.T
+    ce = F.cross_entropy(logits, labels, reduction="sum")
+    if teacher is None:
+        return ce
+    t = teacher.temperature
+    p = F.softmax(teacher.hidden.double() @ teacher.head.double().T / t, 1)
+    kl = F.kl_div(F.log_softmax(logits / t, 1), p, reduction="sum")
+    return (1 - teacher.weight) * ce + teacher.weight * t**2 * kl
+
+
+@pytest.mark.parametrize("piece", [1, 100, 10**6])
+@pytest.mark.parametrize("weight", [None, 0.0, 0.3, 1.0])
+def test_loss_and_its_gradients(monkeypatch, piece, weight) -> None:
+    """Float32 in pieces against float64 as a whole: 1e-5 of the greatest gradient."""
+    monkeypatch.setattr(losses, "PIECE", piece)
+    draw = torch.Generator().manual_seed(0)
+    hidden = torch.randn(37, 12, generator=draw, requires_grad=True)
+    head = torch.randn(29, 12, generator=draw, requires_grad=True)
+    labels = torch.randint(29, (37,), generator=draw)
+    teacher = None
+    if weight is not None:
+        theirs = torch.randn(37, 7, generator=draw), torch.randn(29, 7, generator=draw)
+        teacher = Distillation(*theirs, weight, 2.5)
+    total, ce, _ = next_token_loss(hidden, head, labels, teacher)
+    (total / 3).backward()
+    wide = [tensor.detach().double().requires_grad_() for tensor in (hidden, head)]
+    expected = naive(*wide, labels, teacher)
+    (expected / 3).backward()
+    assert total.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert float(ce) == pytest.approx(naive(*wide, labels, None).item(), rel=1e-6)
+    for tensor, exact in zip((hidden, head), wide, strict=True):
+        assert (tensor.grad - exact.grad).abs().max() < 1e-5 * exact.grad.abs().max()
+
+
+def test_loss_without_gradients_changes_nothing() -> None:
+    hidden, head = torch.randn(5, 4), torch.randn(9, 4)
+    labels = torch.arange(5)
+    with torch.no_grad():
+        total, _, _ = next_token_loss(hidden, head, labels)
+    assert float(total) == pytest.approx(float(naive(hidden, head, labels, None)), rel=1e-6)
