@@ -16,6 +16,7 @@ _prunecli() {
         --for) words='flap magnitude minitron-depth minitron-width shortgpt sparsegpt wanda wanda-sp' ;;
         --format) words='rich md csv tex json' ;;
         --hidden-score) words='ln-out block-out nvidia' ;;
+        --layout) words='models pairs' ;;
         --masks) words='keep drop DIR' ;;
         --method) words='flap magnitude minitron-depth minitron-width shortgpt sparsegpt wanda wanda-sp' ;;
         --metric) words='WIFV IFV WIFN' ;;
@@ -39,7 +40,7 @@ _prunecli() {
         tokenize) flags='--seq-len --tokenizer --train-tokenizer --separator --tokens --shard-tokens --workers --restart --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
         train) flags='--data --tokens --steps --batch-size --lr --recipe --repeat --allow-overlap --masks --teacher --kd-weight --temperature --eval-data --eval-every --save-every --keep-states --restart --sweep-steps --warmup --floor --weight-decay --beta1 --beta2 --eps --clip --micro-batch --activation-checkpointing --compile --track --seed --device --dtype --threads --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
         eval) flags='--data --sampler --nsamples --seq-len --tokenizer --out --allow-overlap --seed --device --dtype --buffer --threads --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
-        table) flags='--format --json --quiet --verbose --config --print-config --help' ;;
+        table) flags='--format --layout --json --quiet --verbose --config --print-config --help' ;;
         check) flags='--deep --json --quiet --verbose --config --print-config --help' ;;
         methods) flags='--json --help' ;;
         families) flags='--json --help' ;;

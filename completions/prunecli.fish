@@ -204,6 +204,7 @@ complete -c prunecli -n "__fish_seen_subcommand_from eval" -l print-config -d 'p
 complete -c prunecli -n "__fish_seen_subcommand_from eval" -l help -d 'Show this message and exit.'
 complete -c prunecli -n "not __fish_seen_subcommand_from $commands" -f -a table -d 'Print one row per model and measurement from any set of sidecars'
 complete -c prunecli -n "__fish_seen_subcommand_from table" -l format -x -a 'rich md csv tex json' -d 'how to print it [default: rich]'
+complete -c prunecli -n "__fish_seen_subcommand_from table" -l layout -x -a 'models pairs' -d 'models: one row each; pairs: pruned beside scratch, and if token-matched [default: models]'
 complete -c prunecli -n "__fish_seen_subcommand_from table" -l json -d 'print one JSON object instead of a path'
 complete -c prunecli -n "__fish_seen_subcommand_from table" -l quiet -d 'no notes and no progress on stderr'
 complete -c prunecli -n "__fish_seen_subcommand_from table" -l verbose -d 'more notes on stderr, and tracebacks of failures'

@@ -268,9 +268,9 @@ def test_init_check_and_table(tmp_path):
     data = Data("builtin", nsamples=2, seq_len=32)
     evaluate(str(tmp_path / "a"), data=[data], out=str(tmp_path / "a.json"))
     (row,) = [row for row in table([str(tmp_path)]).rows if row["perplexity"]]
-    assert (row["model"], row["tokens"], row["method"]) == ("a", 62, "init")
+    assert (row["model"], row["tokens"], row["method"]) == ("a", 62, "scratch")
     for format in ("rich", "md", "csv", "tex", "json"):
-        assert "init" in table([str(tmp_path)]).render(format)
+        assert "scratch" in table([str(tmp_path)]).render(format)
     weights["model.norm.weight"][0] += 1
     save_file(weights, tmp_path / "a" / "model.safetensors")
     assert check(str(tmp_path / "a")) == []

@@ -96,7 +96,7 @@ def test_schemes(tmp_path, scheme) -> None:
 
 
 def test_warm_start(llama, tmp_path) -> None:
-    sizes = {"hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 6}
+    sizes = {"hidden_size": 96, "intermediate_size": 112, "num_hidden_layers": 6}
     heads = {"num_attention_heads": 12, "num_key_value_heads": 4}
     (tmp_path / "c.json").write_text(json.dumps(tiny.config_of("llama", **sizes, **heads)))
     init(str(tmp_path / "o"), config=str(tmp_path / "c.json"), warm=str(llama))

@@ -13,7 +13,6 @@ import tiny
 from prunecli.errors import InputError, OutputExists, PruneError, Stopped, UsageError
 from prunecli.initialise import init
 from prunecli.io import rows as row_sets
-from prunecli.methods import registry
 from prunecli.pruning import prune
 from prunecli.settings import Amount, Data, Output, Training
 from prunecli.training import schedule
@@ -124,7 +123,7 @@ def test_stopped_and_resumed_is_the_same(sparse, ids, tmp_path, recompute) -> No
         eval_every=3, activation_checkpointing=recompute,
     )  # fmt: skip
     train(str(sparse), str(tmp_path / "whole"), settings)
-    for stop in (1, 4, 7):
+    for stop in (1, 4, 5):
         with pytest.raises(Stopped, match="same command goes on"):
             train(str(sparse), str(tmp_path / "cut"), settings, stop=stop_after(stop))
     assert not (tmp_path / "cut").exists()
@@ -256,7 +255,6 @@ def test_distillation(llama, sparse, ids, tmp_path) -> None:
 def test_sweep(llama, ids, tmp_path) -> None:
     """The winner has the lowest loss, and the weights are those of a run with its rate."""
     settings = Training(ids, steps=12, batch_size=4, lr="sweep", sweep_steps=4)
-    notes: list[str] = []
     made = train(str(llama), str(tmp_path / "swept"), settings)
     swept = made.results["sweep"]
     finals = {lr: swept["curves"][str(lr)][-1] for lr in SWEEP}
@@ -273,7 +271,6 @@ def test_sweep(llama, ids, tmp_path) -> None:
         train(str(llama), str(tmp_path / "cut"), settings, stop=stop_after(10))
     train(str(llama), str(tmp_path / "cut"), settings)
     assert same(tmp_path / "swept", tmp_path / "cut")
-    assert not notes
 
 
 @pytest.mark.parametrize("bad", ["loss", "gradient"])
@@ -292,8 +289,6 @@ def test_no_number(llama, ids, tmp_path, monkeypatch, bad) -> None:
             done = real(self, step, stop)
             hook.remove()
             return done
-        scale = self.predicted
-        self.predicted = 0.0 * scale if False else scale
         forward = self.objective.forward
         monkeypatch.setattr(
             self.objective, "forward", lambda ids: tuple(x * float("inf") for x in forward(ids))
@@ -311,7 +306,7 @@ def test_no_number(llama, ids, tmp_path, monkeypatch, bad) -> None:
 
 def test_repeat(llama, ids, tmp_path) -> None:
     settings = Training(f"{ids}:0:10", steps=6, batch_size=4)
-    with pytest.raises(InputError, match="need 24 rows.*has 10.*2.40 times"):
+    with pytest.raises(InputError, match=r"need 24 rows.*has 10.*2\.40 times"):
         train(str(llama), str(tmp_path / "o"), settings)
     made = train(str(llama), str(tmp_path / "o"), replace(settings, repeat=True))
     assert made.sidecar["tokens"]["trained"][0] | {"rows": ""} == {
@@ -385,6 +380,16 @@ def test_rows_of_another_vocabulary_or_length(models, llama, tmp_path) -> None:
         train(str(llama), str(tmp_path / "o"), Training(long, steps=1, batch_size=1))
 
 
+def test_tied_weights(tmp_path, ids) -> None:
+    model = tiny.make(tmp_path / "m", tie_word_embeddings=True)
+    train(str(model), str(tmp_path / "o"), Training(ids, steps=5, batch_size=4, lr="1e-3"))
+    losses, state = bare(model, ids, 5, 4, 1e-3)
+    assert [line["loss"] for line in log(tmp_path / "o")] == pytest.approx(losses, rel=1e-5)
+    assert "lm_head.weight" not in weights(tmp_path / "o")
+    for name, tensor in weights(tmp_path / "o").items():
+        assert (tensor - state[name]).abs().max() < 1e-4, name
+
+
 def test_storage_and_sharding_are_the_parents(tmp_path, ids) -> None:
     model = tiny.make(tmp_path / "m", dtype=torch.bfloat16, shard="50KB")
     train(str(model), str(tmp_path / "o"), Training(ids, steps=2, batch_size=2))
@@ -400,9 +405,6 @@ def test_dry_run(llama, ids, tmp_path) -> None:
     assert made.results["tokens"] == 16 * LENGTH
     assert made.results["state_bytes"] > 0
     assert not list(tmp_path.iterdir())
-
-
-STRUCTURED = [name for name in registry.names() if registry.get(name).unit != "weights"]
 
 
 def test_twins(models, ids, tmp_path) -> None:

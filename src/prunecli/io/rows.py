@@ -115,9 +115,15 @@ def split(data: str) -> tuple[str, int | None, int | None]:
 
 
 def is_rows(data: str) -> bool:
-    """Return whether `data` names a folder of rows."""
-    path = Path(split(data)[0]) if data else Path()
-    return path.is_dir() and (path / shard_name(0)).exists()
+    """Return whether `data` names a folder of rows, or an integer tensor in a file."""
+    if data.endswith(TENSOR_FILE) or f"{TENSOR_FILE}:" in data:
+        return True
+    return bool(data) and Path(split(data)[0], shard_name(0)).is_file()
+
+
+def is_ranged(data: str) -> bool:
+    """Return whether `data` names only some of its rows, or a set that one names some of."""
+    return TENSOR_FILE not in data or split(data)[1:] != (None, None)
 
 
 def open_rows(data: str) -> Rows:
@@ -191,7 +197,7 @@ def _given(path: str) -> Rows:
     )
     digest, step = Digest(length), max(1, CHUNK // length)
     for begin in range(0, count, step):
-        digest.update(whole._slice(0)[begin : begin + step])
+        digest.update(whole._slice(0)[begin : min(begin + step, count)])
     known = {"digest": digest.hexdigest(), "min_id": digest.min_id, "max_id": digest.max_id}
     return Rows(**{**{k: getattr(whole, k) for k in FIELDS}, **known})
 

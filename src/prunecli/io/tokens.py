@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunecli.errors import InputError, UsageError
 from prunecli.io import documents, rows, samplers, tokenizer
-from prunecli.io.tensorfile import TENSOR_FILE, check_integers, read_tensor, tensor_digest
+from prunecli.io.tensorfile import tensor_digest
 from prunecli.io.tokenizer import Tokenizer
 from prunecli.report import SILENT, Report
 from prunecli.settings import Data
@@ -58,8 +58,6 @@ def load(
             raise UsageError(f"--{option} {value}: expected at least {least}")
     if rows.is_rows(data.source):
         ids, meta = _rows(data, folder)
-    elif data.source.endswith(TENSOR_FILE) or f"{TENSOR_FILE}:" in data.source:
-        ids, meta = _given(data)
     else:
         ids, meta = _drawn(data, folder, max_positions, part, report)
     count, length = ids.shape
@@ -82,26 +80,15 @@ def load(
     )
 
 
-def _given(data: Data) -> "tuple[torch.Tensor, dict[str, Any]]":
-    """Return rows of FILE.safetensors:NAME, int64 [sequences, length], in their order."""
-    path, name, spec = check_integers(data.source)
-    _as_it_is(data, *spec.shape)
-    meta = {"source": f"{path.name}:{name}", "sampler": None, "seed": None}
-    return read_tensor(path, name)[: data.nsamples].long(), {
-        **meta,
-        "tokenizer": None,
-        "text": None,
-    }
-
-
 def _rows(data: Data, folder: str) -> "tuple[torch.Tensor, dict[str, Any]]":
-    """Return a range of token rows, int64 [rows, length], in their order."""
+    """Return rows as they are, int64 [rows, length]: of a folder or an integer tensor."""
     found = rows.open_rows(data.source)
     _as_it_is(data, len(found), found.seq_len)
     check_tokenizer(found, folder)
     stop = found.start + (data.nsamples or len(found))
+    ranged = f":{found.start}:{stop}" if rows.is_ranged(data.source) else ""
     meta = {
-        "source": f"{found.name}:{found.start}:{stop}",
+        "source": found.name + ranged,
         "sampler": None,
         "seed": None,
         "tokenizer": found.tokenizer,

@@ -13,6 +13,7 @@ from prunecli.io.sidecar import Input, Trained
 from prunecli.report import Report
 from prunecli.settings import Data, Training
 from prunecli.training.ranks import world_size
+from prunecli.training.track import library
 
 SWEEP = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 SWEEP_NAME = "sweep"
@@ -164,6 +165,8 @@ def _check_numbers(training: Training) -> None:
             raise UsageError(f"--{name} {getattr(training, name)}: expected more than 0")
     if training.kd_weight is not None and not 0 <= training.kd_weight <= 1:
         raise UsageError(f"--kd-weight {training.kd_weight}: expected a fraction of 1")
+    if training.track is not None:
+        library(training.track)
     if training.eval_every is not None and training.eval_data is None:
         raise UsageError("--eval-every needs held-out tokens", "add --eval-data")
 

@@ -76,17 +76,22 @@ def build(
         made.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     theirs = None if teacher is None else _bare(teacher).requires_grad_(False)
     objective = Objective(made, theirs, dtype, kd_weight, temperature)
-    for layer in [*_layers(made), *(_layers(theirs) if theirs is not None else [])]:
-        if compile:
-            layer.compile()
-        if ranks.mesh is not None:
-            _shard(layer, ranks, dtype)
+    pairs = [(made, checkpoint)]
+    if theirs is not None and teacher is not None:
+        pairs.append((theirs, teacher))
+    for model, source in pairs:
+        # layer by layer, so that a process never holds more than its shards and one layer
+        for layer in model.model.layers:  # type: ignore[union-attr]
+            layer.to_empty(device=ranks.device)
+            if compile:
+                layer.compile()
+            if ranks.mesh is not None:
+                _shard(layer, ranks, dtype)
+        _materialise_root(model, source, ranks)
     if ranks.mesh is not None:
         _shard(objective, ranks, dtype)
-    objective.to_empty(device=ranks.device)
-    for model, source in ((made, checkpoint), (theirs, teacher)):
-        if model is not None and source is not None:
-            fill(model, source, ranks)
+    for model, source in pairs:
+        fill(model, source, ranks)
     made.train()
     if theirs is not None:
         theirs.eval()
@@ -104,8 +109,14 @@ def _bare(checkpoint: Checkpoint) -> nn.Module:
     return model
 
 
-def _layers(model: nn.Module) -> Iterator[nn.Module]:
-    yield from model.model.layers  # type: ignore[union-attr,misc]
+def _materialise_root(model: Any, checkpoint: Checkpoint, ranks: Ranks) -> None:
+    """Give memory to everything outside the layers, and tie what is tied."""
+    for part in (model.model.embed_tokens, model.model.norm, model.lm_head):
+        part.to_empty(device=ranks.device)
+    if checkpoint.arch.tied:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    # not weights but computed from the config, which was not done on meta
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.config).to(ranks.device)
 
 
 def _shard(module: nn.Module, ranks: Ranks, dtype: torch.dtype) -> None:
@@ -120,10 +131,7 @@ def _shard(module: nn.Module, ranks: Ranks, dtype: torch.dtype) -> None:
 
 @torch.no_grad()
 def fill(model: nn.Module, checkpoint: Checkpoint, ranks: Ranks) -> None:
-    """Copy the weights in, one tensor at a time, and compute what configs alone determine."""
-    # built on meta, the rotary frequencies are not there; they are no weights
-    rotary = model.model.rotary_emb  # type: ignore[union-attr]
-    model.model.rotary_emb = type(rotary)(model.config).to(ranks.device)  # type: ignore[union-attr]
+    """Copy the checkpoint's weights in, one tensor at a time."""
     for name, parameter in model.named_parameters():
         whole = checkpoint.tensor(name)
         if isinstance(parameter, DTensor):

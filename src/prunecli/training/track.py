@@ -2,28 +2,34 @@
 
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from prunecli.errors import UsageError
+from prunecli.errors import UsageError, suggest
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
+
+
+def library(kind: str) -> ModuleType:
+    """Return a tracker's library; raise UsageError if it is unknown or not installed."""
+    if kind not in TRACKERS:
+        raise UsageError(f"unknown tracker '{kind}'{suggest(kind, list(TRACKERS))}")
+    try:
+        return import_module("torch.utils.tensorboard" if kind == TRACKERS[0] else kind)
+    except ImportError:
+        raise UsageError(
+            f"--track {kind} is not installed", f"pip install 'prunecli[{kind}]'"
+        ) from None
 
 
 class Tracker:
     """Sends figures somewhere; `folder` is where files go, `name` what the run is called."""
 
     def __init__(self, kind: str, folder: Path, name: str, options: dict[str, Any]) -> None:
-        if kind not in TRACKERS:
-            raise UsageError(f"unknown tracker '{kind}'", f"known are {', '.join(TRACKERS)}")
-        try:
-            module = import_module("torch.utils.tensorboard" if kind == TRACKERS[0] else kind)
-        except ImportError:
-            raise UsageError(
-                f"--track {kind} is not installed", f"pip install 'prunecli[{kind}]'"
-            ) from None
+        module = library(kind)
         self._writer: Any = None
         if kind == TRACKERS[0]:
-            self._writer = module.SummaryWriter(str(folder / kind))
+            self._writer = module.SummaryWriter(str(folder))
         else:
             # both have the same interface: init, log, finish
             self._run: Any = module.init(project="prunecli", name=name, config=options)
@@ -47,5 +53,5 @@ class Tracker:
 def open_tracker(
     kind: str | None, folder: Path, name: str, options: dict[str, Any]
 ) -> Tracker | None:
-    """Return the tracker that was asked for, if any; raise UsageError if it is not installed."""
+    """Return the tracker that was asked for, if any."""
     return None if kind is None else Tracker(kind, folder, name, options)

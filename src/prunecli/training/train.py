@@ -331,7 +331,9 @@ class _Run:
         lines: list[dict[str, Any]] = log.lines if log else []
         tracker = None
         if ranks.first:
-            tracker = open_tracker(training.track, self.folder, Path(self.name).stem, options)
+            name = self.folder.stem
+            place_ = self.folder.parent / "tensorboard" / name
+            tracker = open_tracker(training.track, place_, name, options)
         clock = perf_counter()
         try:
             left = job.steps - start
