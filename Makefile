@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 MODEL := build/smollm2
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help install test soak golden check docs shells demo bench clean
+.PHONY: help install test soak golden check docs shells demo bench throughput scratch clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -60,6 +60,12 @@ demo: $(MODEL)/model.safetensors ## prune a real Llama by five methods and compa
 
 bench: $(MODEL)/model.safetensors ## cost of every method as multiples of a forward, and peak memory
 	python benchmarks/cost.py $(MODEL) $${TOKENS:?set TOKENS=FILE.safetensors:NAME}
+
+throughput: $(VENV)/demo ## tokens per second of training, against a bare loop and the HF Trainer
+	python benchmarks/throughput.py
+
+scratch: install ## pruned against scratch on a small parent of one's own (20 minutes; needs TEXT)
+	benchmarks/scratch.sh $${TEXT:?set TEXT to a folder of .txt files} build/scratch
 
 clean: ## everything that was built
 	rm -rf $(VENV) build

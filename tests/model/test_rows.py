@@ -1,11 +1,13 @@
 """Token rows: text in, rows out, the same however many processes and interruptions there were."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from prunecli.checks import check
 from prunecli.errors import InputError, OutputExists, UsageError
 from prunecli.io import rows, token_shards
 from prunecli.io.tokenizer import Tokenizer
@@ -190,6 +192,20 @@ def test_bad_input(made, text, tmp_path) -> None:
     with pytest.raises(InputError, match="too short"):
         tokenize(str(text), out, seq_len=10**6, tokenizer=str(made), restart=True)
     assert not (tmp_path / "o").exists()
+
+
+def test_check(made, tmp_path) -> None:
+    assert check(str(made), deep=True) == []
+    copy = tmp_path / "rows"
+    shutil.copytree(made, copy)
+    shard = copy / rows.shard_name(0)
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    assert check(str(copy)) == []
+    assert "digest differs" in check(str(copy), deep=True)[0]
+    shard.write_bytes(content[:-2])
+    assert "truncated" in check(str(copy))[0]
 
 
 def test_skip_existing(made, text) -> None:

@@ -1,6 +1,7 @@
 """Training: the loop against bare torch, exact resuming, masks, distillation, and bad input."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from prunecli.errors import InputError, OutputExists, PruneError, Stopped, Usage
 from prunecli.initialise import init
 from prunecli.io import rows as row_sets
 from prunecli.pruning import prune
-from prunecli.settings import Amount, Data, Output, Training
+from prunecli.settings import Amount, Compute, Data, Output, Training
 from prunecli.training import schedule
 from prunecli.training.job import SWEEP
 from prunecli.training.loop import Loop
@@ -378,6 +379,56 @@ def test_rows_of_another_vocabulary_or_length(models, llama, tmp_path) -> None:
     long = tiny.tokens(tmp_path / "l.safetensors", length=99)
     with pytest.raises(InputError, match="64 positions"):
         train(str(llama), str(tmp_path / "o"), Training(long, steps=1, batch_size=1))
+
+
+def test_bfloat16_products(llama, ids, tmp_path) -> None:
+    """Weights stay float32; losses are those of float32 to bfloat16's three digits."""
+    settings = Training(ids, steps=10, batch_size=8, lr="1e-3")
+    train(str(llama), str(tmp_path / "wide"), settings)
+    train(str(llama), str(tmp_path / "narrow"), settings, compute=Compute(dtype="bfloat16"))
+    wide, narrow = ([x["loss"] for x in log(tmp_path / name)] for name in ("wide", "narrow"))
+    assert wide != narrow
+    assert narrow == pytest.approx(wide, rel=0.01)
+    assert tiny.sidecar(tmp_path / "narrow")["options"]["dtype"] == "bfloat16"
+
+
+class Recorder:
+    """Stands for wandb and trackio, which have one interface."""
+
+    def __init__(self) -> None:
+        self.figures: list[dict] = []
+        self.finished = False
+
+    def init(self, project: str, name: str, config: dict) -> "Recorder":
+        assert project == "prunecli" and name == "o" and config["steps"] == 4
+        return self
+
+    def log(self, figures: dict, step: int) -> None:
+        self.figures.append({"step": step, **figures})
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+@pytest.mark.parametrize("kind", ["wandb", "trackio"])
+def test_trackers(llama, ids, tmp_path, monkeypatch, kind) -> None:
+    recorder = Recorder()
+    monkeypatch.setitem(sys.modules, kind, recorder)
+    train(str(llama), str(tmp_path / "o"), Training(ids, steps=4, batch_size=4, track=kind))
+    assert recorder.finished
+    assert [x["loss"] for x in recorder.figures] == [x["loss"] for x in log(tmp_path / "o")]
+    monkeypatch.setitem(sys.modules, kind, None)
+    with pytest.raises(UsageError, match=f"prunecli\\[{kind}\\]"):
+        train(str(llama), str(tmp_path / "p"), Training(ids, steps=4, batch_size=4, track=kind))
+
+
+@pytest.mark.slow
+def test_compiled(llama, ids, tmp_path) -> None:
+    settings = Training(ids, steps=5, batch_size=4, lr="1e-3")
+    train(str(llama), str(tmp_path / "eager"), settings)
+    train(str(llama), str(tmp_path / "compiled"), replace(settings, compile=True))
+    eager, compiled = ([x["loss"] for x in log(tmp_path / n)] for n in ("eager", "compiled"))
+    assert compiled == pytest.approx(eager, rel=1e-4)
 
 
 def test_tied_weights(tmp_path, ids) -> None:

@@ -73,7 +73,7 @@ def build(
     """Return the objective on this process's device, with the checkpoint's weights."""
     made = _bare(checkpoint)
     if recompute:
-        made.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        _recompute(made)
     theirs = None if teacher is None else _bare(teacher).requires_grad_(False)
     objective = Objective(made, theirs, dtype, kd_weight, temperature)
     pairs = [(made, checkpoint)]
@@ -107,6 +107,13 @@ def _bare(checkpoint: Checkpoint) -> nn.Module:
     with torch.device("meta"):
         model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     return model
+
+
+def _recompute(model: Any) -> None:
+    """Have the layers compute their activations again in the backward pass."""
+    # the second name is that of older transformers
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def _materialise_root(model: Any, checkpoint: Checkpoint, ranks: Ranks) -> None:
