@@ -123,7 +123,7 @@ def partial(out: str, key: str, restart: bool) -> Iterator[Path]:
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise OutputExists(f"another process is at work in '{folder.name}'") from None
         mark = folder / MARK
         if restart or not mark.exists():

@@ -90,7 +90,8 @@ class Loop:
         )
         sums = torch.zeros(3, device=ranks.device)
         with torch.random.fork_rng(devices=_devices(ranks)):
-            torch.manual_seed((settings.seed << 40) + step * ranks.world + ranks.rank)
+            place = step * ranks.world + ranks.rank
+            torch.manual_seed(((settings.seed << 40) + place) % (1 << 63))
             pieces = torch.split(batch, self.micro)
             for number, piece in enumerate(pieces):
                 if ranks.mesh is not None:

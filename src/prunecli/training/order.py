@@ -28,7 +28,7 @@ class Order:
         if self._epoch is None or self._epoch[0] != epoch:
             size = min(len(self.rows), self.needed - epoch * len(self.rows))
             # seeds of neighbouring epochs must not meet those of neighbouring seeds
-            generator = torch.Generator().manual_seed((self.seed << 20) + epoch)
+            generator = torch.Generator().manual_seed(((self.seed << 20) + epoch) % (1 << 63))
             self._epoch = epoch, torch.randperm(size, generator=generator)
         return self.rows.start + int(self._epoch[1][inside])
 
