@@ -30,7 +30,7 @@ from prunecli.settings import Compute, Training
 from prunecli.training import model as models
 from prunecli.training import ranks as processes
 from prunecli.training import schedule
-from prunecli.training.loop import Loop, Settings
+from prunecli.training.loop import Loop
 from prunecli.training.masks import Masks
 
 STEPS, BATCH, LENGTH, VOCAB = 6, 8, 256, 8192
@@ -52,11 +52,10 @@ def ours(folder: str, data: str):
     checkpoint = Checkpoint(folder)
     with processes.started(Compute(device="cpu")) as ranks:
         objective = models.build(checkpoint, None, ranks, dtype=torch.float32)
-    t = Training(data)
-    settings = Settings(
-        TOTAL, BATCH, 1e-4, t.beta1, t.beta2, t.eps, t.weight_decay, t.clip, t.warmup, t.floor, 0
-    )
-    loop = Loop(objective, open_rows(data), settings, Masks(objective.model, ()), ranks, BATCH)
+    loop = Loop(
+        objective, open_rows(data), Training(data), Masks(objective.model, ()), ranks,
+        steps=TOTAL, batch_size=BATCH, lr=1e-4, micro=BATCH,
+    )  # fmt: skip
     done = 0
 
     def take(steps: int) -> None:

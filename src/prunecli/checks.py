@@ -8,8 +8,6 @@ from prunecli.io.checkpoint import Checkpoint
 from prunecli.io.tensorfile import combined_digest, read_header, read_tensor, tensor_digest
 from prunecli.report import SILENT, Report
 
-ROWS_AT_ONCE = 4096
-
 
 def check(path: str, *, deep: bool = False, report: Report = SILENT) -> list[str]:
     """Return what is wrong with a checkpoint, a folder of rows, a tensor file or a JSON artefact.
@@ -54,13 +52,8 @@ def _check_folder(path: str, deep: bool, report: Report) -> list[str]:
 
 def _check_rows(path: str, deep: bool) -> list[str]:
     found = rows.open_rows(path)
-    if deep:
-        digest = rows.Digest(found.seq_len)
-        for start in range(0, found.stop, ROWS_AT_ONCE):
-            some = found.read(range(start, min(start + ROWS_AT_ONCE, found.stop)))
-            digest.update(some.numpy())
-        if digest.hexdigest() != found.digest:
-            return ["the rows are not those that the sidecar tells (digest differs)"]
+    if deep and found.scan().hexdigest() != found.digest:
+        return ["the rows are not those that the sidecar tells (digest differs)"]
     return []
 
 

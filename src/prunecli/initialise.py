@@ -16,9 +16,10 @@ from prunecli.arch import BIASED, Arch, Tensor
 from prunecli.errors import InputError, UsageError, suggest
 from prunecli.io import output as place
 from prunecli.io import sidecar
-from prunecli.io.checkpoint import TAG_ALONG, Checkpoint
+from prunecli.io.checkpoint import Checkpoint, tag_along
 from prunecli.io.sidecar import Input, Recorder
 from prunecli.io.tensorfile import Spec, spec_of, torch_dtype
+from prunecli.io.tokenizer import BYTES, alphabet, byte_level, files_of
 from prunecli.report import SILENT, Report
 from prunecli.settings import Made, Output
 from prunecli.sparsity import sparse_tensors
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     import torch
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16"}
-BYTES = 256
 BASE_WIDTH = 256  # the hidden size at which mup draws as hf does
 OFFICIAL_STD = 0.02
 
@@ -307,26 +307,18 @@ def _tokenizer_files(tokenizer: str, arch: Arch, report: Report) -> dict[str, by
         if arch.vocab < BYTES:
             raise InputError(f"a vocabulary of {arch.vocab} is too small for {BYTES} bytes")
         return _byte_tokenizer()
-    folder = Path(tokenizer)
-    found = {path for pattern in TAG_ALONG for path in folder.glob(pattern) if path.is_file()}
+    found = tag_along(Path(tokenizer))
     if not found:
         raise InputError(f"no tokenizer in '{tokenizer}'", "give its folder, `bytes` or `none`")
-    return {path.name: path.read_bytes() for path in sorted(found)}
+    return {path.name: path.read_bytes() for path in found}
 
 
 def _byte_tokenizer() -> dict[str, bytes]:
     """Return a tokenizer that makes every byte of UTF-8 text a token."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import models
 
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    model = Tokenizer(models.BPE({byte: i for i, byte in enumerate(alphabet)}, []))
-    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    model.decoder = decoders.ByteLevel()
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    return {
-        "tokenizer.json": model.to_str().encode(),
-        "tokenizer_config.json": (json.dumps(settings, indent=2) + "\n").encode(),
-    }
+    vocabulary = {byte: i for i, byte in enumerate(alphabet())}
+    return files_of(byte_level(models.BPE(vocabulary, [])))
 
 
 def _digest(files: dict[str, bytes]) -> str | None:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+SHARD_TOKENS = 1 << 24  # per file of token rows
+
 
 @dataclass(frozen=True)
 class Data:

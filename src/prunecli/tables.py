@@ -153,8 +153,18 @@ def _rows(models: Models) -> list[dict[str, Value]]:
     return list({json.dumps(row, sort_keys=True): row for row in rows}.values())
 
 
-def _twins(models: Models) -> list[tuple[str, str]]:
-    """Return the ids of every pruned model and every scratch model of the same size."""
+@dataclass(frozen=True)
+class Pair:
+    """Ids of a pruned and a scratch model of one size; in which setting they match, or why not."""
+
+    pruned: str
+    scratch: str
+    setting: str | None
+    why: str
+
+
+def _twins(models: Models) -> list[Pair]:
+    """Return every pruned model beside every scratch model of the same size."""
     lines = {key: matching.lineage(record) for key, (_, record) in models.made.items()}
 
     def size(key: str) -> tuple[Any, ...]:
@@ -163,24 +173,19 @@ def _twins(models: Models) -> list[tuple[str, str]]:
         return results.get("sizes"), round(results.get("nonzero", 0) / results["params"], 3)
 
     return [
-        (one, other)
+        Pair(one, other, *matching.setting(ours, theirs))
         for one, ours in lines.items()
         for other, theirs in lines.items()
         if ours.pruned and theirs.scratch and size(one) == size(other)
     ]
 
 
-def _setting(models: Models, pruned: str, scratch: str) -> tuple[str | None, str]:
-    lines = (matching.lineage(models.made[key][1]) for key in (pruned, scratch))
-    return matching.setting(*lines)
-
-
 def _partners(models: Models) -> dict[str, list[str]]:
     """Return for every model the names of those that it is token-matched with."""
     found: dict[str, list[str]] = {}
-    for pruned, scratch in _twins(models):
-        if _setting(models, pruned, scratch)[0] is not None:
-            for one, other in ((pruned, scratch), (scratch, pruned)):
+    for pair in _twins(models):
+        if pair.setting is not None:
+            for one, other in ((pair.pruned, pair.scratch), (pair.scratch, pair.pruned)):
                 found.setdefault(one, []).append(_name(models.made[other][0]))
     return found
 
@@ -195,19 +200,19 @@ def _pairs(models: Models) -> list[dict[str, Value]]:
                     measured["loss"],
                 )
     rows: list[dict[str, Value]] = []
-    for pruned, scratch in _twins(models):
-        setting, why = _setting(models, pruned, scratch)
-        ours, theirs = losses.get(pruned, {}), losses.get(scratch, {})
-        results = models.made[pruned][1].results
+    for pair in _twins(models):
+        ours, theirs = losses.get(pair.pruned, {}), losses.get(pair.scratch, {})
+        path, record = models.made[pair.pruned]
+        results = record.results
         for digest in sorted(ours.keys() & theirs.keys()) or [""]:
             source, loss = ours.get(digest, (None, None))
             other = theirs.get(digest, (None, None))[1]
             rows.append(
                 {
-                    "pruned": _name(models.made[pruned][0]),
-                    "scratch": _name(models.made[scratch][0]),
-                    "matched": "no" if setting is None else "yes",
-                    "setting": setting,
+                    "pruned": _name(path),
+                    "scratch": _name(models.made[pair.scratch][0]),
+                    "matched": "no" if pair.setting is None else "yes",
+                    "setting": pair.setting,
                     "method": results.get("method"),
                     "params": results.get("params"),
                     "nonzero": results.get("nonzero"),
@@ -216,9 +221,9 @@ def _pairs(models: Models) -> list[dict[str, Value]]:
                     "scratch_loss": other,
                     # a difference means something only where the comparison is fair
                     "difference": other - loss
-                    if setting is not None and loss is not None and other is not None
+                    if pair.setting is not None and loss is not None and other is not None
                     else None,
-                    "why": why or None,
+                    "why": pair.why or None,
                 }
             )
     return rows

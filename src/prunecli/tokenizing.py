@@ -4,24 +4,30 @@ Documents are encoded without special tokens, each followed by the separator, an
 that follow each other without padding; the incomplete row at the end is left out.
 """
 
-import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from prunecli.errors import InputError, OutputExists, UsageError
 from prunecli.io import documents, sidecar, textfiles, token_shards
 from prunecli.io import output as place
-from prunecli.io.checkpoint import TAG_ALONG
+from prunecli.io.checkpoint import tag_along
 from prunecli.io.sidecar import Input, Recorder
-from prunecli.io.tokenizer import Tokenizer, digest, present, well_formed
+from prunecli.io.tokenizer import (
+    BYTES,
+    Tokenizer,
+    alphabet,
+    byte_level,
+    digest,
+    files_of,
+    present,
+    well_formed,
+)
 from prunecli.report import SILENT, Report
-from prunecli.settings import Made, Output
+from prunecli.settings import SHARD_TOKENS, Made, Output
 
-SHARD_TOKENS = 1 << 24
 END = "<|endoftext|>"
-BYTES = 256
-FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 def tokenize(
@@ -76,7 +82,9 @@ def tokenize(
         if train_tokenizer is None:
             _copy_tokenizer(str(tokenizer), folder)
         elif not present(str(folder)):
-            train_bpe(text.documents, train_tokenizer, folder, report)
+            # tokenizer.json is the last of them: where it is, all are
+            for name, content in train_bpe(text.documents, train_tokenizer, report).items():
+                place.replace_bytes(folder / name, content)
             text = documents.open_text(source, part, lazy=True)
         if tokenizer is not None and train_tokenizer is not None:
             _give_tokenizer(folder, Path(tokenizer))
@@ -168,8 +176,7 @@ def _separator(asked: str, tokenizer: Tokenizer, report: Report) -> int | None:
 
 
 def _copy_tokenizer(source: str, folder: Path) -> None:
-    found = {path for pattern in TAG_ALONG for path in Path(source).glob(pattern)}
-    for path in sorted(path for path in found if path.is_file()):
+    for path in tag_along(Path(source)):
         if not path.name.startswith(("LICENSE", "NOTICE", "generation_config")):
             place.replace_bytes(folder / path.name, path.read_bytes())
 
@@ -181,25 +188,21 @@ def _give_tokenizer(folder: Path, target: Path) -> None:
         raise OutputExists(
             f"'{target}' has another tokenizer already", "leave out --train-tokenizer to use it"
         )
-    for name in FILES:
-        place.replace_bytes(target / name, (folder / name).read_bytes())
+    _copy_tokenizer(str(folder), target)
 
 
-def train_bpe(texts: Any, vocab: int, folder: Path, report: Report = SILENT) -> None:
-    """Train a byte-level BPE of `vocab` ids, `<|endoftext|>` the first, and write it to `folder`.
+def train_bpe(texts: Iterable[str], vocab: int, report: Report = SILENT) -> dict[str, bytes]:
+    """Train a byte-level BPE of `vocab` ids, `<|endoftext|>` the first; return its files.
 
     The same text gives the same tokenizer. Raises InputError if the text has too few merges.
     """
-    from tokenizers import Tokenizer as Bare
-    from tokenizers import decoders, models, pre_tokenizers, trainers
+    from tokenizers import models, trainers
 
-    bare = Bare(models.BPE())
-    bare.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bare.decoder = decoders.ByteLevel()
+    bare = byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab,
         special_tokens=[END],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        initial_alphabet=alphabet(),
         show_progress=False,
     )
     report.note(f"training a tokenizer of {vocab} ids")
@@ -210,11 +213,4 @@ def train_bpe(texts: Any, vocab: int, folder: Path, report: Report = SILENT) -> 
             f"the text has merges for {bare.get_vocab_size()} ids only, asked for {vocab}",
             "lower --train-tokenizer, or give more text",
         )
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": END,
-        "clean_up_tokenization_spaces": False,
-    }
-    text = json.dumps(settings, indent=2) + "\n"
-    place.replace_text(folder / "tokenizer_config.json", text)
-    place.replace_text(folder / "tokenizer.json", bare.to_str())
+    return files_of(bare, eos_token=END)

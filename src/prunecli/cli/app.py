@@ -25,6 +25,7 @@ from prunecli.cli import (
     train,
 )
 from prunecli.errors import PruneError, suggest
+from prunecli.training import world
 
 COMMANDS: dict[str, tuple[Callable[..., None], tuple[tuple[str, str], ...]]] = {
     "calibrate": (calibrate.calibrate, calibrate.EXAMPLES),
@@ -92,7 +93,7 @@ def main() -> None:
         status = app(arguments or ["--help"], standalone_mode=False)
         sys.exit(status or (0 if arguments else 2))
     except PruneError as error:
-        if os.environ.get("RANK", "0") != "0":  # all processes of torchrun find the same error
+        if not world.is_first():  # all processes of torchrun find the same error
             sys.exit(error.exit_code)
         _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):

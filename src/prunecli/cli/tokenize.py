@@ -6,6 +6,7 @@ import typer
 
 from prunecli.cli import console, options
 from prunecli.cli.options import option
+from prunecli.settings import SHARD_TOKENS
 
 
 def tokenize(
@@ -44,7 +45,7 @@ def tokenize(
     ] = None,
     shard_tokens: Annotated[
         int, option("shard-tokens", "tokens per file; a stopped run goes on at the last one", min=1)
-    ] = 1 << 24,
+    ] = SHARD_TOKENS,
     workers: Annotated[
         int | None, option("workers", "processes [default: one per core]", min=1)
     ] = None,

@@ -1,6 +1,5 @@
 """`prunecli train`."""
 
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ import typer
 from prunecli.cli import console, options
 from prunecli.cli.options import option
 from prunecli.settings import Compute, Training
+from prunecli.training import world
 
 
 def train(
@@ -123,7 +123,7 @@ def train(
     the same bytes. Under torchrun the model is sharded over all processes. The rows that were
     trained on are recorded, so that table can tell which runs are token-matched.
     """
-    first = os.environ.get("RANK", "0") == "0"
+    first = world.is_first()
     report = options.settings(context, quiet=quiet or not first, verbose=verbose and first)
     folder = options.from_stdin(model)[0] or ""
     fields = {name: context.params.get(name) for name in Training.__dataclass_fields__}

@@ -110,7 +110,7 @@ def _refuse_overlap(checkpoint: Checkpoint, found: "tokens.Tokens") -> None:
     shared, what = len(seen & set(found.windows)), "calibrated"
     own = rows.trained_on(found.meta)
     if not shared and own is not None:
-        shared = sum(rows.overlap(own, other) for other in record.tokens.trained)
+        shared = rows.overlap(own, checkpoint.trained)
         what = "trained"
     if shared:
         raise InputError(

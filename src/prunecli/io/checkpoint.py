@@ -204,9 +204,19 @@ class Checkpoint:
         return sidecar.Input(role=role, id=self.sidecar.id if self.sidecar else None, digest=digest)
 
     def tag_along(self) -> list[Path]:
-        """Return the files that go with the model unchanged: tokenizer, generation settings."""
-        found = {path for pattern in TAG_ALONG for path in self.folder.glob(pattern)}
-        return sorted(path for path in found if path.is_file())
+        """Return the files that go with the model unchanged."""
+        return tag_along(self.folder)
+
+    @property
+    def trained(self) -> list[sidecar.Trained]:
+        """The rows that this model and its ancestors are known to have been trained on."""
+        return self.sidecar.tokens.trained if self.sidecar else []
+
+
+def tag_along(folder: Path) -> list[Path]:
+    """Return the files of a folder that go with a model: tokenizer, generation settings."""
+    found = {path for pattern in TAG_ALONG for path in folder.glob(pattern)}
+    return sorted(path for path in found if path.is_file())
 
 
 class CheckpointWriter:

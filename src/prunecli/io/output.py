@@ -107,6 +107,12 @@ def publish(temporary: Path, place: Path) -> None:
     _sync(place.parent)
 
 
+def partial_of(out: str) -> Path:
+    """Return where the state of an unfinished run lies."""
+    place = Path(out).resolve()
+    return place.with_name(f"{place.name}.partial")
+
+
 @contextmanager
 def partial(out: str, key: str, restart: bool) -> Iterator[Path]:
     """Yield OUT.partial, the folder of an unfinished run; it stays when the block fails.
@@ -114,8 +120,7 @@ def partial(out: str, key: str, restart: bool) -> Iterator[Path]:
     Raises OutputExists if it belongs to a run with another key, or if that run is still going on.
     `restart` clears what is there.
     """
-    place = Path(out).resolve()
-    folder = place.with_name(f"{place.name}.partial")
+    folder = partial_of(out)
     if folder.exists() and not (folder / MARK).exists() and any(folder.iterdir()):
         raise OutputExists(f"'{folder.name}' was not made by prunecli", "move it away")
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,8 +7,8 @@ an integer tensor [rows, length] in the same way. Equal rows have equal digests 
 import hashlib
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +100,16 @@ class Rows:
             found.append(self._slice(shard)[index - before : index - before + 1])
         return torch.from_numpy(np.concatenate(found).astype(np.int64))
 
+    def scan(self) -> Digest:
+        """Read the whole set once, whatever the range, and return what it amounts to."""
+        digest, begin = Digest(self.seq_len), 0
+        step = max(1, CHUNK // self.seq_len)
+        for shard, end in enumerate(self._ends):
+            for start in range(0, end - begin, step):
+                digest.update(self._slice(shard)[start : min(start + step, end - begin)])
+            begin = end
+        return digest
+
     def trained(self, stop: int, count: int) -> Trained:
         """Return the record of training on rows start to stop-1, `count` tokens in all."""
         return Trained(rows=self.digest, range=(self.start, stop), count=count)
@@ -138,10 +148,7 @@ def open_rows(data: str) -> Rows:
             f"'{data}' asks for rows {first}:{last}, the set has {total}",
             f"give a range within 0:{total}",
         )
-    return Rows(**{**{k: getattr(whole, k) for k in FIELDS}, "start": first, "stop": last})
-
-
-FIELDS = tuple(name for name in Rows.__dataclass_fields__ if name != "_open")
+    return replace(whole, start=first, stop=last)
 
 
 def _folder(path: str) -> Rows:
@@ -195,18 +202,17 @@ def _given(path: str) -> Rows:
         ((file, name),),
         (count,),
     )
-    digest, step = Digest(length), max(1, CHUNK // length)
-    for begin in range(0, count, step):
-        digest.update(whole._slice(0)[begin : min(begin + step, count)])
-    known = {"digest": digest.hexdigest(), "min_id": digest.min_id, "max_id": digest.max_id}
-    return Rows(**{**{k: getattr(whole, k) for k in FIELDS}, **known})
+    found = whole.scan()
+    return replace(whole, digest=found.hexdigest(), min_id=found.min_id, max_id=found.max_id)
 
 
-def overlap(one: Trained, other: Trained) -> int:
-    """Return how many rows two records have in common."""
-    if one.rows != other.rows:
-        return 0
-    return max(0, min(one.range[1], other.range[1]) - max(one.range[0], other.range[0]))
+def overlap(one: Trained, others: Iterable[Trained]) -> int:
+    """Return how many rows a record has in common with others."""
+    return sum(
+        max(0, min(one.range[1], other.range[1]) - max(one.range[0], other.range[0]))
+        for other in others
+        if one.rows == other.rows
+    )
 
 
 def trained_on(meta: dict[str, Any]) -> Trained | None:

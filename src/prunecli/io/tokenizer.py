@@ -1,8 +1,9 @@
 """A model folder's tokenizer, read from local files only."""
 
+import json
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prunecli.errors import InputError
 
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 FAST = "tokenizer.json"
+BYTES = 256
 # vocabularies in older formats, which transformers converts
 OLDER = ("tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "vocab.txt", "tekken.json")
 
@@ -68,6 +70,41 @@ class Tokenizer:
     def size(self) -> int:
         """How many ids there are, added tokens included."""
         return len(self._tokenizer)
+
+
+def byte_level(model: Any) -> Any:
+    """Return a tokenizer of the library whose `model` sees the bytes of UTF-8 text."""
+    from tokenizers import Tokenizer as Bare
+    from tokenizers import decoders, pre_tokenizers
+
+    bare = Bare(model)
+    bare.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bare.decoder = decoders.ByteLevel()
+    return bare
+
+
+def alphabet() -> list[str]:
+    """Return what stands for the 256 bytes in a byte-level tokenizer."""
+    from tokenizers import pre_tokenizers
+
+    return sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
+def files_of(bare: Any, **special: str) -> dict[str, bytes]:
+    """Return the files by which transformers loads a tokenizer of the library.
+
+    `special` are its special tokens, as in `eos_token`. tokenizer.json comes last, so that a folder
+    that has it has all.
+    """
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **special,
+        "clean_up_tokenization_spaces": False,
+    }
+    return {
+        "tokenizer_config.json": (json.dumps(settings, indent=2) + "\n").encode(),
+        FAST: bare.to_str().encode(),
+    }
 
 
 def well_formed(text: str) -> str:

@@ -12,7 +12,7 @@ from prunecli.io.rows import Rows
 from prunecli.io.sidecar import Input, Trained
 from prunecli.report import Report
 from prunecli.settings import Data, Training
-from prunecli.training.ranks import world_size
+from prunecli.training import world
 from prunecli.training.track import library
 
 SWEEP = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
@@ -62,7 +62,7 @@ class Job:
         """Return everything that decides what the weights will be; saving does not."""
         training = self.training
         names = (
-            "beta1", "beta2", "eps", "weight_decay", "clip", "warmup", "floor", "seed", "masks",
+            "beta1", "beta2", "eps", "weight_decay", "clip", "warmup", "floor", "seed",
             "temperature", "micro_batch", "activation_checkpointing", "compile",
         )  # fmt: skip
         sweeping = len(self.lrs) > 1
@@ -105,9 +105,8 @@ class Job:
         return found
 
 
-def prepare(model: str, training: Training, report: Report) -> Job:
+def prepare(checkpoint: Checkpoint, training: Training, report: Report) -> Job:
     """Resolve and check a run; raise UsageError or InputError for one that makes no sense."""
-    checkpoint = Checkpoint(model)
     _check_numbers(training)
     rows = row_sets.open_rows(training.data)
     _check_rows(rows, checkpoint)
@@ -124,8 +123,7 @@ def prepare(model: str, training: Training, report: Report) -> Job:
     if not training.allow_overlap:
         _refuse_overlap(checkpoint, trained, stop - rows.start)
     lrs = _learning_rates(training)
-    own = batch_size // _checked_world(batch_size)
-    teacher, kd_weight = _teacher(training, checkpoint)
+    teacher, kd_weight = _teacher(training, checkpoint, rows)
     held_out = _held_out(training, checkpoint, trained, report)
     return Job(
         checkpoint,
@@ -135,7 +133,7 @@ def prepare(model: str, training: Training, report: Report) -> Job:
         batch_size,
         lrs,
         min(steps, training.sweep_steps or max(SHORTEST_SWEEP, steps // 20)),
-        _micro(training, own, rows.seq_len),
+        _micro(training, _share(batch_size), rows.seq_len),
         training.save_every or ceil(steps / STATES),
         training.eval_every or ceil(steps / STATES),
         trained,
@@ -232,14 +230,15 @@ def _learning_rates(training: Training) -> tuple[float, ...]:
     return (lr,)
 
 
-def _checked_world(batch_size: int) -> int:
-    world = world_size()
-    if batch_size % world:
+def _share(batch_size: int) -> int:
+    """Return how many sequences of a step are one process's."""
+    size = world.size()
+    if batch_size % size:
         raise InputError(
-            f"a batch of {batch_size} cannot be divided among {world} processes",
-            f"use a --batch-size that is a multiple of {world}",
+            f"a batch of {batch_size} cannot be divided among {size} processes",
+            f"use a --batch-size that is a multiple of {size}",
         )
-    return world
+    return batch_size // size
 
 
 def _micro(training: Training, own: int, length: int) -> int:
@@ -256,8 +255,7 @@ def _micro(training: Training, own: int, length: int) -> int:
 
 
 def _refuse_overlap(checkpoint: Checkpoint, trained: Trained, count: int) -> None:
-    before = checkpoint.sidecar.tokens.trained if checkpoint.sidecar else []
-    shared = sum(row_sets.overlap(trained, other) for other in before)
+    shared = row_sets.overlap(trained, checkpoint.trained)
     if shared:
         raise InputError(
             f"{shared} of {count} rows were trained on by an ancestor of "
@@ -272,7 +270,9 @@ def _masked(training: Training, checkpoint: Checkpoint) -> Checkpoint | None:
     return Checkpoint(training.masks)
 
 
-def _teacher(training: Training, checkpoint: Checkpoint) -> tuple[Checkpoint | None, float]:
+def _teacher(
+    training: Training, checkpoint: Checkpoint, rows: Rows
+) -> tuple[Checkpoint | None, float]:
     if training.teacher is None:
         if training.kd_weight is not None:
             raise UsageError("--kd-weight needs a teacher", "add --teacher DIR")
@@ -287,8 +287,11 @@ def _teacher(training: Training, checkpoint: Checkpoint) -> tuple[Checkpoint | N
     folders = [str(checkpoint.folder), str(teacher.folder)]
     if all(map(tokenizer.present, folders)) and len(set(map(tokenizer.digest, folders))) > 1:
         raise InputError("the teacher has another tokenizer than the model")
-    if teacher.arch.max_positions < 2:
-        raise InputError("the teacher has too few positions")
+    if rows.seq_len > theirs.max_positions:
+        raise InputError(
+            f"rows of {rows.seq_len} tokens are too long: the teacher has {theirs.max_positions} "
+            "positions"
+        )
     weight = KD_WEIGHT if training.kd_weight is None else training.kd_weight
     return teacher, weight
 
@@ -309,8 +312,7 @@ def _held_out(
     )
     own = row_sets.trained_on(found.meta)
     if own is not None and not training.allow_overlap:
-        before = checkpoint.sidecar.tokens.trained if checkpoint.sidecar else []
-        shared = sum(row_sets.overlap(own, other) for other in [trained, *before])
+        shared = row_sets.overlap(own, [trained, *checkpoint.trained])
         if shared:
             raise InputError(
                 f"{shared} of {len(found.windows)} validation rows are trained on",

@@ -10,28 +10,12 @@ import torch
 from torch import nn
 
 from prunecli.io.rows import Rows
+from prunecli.settings import Training
 from prunecli.training import schedule
 from prunecli.training.masks import Masks
-from prunecli.training.model import Objective
+from prunecli.training.model import Objective, whole
 from prunecli.training.order import Order
 from prunecli.training.ranks import Ranks
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The hyper-parameters that a step depends on, all resolved (defaults: settings.Training)."""
-
-    steps: int
-    batch_size: int
-    lr: float
-    beta1: float
-    beta2: float
-    eps: float
-    weight_decay: float
-    clip: float
-    warmup: float
-    floor: float
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -50,30 +34,39 @@ class Step:
 
 
 class Loop:
-    """Trains an objective on rows. `micro` is how many sequences go through a process at once."""
+    """Trains an objective on rows.
+
+    `steps`, `batch_size` and `lr` are those of this loop, whatever `settings` ask for: a sweep has
+    loops of its own. `micro` is how many sequences go through a process at once.
+    """
 
     def __init__(
         self,
         objective: Objective,
         rows: Rows,
-        settings: Settings,
+        settings: Training,
         masks: Masks,
         ranks: Ranks,
+        *,
+        steps: int,
+        batch_size: int,
+        lr: float,
         micro: int,
     ) -> None:
         self.objective, self.settings, self.masks, self.ranks = objective, settings, masks, ranks
         self.rows, self.micro = rows, micro
-        self.order = Order(rows, settings.steps * settings.batch_size, settings.seed)
+        self.steps, self.batch_size, self.lr = steps, batch_size, lr
+        self.order = Order(rows, steps * batch_size, settings.seed)
         self.optimizer = torch.optim.AdamW(
             [p for p in objective.model.parameters() if p.requires_grad],
-            lr=settings.lr,
+            lr=lr,
             betas=(settings.beta1, settings.beta2),
             eps=settings.eps,
             weight_decay=settings.weight_decay,
             fused=True,
         )
-        self.own = settings.batch_size // ranks.world
-        self.predicted = settings.batch_size * (rows.seq_len - 1)
+        self.own = batch_size // ranks.world
+        self.predicted = batch_size * (rows.seq_len - 1)
 
     def step(self, step: int, stop: bool = False) -> Step:
         """Take one step; with a loss or gradient that is no number, leave everything as it was.
@@ -81,12 +74,12 @@ class Loop:
         `stop` is this process's wish to stop; the result's is that of any.
         """
         settings, ranks = self.settings, self.ranks
-        lr = schedule.rate(step, settings.steps, settings.lr, settings.warmup, settings.floor)
+        lr = schedule.rate(step, self.steps, self.lr, settings.warmup, settings.floor)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         first = ranks.rank * self.own
         batch = self.rows.read(
-            self.order.batch(step, settings.batch_size, slice(first, first + self.own))
+            self.order.batch(step, self.batch_size, slice(first, first + self.own))
         )
         sums = torch.zeros(3, device=ranks.device)
         with torch.random.fork_rng(devices=_devices(ranks)):
@@ -141,12 +134,6 @@ class Loop:
                 share += ce.double()
         model.model.train()
         return float(ranks.sum(share)) / (len(ids) * (ids.shape[1] - 1))
-
-
-def whole(norm: torch.Tensor) -> torch.Tensor:
-    """Return a norm over all processes."""
-    full = getattr(norm, "full_tensor", None)
-    return norm if full is None else full()
 
 
 def _devices(ranks: Ranks) -> list[int]:

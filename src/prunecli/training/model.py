@@ -140,22 +140,27 @@ def _shard(module: nn.Module, ranks: Ranks, dtype: torch.dtype) -> None:
 def fill(model: nn.Module, checkpoint: Checkpoint, ranks: Ranks) -> None:
     """Copy the checkpoint's weights in, one tensor at a time."""
     for name, parameter in model.named_parameters():
-        whole = checkpoint.tensor(name)
+        stored = checkpoint.tensor(name)
         if isinstance(parameter, DTensor):
             # every process reads the files, so nothing has to be sent
             part = distribute_tensor(
-                whole.to(ranks.device, torch.float32),
+                stored.to(ranks.device, torch.float32),
                 parameter.device_mesh,
                 parameter.placements,
                 src_data_rank=None,
             )
             parameter.copy_(part)
         else:
-            parameter.copy_(whole)
+            parameter.copy_(stored)
 
 
 @torch.no_grad()
 def whole_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield every weight in full, one at a time; all processes must take part."""
     for name, parameter in model.named_parameters():
-        yield name, parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.data
+        yield name, whole(parameter.detach())
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor in full, gathered from all processes."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -17,11 +17,6 @@ class Order:
         self.rows, self.needed, self.seed = rows, needed, seed
         self._epoch: tuple[int, torch.Tensor] | None = None
 
-    @property
-    def stop(self) -> int:
-        """The end of the rows that are read at all."""
-        return min(self.rows.stop, self.rows.start + self.needed)
-
     def at(self, place: int) -> int:
         """Return the row at `place` of the order, as its number in the whole set."""
         epoch, inside = divmod(place, len(self.rows))

@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from prunecli.errors import UsageError
 from prunecli.settings import Compute
 from prunecli.stats.run import device_of
+from prunecli.training import world
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,11 @@ class Ranks:
             dist.barrier()
 
 
-def world_size() -> int:
-    """Return how many processes `torchrun` started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 @contextmanager
 def started(compute: Compute) -> Iterator[Ranks]:
     """Join the processes of this run; each takes the GPU of its local rank, if there are any."""
-    world = world_size()
     device = device_of(compute)
-    if world == 1:
+    if world.size() == 1:
         yield Ranks(0, 1, device, None)
         return
     if device.type == "cuda":
@@ -64,7 +59,7 @@ def started(compute: Compute) -> Iterator[Ranks]:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        mesh = init_device_mesh(device.type, (world,))
-        yield Ranks(dist.get_rank(), world, device, mesh)
+        mesh = init_device_mesh(device.type, (world.size(),))
+        yield Ranks(dist.get_rank(), world.size(), device, mesh)
     finally:
         dist.destroy_process_group()

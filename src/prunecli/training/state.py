@@ -38,7 +38,6 @@ def save(folder: Path, step: int, loop: Loop, keep: int) -> None:
             _state(loop), checkpoint_id=temporary, no_dist=loop.ranks.mesh is None
         )
     if loop.ranks.first:
-        place.remove(final)
         place.publish(temporary, final)
         for path in saved(folder)[:-keep]:
             place.remove(path)

@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 from prunecli.errors import PruneError, Stopped
 from prunecli.io import output as place
 from prunecli.io import sidecar
+from prunecli.io.checkpoint import Checkpoint
 from prunecli.io.rows import split
-from prunecli.io.sidecar import Recorder
+from prunecli.io.sidecar import Recorder, Sidecar
 from prunecli.report import SILENT, Report
 from prunecli.settings import Compute, Made, Output, Training
 from prunecli.sparsity import Held, check_masks, sparse_tensors
 from prunecli.training import job as jobs
 from prunecli.training.job import Job
 from prunecli.training.track import open_tracker
-from prunecli.writing import size_results, write_tensors
+from prunecli.writing import Written, size_results, write_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -60,9 +61,11 @@ def train(
     """
     compute, output = compute or Compute(), output or Output()
     recorder = Recorder("train", output.argv)
-    job = jobs.prepare(model, training, report)
-    inputs = [job.checkpoint.folder, *([job.teacher.folder] if job.teacher else [])]
-    place.check_place(out, output, [*inputs, Path(split(training.data)[0])])
+    checkpoint = Checkpoint(model)
+    sources = (training.data, training.eval_data, training.teacher)
+    read = [Path(split(source)[0]) for source in sources if source]
+    place.check_place(out, output, [checkpoint.folder, *(path for path in read if path.exists())])
+    job = jobs.prepare(checkpoint, training, report)
     dtype = _dtype(compute)
     options = job.options(dtype)
     if output.dry_run:
@@ -83,7 +86,6 @@ def train(
 
     with ExitStack() as stack:
         ranks = stack.enter_context(processes.started(compute))
-        folder = Path(out).resolve().with_name(f"{Path(out).resolve().name}.partial")
         if ranks.first:
             stack.enter_context(place.partial(out, key, training.restart))
         ranks.barrier()
@@ -98,45 +100,33 @@ def train(
             compile=training.compile,
         )
         masks = Masks(objective.model, held.names)
-        run = _Run(job, objective, masks, ranks, folder, report, stop, out)
+        run = _Run(job, objective, masks, ranks, out, report, stop)
         swept = run.sweep()
         loop = run.loop(swept["lr"] if swept else job.lrs[0], job.steps)
-        log, evaluations = run.train(loop, options)
-        stream = _stored(job, objective)
+        lines = run.train(loop, options)
         made = None
         if ranks.first:
-            with place.staged(out) as temporary:
-                specs = job.checkpoint.specs
-                names = list(job.checkpoint.arch.tensors())
-                written = write_tensors(
-                    temporary,
-                    job.checkpoint.arch,
-                    {name: specs[name] for name in names},
-                    [job.checkpoint.shard(name) for name in names],
-                    stream,
-                )
-                results = {
-                    **_results(job, log, loop.settings.lr, evaluations, held),
-                    "sweep": swept,
-                    **size_results(job.checkpoint.arch, written),
-                }
-                made = recorder.sidecar(
+
+            def record(written: Written) -> Sidecar:
+                return recorder.sidecar(
                     "checkpoint",
                     options,
                     found,
-                    outputs={"digest": written.digest, "params": job.checkpoint.arch.total_params},
-                    results=results,
-                    parent=job.checkpoint.sidecar,
+                    outputs={"digest": written.digest, "params": checkpoint.arch.total_params},
+                    results={
+                        **_results(job, lines, loop.lr, held),
+                        "sweep": swept,
+                        **size_results(checkpoint.arch, written),
+                    },
+                    parent=checkpoint.sidecar,
                     trained=job.trained,
                     device=str(ranks.device),
                     ranks=ranks.world,
                 )
-                place.write_text(temporary / LOG, "".join(json.dumps(line) + "\n" for line in log))
-                written.finish(made, job.checkpoint.tag_along())
-            place.remove(folder)
+
+            made = run.write(record)
         else:
-            for _ in stream:
-                pass
+            run.take_part_in_writing()
         ranks.barrier()
     if made is None:
         return Made(out)
@@ -188,21 +178,8 @@ def _held(job: Job, report: Report) -> Held:
     return held
 
 
-def _stored(job: Job, objective: "Objective") -> "Iterator[tuple[str, torch.Tensor]]":
-    from prunecli.io.tensorfile import torch_dtype
-    from prunecli.training.model import whole_tensors
-
-    for name, tensor in whole_tensors(objective.model):
-        yield name, tensor.to("cpu", torch_dtype(job.checkpoint.specs[name].dtype))
-
-
-def _results(
-    job: Job,
-    log: list[dict[str, Any]],
-    lr: float,
-    evaluations: list[dict[str, Any]],
-    held: Held,
-) -> dict[str, Any]:
+def _results(job: Job, log: list[dict[str, Any]], lr: float, held: Held) -> dict[str, Any]:
+    """Return what the sidecar reports of a run; `log` has a line per step."""
     losses = [line["loss"] for line in log]
     tail = losses[-max(1, len(losses) // 20) :]
     every = -(-len(losses) // CURVE)
@@ -223,7 +200,11 @@ def _results(
                 for i in range(0, len(losses), every)
             ],
         },
-        "evaluations": evaluations,
+        "evaluations": [
+            {"step": line["step"], "tokens": line["tokens"], "loss": line["eval_loss"]}
+            for line in log
+            if "eval_loss" in line
+        ],
         "held": {"tensors": len(held.names), "zeros": held.zeros, "weights": held.weights},
     }
 
@@ -237,25 +218,27 @@ class _Run:
         objective: "Objective",
         masks: Any,
         ranks: "Ranks",
-        folder: Path,
+        out: str,
         report: Report,
         stop: Callable[[], bool],
-        out: str,
     ) -> None:
         self.job, self.objective, self.masks, self.ranks = job, objective, masks, ranks
-        self.folder, self.report, self.stop = folder, report, stop
+        self.out, self.report, self.stop = out, report, stop
+        self.folder = place.partial_of(out)
         self.name = f"{out.rstrip('/')}.partial"
+        self.peak = _peak(ranks, objective)
+        length = job.rows.seq_len
+        self.flops_per_token = 3 * job.checkpoint.arch.flops(length) / length
 
     def loop(self, lr: float, steps: int) -> "Loop":
         """Return a loop of `steps` steps over the first rows."""
-        from prunecli.training.loop import Loop, Settings
+        from prunecli.training.loop import Loop
 
-        job, t = self.job, self.job.training
-        settings = Settings(
-            steps, job.batch_size, lr, t.beta1, t.beta2, t.eps, t.weight_decay, t.clip, t.warmup,
-            t.floor, t.seed,
+        job = self.job
+        return Loop(
+            self.objective, job.rows, job.training, self.masks, self.ranks,
+            steps=steps, batch_size=job.batch_size, lr=lr, micro=job.micro,
         )  # fmt: skip
-        return Loop(self.objective, job.rows, settings, self.masks, self.ranks, job.micro)
 
     def sweep(self) -> dict[str, Any] | None:
         """Train a short prefix with every learning rate; return all curves and the best rate.
@@ -314,10 +297,8 @@ class _Run:
             "curves": curves,
         }
 
-    def train(
-        self, loop: "Loop", options: dict[str, Any]
-    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Take all steps that are left; return one record per step, and the validations."""
+    def train(self, loop: "Loop", options: dict[str, Any]) -> list[dict[str, Any]]:
+        """Take all steps that are left; return one record per step, validations among them."""
         from prunecli.training import state
 
         job, ranks, training = self.job, self.ranks, self.job.training
@@ -332,8 +313,8 @@ class _Run:
         tracker = None
         if ranks.first:
             name = self.folder.stem
-            place_ = self.folder.parent / "tensorboard" / name
-            tracker = open_tracker(training.track, place_, name, options)
+            board = self.folder.parent / "tensorboard" / name
+            tracker = open_tracker(training.track, board, name, options)
         clock = perf_counter()
         try:
             left = job.steps - start
@@ -371,12 +352,35 @@ class _Run:
                 log.close()
             if tracker is not None:
                 tracker.close()
-        evaluations = [
-            {"step": line["step"], "tokens": line["tokens"], "loss": line["eval_loss"]}
-            for line in lines
-            if "eval_loss" in line
-        ]
-        return lines, evaluations
+        return lines
+
+    def _stored(self) -> "Iterator[tuple[str, torch.Tensor]]":
+        from prunecli.io.tensorfile import torch_dtype
+        from prunecli.training.model import whole_tensors
+
+        specs = self.job.checkpoint.specs
+        for name, tensor in whole_tensors(self.objective.model):
+            yield name, tensor.to("cpu", torch_dtype(specs[name].dtype))
+
+    def write(self, record: Callable[[Written], Sidecar]) -> Sidecar:
+        """Write OUT, stored and sharded as IN, with the log, and drop the state."""
+        from prunecli.training import state
+
+        checkpoint = self.job.checkpoint
+        specs = {name: checkpoint.specs[name] for name in checkpoint.arch.tensors()}
+        shards = [checkpoint.shard(name) for name in specs]
+        with place.staged(self.out) as temporary:
+            written = write_tensors(temporary, checkpoint.arch, specs, shards, self._stored())
+            made = record(written)
+            place.write_text(temporary / LOG, (self.folder / state.LOG).read_text("utf-8"))
+            written.finish(made, checkpoint.tag_along())
+        place.remove(self.folder)
+        return made
+
+    def take_part_in_writing(self) -> None:
+        """Give this process's part of every tensor to the one that writes."""
+        for _ in self._stored():
+            pass
 
     def _line(self, step: int, done: "Step", clock: float, start: int) -> dict[str, Any]:
         per_step = self.job.batch_size * self.job.rows.seq_len
@@ -395,11 +399,9 @@ class _Run:
     def _show(self, line: dict[str, Any]) -> None:
         rate = line["tokens_per_second"]
         text = f"loss {line['loss']:.4f}, {rate:.0f} tokens/s"
-        peak = _peak(self.ranks, self.objective)
-        if peak is not None:
-            length = self.job.rows.seq_len
-            flops = 3 * self.job.checkpoint.arch.flops(length) / length
-            text += f", {100 * flops * rate / (peak * self.ranks.world):.1f} % of peak"
+        if self.peak is not None:
+            share = self.flops_per_token * rate / (self.peak * self.ranks.world)
+            text += f", {100 * share:.1f} % of peak"
         self.report.live(text)
 
 
