@@ -13,14 +13,16 @@ _prunecli() {
         --compat) words='official' ;;
         --device) words='auto cpu cuda' ;;
         --dtype) words='auto float32 bfloat16' ;;
+        --figure) words='1 3 4 5' ;;
         --for) words='flap magnitude minitron-depth minitron-width shortgpt sparsegpt wanda wanda-sp' ;;
         --format) words='rich md csv tex json' ;;
         --hidden-score) words='ln-out block-out nvidia' ;;
-        --layout) words='models pairs' ;;
+        --layout) words='models pairs table1 table2 table5 table6 table7 table5-7 table9 table10 table11 table12 table13 table14 table15 scaling table16' ;;
         --masks) words='keep drop DIR' ;;
         --method) words='flap magnitude minitron-depth minitron-width shortgpt sparsegpt wanda wanda-sp' ;;
         --metric) words='WIFV IFV WIFN' ;;
         --mlp-score) words='l2 nvidia' ;;
+        --plot) words='FILE.(png svg pdf)' ;;
         --recipe) words='paper official' ;;
         --sampler) words='docs concat-random concat-contiguous' ;;
         --scheme) words='hf depth-scaled mup' ;;
@@ -40,7 +42,7 @@ _prunecli() {
         tokenize) flags='--seq-len --tokenizer --train-tokenizer --separator --tokens --shard-tokens --workers --restart --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
         train) flags='--data --tokens --steps --batch-size --lr --recipe --repeat --allow-overlap --masks --teacher --kd-weight --temperature --eval-data --eval-every --save-every --keep-states --restart --sweep-steps --warmup --floor --weight-decay --beta1 --beta2 --eps --clip --micro-batch --activation-checkpointing --compile --track --seed --device --dtype --threads --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
         eval) flags='--data --sampler --nsamples --seq-len --tokenizer --out --allow-overlap --seed --device --dtype --buffer --threads --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
-        table) flags='--format --layout --json --quiet --verbose --config --print-config --help' ;;
+        table) flags='--format --layout --reference --figure --plot --html --advise --budget --force --json --quiet --verbose --config --print-config --help' ;;
         check) flags='--deep --json --quiet --verbose --config --print-config --help' ;;
         methods) flags='--json --help' ;;
         families) flags='--json --help' ;;

@@ -43,7 +43,8 @@ EXPECTED = {
     | COMMON
     | WRITES,
     "eval": {"out", "allow-overlap"} | TOKENS | COMPUTING | COMMON | WRITES,
-    "table": {"format"} | COMMON,
+    "table": {"format", "layout", "reference", "figure", "plot", "html", "advise", "budget"}
+    | COMMON,
     "check": {"deep"} | COMMON,
     "methods": {"json"},
     "families": {"json"},
@@ -117,10 +118,13 @@ def test_options_of_methods() -> None:
 
 
 def test_choices_are_those_of_the_library() -> None:
-    from prunecli.tables import FORMATS
+    from prunecli.tables import FORMATS, LAYOUT_NAMES
+    from prunecli.tables.figures import FIGURES
 
     assert set(options.CHOICES["sampler"]) == set(SAMPLERS)
     assert options.CHOICES["format"] == FORMATS
+    assert options.CHOICES["layout"] == LAYOUT_NAMES
+    assert options.CHOICES["figure"] == tuple(FIGURES)
     recipes = {recipe for name in registry.names() for recipe in registry.get(name).recipes}
     assert set(options.CHOICES["recipe"]) == recipes
     assert set(options.CHOICES["buffer"]) == {"ram", "disk"}

@@ -267,7 +267,7 @@ def test_init_check_and_table(tmp_path):
     assert check(str(tmp_path / "a"), deep=True) == []
     data = Data("builtin", nsamples=2, seq_len=32)
     evaluate(str(tmp_path / "a"), data=[data], out=str(tmp_path / "a.json"))
-    (row,) = [row for row in table([str(tmp_path)]).rows if row["perplexity"]]
+    (row,) = [row for row in table([str(tmp_path)]).objects() if row["perplexity"]]
     assert (row["model"], row["tokens"], row["method"]) == ("a", 62, "scratch")
     for format in ("rich", "md", "csv", "tex", "json"):
         assert "scratch" in table([str(tmp_path)]).render(format)

@@ -26,7 +26,13 @@ CHOICES = {
     "compat": ("official",),
     "sampler": ("docs", "concat-random", "concat-contiguous"),
     "recipe": ("paper", "official"),
-    "layout": ("models", "pairs"),
+    "layout": (
+        *("models", "pairs", "table1", "table2", "table5", "table6", "table7", "table5-7"),
+        *("table9", "table10", "table11", "table12", "table13", "table14", "table15", "scaling"),
+        "table16",
+    ),
+    "reference": ("paper",),
+    "figure": ("1", "3", "4", "5"),
     "format": ("rich", "md", "csv", "tex", "json"),
 }
 EXIT_STATUS = {

@@ -7,39 +7,114 @@ import typer
 
 from prunecli.cli import options
 from prunecli.cli.options import option
+from prunecli.errors import UsageError
 
 
 def table(
     context: typer.Context,
     paths: Annotated[
-        list[str], typer.Argument(metavar="SIDECAR|DIR...", help="files or folders, or -")
-    ],
+        list[str] | None,
+        typer.Argument(
+            metavar="[SIDECAR|DIR...]",
+            help="files or folders, or -; none are needed with --reference paper",
+            show_default=False,
+        ),
+    ] = None,
     format: Annotated[str, option("format", "how to print it")] = "rich",
     layout: Annotated[
-        str,
+        str | None,
         option(
-            "layout", "models: one row each; pairs: pruned beside scratch, and if token-matched"
+            "layout",
+            "models: one row each; pairs: pruned beside scratch, and if token-matched; or one of "
+            "the paper's tables (scaling: 12-15) [models; with --reference: table2]",
         ),
-    ] = "models",
+    ] = None,
+    reference: Annotated[
+        str | None, option("reference", "the paper's own rows, alone or beside ours")
+    ] = None,
+    figure: Annotated[
+        str | None,
+        option(
+            "figure",
+            "one of the paper's figures: 1 both settings, 3 against tokens, 4 against size, "
+            "5 equal total budget; drawn in the terminal unless --plot names a file",
+        ),
+    ] = None,
+    plot: Annotated[
+        str | None,
+        option("plot", "draw the figure into this file", metavar="FILE.(png|svg|pdf)"),
+    ] = None,
+    html: Annotated[
+        str | None,
+        option(
+            "html",
+            "write one report of tables, figures, lineages and commands",
+            metavar="FILE.html",
+        ),
+    ] = None,
+    advise: Annotated[
+        bool, option("advise", "tell from the measured curves whether to prune or to train")
+    ] = False,
+    budget: Annotated[
+        float | None,
+        option("budget", "tokens that --advise may spend on training [the most measured]", min=1),
+    ] = None,
+    force: options.Force = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     config: options.Config = None,
     print_config: options.PrintConfig = False,
 ) -> None:
-    """Print one row per model and measurement from any set of sidecars.
+    """Print sidecars as one of the paper's tables, with its own rows if asked; draw its figures.
 
-    Folders are searched to any depth. An evaluation meets its model by id.
+    Folders are searched to any depth. An evaluation meets its model by id. Differences stand only
+    between models that are proven token-matched; those inside their noise are in brackets.
     """
-    options.settings(context, quiet=quiet, verbose=verbose)
-    from prunecli.tables import table as collect
+    report = options.settings(context, quiet=quiet, verbose=verbose)
+    if budget is not None and not advise:
+        raise UsageError("--budget belongs to --advise")
+    given = options.read_paths() if paths == ["-"] else paths or []
+    from prunecli.tables import verb
 
-    found = collect(options.read_paths() if paths == ["-"] else paths, layout)
-    print(jsonlib.dumps({"results": found.rows}) if json else found.render(format))
+    models = verb.found(given, reference)
+    if advise:
+        from prunecli.tables import advice
+
+        found = advice.advise(models, reference, budget)
+        print(jsonlib.dumps({"results": found.results}) if json else found.text)
+        return
+    written = options.output(force, False, False)
+    for path in filter(None, (plot, html)):
+        verb.check_file(path, written)
+    made = verb.tabled(models, layout, reference)
+    if html is not None:
+        from prunecli.tables import page
+
+        page.write(html, models, made, reference)
+    if plot is not None or figure is not None:
+        from prunecli.tables import figures
+
+        number = figure or figures.figure_of(layout)
+        layout = layout or figures.FIGURES[number].layouts[0]
+        drawing = figures.drawing(verb.chosen(models, layout, reference), number)
+        if plot is None:
+            print(drawing.in_terminal())
+            return
+        drawing.save(plot)
+    if plot is None and html is None:
+        print(jsonlib.dumps({"results": made.objects()}) if json else made.render(format))
+    else:
+        for path in filter(None, (plot, html)):
+            report.detail(f"wrote {path}")
+            print(path)
 
 
 EXAMPLES = (
     ("Everything below a folder", "table runs/"),
     ("Pruned against scratch", "table --layout pairs runs/"),
-    ("For a paper", "table --format tex runs/"),
+    ("The paper's Table 16", "table --layout table16 --reference paper --format csv"),
+    ("A figure of one's own runs", "table --figure 3 --plot tokens.svg runs/"),
+    ("A report for others", "table --layout table16 --html report.html runs/"),
+    ("Prune or train", "table --advise --budget 50e9 runs/"),
 )

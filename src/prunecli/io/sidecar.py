@@ -12,7 +12,7 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -130,6 +130,35 @@ def key(kind: str, options: dict[str, Any], inputs: list[Input]) -> str:
     content = [kind, options, [entry.model_dump(mode="json") for entry in inputs]]
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def inconsistency(record: Sidecar) -> str:
+    """Return what in a sidecar does not follow from its own content, or nothing.
+
+    Ids are hashes of options and inputs, the step before is one of these, and the tokens trained on
+    are those of the steps: no step can be changed without all that came after it.
+    """
+    if not record.history or record.history[-1].id != record.id:
+        return "its id is not that of its last step"
+    last = record.history[-1]
+    if (last.options, last.inputs) != (record.options, record.inputs):
+        return "its options or inputs are not those of its last step"
+    for before, step in zip([None, *record.history], record.history, strict=False):
+        if step.parent != (before.id if before else None):
+            return f"its history is broken at '{step.command}'"
+        if before and before.id not in [entry.id for entry in step.inputs]:
+            return f"'{step.command}' in its history was not made from the step before"
+        if step.id not in (key(kind, step.options, step.inputs) for kind in get_args(Kind)):
+            return f"options or inputs of '{step.command}' in its history were changed"
+    counted = [
+        (entry.digest, tuple(extra["range"]), extra["passes"] * extra["seq_len"])
+        for step in record.history
+        for entry in step.inputs
+        if entry.role == "rows" and "passes" in (extra := entry.model_extra or {})
+    ]
+    if counted != [(t.rows, t.range, t.count) for t in record.tokens.trained]:
+        return "the tokens that it was trained on are not those of its history"
+    return ""
 
 
 def path_of(artefact: str | Path) -> Path:

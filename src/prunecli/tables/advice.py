@@ -1,0 +1,298 @@
+"""Prune or train from scratch? The paper's decision rule, from curves that were measured.
+
+Both curves of a method, pruned and scratch at equal retraining tokens N, are fitted by the usual
+scaling law, E + A (N / N0)^-alpha; where they cross, training from scratch has caught up. How sure
+this is comes from fits to resampled residuals. A parent that is at hand costs nothing: below the
+crossover pruning is better. A parent that must be trained first costs its own tokens: then what
+counts is the comparison at equal total budget.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from math import log10
+from typing import TYPE_CHECKING, Any
+
+from prunecli import matching
+from prunecli.errors import InputError
+from prunecli.tables import reference as paper
+from prunecli.tables.collect import Models, entries
+from prunecli.tables.entries import PRUNED, SCRATCH, Entry, columns_of, difference, setting
+from prunecli.tables.layouts import MATCHED
+from prunecli.tables.render import Cell, Column
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, np.dtype[np.float64]]
+
+PARAMETERS = 3
+RESAMPLES = 300
+FAR = 10.0  # how many times the measured range a crossover is looked for
+SURE = 0.95
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to do, in words and as plain JSON."""
+
+    text: str
+    results: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One method at one ratio from one parent: (tokens, pruned, scratch, sd) at equal tokens."""
+
+    method: str
+    ratio: str
+    parent: str
+    points: list[tuple[float, float, float, float]]
+    total: str
+
+    @property
+    def name(self) -> str:
+        """What the case is called in a line."""
+        return f"{self.method} {self.ratio} of {self.parent}".strip()
+
+
+def advise(models: Models, reference: str | None, budget: float | None) -> Advice:
+    """Say whether to prune or to train from scratch with `budget` tokens, and how sure that is.
+
+    Without a budget, the most tokens that were measured. Raises InputError if nothing is matched.
+    """
+    found = entries(models)
+    if reference is not None:
+        # the paper counts in billions
+        found += paper.entries("token-scaling") + paper.entries("equal-total")
+    column = next((c for c in columns_of(found) if c.lower_is_better), None)
+    if column is None:
+        raise InputError("no loss was measured on these models", "prunecli eval --data D each")
+    cases = _cases(found, column)
+    if not cases:
+        raise InputError(
+            "no pruned model has a token-matched scratch twin here",
+            "see table --layout pairs for why",
+        )
+    told = [_told(case, column, budget) for case in cases]
+    decided = [result for result in told if result["verdict"] in ("prune", "scratch")]
+    results = {"metric": column.key, "cases": told, "verdict": _verdict(decided, told)}
+    return Advice(_text(results, column), results)
+
+
+def _cases(found: list[Entry], column: Column) -> list[Case]:
+    points: dict[tuple[str, ...], dict[float, tuple[float, float, float, float]]] = {}
+    totals: dict[tuple[str, ...], str] = {}
+    for pruned in found:
+        for scratch in found:
+            same = (pruned.method, pruned.ratio) == (scratch.method, scratch.ratio)
+            if not same or not pruned.pruned or scratch.initialization != SCRATCH:
+                continue
+            cell = difference(pruned, scratch, column)
+            if cell is None or cell.value is None:
+                continue
+            which = setting(pruned, scratch)[0]
+            key = (pruned.source, pruned.method, str(pruned.ratio), pruned.initialization)
+            ours, theirs = pruned.measures[column.key], scratch.measures[column.key]
+            if which in MATCHED:
+                unit = 1e9 if pruned.source == "paper" else 1.0
+                tokens = float(pruned.tokens or 0) * unit
+                sd = max(ours.sd or 0.0, theirs.sd or 0.0)
+                point = (tokens, float(ours.value), float(theirs.value), sd)
+                points.setdefault(key, {})[tokens] = point
+            elif which == matching.EQUAL_TOTAL:
+                totals[key] = _total(cell, column)
+    return [
+        Case(
+            method + (" (paper)" if source == "paper" else ""),
+            ratio,
+            initialization.removeprefix(f"{PRUNED}-"),
+            sorted(curve.values()),
+            totals.get((source, method, ratio, initialization), ""),
+        )
+        for (source, method, ratio, initialization), curve in points.items()
+    ]
+
+
+def _total(cell: Cell, column: Column) -> str:
+    better = "pruning" if float(cell.value or 0) > 0 else "scratch"
+    amount = abs(float(cell.value or 0))
+    doubt = ", within its noise" if cell.grey else ""
+    return f"{better} by {amount:.3g} ({column.heading}){doubt}"
+
+
+def _told(case: Case, column: Column, budget: float | None) -> dict[str, Any]:
+    """Return the advice of one case as plain JSON."""
+    most = case.points[-1][0]
+    wanted = budget or most
+    result: dict[str, Any] = {
+        "case": case.name,
+        "method": case.method,
+        "ratio": case.ratio,
+        "parent": case.parent,
+        "measured_tokens": [tokens for tokens, *_ in case.points],
+        "budget": wanted,
+        "equal_total_budget": case.total or None,
+    }
+    if len(case.points) <= PARAMETERS:
+        return result | {"verdict": "not enough runs", "next_tokens": _next(case, wanted)}
+    import numpy as np
+
+    pruned, scratch = _resampled(case)
+    advantages = (scratch.at(np.array([wanted])) - pruned.at(np.array([wanted])))[:, 0].tolist()
+    centre, rest = advantages[0], sorted(advantages[1:])
+    chance = sum(value > 0 for value in rest) / len(rest)
+    low, high = _interval(rest)
+    verdict = "prune" if chance >= SURE else "scratch" if chance <= 1 - SURE else "undecided"
+    crossings = _crossovers(pruned, scratch, case)
+    crossed = sorted(value for value in crossings[1:] if value is not None)
+    result |= {
+        "verdict": verdict,
+        "advantage": centre,
+        "advantage_interval": [low, high],
+        "chance_that_pruning_is_better": chance,
+        "crossover_tokens": crossings[0],
+        "crossover_interval": list(_interval(crossed)) if crossings[0] and crossed else None,
+        "chance_of_a_crossover": len(crossed) / len(rest),
+        "searched_up_to": FAR * most,
+        "extrapolated": wanted > most or wanted < case.points[0][0],
+    }
+    if verdict == "undecided":
+        result["next_tokens"] = _next(case, wanted)
+    return result
+
+
+def _next(case: Case, budget: float) -> float:
+    """Return the token count whose run would tell most: the budget itself, or beside what is."""
+    measured = [tokens for tokens, *_ in case.points]
+    if all(abs(log10(budget / tokens)) > 0.1 for tokens in measured):
+        return budget
+    gaps = [(log10(b / a), (a * b) ** 0.5) for a, b in pairwise(measured)]
+    widest = max(gaps, default=(0.0, 0.0))
+    return widest[1] if widest[0] > log10(3) else measured[-1] * 2
+
+
+def _resampled(case: Case) -> "tuple[Curves, Curves]":
+    """Return the curves of the pruned and the scratch models: of the figures, then resampled."""
+    import numpy as np
+
+    draw = np.random.default_rng(0)
+    tokens = np.array([point[0] for point in case.points])
+    start = float(np.exp(np.log(tokens).mean()))
+    noise = np.array([point[3] for point in case.points])
+
+    def curves(values: "Array") -> Curves:
+        fitted = Curves.fit(tokens, values[None], start).at(tokens)[0]
+        # residuals of a fit are too small by the freedom that it has used up
+        residuals = (values - fitted) * np.sqrt(len(values) / (len(values) - PARAMETERS))
+        size = (RESAMPLES, len(values))
+        drawn = draw.choice(residuals, size) + noise * draw.standard_normal(size)
+        return Curves.fit(tokens, np.vstack([values, fitted + drawn]), start)
+
+    pruned, scratch = (np.array([point[index] for point in case.points]) for index in (1, 2))
+    return curves(pruned), curves(scratch)
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Fits of E + A (N / N0)^-alpha, one to each row of figures."""
+
+    floor: "Array"
+    scale: "Array"
+    power: "Array"
+    start: float
+
+    @classmethod
+    def fit(cls, tokens: "Array", values: "Array", start: float) -> "Curves":
+        """Fit each row of `values` [rows, points] by least squares.
+
+        For each alpha, E and A are linear: one dimension is searched, and no start leads astray.
+        """
+        import numpy as np
+
+        powers = np.geomspace(0.02, 3.0, 200)
+        found, missed = [], []
+        for power in powers:
+            basis = np.stack([np.ones_like(tokens), (tokens / start) ** -power], 1)
+            solution = values @ np.linalg.pinv(basis).T
+            found.append(solution)
+            missed.append(((solution @ basis.T - values) ** 2).sum(1))
+        best = np.argmin(missed, 0)
+        chosen = np.array(found)[best, np.arange(len(values))]
+        return cls(chosen[:, 0], chosen[:, 1], powers[best], start)
+
+    def at(self, tokens: "Array") -> "Array":
+        """Return [rows, points]: every curve at these token counts."""
+        scaled = tokens[None] / self.start
+        return self.floor[:, None] + self.scale[:, None] * scaled ** -self.power[:, None]
+
+
+def _crossovers(pruned: Curves, scratch: Curves, case: Case) -> list[float | None]:
+    """Return from which token count on scratch is better, None where there is none in reach."""
+    import numpy as np
+
+    tokens = np.geomspace(case.points[0][0], case.points[-1][0] * FAR, 401)
+    ahead = scratch.at(tokens) > pruned.at(tokens)
+    falls = ahead[:, :-1] & ~ahead[:, 1:]
+    middle = np.sqrt(tokens[:-1] * tokens[1:])
+    return [float(middle[row.argmax()]) if row.any() else None for row in falls]
+
+
+def _interval(values: list[float]) -> tuple[float, float]:
+    """Return the range of the middle 95 % of sorted values."""
+    last = len(values) - 1
+    return values[round(0.025 * last)], values[round(0.975 * last)]
+
+
+def _verdict(decided: list[dict[str, Any]], told: list[dict[str, Any]]) -> str:
+    if not decided:
+        few = all(result["verdict"] == "not enough runs" for result in told)
+        return "not enough runs" if few else "undecided"
+    verdicts = {result["verdict"] for result in decided}
+    return verdicts.pop() if len(verdicts) == 1 else "it depends"
+
+
+def _text(results: dict[str, Any], column: Column) -> str:
+    lines = [f"{results['verdict']} (by {column.heading}, parent at hand)"]
+    for told in results["cases"]:
+        lines += ["", *_lines(told, column)]
+    return "\n".join(lines)
+
+
+def _lines(told: dict[str, Any], column: Column) -> Iterable[str]:
+    yield f"{told['case']}: {told['verdict']} at {_count(told['budget'])} tokens"
+    measured = ", ".join(_count(tokens) for tokens in told["measured_tokens"])
+    if "advantage" in told:
+        low, high = told["advantage_interval"]
+        yield (
+            f"  pruning is better by {told['advantage']:+.3g} {column.heading} "
+            f"(95 %: {low:+.3g} to {high:+.3g}; chance that it is better "
+            f"{told['chance_that_pruning_is_better']:.0%})"
+        )
+        if told["crossover_interval"]:
+            low, high = told["crossover_interval"]
+            yield (
+                f"  scratch catches up at {_count(told['crossover_tokens'])} tokens "
+                f"(95 %: {_count(low)} to {_count(high)})"
+            )
+        else:
+            yield f"  scratch does not catch up before {_count(told['searched_up_to'])} tokens"
+        if told["extrapolated"]:
+            yield f"  this is outside of what was measured: {measured}"
+    else:
+        yield f"  a fit needs {PARAMETERS + 1} token counts or more, measured: {measured}"
+    if told["equal_total_budget"]:
+        yield f"  if the parent's tokens count too: {told['equal_total_budget']}"
+    if "next_tokens" in told:
+        tokens = _count(told["next_tokens"])
+        yield (
+            f"  next: train {told['method']} {told['ratio']} and its scratch twin on the same "
+            f"{tokens} tokens (prunecli train --tokens {told['next_tokens']:.4g}), then eval both"
+        )
+
+
+def _count(tokens: float) -> str:
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if tokens >= size:
+            return f"{tokens / size:.3g}{letter}"
+    return f"{tokens:.0f}"

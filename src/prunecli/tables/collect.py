@@ -1,0 +1,327 @@
+"""Sidecars from files and folders: which models there are, what was measured, what is not so.
+
+A checkpoint's sidecar tells what was done and what it cost, an evaluation's what came out of it;
+they meet by the model's id (or, for models from elsewhere, by the digest of their weights).
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from math import sqrt
+from pathlib import Path
+from statistics import stdev
+from typing import Any
+
+from prunecli import matching
+from prunecli.errors import InputError
+from prunecli.io import sidecar
+from prunecli.io.checkpoint import Checkpoint
+from prunecli.io.sidecar import Sidecar
+from prunecli.tables.entries import (
+    BASE,
+    LOSS,
+    PERPLEXITIES,
+    PRUNED,
+    SCRATCH,
+    SUITE,
+    Entry,
+    Measure,
+    mean_of_tasks,
+    pooled,
+)
+
+STALE = "measured on other weights than those of this checkpoint (digest)"
+
+
+@dataclass
+class Models:
+    """Checkpoints and what was measured of them among some sidecars.
+
+    Attributes:
+        made: checkpoint sidecars by id, each with its path.
+        measured: evaluations and speeds, each with its path and the id of its model (None: not
+            among `made`).
+        wrong: why the sidecar of a model cannot be believed, by id.
+    """
+
+    made: dict[str, tuple[Path, Sidecar]]
+    measured: list[tuple[Path, Sidecar, str | None]]
+    wrong: dict[str, str] = field(default_factory=dict)
+
+    def evaluations(self) -> Iterator[tuple[Path, Sidecar, str | None]]:
+        """Yield the sidecars made by `eval`."""
+        return (entry for entry in self.measured if entry[1].kind == "eval")
+
+
+def collect(paths: list[str]) -> Models:
+    """Collect sidecars from files and from folders, which are searched to any depth.
+
+    Raises InputError for a path without any sidecar, or one that is damaged.
+    """
+    found = [(path, record) for given in paths for path, record in _sidecars(given)]
+    made: dict[str, tuple[Path, Sidecar]] = {}
+    for path, record in found:
+        if record.kind == "checkpoint":
+            made.setdefault(record.id, (path, record))
+    by_digest = {record.outputs.get("digest"): key for key, (_, record) in made.items()}
+    models = Models(made, [])
+    for path, record in found:
+        if record.kind in ("eval", "speed"):
+            model = record.inputs[0]
+            key = model.id if model.id in made else by_digest.get(model.digest)
+            models.measured.append((path, record, key))
+    models.wrong = {key: wrong for key in made if (wrong := _wrong(models, key))}
+    return models
+
+
+def _wrong(models: Models, key: str) -> str:
+    """Return what is not so in a model's sidecar, or nothing."""
+    path, record = models.made[key]
+    if found := sidecar.inconsistency(record):
+        return found
+    for step in record.history[:-1]:
+        # the same steps told by the ancestor itself
+        if step.id in models.made and models.made[step.id][1].history[-1] != step:
+            return f"its history differs from that of '{name_of(models.made[step.id][0])}'"
+    digest = record.outputs.get("digest")
+    if _touched(path) and Checkpoint(str(path.parent)).digest() != digest:
+        return "its weights are not those of its sidecar (digest)"
+    return ""
+
+
+def _touched(path: Path) -> bool:
+    """Return whether weights are newer than the sidecar, which is always written last."""
+    if path.name != sidecar.FOLDER_SIDECAR:
+        return False
+    written = path.stat().st_mtime
+    return any(file.stat().st_mtime > written for file in path.parent.glob("*.safetensors"))
+
+
+def name_of(path: Path) -> str:
+    """Return what a model is called: its folder's name, or that of a file's stem."""
+    return path.parent.name if path.name == sidecar.FOLDER_SIDECAR else path.stem
+
+
+def _sidecars(given: str) -> list[tuple[Path, Sidecar]]:
+    path = Path(given)
+    if path.is_file():
+        return [(path, sidecar.read(path))]
+    if not path.is_dir():
+        raise InputError(f"no such file or folder: '{given}'")
+    records = []
+    for file in sorted(path.rglob("*.json")):
+        try:
+            content = json.loads(file.read_text("utf-8"))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+            continue
+        if isinstance(content, dict) and "made_by" in content and "kind" in content:
+            records.append((file, sidecar.read(file)))
+    if not records:
+        raise InputError(f"no sidecar in '{given}'", "give files or folders made by prunecli")
+    return records
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Ids of a pruned and a scratch model of one size; in which setting they match, or why not."""
+
+    pruned: str
+    scratch: str
+    setting: str | None
+    why: str
+
+
+def twins(models: Models) -> list[Pair]:
+    """Return every pruned model beside every scratch model of the same size."""
+    lines = {key: matching.lineage(record) for key, (_, record) in models.made.items()}
+
+    def setting(one: str, other: str) -> tuple[str | None, str]:
+        for key in (one, other):
+            if key in models.wrong:
+                return None, f"{name_of(models.made[key][0])}: {models.wrong[key]}"
+        return matching.setting(lines[one], lines[other])
+
+    return [
+        Pair(one, other, *setting(one, other))
+        for one, ours in lines.items()
+        for other, theirs in lines.items()
+        if ours.pruned
+        and theirs.scratch
+        and size(models.made[one][1]) == size(models.made[other][1])
+    ]
+
+
+def size(record: Sidecar) -> tuple[Any, ...]:
+    """Return what two models of one size have in common."""
+    results = record.results
+    # a trained weight may round to zero, so densities are compared to a thousandth
+    density = round(results.get("nonzero", 0) / results["params"], 3)
+    return json.dumps(results.get("sizes"), sort_keys=True), density
+
+
+def entries(models: Models) -> list[Entry]:
+    """Return one entry per model, seeds of one run pooled; scratch twins stand by their pruned."""
+    measures = _measures(models)
+    runs: dict[str, list[Entry]] = defaultdict(list)
+    found = {key: _entry(models, key, measures.get(key, {})) for key in models.made}
+    for key in _parents(models):
+        found[key] = replace(found[key], method=BASE, initialization=BASE)
+    partners: dict[str, list[str]] = defaultdict(list)
+    for pair in twins(models):
+        partners[pair.scratch].append(pair.pruned)
+    for key, entry in found.items():
+        # a twin takes the method and the ratio of each model that it is compared with
+        as_twin = {
+            (found[other].method, found[other].ratio): found[other]
+            for other in partners[key]
+            if entry.initialization != BASE
+        }
+        copies = [
+            replace(entry, method=other.method, ratio=other.ratio) for other in as_twin.values()
+        ]
+        for copy in copies or [entry]:
+            signature = [copy.method, str(copy.ratio), _recipe(models.made[key][1])]
+            runs[json.dumps(signature)].append(copy)
+    own = [pooled(group) for group in runs.values()]
+    return own + [
+        Entry(name, BASE, 0.0, BASE, measures=measured, shape=shape)
+        for name, (measured, shape) in _foreign(models).items()
+    ]
+
+
+def _parents(models: Models) -> set[str]:
+    """Return the ids of those models that others were pruned from."""
+    return {
+        step.parent
+        for _, record in models.made.values()
+        for step in record.history
+        if step.command == "prune" and step.parent in models.made
+    }
+
+
+def _recipe(record: Sidecar) -> list[Any]:
+    """Return how a model was made but for its seeds; two seeds of one run have this in common."""
+    steps = [
+        (step.command, {k: v for k, v in step.options.items() if k not in ("seed", "lr")})
+        for step in record.history
+    ]
+    exposure = matching.exposure(record.history)
+    return [steps, sorted(exposure.items()), size(record)]
+
+
+def _entry(models: Models, key: str, measures: dict[str, Measure]) -> Entry:
+    path, record = models.made[key]
+    line = matching.lineage(record)
+    seq_len = {
+        entry.digest: int((entry.model_extra or {}).get("seq_len", 0))
+        for step in record.history
+        for entry in step.inputs
+        if entry.role == "rows"
+    }
+
+    def tokens(seen: matching.Exposure) -> int:
+        return sum(
+            (stop - start) * times * seq_len[digest]
+            for digest, pieces in seen.items()
+            for start, stop, times in pieces
+        )
+
+    before, after = tokens(line.before), tokens(line.after)
+    results = record.results
+    method = results.get("method") or (BASE if not line.scratch else SCRATCH)
+    steps = [step for step in record.history if step.command == "prune"]
+    pattern = steps[-1].options.get("sparsity") if steps else None
+    parent = f"p{before}" if before else "released"
+    return Entry(
+        name=name_of(path),
+        method=f"{method}-{pattern}" if pattern else method,
+        ratio=results.get("ratio", 0.0 if not line.pruned else None),
+        initialization=f"{PRUNED}-{parent}" if line.pruned else SCRATCH if line.scratch else BASE,
+        tokens=after,
+        before=before or None,
+        measures=measures,
+        shape=_shape(results),
+        lineage=line,
+        wrong=models.wrong.get(key, ""),
+        parent=parent if line.pruned else "",
+    )
+
+
+def _shape(results: dict[str, Any]) -> dict[str, Any]:
+    names = ("params", "nonzero", "flops", "flops_tokens")
+    return {**results.get("sizes", {}), **{k: results[k] for k in names if k in results}}
+
+
+def _measures(models: Models) -> dict[str, dict[str, Measure]]:
+    """Return the measures of every model; later evaluations of the same thing win."""
+    found: dict[str, dict[str, Measure]] = defaultdict(dict)
+    for _, record, key in models.evaluations():
+        if key is None:
+            continue
+        made = models.made[key][1]
+        stale = record.inputs[0].digest != made.outputs.get("digest")
+        found[key] |= {
+            k: replace(m, note=STALE if stale else "") for k, m in measures_of(record).items()
+        }
+    for measures in found.values():
+        _average(measures)
+    return found
+
+
+def _average(measures: dict[str, Measure]) -> None:
+    """Add the mean of the paper's eight tasks, or where these are not, of all tasks there are."""
+    tasks = [key for key in measures if not key.startswith(("loss_", "ppl_")) and key != LOSS.key]
+    eight = all(key in measures for key in SUITE)
+    mean = mean_of_tasks(measures, list(SUITE) if eight else tasks)
+    if mean is not None:
+        measures["average"] = mean
+
+
+def _foreign(models: Models) -> dict[str, tuple[dict[str, Measure], dict[str, Any]]]:
+    """Return measures and shape of models that have no sidecar of their own, by name."""
+    found: dict[str, tuple[dict[str, Measure], dict[str, Any]]] = {}
+    for path, record, key in models.evaluations():
+        if key is None:
+            measures, _ = found.setdefault(path.stem, ({}, _shape(record.results)))
+            measures |= measures_of(record)
+            _average(measures)
+    return found
+
+
+def measures_of(record: Sidecar) -> dict[str, Measure]:
+    """Return what one evaluation measured: perplexity or loss per D, accuracy per task."""
+    measures = {}
+    sources = [entry for entry in record.inputs if entry.role == "evaluation"]
+    tokenizers = {e.digest: (e.model_extra or {}).get("tokenizer") for e in sources}
+    for data in record.results.get("data", []):
+        losses = data.get("window_losses", [])
+        sd = stdev(losses) / sqrt(len(losses)) if len(losses) > 1 else None
+        name = data["source"].partition(":")[0]
+        key = f"ppl_{name}"
+        protocol = (
+            ("tokenizer", str(tokenizers.get(data["digest"]))[:8]),
+            ("tokens", data["digest"][:8]),
+            ("windows", str(data["windows"])),
+            ("length", str(data["seq_len"])),
+            ("part", data["source"]),
+        )
+        if key in PERPLEXITIES:
+            perplexity = data["perplexity"]
+            noise = None if sd is None else perplexity * sd
+            measures[key] = Measure(perplexity, noise, protocol)
+        else:
+            key = LOSS.key if name == "dclm" else f"loss_{data['source']}"
+            measures[key] = Measure(data["loss"], sd, protocol, tuple(losses))
+    for task in record.results.get("tasks", []):
+        measures[task["name"]] = Measure(
+            100 * task["value"],
+            100 * task["sigma"],
+            (
+                ("version", str(task["version"])),
+                ("metric", task["metric"]),
+                ("shots", str(task["num_fewshot"])),
+                ("items", f"{task['n']} ({task['digest'][:8]})"),
+            ),
+        )
+    return measures

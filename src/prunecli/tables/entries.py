@@ -1,0 +1,223 @@
+"""A model and what was measured of it, in the terms of the paper's tables; differences of two.
+
+Losses and perplexities are better when lower, accuracies (in points) when higher; a difference is
+positive where the first of two models is better, as in the paper's Tables 11-16.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from decimal import Decimal
+from math import hypot, sqrt
+from statistics import fmean, stdev
+from typing import Any
+
+from prunecli import matching
+from prunecli.matching import Lineage
+from prunecli.tables.render import Cell, Column
+
+PERPLEXITIES = ("ppl_c4", "ppl_wikitext103", "ppl_wikitext2", "ppl_cnn_dailymail")
+SUITE = {
+    "winogrande": "WinoG",
+    "arc_challenge": "ARC-C",
+    "arc_easy": "ARC-E",
+    "hellaswag": "HellaS",
+    "piqa": "PIQA",
+    "sciq": "SciQ",
+    "boolq": "BoolQ",
+    "openbookqa": "OBQA",
+}
+LOSS = Column("dclm_loss", "DCLM loss", ".4f", lower_is_better=True)
+AVERAGE = Column("average", "average", ".2f")
+MEASURES = (
+    LOSS,
+    *(
+        Column(key, f"ppl {key.removeprefix('ppl_')}", ".2f", lower_is_better=True)
+        for key in PERPLEXITIES
+    ),
+    *(Column(key, heading, ".2f") for key, heading in SUITE.items()),
+    AVERAGE,
+)
+BASE, SCRATCH, PRUNED = "base", "scratch", "pruned"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One figure of one model.
+
+    Attributes:
+        value: as printed (Decimal) if it comes from print; accuracies in points.
+        sd: standard deviation of its noise, None if unknown.
+        protocol: what must be equal for two figures to be comparable: what it is, and its value.
+        windows: losses of the single windows, by which two models on the same text are paired.
+        spread: standard deviation over seeds, None for a single run.
+        note: what a reader must know.
+    """
+
+    value: Decimal | float
+    sd: float | None = None
+    protocol: tuple[tuple[str, str], ...] = ()
+    windows: tuple[float, ...] = ()
+    spread: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model (or the mean of several seeds of one run) and its measures by column key.
+
+    Attributes:
+        initialization: `base`, `scratch`, or `pruned-` and what the parent is.
+        tokens: trained on after pruning, or from scratch; before: by the parent, None if unknown.
+        shape: sizes, params, nonzero and FLOPs.
+        wrong: why its sidecar cannot be believed, empty if it can.
+    """
+
+    name: str
+    method: str
+    ratio: Decimal | float | None
+    initialization: str
+    tokens: Decimal | int | None = None
+    before: Decimal | int | None = None
+    measures: dict[str, Measure] = field(default_factory=dict)
+    shape: dict[str, Any] = field(default_factory=dict)
+    lineage: Lineage | None = None
+    wrong: str = ""
+    parent: str = ""
+    source: str = "ours"
+    seeds: int = 1
+
+    @property
+    def pruned(self) -> bool:
+        """Whether it came out of a larger model."""
+        return self.initialization.startswith(PRUNED)
+
+
+def setting(pruned: Entry, scratch: Entry) -> tuple[str | None, str]:
+    """Return in which of the paper's settings two entries match, or None and why they do not."""
+    for entry in (pruned, scratch):
+        if entry.wrong:
+            return None, f"{entry.name}: {entry.wrong}"
+    if pruned.source != scratch.source:
+        return None, "one is the paper's, the other is not"
+    if pruned.lineage is not None and scratch.lineage is not None:
+        return matching.setting(pruned.lineage, scratch.lineage)
+    if not pruned.tokens or not scratch.tokens:
+        return None, "the pruned model was not retrained"
+    # print tells token counts only; that these are the same tokens is the paper's word
+    if scratch.tokens == pruned.tokens:
+        return (matching.EQUAL_RETRAINING if pruned.before else matching.RELEASED), ""
+    if pruned.before and scratch.tokens == pruned.before + pruned.tokens:
+        return matching.EQUAL_TOTAL, ""
+    return None, f"scratch saw {scratch.tokens}, retraining {pruned.tokens} billion tokens"
+
+
+def columns_of(entries: Iterable[Entry]) -> tuple[Column, ...]:
+    """Return the columns of all measures: the paper's in its order, then the others by name."""
+    found = {key for entry in entries for key in entry.measures}
+    known = [column for column in MEASURES if column.key in found]
+    others = sorted(found - {column.key for column in MEASURES})
+    own = [_own_column(key) for key in others]
+    return tuple([c for c in known if c is not AVERAGE] + own + [c for c in known if c is AVERAGE])
+
+
+def _own_column(key: str) -> Column:
+    if key.startswith("loss_"):
+        return Column(key, key.replace("loss_", "loss ", 1), ".4f", lower_is_better=True)
+    return Column(key, key, ".2f")
+
+
+def unlike(one: Measure, other: Measure) -> str:
+    """Return what keeps two measures from being comparable, or nothing."""
+    ours, theirs = dict(one.protocol), dict(other.protocol)
+    return ", ".join(
+        f"{name} {ours.get(name, 'unknown')} instead of {theirs.get(name, 'unknown')}"
+        for name in dict.fromkeys([*theirs, *ours])
+        if ours.get(name) != theirs.get(name)
+    )
+
+
+def difference(row: Entry, minus: Entry, column: Column) -> Cell | None:
+    """Return by how much `row` is better than `minus`, grey if less than the noise of it.
+
+    Empty where one was not measured, with a note where the two are not comparable.
+    """
+    one, other = row.measures.get(column.key), minus.measures.get(column.key)
+    if one is None or other is None:
+        return None
+    if reason := unlike(one, other):
+        return Cell(None, note=f"no difference of {column.heading}: {reason}")
+    # both are printed figures or both are our own
+    better: Any = (
+        other.value - one.value  # type: ignore[operator]
+        if column.lower_is_better
+        else one.value - other.value  # type: ignore[operator]
+    )
+    sd = noise(one, other)
+    note = "; ".join(dict.fromkeys(filter(None, (one.note, other.note))))
+    return Cell(better, grey=sd is not None and abs(better) <= sd, note=note, signed=True)
+
+
+def noise(one: Measure, other: Measure) -> float | None:
+    """Return the standard deviation of a difference of two measures, None if unknown.
+
+    Print has one deviation per task for differences as such (Table 8). Losses of the same windows
+    are paired: what makes a window hard makes it so for both.
+    """
+    if isinstance(one.value, Decimal):
+        return one.sd
+    if one.spread is None and other.spread is None and one.windows and other.windows:
+        differences = [a - b for a, b in zip(one.windows, other.windows, strict=True)]
+        if len(differences) < 2:
+            return None
+        return stdev(differences) / sqrt(len(differences))
+    if one.sd is None or other.sd is None:
+        return None
+    return hypot(one.sd, other.sd)
+
+
+def mean_of_tasks(measures: dict[str, Measure], keys: Iterable[str]) -> Measure | None:
+    """Return the mean of task accuracies with the noise that follows, None if one is missing."""
+    found = [measures[key] for key in keys if key in measures]
+    if not found or len(found) != len(list(keys)):
+        return None
+    sds = [m.sd for m in found if m.sd is not None]
+    return Measure(
+        fmean(float(m.value) for m in found),
+        sd=sqrt(sum(sd**2 for sd in sds)) / len(found) if len(sds) == len(found) else None,
+        protocol=tuple(
+            (f"{key} {name}", value) for key in keys for name, value in measures[key].protocol
+        ),
+    )
+
+
+def pooled(runs: list[Entry]) -> Entry:
+    """Return several seeds of one run as one entry: means, and their spread."""
+    if len(runs) == 1:
+        return runs[0]
+    first = runs[0]
+    keys = [key for key in first.measures if all(key in run.measures for run in runs)]
+    measures = {}
+    for key in keys:
+        found = [run.measures[key] for run in runs]
+        if any(unlike(found[0], other) for other in found[1:]):
+            continue
+        values = [float(m.value) for m in found]
+        spread = stdev(values)
+        sds = [m.sd for m in found if m.sd is not None]
+        # seeds share the items that they are measured on, so their spread alone may be too small
+        sd = max([spread / sqrt(len(values)), *sds])
+        measures[key] = Measure(fmean(values), sd, found[0].protocol, spread=spread)
+    return Entry(
+        first.name,
+        first.method,
+        first.ratio,
+        first.initialization,
+        first.tokens,
+        first.before,
+        measures,
+        first.shape,
+        first.lineage,
+        "; ".join(dict.fromkeys(run.wrong for run in runs if run.wrong)),
+        first.parent,
+        seeds=len(runs),
+    )

@@ -1,0 +1,301 @@
+"""The paper's tables as data: which entries, which columns, which differences.
+
+`table1` shapes; `table2` the short form of 16; `table5`-`table7` (`table5-7`: all) candidates;
+`table9` FLOPs and speed; `table10` pruning only; `table11` ratios; `table12`-`table15` (`scaling`:
+all) tokens; `table16` equal retraining and equal total budget.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from decimal import Decimal
+
+from prunecli import matching
+from prunecli.tables import reference
+from prunecli.tables.entries import (
+    AVERAGE,
+    BASE,
+    MEASURES,
+    SCRATCH,
+    Entry,
+    Measure,
+    columns_of,
+    difference,
+    setting,
+    unlike,
+)
+from prunecli.tables.render import Cell, Column, Row, Table, Value
+
+METHOD = Column("method", "method")
+RATIO = Column("ratio", "ratio", ".3g")
+IDENTITY = (
+    METHOD,
+    RATIO,
+    Column("initialization", "initialization"),
+    Column("train_tokens_b", "B tokens", ".4g"),
+    Column("minus", "minus"),
+    Column("minus_tokens_b", "its B tokens", ".4g"),
+)
+NAME = Column("name", "model")
+SEEDS = Column("seeds", "seeds")
+SOURCE = Column("source", "source")
+SIZES = tuple(Column(key, key) for key in ("layers", "hidden", "heads", "kv_heads", "ffn"))
+PARAMS = (Column("params", "parameters"), Column("nonzero", "non-zero"))
+PRINTED = (Column("params_b", "printed B"),)
+MATCHED = {matching.EQUAL_RETRAINING, matching.RELEASED}
+
+
+def _any(entry: Entry) -> bool:
+    return True
+
+
+def _untrained(entry: Entry) -> bool:
+    return entry.initialization != SCRATCH and not entry.tokens
+
+
+def _retrained(entry: Entry) -> bool:
+    return bool(entry.tokens) and entry.initialization != BASE
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One of the paper's tables.
+
+    Attributes:
+        printed: the paper's own rows.
+        only: which of our entries belong into it.
+        shown: columns of sizes; the measures come after them, all or those named.
+        settings: in which settings two rows have a difference row, and what is subtracted.
+    """
+
+    title: str
+    printed: Callable[[], list[Entry]]
+    only: Callable[[Entry], bool] = _any
+    shown: tuple[Column, ...] = ()
+    measures: tuple[str, ...] | None = None
+    settings: frozenset[str] = frozenset()
+    minus: str = ""
+
+
+def _method(number: int) -> Callable[[], list[Entry]]:
+    """Return the rows of one of Tables 12-15, which are the methods in order."""
+
+    def rows() -> list[Entry]:
+        found = reference.entries("token-scaling")
+        methods = list(dict.fromkeys(entry.method for entry in found))
+        return [entry for entry in found if entry.method == methods[number - 12]]
+
+    return rows
+
+
+def _scaling(title: str, rows: Callable[[], list[Entry]]) -> Layout:
+    return Layout(title, rows, _retrained, settings=frozenset(MATCHED), minus=SCRATCH)
+
+
+def _candidates(table: str) -> Layout:
+    return Layout(
+        f"Table {table}: candidate shapes",
+        lambda: reference.candidates(table),
+        lambda entry: False,
+        (*SIZES[1:], *PARAMS[:1], *PRINTED, Column("selected", "selected")),
+        (),
+    )
+
+
+SHORT = ("ppl_wikitext2", "average")
+BUDGETS = frozenset({matching.EQUAL_RETRAINING, matching.EQUAL_TOTAL})
+SPEED = tuple(
+    Column(key, heading, ".3f")
+    for key, heading in (
+        ("prefill_speedup", "prefill x"),
+        ("decode_speedup", "decode x"),
+        ("train_speedup", "training x"),
+    )
+)
+LAYOUTS: dict[str, Layout] = {
+    "table1": Layout("Table 1: shapes", reference.shapes, _any, (*SIZES, *PARAMS, *PRINTED), ()),
+    "table2": Layout(
+        "Table 2: equal retraining and equal total budget",
+        lambda: reference.entries("equal-total"),
+        _retrained,
+        measures=SHORT,
+        settings=BUDGETS,
+        minus="pruned",
+    ),
+    "table5": _candidates("5"),
+    "table6": _candidates("6"),
+    "table7": _candidates("7"),
+    "table5-7": replace(
+        _candidates(""), title="Tables 5-7: candidate shapes", printed=reference.candidates
+    ),
+    "table9": Layout(
+        "Table 9: FLOPs of one forward of 2048 tokens, in 10^12",
+        reference.shapes,
+        _any,
+        (
+            *PARAMS,
+            Column("tflops_exact", "TFLOPs", ".3f"),
+            Column("tflops_official", "as printed rule", ".3f"),
+            Column("tflops", "printed"),
+            *SPEED,
+        ),
+        (),
+    ),
+    "table10": Layout(
+        "Table 10: pruning only", lambda: reference.entries("pruning-only"), _untrained
+    ),
+    "table11": _scaling(
+        "Table 11: ratios at equal retraining tokens", lambda: reference.entries("ratio-ablation")
+    ),
+    **{
+        f"table{number}": _scaling(f"Table {number}: tokens", _method(number))
+        for number in range(12, 16)
+    },
+    "scaling": _scaling("Tables 12-15: tokens", lambda: reference.entries("token-scaling")),
+    "table16": Layout(
+        "Table 16: equal retraining and equal total budget",
+        lambda: reference.entries("equal-total"),
+        _retrained,
+        settings=BUDGETS,
+        minus="pruned",
+    ),
+}
+
+
+def build(layout: Layout, entries: list[Entry]) -> Table:
+    """Return entries in one of the paper's layouts, with the differences that are fair.
+
+    Pairs that are not token-matched get no difference row but a line that says why.
+    """
+    entries, notes = _marked(entries)
+    measured = () if layout.measures == () else columns_of(entries)
+    if layout.measures:
+        own = tuple(column for column in measured if column not in MEASURES)
+        measured = (*(c for c in measured if c.key in layout.measures), *own)
+        measured = tuple(sorted(measured, key=lambda column: column is AVERAGE))
+    rows: list[Row] = []
+    for group in _groups(layout, entries):
+        rows += [_values(entry) for entry in group]
+        differences, unfair = _differences(layout, group, measured)
+        rows += differences
+        notes += [note for note in unfair if note not in notes]
+    return Table(rows, _columns(layout, rows, measured), layout.title, notes)
+
+
+def _columns(layout: Layout, rows: list[Row], measured: tuple[Column, ...]) -> tuple[Column, ...]:
+    """Return the columns that hold anything; those that identify a row always stand first."""
+
+    def used(column: Column) -> bool:
+        return any(row.get(column.key) is not None for row in rows)
+
+    ours = any(row["source"] == "ours" for row in rows)
+    both = ours and any(row["source"] == "paper" for row in rows)
+    identity = (SOURCE,) * both + (NAME,) * ours + tuple(filter(used, IDENTITY))
+    seeds = (
+        (SEEDS,) if any(isinstance(n := row.get("seeds"), int) and n > 1 for row in rows) else ()
+    )
+    return (*identity, *seeds, *filter(used, layout.shown), *filter(used, measured))
+
+
+def _groups(layout: Layout, entries: list[Entry]) -> list[list[Entry]]:
+    """Return the rows that stand together: of one method and ratio, and where differences are
+    between equal token counts only, of one token count."""
+    found: dict[tuple[object, ...], list[Entry]] = {}
+    apart = matching.EQUAL_TOTAL not in layout.settings
+    for entry in entries:
+        key: tuple[object, ...] = (entry.source, entry.parent)
+        if layout.settings:
+            tokens = entry.tokens if apart and entry.source == "paper" else None
+            key = (entry.source, entry.method, str(entry.ratio), tokens)
+        found.setdefault(key, []).append(entry)
+    return list(found.values())
+
+
+def _values(entry: Entry) -> Row:
+    shape, notes = entry.shape, entry.shape.get("notes", {})
+    row: Row = {
+        "source": entry.source,
+        "name": Cell(entry.name, note=entry.wrong),
+        "method": entry.method,
+        "ratio": entry.ratio,
+        "initialization": entry.initialization,
+        "train_tokens_b": _billions(entry.tokens, entry.source),
+        "seeds": entry.seeds,
+    }
+    row |= {key: Cell(shape[key], note=notes.get(key, "")) for key in shape if key != "notes"}
+    if "flops" in shape:
+        row["tflops_exact"] = shape["flops"] / 1e12
+        row["tflops_official"] = shape.get("flops_official", shape["flops"]) / 1e12
+    for key, measure in entry.measures.items():
+        row[key] = Cell(measure.value, spread=measure.spread, note=measure.note)
+    return row
+
+
+def _billions(tokens: Decimal | int | None, source: str) -> Value:
+    return tokens if tokens is None or source == "paper" else float(tokens) / 1e9
+
+
+def _differences(
+    layout: Layout, group: list[Entry], measured: tuple[Column, ...]
+) -> tuple[list[Row], list[str]]:
+    """Return the difference rows of a group, and why other pairs have none."""
+    rows: list[Row] = []
+    unfair = []
+    for scratch in group:
+        for pruned in group:
+            if not layout.settings or not pruned.pruned or scratch.initialization != SCRATCH:
+                continue
+            found, why = setting(pruned, scratch)
+            if found not in layout.settings:
+                if why:
+                    unfair.append(f"not compared: {pruned.name} with {scratch.name}: {why}")
+                continue
+            row, minus = (pruned, scratch) if layout.minus == SCRATCH else (scratch, pruned)
+            rows.append(
+                {
+                    "source": row.source,
+                    "name": f"{row.name} - {minus.name}",
+                    "method": row.method,
+                    "ratio": row.ratio,
+                    "initialization": row.initialization,
+                    "train_tokens_b": _billions(row.tokens, row.source),
+                    "minus": minus.initialization,
+                    "minus_tokens_b": _billions(minus.tokens, minus.source),
+                    "setting": found,
+                }
+                | {column.key: difference(row, minus, column) for column in measured}
+            )
+    return rows, [] if group[0].source == "paper" else unfair
+
+
+def _marked(entries: list[Entry]) -> tuple[list[Entry], list[str]]:
+    """Return entries whose cells say where they differ from most of their column.
+
+    Figures on other tokens, by another tokenizer, task version or metric look the same but are not.
+    """
+    usual: dict[str, Measure] = {}
+    for column in {key for entry in entries for key in entry.measures}:
+        found = [e.measures[column] for e in entries if column in e.measures and e.source == "ours"]
+        if found:
+            most = Counter(measure.protocol for measure in found).most_common(1)[0][0]
+            usual[column] = next(m for m in found if m.protocol == most)
+    return [_against(entry, usual) for entry in entries], []
+
+
+def _against(entry: Entry, usual: dict[str, Measure]) -> Entry:
+    if entry.source != "ours":
+        return entry
+    measures = {}
+    for key, measure in entry.measures.items():
+        other = unlike(measure, usual[key])
+        notes = filter(None, (measure.note, f"unlike most of its column: {other}" if other else ""))
+        measures[key] = replace(measure, note="; ".join(notes))
+    return replace(entry, measures=measures)
+
+
+def select(layout: Layout, entries: Iterable[Entry]) -> list[Entry]:
+    """Return those of our entries that belong into a layout, ordered as its rows are."""
+    found = [entry for entry in entries if layout.only(entry)]
+    return sorted(
+        found, key=lambda e: (e.method, float(e.ratio or 0), float(e.tokens or 0), e.initialization)
+    )

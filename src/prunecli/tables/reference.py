@@ -1,0 +1,168 @@
+"""The paper's own tables as entries (package data), its misprints marked."""
+
+import csv
+import json
+from decimal import Decimal
+from functools import cache
+from importlib import resources
+from statistics import fmean
+from typing import Any
+
+from prunecli.arch import Arch
+from prunecli.tables.entries import BASE, PRUNED, SUITE, Entry, Measure
+
+FLOPS_TOKENS = 2048
+ROUNDING = 0.1  # half a unit of each of the eight columns, and half a unit of the mean itself
+
+
+@cache
+def read(name: str) -> tuple[dict[str, str], ...]:
+    """Return the rows of one of the paper's files."""
+    text = (resources.files(__package__) / "paper" / f"{name}.csv").read_text("utf-8")
+    return tuple(csv.DictReader(text.splitlines()))
+
+
+def entries(name: str) -> list[Entry]:
+    """Return one of the paper's tables, each row with what is wrong with it."""
+    return [_entry(row) for row in read(name)]
+
+
+def _entry(row: dict[str, str]) -> Entry:
+    """Return a row of token-scaling, equal-total, ratio-ablation or pruning-only."""
+    named = {"method", "ratio", "initialization", "train_tokens_b", "parent"}
+    deviations = read("noise")[0]
+    measures = {
+        key: Measure(
+            Decimal(text),
+            sd=float(deviations[key]) if key in deviations else None,
+            note=_misprint(row, key),
+        )
+        for key, text in row.items()
+        if key not in named and text
+    }
+    parent = row.get("parent") or row.get("initialization", "").partition("-")[2]
+    dense = row["method"] == BASE
+    return Entry(
+        name=f"{row['method']} {row.get('ratio', '')}".strip(),
+        method=row["method"],
+        ratio=Decimal(row["ratio"]) if "ratio" in row else None,
+        initialization=row.get("initialization") or (BASE if dense else f"{PRUNED}-{parent}"),
+        tokens=Decimal(row["train_tokens_b"]) if "train_tokens_b" in row else None,
+        before=Decimal(parent[1:]) if parent[1:].isdigit() else None,
+        measures=measures,
+        source="paper",
+        parent=parent,
+    )
+
+
+def _misprint(row: dict[str, str], key: str) -> str:
+    if key == "average":
+        mean = fmean(float(row[task]) for task in SUITE)
+        if abs(mean - float(row[key])) > ROUNDING:
+            return f"printed {row[key]}, but its eight columns have the mean {mean:.2f}"
+        return ""
+    others = _elsewhere().get((_run(row), key), {})
+    return (
+        ""
+        if len(others) < 2
+        else "printed differently: "
+        + ", ".join(f"{value} in {table}" for value, table in others.items())
+    )
+
+
+def _run(row: dict[str, str]) -> tuple[str, ...]:
+    return tuple(row.get(k, "") for k in ("method", "ratio", "initialization", "train_tokens_b"))
+
+
+@cache
+def _elsewhere() -> dict[tuple[tuple[str, ...], str], dict[str, str]]:
+    """Return for every run and column its printed values, each with the table that has it."""
+    tables = {
+        "Tables 12-15": "token-scaling",
+        "Table 11": "ratio-ablation",
+        "Table 16": "equal-total",
+    }
+    found: dict[tuple[tuple[str, ...], str], dict[Decimal, list[str]]] = {}
+    for table, name in tables.items():
+        for row in read(name):
+            for key, text in row.items():
+                if key not in ("method", "ratio", "initialization", "train_tokens_b"):
+                    values = found.setdefault((_run(row), key), {})
+                    values.setdefault(Decimal(text), []).append(table)
+    return {
+        cell: {str(value): " and ".join(names) for value, names in values.items()}
+        for cell, values in found.items()
+    }
+
+
+def inconsistencies() -> list[str]:
+    """Return what is wrong in the paper's tables, one line each."""
+    lines: dict[str, None] = {}
+    for name in ("token-scaling", "ratio-ablation", "equal-total"):
+        for entry in entries(name):
+            for key, measure in entry.measures.items():
+                if measure.note:
+                    run = f"{entry.name} {entry.initialization} {entry.tokens}B"
+                    lines[f"{run}, {key}: {measure.note}"] = None
+    for entry in [*shapes(), *candidates()]:
+        lines |= {
+            f"{entry.name}, {key}: {note}": None for key, note in entry.shape["notes"].items()
+        }
+    return list(lines)
+
+
+def parent() -> Arch:
+    """Return the shape of the paper's parent."""
+    text = (resources.files(__package__) / "paper" / "parent.json").read_text("utf-8")
+    return Arch(json.loads(text))
+
+
+def shapes() -> list[Entry]:
+    """Return the models of Tables 1 and 9: printed and computed parameters and FLOPs."""
+    return [_shape(row) for row in read("shapes")]
+
+
+def candidates(table: str = "") -> list[Entry]:
+    """Return the candidates of Tables 5-7, or of one of them."""
+    return [_shape(row) for row in read("candidates") if table in ("", row["table"])]
+
+
+def _shape(row: dict[str, str]) -> Entry:
+    dense = parent()
+    config = {**dense.config, "hidden_size": int(row["hidden"])}
+    config |= {"intermediate_size": int(row["ffn"]), "num_attention_heads": int(row["heads"])}
+    config |= {"num_key_value_heads": int(row["kv_heads"])}
+    config["num_hidden_layers"] = int(row.get("layers") or dense.layers)
+    arch, density = Arch(config), float(row.get("density", 1))
+    nonzero = arch.total_params - round((1 - density) * arch.block_params)
+    flops = arch.flops(FLOPS_TOKENS, density)
+    printed = Decimal(row["params_printed_b"])
+    tflops = Decimal(row["tflops_printed"]) if "tflops_printed" in row else None
+    notes = {}
+    for key, value, exact in (
+        ("params_b", printed, nonzero / 1e9),
+        ("tflops", tflops, flops / 1e12),
+    ):
+        if value is not None and abs(float(value) - exact) > 0.05:
+            notes[key] = f"printed {value}, its shape gives {exact:.3f}"
+    sizes: dict[str, Any] = {a: arch.sizes[a] for a in ("layers", "hidden", "heads", "kv_heads")}
+    return Entry(
+        name=f"{row['method']} {row['ratio']}",
+        method=row["method"],
+        ratio=Decimal(row["ratio"]),
+        initialization=BASE if row["method"] == BASE else PRUNED,
+        shape={
+            **sizes,
+            "ffn": arch.ffn,
+            "params": arch.total_params,
+            "nonzero": nonzero,
+            "flops": flops,
+            "flops_official": round(density * arch.flops(FLOPS_TOKENS)),
+            "params_b": printed,
+            "tflops": tflops,
+            "selected": row.get("selected", ""),
+            "table": row.get("table", ""),
+            "notes": notes,
+        },
+        source="paper",
+    )

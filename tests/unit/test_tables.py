@@ -1,0 +1,458 @@
+"""Tables from printed figures and from sidecars: differences, noise, marks, forgeries, figures."""
+
+import copy
+import csv
+import io
+import json
+from decimal import Decimal
+from math import sqrt
+from pathlib import Path
+from statistics import fmean, stdev
+
+import pytest
+
+from prunecli import matching
+from prunecli.errors import InputError, OutputExists, UsageError
+from prunecli.io import sidecar
+from prunecli.io.sidecar import Input, Recorder, Trained
+from prunecli.tables import LAYOUT_NAMES, advice, figures, page, reference, table, verb
+from prunecli.tables.collect import collect, entries
+from prunecli.tables.entries import Measure, noise
+from prunecli.tables.layouts import LAYOUTS
+
+PAPER_LAYOUTS = {11: "table11", 12: "table12", 13: "table13", 14: "table14", 15: "table15"}
+PAPER_LAYOUTS[16] = "table16"
+NAMED = ("method", "ratio", "initialization", "train_tokens_b", "minus", "minus_tokens_b")
+
+
+def as_rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_printed_differences_follow_from_printed_values():
+    """All 896 cells, to one unit of the last printed digit, and no difference row is missing."""
+    found = {
+        (number, *(row[name] for name in NAMED)): row
+        for number, layout in PAPER_LAYOUTS.items()
+        for row in as_rows(table([], layout, "paper").render("csv"))
+        if row["minus"]
+    }
+    printed = reference.read("deltas")
+    assert len(found) == len(printed) == 64
+    cells = 0
+    for row in printed:
+        key = (int(row["table"]), row["method"], row["ratio"], row["row"])
+        ours = found[(*key, row["row_tokens_b"], row["minus"], row["minus_tokens_b"])]
+        for name, text in row.items():
+            if name not in ("table", "method", "ratio", "row", "minus") and "_tokens_b" not in name:
+                value = Decimal(text)
+                unit = Decimal(1).scaleb(value.as_tuple().exponent)
+                assert abs(Decimal(ours[name]) - value) <= unit, (key, name)
+                cells += 1
+    assert cells == 896
+
+
+def test_printed_values_keep_their_precision():
+    rows = [row for row in as_rows(table([], "table16", "paper").render("csv")) if not row["minus"]]
+    for ours, printed in zip(rows, reference.read("equal-total"), strict=True):
+        assert all(ours[name] == text for name, text in printed.items())
+
+
+def test_inconsistent_rows_are_told():
+    lines = reference.inconsistencies()
+    assert sum("but its eight columns have the mean" in line for line in lines) == 13
+    assert any("24.2 in Tables 12-15, 33.8 in Table 11" in line for line in lines)
+    assert any("13.68 in Tables 12-15, 13.64 in Table 16" in line for line in lines)
+    assert any("printed 3.1, its shape gives 2.855" in line for line in lines)
+    assert sum("printed 16.5, its shape gives 18.646" in line for line in lines) == 4
+    text = table([], "table13", "paper").render("rich")
+    assert "printed 46.8, but its eight columns have the mean 49.01" in text
+
+
+def test_flops_of_table_9():
+    """Every dense row to the printed digit, sparse rows by both rules."""
+    rows = table([], "table9", "paper").objects()
+    for row in rows:
+        sparse = row["params"] != row["nonzero"]
+        assert row["tflops_official" if sparse else "tflops_exact"] == pytest.approx(
+            row["tflops"], abs=0.0501
+        )
+        if sparse:
+            assert row["tflops_exact"] == pytest.approx(18.646, abs=5e-4)
+
+
+def test_noise_of_printed_differences():
+    """Table 8's deviations: WinoGrande 1.3, SciQ 0.8."""
+    rows = table([], "table16", "paper").objects()
+    (row,) = [
+        r for r in rows if r["method"] == "flap" and r["minus"] and r["train_tokens_b"] == 250
+    ]
+    assert row["winogrande"] == pytest.approx(0.2) and "winogrande" in row["within_noise"]
+    assert row["sciq"] == pytest.approx(-2.8) and "sciq" not in row["within_noise"]
+
+
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+@pytest.mark.parametrize("format", ["rich", "md", "csv", "tex", "json"])
+def test_every_layout_in_every_format(layout, format):
+    text = table([], layout, "paper").render(format)
+    assert len(text.splitlines()) > 5
+    assert "None" not in text
+
+
+# -- our own runs, as sidecars that a real chain would leave -------------------------------------
+
+
+class Runs:
+    """Writes sidecars of a chain: init, train, prune, twin, train, eval."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ranges: dict[str, int] = {}
+
+    def made(self, name, command, parent=None, options=None, inputs=(), results=None, **more):
+        recorder = Recorder(command, ("prunecli", command))
+        sizes = {"layers": 2, "hidden": 8, "ffn": 16, "heads": 2, "kv_heads": 1}
+        base = {"params": 100, "nonzero": 100, "sizes": sizes, "flops": 1000, "flops_tokens": 8}
+        given = []
+        if parent is not None:
+            given = [Input(role="model", id=parent.id, digest=parent.outputs["digest"])]
+        record = recorder.sidecar(
+            "checkpoint",
+            {"seed": 0, **(options or {})},
+            [*given, *inputs],
+            outputs={"digest": f"weights of {name}"},
+            results={**base, **(results or {})},
+            parent=parent,
+            **more,
+        )
+        self.write(name, record)
+        return record
+
+    def write(self, name, record):
+        (self.folder / name).mkdir(exist_ok=True, parents=True)
+        (self.folder / name / "prunecli.json").write_text(record.text())
+
+    def trained(self, name, parent, start, stop, rows="r", seed=0, **results):
+        fields = {"range": [start, stop], "passes": stop - start, "seq_len": 4}
+        entry = Input.model_validate({"role": "rows", "digest": rows, **fields})
+        count = (stop - start) * 4
+        seen = Trained(rows=rows, range=(start, stop), count=count)
+        kept = {k: parent.results[k] for k in ("method", "ratio") if k in parent.results}
+        options = {"seed": seed, "steps": 1}
+        return self.made(name, "train", parent, options, [entry], {**kept, **results}, trained=seen)
+
+    def eval(self, name, model, loss, tasks=(), source="text.txt", **data):
+        recorder = Recorder("eval", ())
+        digest = data.pop("digest", "tokens")
+        meta = {"source": source, "tokenizer": data.pop("tokenizer", "t"), "seq_len": 8}
+        windows = [loss - 0.1, loss, loss + 0.1]
+        measured = {"source": source, "digest": digest, "windows": 3, "seq_len": 8, "tokens": 21}
+        measured |= {"loss": fmean(windows), "perplexity": 2.0, "window_losses": windows}
+        record = recorder.sidecar(
+            "eval",
+            {},
+            [
+                Input(
+                    role="model", id=model.id, digest=data.pop("weights", model.outputs["digest"])
+                ),
+                Input.model_validate({"role": "evaluation", "digest": digest, **meta}),
+            ],
+            outputs={},
+            results={"data": [measured | data], "tasks": list(tasks)},
+            parent=model,
+        )
+        (self.folder / f"{name}.json").write_text(record.text())
+
+
+def task(name="cloze", value=0.5, n=100, **changes):
+    sigma = sqrt(value * (1 - value) / n)
+    fields = {"version": 1, "metric": "acc_norm", "num_fewshot": 0, "n": n, "digest": "items"}
+    return {"name": name, "value": value, "sigma": sigma, **fields, **changes}
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """P (rows 0:10) pruned and retrained on 10:14; twins on the same, on all, and on one more."""
+    chain = Runs(tmp_path / "runs")
+    parent = chain.trained("parent", chain.made("random", "init"), 0, 10)
+    pruned = chain.made(
+        "pruned", "prune", parent, {"method": "flap"}, results={"method": "flap", "ratio": 0.5}
+    )
+    chain.models = {
+        "parent": parent,
+        "p": chain.trained("p", pruned, 10, 14),
+        "s": chain.trained("s", chain.made("twin", "init", options={"seed": 1}), 10, 14),
+        "whole": chain.trained("whole", chain.made("twin2", "init", options={"seed": 2}), 0, 14),
+    }
+    chain.eval("e-p", chain.models["p"], 2.0, [task(value=0.6)])
+    chain.eval("e-s", chain.models["s"], 3.0, [task(value=0.5)])
+    chain.eval("e-whole", chain.models["whole"], 2.5, [task(value=0.58)])
+    return chain
+
+
+def differences(made):
+    return [row for row in made.objects() if row.get("minus")]
+
+
+def test_own_runs_in_the_papers_layout(runs):
+    made = table([str(runs.folder)], "table16")
+    found = {(row["name"], row["minus"]): row for row in differences(made)}
+    assert {name for name, _ in found} == {"s - p", "whole - p"}
+    row = found["s - p", "pruned-p40"]
+    assert row["loss_text.txt"] == pytest.approx(-1.0)
+    assert row["cloze"] == pytest.approx(-10)
+    assert row["average"] == pytest.approx(-10)
+    # 0.6 - 0.5 with 100 items: more than sqrt(0.24 + 0.25) / 10; 0.6 - 0.58 is less
+    assert "within_noise" not in row
+    assert found["whole - p", "pruned-p40"]["within_noise"] == ["cloze", "average"]
+
+
+def test_scaling_has_no_equal_total(runs):
+    names = [row["name"] for row in differences(table([str(runs.folder)], "scaling"))]
+    assert names == ["p - s"]
+
+
+def test_seeds_become_mean_and_spread(runs):
+    twin = runs.made("twin-b", "init", options={"seed": 7})
+    again = runs.trained("s-b", twin, 10, 14, seed=7)
+    runs.eval("e-s-b", again, 3.2, [task(value=0.4)])
+    made = table([str(runs.folder)], "table16")
+    (row,) = [r for r in made.objects() if r["seeds"] == 2 and not r["minus"]]
+    assert row["loss_text.txt"] == pytest.approx(3.1)
+    assert row["spread"]["loss_text.txt"] == pytest.approx(stdev([3.0, 3.2]))
+    assert "± " in made.render("rich")
+    assert len(differences(made)) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"tokenizer": "another", "digest": "others"}, "tokenizer another"),
+        ({"digest": "others"}, "tokens others"),
+        ({"windows": 4}, "windows 4"),
+    ],
+)
+def test_unlike_measures_are_marked_not_compared(runs, change, said):
+    runs.eval("e-s", runs.models["s"], 3.0, **change)
+    made = table([str(runs.folder)], "table16")
+    assert said in made.render("rich")
+    (row,) = [r for r in differences(made) if r["name"] == "s - p"]
+    assert row["loss_text.txt"] is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"version": 2}, {"metric": "acc"}, {"n": 99}, {"digest": "other items"}, {"num_fewshot": 5}],
+)
+def test_unlike_tasks_are_marked_not_compared(runs, change):
+    runs.eval("e-s", runs.models["s"], 3.0, [task(value=0.5, **change)])
+    made = table([str(runs.folder)], "table16")
+    (row,) = [r for r in differences(made) if r["name"] == "s - p"]
+    assert row["cloze"] is None and "cloze" in row["notes"]
+    assert row["loss_text.txt"] is not None
+
+
+def test_measures_of_other_weights_are_marked(runs):
+    runs.eval("e-s", runs.models["s"], 3.0, weights="replaced")
+    assert "measured on other weights" in table([str(runs.folder)], "table16").render("md")
+    assert "measured on other weights" in table([str(runs.folder)]).render("md")
+
+
+def forge(record, path, value):
+    """Return a record with one field changed, and nothing else."""
+    changed = copy.deepcopy(record.model_dump(mode="json"))
+    *way, last = path
+    place = changed
+    for step in way:
+        place = place[step]
+    assert place[last] != value
+    place[last] = value
+    return sidecar.Sidecar.model_validate(changed)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("history", -1, "inputs", -1, "range"), [9, 13]),
+        (("history", -1, "inputs", -1, "passes"), 5),
+        (("history", -1, "inputs", -1, "digest"), "q"),
+        (("history", -1, "inputs", -1, "seq_len"), 8),
+        (("history", 1, "inputs", -1, "range"), [0, 9]),
+        (("history", 1, "options", "seed"), 5),
+        (("history", 2, "parent"), None),
+        (("tokens", "trained", 0, "count"), 1),
+        (("tokens", "trained"), []),
+        (("id",), "0" * 32),
+        (("options", "steps"), 2),
+        (("inputs", -1, "range"), [0, 4]),
+    ],
+)
+def test_forged_sidecars_are_refused(runs, path, value):
+    """Whatever of the tokens seen is changed, the pair gets no difference, and it says why."""
+    runs.write("p", forge(runs.models["p"], path, value))
+    made = table([str(runs.folder)], "table16")
+    assert [row["name"] for row in differences(made)] == []
+    pairs = [r for r in table([str(runs.folder)], "pairs").objects() if r["pruned"] == "p"]
+    assert {row["matched"] for row in pairs} == {"no"}
+    assert all(row["why"] for row in pairs)
+
+
+def test_a_step_cannot_be_exchanged(runs):
+    """Even with a fitting id of its own, the step after it was made from another."""
+    forged = runs.models["p"].model_dump(mode="json")
+    step = forged["history"][1]
+    step["options"]["seed"] = 5
+    entered = [Input.model_validate(entry) for entry in step["inputs"]]
+    step["id"] = forged["history"][2]["parent"] = sidecar.key(
+        "checkpoint", step["options"], entered
+    )
+    record = sidecar.Sidecar.model_validate(forged)
+    assert "was not made from the step before" in sidecar.inconsistency(record)
+    assert not sidecar.inconsistency(runs.models["p"])
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "rows"), [(10, 15, "r"), (10, 13, "r"), (9, 13, "r"), (10, 14, "q")]
+)
+def test_other_tokens_are_not_matched(runs, start, stop, rows):
+    twin = runs.made("twin", "init", options={"seed": 1})
+    runs.eval("e-s", runs.trained("s", twin, start, stop, rows), 3.0)
+    made = table([str(runs.folder)], "table16")
+    assert [row["name"] for row in differences(made)] == ["whole - p"]
+    assert "not compared: p with s: scratch saw" in made.render("rich")
+
+
+def test_paired_noise_of_losses():
+    one = Measure(2.0, 0.5, windows=(1.0, 2.0, 3.0))
+    other = Measure(3.0, 0.5, windows=(2.1, 2.9, 4.0))
+    expected = stdev([-1.1, -0.9, -1.0]) / sqrt(3)
+    assert noise(one, other) == pytest.approx(expected)
+    assert noise(Measure(1.0, 3.0), Measure(2.0, 4.0)) == pytest.approx(5.0)
+    assert noise(Measure(1.0), Measure(2.0, 4.0)) is None
+
+
+def test_reference_beside_our_own(runs):
+    made = table([str(runs.folder)], "table16", "paper")
+    sources = {row["source"] for row in made.objects()}
+    assert sources == {"paper", "ours"}
+    assert {row["name"] for row in differences(made) if row["source"] == "ours"} == {
+        "s - p",
+        "whole - p",
+    }
+
+
+def test_bad_requests(runs, tmp_path):
+    with pytest.raises(UsageError, match="no sidecars given"):
+        table([])
+    with pytest.raises(UsageError, match="did you mean 'table6'"):
+        table([], "table61", "paper")
+    with pytest.raises(UsageError, match="unknown reference"):
+        table([], "table16", "papers")
+    with pytest.raises(UsageError, match="has no rows of the paper"):
+        table([], "pairs", "paper")
+    with pytest.raises(InputError, match="nothing for layout 'table6'"):
+        table([str(runs.folder)], "table6")
+    (tmp_path / "x.svg").write_text("mine")
+    from prunecli.settings import Output
+
+    with pytest.raises(OutputExists):
+        verb.check_file(str(tmp_path / "x.svg"), Output())
+
+
+@pytest.mark.parametrize("number", list(figures.FIGURES))
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
+def test_figures_of_the_paper(number, suffix, tmp_path):
+    layout = figures.FIGURES[number].layouts[0]
+    drawing = figures.drawing(LAYOUTS[layout].printed(), number)
+    for name in ("a", "b"):
+        drawing.save(str(tmp_path / f"{name}{suffix}"))
+    first, second = ((tmp_path / f"{name}{suffix}").read_bytes() for name in ("a", "b"))
+    assert first == second and len(first) > 5000
+
+
+def test_figures_show_the_papers_figures():
+    """Figure 5's difference at equal total budget is the row of Table 16."""
+    drawing = figures.drawing(LAYOUTS["table16"].printed(), "5")
+    both, apart = drawing.panels
+    printed = {
+        row["method"]: row["average"]
+        for row in reference.read("deltas")
+        if row["table"] == "16" and row["row_tokens_b"] == "250"
+    }
+    (series,) = apart.series
+    assert dict(zip(series.x, series.y, strict=True)) == pytest.approx(
+        {method: -float(value) for method, value in printed.items()}, abs=0.1001
+    )
+    assert len(both.series) == 2
+    lines = figures.drawing(LAYOUTS["scaling"].printed(), "3").panels[0].series
+    assert len(lines) == 12 and all(line.x == [10, 30, 50, 250, 500] for line in lines)
+
+
+@pytest.mark.parametrize("number", list(figures.FIGURES))
+def test_figures_in_a_terminal(number):
+    layout = figures.FIGURES[number].layouts[0]
+    text = figures.drawing(LAYOUTS[layout].printed(), number).in_terminal()
+    assert "minitron-depth" in text and "\x1b" not in text
+
+
+def test_figures_of_own_runs_have_error_bars(runs):
+    twin = runs.made("twin-b", "init", options={"seed": 7})
+    runs.eval("e-s-b", runs.trained("s-b", twin, 10, 14, seed=7), 3.2, [task(value=0.4)])
+    found = verb.chosen(collect([str(runs.folder)]), "table16", None)
+    panel = figures.drawing(found, "1").panels[0]
+    errors = {series.label: series.errors for series in panel.series}
+    assert errors["scratch"][0] == pytest.approx(stdev([50, 40]))
+    assert errors["pruned"] == [None]
+
+
+def test_html_stands_alone(runs, tmp_path):
+    models = collect([str(runs.folder)])
+    path = tmp_path / "report.html"
+    page.write(str(path), models, verb.tabled(models, "table16", "paper"), "paper")
+    text = path.read_text()
+    assert "<script" not in text and "src=" not in text and "<link" not in text
+    for key in models.made:
+        assert f"id='{key}'" in text
+    assert matching.EQUAL_TOTAL in text and text.count("<svg") == 4
+    with pytest.raises(UsageError):
+        page.write(str(tmp_path / "report.txt"), models, verb.tabled(models, None, None), None)
+
+
+def test_advice_from_the_papers_curves():
+    """The released depth-pruned parent at 50B tokens: the paper's +0.14 nats, surely."""
+    found = advice.advise(verb.found([], "paper"), "paper", 50e9)
+    cases = {case["case"]: case for case in found.results["cases"]}
+    depth = cases["minitron-depth (paper) 0.5 of meta"]
+    assert depth["verdict"] == "prune" and depth["chance_that_pruning_is_better"] > 0.95
+    low, high = depth["advantage_interval"]
+    assert low < 0.14 < high
+    assert cases["wanda-2:4 (paper) 0.5 of p200"]["verdict"] == "not enough runs"
+    assert "scratch by 0.05" in cases["minitron-depth (paper) 0.5 of p200"]["equal_total_budget"]
+
+
+def test_advice_finds_a_known_crossover(monkeypatch):
+    """Two laws that cross at a token count known in closed form."""
+    pruned = [(n, 2.0 + 0.5 * n**-0.5, 1.9 + 3.0 * n**-0.5, 0.0) for n in (10, 30, 100, 300, 1000)]
+    case = advice.Case("m", "0.5", "p", pruned, "")
+    from prunecli.tables.entries import LOSS
+
+    told = advice._told(case, LOSS, 100.0)
+    exact = (2.5 / 0.1) ** 2
+    assert told["crossover_tokens"] == pytest.approx(exact, rel=0.05)
+    assert told["verdict"] == "prune" and not told["extrapolated"]
+    beyond = advice._told(case, LOSS, 5000.0)
+    assert beyond["verdict"] == "scratch" and beyond["extrapolated"]
+
+
+def test_advice_names_the_next_run(runs):
+    found = advice.advise(collect([str(runs.folder)]), None, 1000.0)
+    (case,) = found.results["cases"]
+    assert case["verdict"] == "not enough runs" and case["next_tokens"] == 1000
+    assert case["equal_total_budget"].startswith("pruning by 0.5")
+    assert "prunecli train --tokens 1000" in found.text
+
+
+def test_pooling_keeps_one_entry_per_run(runs):
+    names = [(entry.name, entry.initialization) for entry in entries(collect([str(runs.folder)]))]
+    assert ("parent", "base") in names and ("p", "pruned-p40") in names
+    assert json.dumps(LAYOUT_NAMES)
