@@ -16,7 +16,7 @@ _VERBS = {
     "init": "initialise",
     "tokenize": "tokenizing",
     "train": "training.train",
-    "evaluate": "evaluation.perplexity",
+    "evaluate": "evaluation.evaluate",
     "table": "tables",
     "check": "checks",
 }

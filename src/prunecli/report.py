@@ -10,7 +10,12 @@ T = TypeVar("T")
 
 
 class Report:
-    """A silent listener; subclasses show what they are told."""
+    """A silent listener; subclasses show what they are told.
+
+    `watched` says whether somebody sees progress; libraries with bars of their own ask it.
+    """
+
+    watched = False
 
     def note(self, message: str) -> None:
         """Tell the user something that they should know (shown unless --quiet)."""

@@ -19,6 +19,19 @@ class Data:
     seq_len: int | None = None
     seed: int = 0
     tokenizer: str | None = None
+    up_to: bool = False  # take as many windows as there are, and no more positions than there are
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Which tasks of lm-eval to run. `None` for the batch size means that the device decides."""
+
+    names: tuple[str, ...] = ()
+    include_path: str | None = None
+    limit: int | None = None
+    batch_size: int | None = None
+    allow_code: bool = False
+    tokenizer: str | None = None
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr("prunecli.pipeline.calibrate", stub("calibrate"))
     monkeypatch.setattr("prunecli.pipeline.score", stub("score"))
     monkeypatch.setattr("prunecli.initialise.init", stub("init"))
-    monkeypatch.setattr("prunecli.evaluation.perplexity.evaluate", stub("evaluate"))
+    monkeypatch.setattr("prunecli.evaluation.evaluate.evaluate", stub("evaluate"))
     return seen
 
 

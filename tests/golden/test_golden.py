@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from prunecli.evaluation.perplexity import evaluate
+from prunecli.evaluation.evaluate import evaluate
 from prunecli.pruning import prune
 from prunecli.settings import Amount, Data, Output
 

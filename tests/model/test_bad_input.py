@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import tiny
 from prunecli.checks import check
 from prunecli.errors import InputError, PruneError
-from prunecli.evaluation.perplexity import evaluate
+from prunecli.evaluation.evaluate import evaluate
 from prunecli.initialise import init
 from prunecli.io import output
 from prunecli.io.checkpoint import CheckpointWriter

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from prunecli.arch import Arch
-from prunecli.evaluation.perplexity import evaluate
+from prunecli.evaluation.evaluate import evaluate
 from prunecli.io.checkpoint import Checkpoint
 from prunecli.pruning import prune
 from prunecli.settings import Amount, Data

@@ -19,6 +19,8 @@ class StderrReport(Report):
     def __init__(self, quiet: bool, verbose: bool) -> None:
         self.quiet, self.verbose = quiet, verbose
         self._live = ""
+        plain = os.environ.get("TERM") == "dumb"
+        self.watched = not quiet and not plain and sys.stderr.isatty()
 
     def note(self, message: str) -> None:
         """Print a line unless --quiet."""
@@ -38,7 +40,7 @@ class StderrReport(Report):
         self, items: Iterable[T], what: str, total: int | None = None, unit: str = "it"
     ) -> Iterator[T]:
         """Yield `items` under a progress bar, if somebody is there to see it."""
-        if self.quiet or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        if not self.watched:
             yield from items
             return
         from rich.console import Console

@@ -1,6 +1,7 @@
 """`prunecli eval`."""
 
 import json as jsonlib
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -8,7 +9,7 @@ import typer
 from prunecli.cli import console, options
 from prunecli.cli.options import option
 from prunecli.errors import UsageError
-from prunecli.settings import Compute, Data, Made
+from prunecli.settings import Compute, Data, Made, Tasks
 
 
 def evaluate(
@@ -30,6 +31,40 @@ def evaluate(
     nsamples: options.Nsamples = None,
     seq_len: options.SeqLen = None,
     tokenizer: options.Tokenizer = None,
+    tasks: Annotated[
+        str | None,
+        option(
+            "tasks",
+            "tasks of lm-eval by name, in zero-shot unless they say otherwise",
+            metavar="T,T...",
+        ),
+    ] = None,
+    suite: Annotated[
+        str | None,
+        option(
+            "suite",
+            "paper: C4, WikiText-103, WikiText-2, CNN/DailyMail (up to 256 windows of "
+            "8192 tokens) and its eight tasks",
+        ),
+    ] = None,
+    include_path: Annotated[
+        str | None,
+        option("include-path", "folder with task files of one's own, for lm-eval", metavar="DIR"),
+    ] = None,
+    allow_code: Annotated[
+        bool, option("allow-code", "accept files in --include-path that can run Python code")
+    ] = False,
+    limit: Annotated[
+        int | None, option("limit", "items of each task to run, the first ones [all]", min=1)
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        option("batch-size", "sequences at once for tasks [CPU: 8, GPU: as many as fit]", min=1),
+    ] = None,
+    compat: Annotated[
+        str | None,
+        option("compat", "official: windows of the suite from train splits, as the authors' code"),
+    ] = None,
     out: Annotated[
         str | None, option("out", "also write the sidecar there", metavar="F.json")
     ] = None,
@@ -41,6 +76,7 @@ def evaluate(
     dtype: options.Dtype = Compute.dtype,
     buffer: options.Buffer = Compute.buffer,
     threads: options.Threads = None,
+    restart: options.Restart = False,
     force: options.Force = False,
     skip_existing: options.SkipExisting = False,
     dry_run: options.DryRun = False,
@@ -50,22 +86,41 @@ def evaluate(
     config: options.Config = None,
     print_config: options.PrintConfig = False,
 ) -> None:
-    """Measure loss (nats per token) and perplexity on held-out tokens, with fp32 logits."""
+    """Measure loss (nats per token) and perplexity on held-out tokens, and accuracy on tasks.
+
+    Logits and log-probabilities are fp32. With --out, what was measured is kept in OUT.partial
+    and not measured again when the same command is given once more.
+    """
     report = options.settings(context, quiet=quiet, verbose=verbose)
     folders = options.read_paths() if models == ["-"] else models
     if "-" in folders:
         raise UsageError("stdin ('-') must be the only IN")
     if out is not None and (len(folders) > 1 or not out.endswith(".json")):
         raise UsageError(f"--out takes one IN and a .json file, got {len(folders)} and '{out}'")
-    from prunecli.evaluation.perplexity import evaluate as measure
+    from prunecli.evaluation.evaluate import evaluate as measure
+    from prunecli.evaluation.evaluate import suite as of_suite
 
+    sources = [options.data_of(context.params, d) for d in data or []]
+    names = tuple(filter(None, (name.strip() for name in (tasks or "").split(","))))
+    if suite is not None:
+        more, of_paper = of_suite(suite, compat == "official")
+        sources += [replace(one, tokenizer=tokenizer) for one in more]
+        names = tuple(dict.fromkeys((*of_paper, *names)))
+    elif compat is not None:
+        raise UsageError("--compat belongs to --suite")
+    if not names and (include_path or limit or allow_code or batch_size):
+        raise UsageError("--include-path, --allow-code, --limit and --batch-size belong to --tasks")
+    wanted = Tasks(names, include_path, limit, batch_size, allow_code, tokenizer)
     made: list[Made] = []
     try:
         for folder in folders:
             made.append(
                 measure(
                     folder,
-                    data=[options.data_of(context.params, d) for d in data or [Data.source]],
+                    data=sources
+                    or ([] if names else [options.data_of(context.params, Data.source)]),
+                    tasks=wanted,
+                    restart=restart,
                     allow_overlap=allow_overlap,
                     out=out,
                     compute=options.compute_of(context.params),
@@ -97,11 +152,31 @@ def _print(made: list[Made], as_json: bool) -> None:
         for one in made
         for row in one.results["data"]
     ]
-    console.print_columns(headings, rows)
+    if rows:
+        console.print_columns(headings, rows)
+    headings = ["model", "task", "metric", "value", "sigma", "items"]
+    tasks = [
+        [
+            one.path,
+            task["name"],
+            task["metric"],
+            f"{task['value']:.4f}",
+            "" if task["sigma"] is None else f"{task['sigma']:.4f}",
+            str(task["n"]),
+        ]
+        for one in made
+        for task in one.results["tasks"]
+    ]
+    if rows and tasks:
+        print()
+    if tasks:
+        console.print_columns(headings, tasks)
 
 
 EXAMPLES = (
     ("Perplexity on the built-in text", "eval out/"),
     ("On token windows, as JSON", "eval --data tokens.safetensors:eval --json out/"),
+    ("Tasks of one's own, without a network", "eval --tasks cloze4 --include-path tasks out/"),
+    ("What the paper measures", "eval --suite paper --out out.json out/"),
     ("Several models, results kept", "eval --out out.json --data text.txt out/"),
 )

@@ -31,6 +31,7 @@ CHOICES = {
         *("table9", "table10", "table11", "table12", "table13", "table14", "table15", "scaling"),
         "table16",
     ),
+    "suite": ("paper",),
     "reference": ("paper",),
     "figure": ("1", "3", "4", "5"),
     "format": ("rich", "md", "csv", "tex", "json"),

@@ -79,9 +79,9 @@ def table(
 
     models = verb.found(given, reference)
     if advise:
-        from prunecli.tables import advice
+        from prunecli.tables.advice import advise as advised
 
-        found = advice.advise(models, reference, budget)
+        found = advised(models, reference, budget)
         print(jsonlib.dumps({"results": found.results}) if json else found.text)
         return
     written = options.output(force, False, False)
@@ -89,9 +89,9 @@ def table(
         verb.check_file(path, written)
     made = verb.tabled(models, layout, reference)
     if html is not None:
-        from prunecli.tables import page
+        from prunecli.tables.page import write
 
-        page.write(html, models, made, reference)
+        write(html, models, made, reference)
     if plot is not None or figure is not None:
         from prunecli.tables import figures
 

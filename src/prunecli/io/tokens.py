@@ -136,6 +136,8 @@ def _drawn(
     count, length = BUILTIN_SIZE if text.builtin else TEXT_SIZE
     if data.seq_len is not None:
         length = data.seq_len
+        if length > max_positions and data.up_to:
+            length = max_positions
         if length > max_positions:
             raise InputError(
                 f"--seq-len {length} is too long: the model has {max_positions} positions",
@@ -162,7 +164,7 @@ def _drawn(
         )
     if len(windows) < count:
         short = f"'{data.source}' gives {len(windows)} windows of {length} tokens, not {count}"
-        if data.nsamples is not None:
+        if data.nsamples is not None and not data.up_to:
             raise InputError(short, "lower --nsamples or --seq-len, or give more text")
         report.note(short)
     meta = {

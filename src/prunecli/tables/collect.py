@@ -316,7 +316,7 @@ def measures_of(record: Sidecar) -> dict[str, Measure]:
     for task in record.results.get("tasks", []):
         measures[task["name"]] = Measure(
             100 * task["value"],
-            100 * task["sigma"],
+            None if task["sigma"] is None else 100 * task["sigma"],
             (
                 ("version", str(task["version"])),
                 ("metric", task["metric"]),

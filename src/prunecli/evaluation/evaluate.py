@@ -1,0 +1,152 @@
+"""The library verb `evaluate`: losses on any D and accuracies on tasks, into one sidecar.
+
+Losses come from the model streamed layer by layer, so a checkpoint larger than memory can be
+evaluated; lm-eval needs it whole. What is done is kept in OUT.partial, one file each.
+"""
+
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from prunecli.errors import UsageError, suggest
+from prunecli.evaluation import harness, perplexity
+from prunecli.io import output as place
+from prunecli.io import sidecar
+from prunecli.io.checkpoint import Checkpoint
+from prunecli.io.sidecar import Recorder
+from prunecli.pipeline import check_device
+from prunecli.report import SILENT, Report
+from prunecli.settings import Compute, Data, Made, Output, Tasks
+from prunecli.writing import FLOPS_TOKENS
+
+SUITES = ("paper",)
+SUITE_DATA = ("c4", "wikitext103", "wikitext2", "cnn_dailymail")
+SUITE_WINDOWS, SUITE_LENGTH = 256, 8192
+
+
+def suite(name: str, official: bool) -> tuple[list[Data], tuple[str, ...]]:
+    """Return the sets and tasks of a suite (paper, App. E and F); raise UsageError if unknown.
+
+    Up to 256 whole windows of 8192 tokens of each held-out split; `official` takes them from the
+    train split, as the authors' code does.
+    """
+    if name not in SUITES:
+        raise UsageError(f"unknown suite '{name}'{suggest(name, list(SUITES))}")
+    part = ":calibration" if official else ":evaluation"
+    size: dict[str, Any] = {"nsamples": SUITE_WINDOWS, "seq_len": SUITE_LENGTH, "up_to": True}
+    return [Data(source + part, **size) for source in SUITE_DATA], harness.SUITE
+
+
+def evaluate(
+    model: str,
+    *,
+    data: list[Data] | None = None,
+    tasks: Tasks | None = None,
+    allow_overlap: bool = False,
+    out: str | None = None,
+    restart: bool = False,
+    compute: Compute | None = None,
+    output: Output | None = None,
+    report: Report = SILENT,
+) -> Made:
+    """Measure one checkpoint on each D and each task; with `out`, write the sidecar there as JSON.
+
+    Without either, the built-in text. Results: `loss` (nats per token), `perplexity` and `tokens`
+    (predicted) of the first D; `data`, a list with the same for every D, `window_losses` included;
+    `tasks`, one record each (harness.py); `average` where the paper's eight tasks are among them.
+    Raises InputError if a window was calibrated or trained on, unless `allow_overlap`, and for data
+    or tasks that cannot be had, before anything is computed.
+    """
+    compute, output, tasks = compute or Compute(), output or Output(), tasks or Tasks()
+    recorder = Recorder("eval", output.argv)
+    checkpoint = Checkpoint(model)
+    if out is not None:
+        place.check_place(out, output, [checkpoint.folder])
+    sources = data or ([] if tasks.names else [Data()])
+    if output.dry_run:
+        named = {"data": [source.source for source in sources], "tasks": list(tasks.names)}
+        return Made(model, results=named)
+    check_device(compute)
+    tokenizer = next((source.tokenizer for source in sources if source.tokenizer), None)
+    if tasks.names:
+        harness.check_tokenizer(checkpoint, tokenizer or tasks.tokenizer)
+    loaded = harness.load(tasks, report)
+    read = [perplexity.read(checkpoint, source, report) for source in sources]
+    if not allow_overlap:
+        for found in read:
+            perplexity.refuse_overlap(checkpoint, found)
+    inputs = [checkpoint.as_input(checkpoint.digest(report))]
+    inputs += [sidecar.tokens_input("evaluation", t.meta, t.windows) for t in read]
+    inputs += [task.as_input() for task in loaded]
+    options: dict[str, Any] = {"dtype": compute.dtype, "allow_overlap": allow_overlap}
+    if loaded:
+        options |= {"limit": tasks.limit, "batch_size": tasks.batch_size}
+    key = sidecar.key("eval", options, inputs)
+    if out is not None and (same := place.same_already(out, output, key)):
+        return Made(model, same.sidecar, same.results)
+
+    from prunecli.stats import run
+
+    runner = run.Runner(checkpoint, compute, report) if read else None
+    whole = harness.Harness(checkpoint, compute, tasks, tokenizer or tasks.tokenizer, report)
+
+    def losses(found: Any) -> dict[str, Any]:
+        assert runner is not None
+        return perplexity.result(found, run.sequence_losses(runner, found.ids).tolist())
+
+    work: list[tuple[str, Callable[[], dict[str, Any]]]] = [
+        *((f"data-{t.meta['digest'][:16]}", lambda t=t: losses(t)) for t in read),
+        *((f"task-{t.name.replace('/', '_')}", lambda t=t: whole.run(t)) for t in loaded),
+    ]
+    state = nullcontext(None) if out is None else place.partial(out, key, restart)
+    with state as folder:
+        done = [
+            _kept(folder, name, make)
+            for name, make in report.track(work, "evaluating", unit="measurement")
+        ]
+        measured, accuracies = done[: len(read)], done[len(read) :]
+        results = _results(checkpoint, measured, accuracies)
+        record = recorder.sidecar(
+            "eval",
+            options,
+            inputs,
+            outputs={},
+            results=results,
+            parent=checkpoint.sidecar,
+            device=str(run.device_of(compute)),
+        )
+        if out is not None and folder is not None:
+            place.write_json(out, record.text())
+            place.remove(folder)
+    return Made(model, record.dump(), results)
+
+
+def _kept(folder: Path | None, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return a measurement that was finished before, or make it and keep it."""
+    if folder is None:
+        return make()
+    path = folder / f"{name}.json"
+    if not path.exists():
+        place.replace_text(path, json.dumps(make()))
+    kept: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return kept
+
+
+def _results(
+    checkpoint: Checkpoint, measured: list[dict[str, Any]], tasks: list[dict[str, Any]]
+) -> dict[str, Any]:
+    arch = checkpoint.arch
+    made_by = checkpoint.sidecar.results if checkpoint.sidecar else {}
+    first = {name: measured[0][name] for name in ("loss", "perplexity", "tokens") if measured}
+    results = {
+        **first,
+        "data": measured,
+        "tasks": tasks,
+        "params": arch.total_params,
+        "flops": made_by.get("flops", arch.flops(FLOPS_TOKENS)),
+        "flops_tokens": FLOPS_TOKENS,
+    }
+    mean = harness.average(tasks)
+    return results if mean is None else {**results, "average": mean}
