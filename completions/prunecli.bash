@@ -41,7 +41,7 @@ _prunecli() {
         init) flags='--like --config --masks --scheme --from --compat --tokenizer --seed --dtype --force --skip-existing --dry-run --json --quiet --verbose --help' ;;
         tokenize) flags='--seq-len --tokenizer --train-tokenizer --separator --tokens --shard-tokens --workers --restart --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
         train) flags='--data --tokens --steps --batch-size --lr --recipe --repeat --allow-overlap --masks --teacher --kd-weight --temperature --eval-data --eval-every --save-every --keep-states --restart --sweep-steps --warmup --floor --weight-decay --beta1 --beta2 --eps --clip --micro-batch --activation-checkpointing --compile --track --seed --device --dtype --threads --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
-        eval) flags='--data --sampler --nsamples --seq-len --tokenizer --out --allow-overlap --seed --device --dtype --buffer --threads --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
+        eval) flags='--data --sampler --nsamples --seq-len --tokenizer --tasks --suite --include-path --allow-code --limit --batch-size --compat --out --allow-overlap --seed --device --dtype --buffer --threads --restart --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
         table) flags='--format --layout --reference --figure --plot --html --advise --budget --force --json --quiet --verbose --config --print-config --help' ;;
         check) flags='--deep --json --quiet --verbose --config --print-config --help' ;;
         methods) flags='--json --help' ;;

@@ -42,7 +42,12 @@ EXPECTED = {
     | (COMPUTING - {"buffer"})
     | COMMON
     | WRITES,
-    "eval": {"out", "allow-overlap"} | TOKENS | COMPUTING | COMMON | WRITES,
+    "eval": {"out", "allow-overlap", "tasks", "suite", "include-path", "allow-code", "limit"}
+    | {"batch-size", "compat", "restart"}
+    | TOKENS
+    | COMPUTING
+    | COMMON
+    | WRITES,
     "table": {"format", "layout", "reference", "figure", "plot", "html", "advise", "budget"}
     | COMMON,
     "check": {"deep"} | COMMON,

@@ -204,11 +204,15 @@ class Harness:
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, local_files_only=True
         )
+        words = AutoTokenizer.from_pretrained(self.tokenizer or folder)
+        # what a text without context begins with; tokenizers of bytes have nothing made for it
+        begins = words.bos_token_id is not None or words.eos_token_id is not None
         batch: int | str = "auto" if device.type == "cuda" else CPU_BATCH
         with torch.no_grad():
             return HFLM(
                 pretrained=model.to(device).eval(),
-                tokenizer=AutoTokenizer.from_pretrained(self.tokenizer or folder),
+                tokenizer=words,
+                prefix_token_id=None if begins else 0,
                 batch_size=self.wanted.batch_size or batch,
                 device=str(device),
                 # log-probabilities of a 16-bit model lose a unit in a thousand otherwise

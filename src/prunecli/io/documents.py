@@ -32,8 +32,8 @@ def open_text(source: str, part: str, lazy: bool) -> Text:
         return _builtin(rest if colon else part)
     if kind == "hf":
         return Text(*hub.by_id(rest, part, lazy))
-    if source in hub.SETS:
-        return Text(*hub.by_name(source, part, lazy))
+    if kind in hub.SETS and (not colon or rest in builtin_text.PARTS):
+        return Text(*hub.by_name(kind, rest or part, lazy))
     path = Path(source)
     if source and path.exists():
         return Text(path.name or path.resolve().name, textfiles.documents(path))
