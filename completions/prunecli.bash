@@ -4,7 +4,7 @@ _prunecli() {
     local command=${COMP_WORDS[1]:-} words= flags=
     COMPREPLY=()
     if ((COMP_CWORD == 1)); then
-        COMPREPLY=($(compgen -W 'calibrate score prune init tokenize train eval table check methods families --help --version' -- "$current"))
+        COMPREPLY=($(compgen -W 'calibrate score prune init tokenize train eval speed table check methods families --help --version' -- "$current"))
         return
     fi
     case $previous in
@@ -42,6 +42,7 @@ _prunecli() {
         tokenize) flags='--seq-len --tokenizer --train-tokenizer --separator --tokens --shard-tokens --workers --restart --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
         train) flags='--data --tokens --steps --batch-size --lr --recipe --repeat --allow-overlap --masks --teacher --kd-weight --temperature --eval-data --eval-every --save-every --keep-states --restart --sweep-steps --warmup --floor --weight-decay --beta1 --beta2 --eps --clip --micro-batch --activation-checkpointing --compile --track --seed --device --dtype --threads --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
         eval) flags='--data --sampler --nsamples --seq-len --tokenizer --tasks --suite --include-path --allow-code --limit --batch-size --compat --out --allow-overlap --seed --device --dtype --buffer --threads --restart --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
+        speed) flags='--base --flops-only --seq-len --sparsity --compat --measure --batch-size --decode-tokens --warmup --rounds --compile --out --seed --device --dtype --threads --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
         table) flags='--format --layout --reference --figure --plot --html --advise --budget --force --json --quiet --verbose --config --print-config --help' ;;
         check) flags='--deep --json --quiet --verbose --config --print-config --help' ;;
         methods) flags='--json --help' ;;

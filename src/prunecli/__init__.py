@@ -1,6 +1,6 @@
 """prunecli: prune large language models from the shell, and compare fairly.
 
-The library verbs (`calibrate`, `score`, `prune`, `init`, `tokenize`, `train`, `evaluate`,
+The library verbs (`calibrate`, `score`, `prune`, `init`, `tokenize`, `train`, `evaluate`, `speed`,
 `table`, `check`) are loaded on first use, so that `import prunecli` costs nothing.
 """
 
@@ -17,6 +17,7 @@ _VERBS = {
     "tokenize": "tokenizing",
     "train": "training.train",
     "evaluate": "evaluation.evaluate",
+    "speed": "speeds",
     "table": "tables",
     "check": "checks",
 }

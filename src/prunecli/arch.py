@@ -181,6 +181,10 @@ class Arch:
         attention = 4 * seq_len**2 * self.heads * self.head_dim * self.layers
         return 2 * weights * seq_len + attention
 
+    def kv_bytes_per_token(self, bytes_per_value: int) -> int:
+        """Return the bytes that keys and values of one token take in the cache."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * bytes_per_value
+
     def child(
         self,
         *,

@@ -44,6 +44,19 @@ class Compute:
 
 
 @dataclass(frozen=True)
+class Timing:
+    """What to time, and how often. `rounds` are counted, `warmup` passes are not."""
+
+    quantities: tuple[str, ...] = ("prefill", "decode", "train")
+    batch_size: int = 1
+    decode_tokens: int = 32
+    warmup: int = 1
+    rounds: int = 7
+    compile: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class Amount:
     """How much to remove. `ratio` is the fraction of the decoder-block linear parameters."""
 

@@ -50,6 +50,11 @@ EXPECTED = {
     | WRITES,
     "table": {"format", "layout", "reference", "figure", "plot", "html", "advise", "budget"}
     | COMMON,
+    "speed": {"base", "flops-only", "seq-len", "sparsity", "compat", "measure", "batch-size", "out"}
+    | {"decode-tokens", "warmup", "rounds", "compile"}
+    | (COMPUTING - {"buffer"})
+    | COMMON
+    | WRITES,
     "check": {"deep"} | COMMON,
     "methods": {"json"},
     "families": {"json"},

@@ -195,9 +195,11 @@ class Harness:
         import torch
         from lm_eval.models.huggingface import HFLM
         from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging as of_transformers
 
         from prunecli.stats.run import device_of, dtype_of
 
+        of_transformers.disable_progress_bar()
         folder = str(self.checkpoint.folder)
         device = device_of(self.compute)
         dtype = dtype_of(self.compute, self.checkpoint)

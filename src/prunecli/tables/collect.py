@@ -241,7 +241,7 @@ def _entry(models: Models, key: str, measures: dict[str, Measure]) -> Entry:
         tokens=after,
         before=before or None,
         measures=measures,
-        shape=_shape(results),
+        shape=_shape(results) | _speedups(models, key),
         lineage=line,
         wrong=models.wrong.get(key, ""),
         parent=parent if line.pruned else "",
@@ -251,6 +251,17 @@ def _entry(models: Models, key: str, measures: dict[str, Measure]) -> Entry:
 def _shape(results: dict[str, Any]) -> dict[str, Any]:
     names = ("params", "nonzero", "flops", "flops_tokens")
     return {**results.get("sizes", {}), **{k: results[k] for k in names if k in results}}
+
+
+def _speedups(models: Models, key: str) -> dict[str, Any]:
+    """Return what `speed` found for a model: `prefill_speedup` and so on, over its base."""
+    return {
+        f"{quantity}_speedup": figures["speedup"]
+        for _, record, of in models.measured
+        if record.kind == "speed" and of == key
+        for quantity, figures in record.results.get("measured", {}).items()
+        if isinstance(figures, dict) and "speedup" in figures
+    }
 
 
 def _measures(models: Models) -> dict[str, dict[str, Measure]]:

@@ -1,0 +1,160 @@
+"""`prunecli speed`."""
+
+import json as jsonlib
+from typing import Annotated, Any
+
+import typer
+
+from prunecli.cli import console, options
+from prunecli.cli.options import option
+from prunecli.errors import UsageError
+from prunecli.settings import Compute, Made, Timing
+
+
+def speed(
+    context: typer.Context,
+    models: Annotated[
+        list[str], typer.Argument(metavar="IN...", help="model folders, hf:org/name, or -")
+    ],
+    base: Annotated[
+        str | None, option("base", "model to compare with, in the same process", metavar="DIR")
+    ] = None,
+    flops_only: Annotated[
+        bool, option("flops-only", "count only: needs a config.json and no weights")
+    ] = False,
+    seq_len: Annotated[
+        int | None,
+        option("seq-len", "tokens of a forward [counted: 2048, timed: at most 512]", min=1),
+    ] = None,
+    sparsity: Annotated[
+        str | None,
+        option("sparsity", "count block linears as that sparse: N:M or a fraction [the sidecar's]"),
+    ] = None,
+    compat: Annotated[
+        str | None, option("compat", "official: sparse FLOPs as the paper's Table 9 prints them")
+    ] = None,
+    measure: Annotated[
+        str, option("measure", "what to time, of prefill, decode and train", metavar="Q,Q...")
+    ] = ",".join(Timing.quantities),
+    batch_size: Annotated[
+        int, option("batch-size", "sequences at once", min=1)
+    ] = Timing.batch_size,
+    decode_tokens: Annotated[
+        int, option("decode-tokens", "tokens to decode after a prompt", min=1)
+    ] = Timing.decode_tokens,
+    warmup: Annotated[int, option("warmup", "passes that are not counted", min=0)] = Timing.warmup,
+    rounds: Annotated[int, option("rounds", "passes that are", min=1)] = Timing.rounds,
+    compile: Annotated[bool, option("compile", "time models after torch.compile")] = False,
+    out: Annotated[
+        str | None, option("out", "also write the sidecar there", metavar="F.json")
+    ] = None,
+    seed: options.Seed = Timing.seed,
+    device: options.Device = Compute.device,
+    dtype: options.Dtype = Compute.dtype,
+    threads: options.Threads = None,
+    force: options.Force = False,
+    skip_existing: options.SkipExisting = False,
+    dry_run: options.DryRun = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    config: options.Config = None,
+    print_config: options.PrintConfig = False,
+) -> None:
+    """Count parameters, FLOPs and cache bytes; time prefill, decoding and training steps.
+
+    A speedup is the median over rounds of the base's time over this model's, both taken in turns;
+    models beside a base are loaded twice, in either order, and measured for so many rounds each.
+    """
+    report = options.settings(context, quiet=quiet, verbose=verbose)
+    folders = options.read_paths() if models == ["-"] else models
+    if "-" in folders:
+        raise UsageError("stdin ('-') must be the only IN")
+    if out is not None and (len(folders) > 1 or not out.endswith(".json")):
+        raise UsageError(f"--out takes one IN and a .json file, got {len(folders)} and '{out}'")
+    from prunecli.speeds import speed as measured
+
+    quantities = tuple(filter(None, (name.strip() for name in measure.split(","))))
+    timing = Timing(quantities, batch_size, decode_tokens, warmup, rounds, compile, seed)
+    made: list[Made] = []
+    try:
+        for folder in folders:
+            made.append(
+                measured(
+                    folder,
+                    base=base,
+                    timing=timing,
+                    seq_len=seq_len,
+                    sparsity=sparsity,
+                    flops_only=flops_only,
+                    official=compat == "official",
+                    out=out,
+                    compute=options.compute_of(context.params),
+                    output=options.output(force, skip_existing, dry_run),
+                    report=report,
+                )
+            )
+            told = made[-1].results.get("measured", {}).get("semi_structured")
+            if told and "dense" not in told.partition(":")[2]:
+                report.note(f"{folder}: sparse kernels {told}")
+    finally:
+        # what was measured before a failure is not lost
+        if made:
+            _print(made, json or dry_run)
+
+
+def _print(made: list[Made], as_json: bool) -> None:
+    if as_json:
+        objects = [console.as_object(one) for one in made]
+        many = {"results": [{"path": o["path"], "results": o["results"]} for o in objects]}
+        print(jsonlib.dumps(objects[0] if len(objects) == 1 else many))
+        return
+    headings = ["model", "parameters", "non-zero", "FLOPs", "training FLOPs", "tokens"]
+    rows = [
+        [
+            one.path,
+            *(str(one.results[k]) for k in ("params", "nonzero", "flops", "flops_train")),
+            *(str(one.results[k]) for k in ("flops_tokens", "kv_bytes_per_token")),
+        ]
+        for one in made
+    ]
+    console.print_columns([*headings, "KV bytes/token"], rows)
+    groups = list(made[0].results["params_by_group"])
+    print()
+    console.print_columns(
+        ["model", *groups],
+        [[one.path, *(str(one.results["params_by_group"][g]) for g in groups)] for one in made],
+    )
+    timed = [_timed(one, quantity) for one in made for quantity in _quantities(one)]
+    if timed:
+        print()
+        headings = ["model", "quantity", "tokens/s", "seconds", "from", "to"]
+        console.print_columns([*headings, "speedup", "from", "to", "peak MB"], timed)
+
+
+def _quantities(made: Made) -> list[str]:
+    return [k for k, v in made.results.get("measured", {}).items() if isinstance(v, dict)]
+
+
+def _timed(made: Made, quantity: str) -> list[str]:
+    measured: dict[str, Any] = made.results["measured"]
+    found = measured[quantity]
+    ratio = [found["speedup"], *found["speedup_spread"]] if "speedup" in found else []
+    return [
+        made.path,
+        quantity,
+        f"{found['tokens_per_second']:.1f}",
+        *(f"{value:.4f}" for value in (found["seconds"], *found["seconds_spread"])),
+        *([f"{value:.3f}" for value in ratio] or [""] * 3),
+        f"{measured['peak_bytes'] / 1e6:.0f}",
+    ]
+
+
+EXAMPLES = (
+    ("Counts from a config.json alone", "speed --flops-only --seq-len 2048 in/"),
+    ("A pruned model beside its parent", "speed --base in/ out/"),
+    (
+        "The paper's rule for sparse models",
+        "speed --flops-only --sparsity 2:4 --compat official in/",
+    ),
+)
