@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 MODEL := build/smollm2
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help install test soak golden check docs shells demo bench throughput scratch clean
+.PHONY: help install test soak outside experiment golden check docs shells demo bench throughput scratch clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -31,10 +31,16 @@ $(VENV)/demo: $(VENV)/installed
 install: $(VENV)/installed ## the package and its tools, into .venv
 
 test: install ## the fast tests
-	HF_HUB_OFFLINE=1 pytest -n 2 -m 'not slow and not shells and not golden'
+	HF_HUB_OFFLINE=1 pytest -n 2 -m 'not slow and not shells and not golden and not outside'
 
 soak: install ## the long tests
 	HF_HUB_OFFLINE=1 pytest -m slow
+
+outside: install ## the toy experiment, and the report in a browser (needs chromium)
+	HF_HUB_OFFLINE=1 pytest -m outside -rs
+
+experiment: install ## pruned against scratch at toy size: table, figures and report, into build
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(MAKE) -j2 -f examples/experiment/Makefile
 
 golden: $(MODEL)/model.safetensors ## agreement with the official codes (needs PRUNECLI_GOLDEN)
 	PRUNECLI_SMOLLM2=$(abspath $(MODEL)) HF_HUB_OFFLINE=1 pytest -m golden -rs

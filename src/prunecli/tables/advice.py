@@ -19,7 +19,7 @@ from prunecli.tables import reference as paper
 from prunecli.tables.collect import Models, entries
 from prunecli.tables.entries import PRUNED, SCRATCH, Entry, columns_of, difference, setting
 from prunecli.tables.layouts import MATCHED
-from prunecli.tables.render import Cell, Column
+from prunecli.tables.render import Cell, Column, count
 
 if TYPE_CHECKING:
     import numpy as np
@@ -260,8 +260,8 @@ def _text(results: dict[str, Any], column: Column) -> str:
 
 
 def _lines(told: dict[str, Any], column: Column) -> Iterable[str]:
-    yield f"{told['case']}: {told['verdict']} at {_count(told['budget'])} tokens"
-    measured = ", ".join(_count(tokens) for tokens in told["measured_tokens"])
+    yield f"{told['case']}: {told['verdict']} at {count(told['budget'])} tokens"
+    measured = ", ".join(count(tokens) for tokens in told["measured_tokens"])
     if "advantage" in told:
         low, high = told["advantage_interval"]
         yield (
@@ -272,11 +272,11 @@ def _lines(told: dict[str, Any], column: Column) -> Iterable[str]:
         if told["crossover_interval"]:
             low, high = told["crossover_interval"]
             yield (
-                f"  scratch catches up at {_count(told['crossover_tokens'])} tokens "
-                f"(95 %: {_count(low)} to {_count(high)})"
+                f"  scratch catches up at {count(told['crossover_tokens'])} tokens "
+                f"(95 %: {count(low)} to {count(high)})"
             )
         else:
-            yield f"  scratch does not catch up before {_count(told['searched_up_to'])} tokens"
+            yield f"  scratch does not catch up before {count(told['searched_up_to'])} tokens"
         if told["extrapolated"]:
             yield f"  this is outside of what was measured: {measured}"
     else:
@@ -284,15 +284,8 @@ def _lines(told: dict[str, Any], column: Column) -> Iterable[str]:
     if told["equal_total_budget"]:
         yield f"  if the parent's tokens count too: {told['equal_total_budget']}"
     if "next_tokens" in told:
-        tokens = _count(told["next_tokens"])
+        tokens = count(told["next_tokens"])
         yield (
             f"  next: train {told['method']} {told['ratio']} and its scratch twin on the same "
             f"{tokens} tokens (prunecli train --tokens {told['next_tokens']:.4g}), then eval both"
         )
-
-
-def _count(tokens: float) -> str:
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if tokens >= size:
-            return f"{tokens / size:.3g}{letter}"
-    return f"{tokens:.0f}"

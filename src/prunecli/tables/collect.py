@@ -30,6 +30,7 @@ from prunecli.tables.entries import (
     mean_of_tasks,
     pooled,
 )
+from prunecli.tables.render import count
 
 STALE = "measured on other weights than those of this checkpoint (digest)"
 
@@ -232,7 +233,7 @@ def _entry(models: Models, key: str, measures: dict[str, Measure]) -> Entry:
     method = results.get("method") or (BASE if not line.scratch else SCRATCH)
     steps = [step for step in record.history if step.command == "prune"]
     pattern = steps[-1].options.get("sparsity") if steps else None
-    parent = f"p{before}" if before else "released"
+    parent = f"p{count(before)}" if before else "released"
     return Entry(
         name=name_of(path),
         method=f"{method}-{pattern}" if pattern else method,

@@ -22,7 +22,7 @@ from prunecli.tables.entries import (
     setting,
 )
 from prunecli.tables.layouts import MATCHED
-from prunecli.tables.render import Column
+from prunecli.tables.render import Column, count
 
 SUFFIXES = (".png", ".svg", ".pdf")
 MARKERS = "osD^vPX*<>"
@@ -51,6 +51,7 @@ class Panel:
     y_label: str
     series: list[Series]
     log: bool = False
+    zero: bool = False  # the value axis reaches zero: differences
 
     @property
     def bars(self) -> bool:
@@ -89,7 +90,8 @@ class Drawing:
         import io
 
         pyplot = _matplotlib()
-        figure, buffer = _draw(pyplot, self), io.StringIO()
+        # a page has headings of its own
+        figure, buffer = _draw(pyplot, Drawing("", self.panels)), io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight")
         pyplot.close(figure)
         text = buffer.getvalue()
@@ -166,7 +168,7 @@ def _draw_bars(axis: Any, panel: Panel) -> None:
         )
     low, high = _span(panel)
     axis.set_ylim(low, high)
-    if low > 0:
+    if not panel.zero:
         axis.text(0, 1.0, "axis cut", transform=axis.transAxes, fontsize=6)
     else:
         axis.axhline(0, color="black", linewidth=0.8)
@@ -240,10 +242,10 @@ def _as_text(panel: Panel, width: int, height: int) -> str:
 
 def _span(panel: Panel) -> tuple[float, float]:
     """Return the part of a value axis to show: differences are small beside the values."""
-    values = [y for one in panel.series for y in one.y]
+    values = [y for one in panel.series for y in one.y] + [0.0] * panel.zero
     low, high = min(values), max(values)
-    span = high - low or abs(high)
-    return (max(0.0, low - 0.5 * span) if low > 0 else low - 0.1 * span), high + 0.1 * span
+    margin = (high - low or abs(high)) * (0.1 if panel.zero else 0.5)
+    return low - margin if low < 0 or not panel.zero else low, high + margin / 2
 
 
 def figure_of(layout: str | None) -> str:
@@ -294,9 +296,7 @@ def _bars(
     for pruned, scratch in _pairs(entries, settings):
         if column.key not in pruned.measures or column.key not in scratch.measures:
             continue
-        name: Any = pruned.method + (
-            "" if pruned.source == "paper" else " (ours)" * _mixed(entries)
-        )
+        name: Any = _named(pruned, entries)
         cell = difference(pruned, scratch, column)
         if cell is None or cell.value is None:
             continue
@@ -308,11 +308,26 @@ def _bars(
         apart.y.append(float(cell.value))
     both = Panel(title, "", column.heading, [s for s in kinds.values() if s.x])
     better = f"{column.heading}: pruned better by"
-    return both, Panel("difference", "", better, [apart] if apart.x else [])
+    return both, Panel("difference", "", better, [apart] if apart.x else [], zero=True)
 
 
-def _mixed(entries: list[Entry]) -> bool:
-    return len({entry.source for entry in entries}) > 1
+def _named(pruned: Entry, entries: list[Entry]) -> str:
+    """Return what tells a pruned entry from the others in a figure, and no more."""
+    others = [entry for entry in entries if entry.pruned]
+    parts = [pruned.method]
+    if len({entry.ratio for entry in others}) > 1:
+        parts.append(f"{float(pruned.ratio or 0):.3g}")
+    if len({entry.initialization for entry in others}) > 1:
+        parts.append(pruned.parent)
+    if len({(entry.source, entry.tokens) for entry in others}) > len({e.source for e in others}):
+        parts.append(_amount(pruned))
+    if len({entry.source for entry in others}) > 1:
+        parts.append(f"({pruned.source})")
+    return " ".join(parts)
+
+
+def _amount(entry: Entry) -> str:
+    return count(float(entry.tokens or 0) * (1e9 if entry.source == "paper" else 1))
 
 
 def _figure1(entries: list[Entry]) -> Iterator[Panel]:
@@ -359,6 +374,8 @@ def _tokens(entry: Entry, unit: str) -> float:
 
 def _figure4(entries: list[Entry]) -> Iterator[Panel]:
     sizes = {(e.method, e.ratio): e.shape["nonzero"] for e in reference.shapes()}
+    large = any(entry.source == "paper" for entry in entries)
+    several = len({(e.source, e.tokens) for e in entries if e.pruned}) > 1
     for column in _shown(entries):
         lines: dict[str, list[tuple[float, float]]] = {}
         for pruned, scratch in _pairs(entries, MATCHED):
@@ -366,15 +383,16 @@ def _figure4(entries: list[Entry]) -> Iterator[Panel]:
             key: Any = (pruned.method, pruned.ratio)
             size = pruned.shape.get("nonzero", sizes.get(key))
             if cell is not None and cell.value is not None and size:
-                lines.setdefault(pruned.method, []).append((size / 1e9, float(cell.value)))
+                name = f"{pruned.method} {_amount(pruned)}" if several else pruned.method
+                point = (size / 1e9 if large else float(size), float(cell.value))
+                lines.setdefault(name, []).append(point)
         series = [
-            Series(
-                method, [x for x, _ in sorted(points)], [y for _, y in sorted(points)], group=method
-            )
-            for method, points in lines.items()
+            Series(name, [x for x, _ in sorted(points)], [y for _, y in sorted(points)], group=name)
+            for name, points in lines.items()
         ]
         better = f"{column.heading}: pruned better by"
-        yield Panel("advantage of pruning", "billion parameters", better, series)
+        unit = "billion parameters" if large else "parameters"
+        yield Panel("advantage of pruning", unit, better, series)
 
 
 def _figure5(entries: list[Entry]) -> Iterator[Panel]:

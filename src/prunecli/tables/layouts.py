@@ -238,18 +238,21 @@ def _billions(tokens: Decimal | int | None, source: str) -> Value:
 def _differences(
     layout: Layout, group: list[Entry], measured: tuple[Column, ...]
 ) -> tuple[list[Row], list[str]]:
-    """Return the difference rows of a group, and why other pairs have none."""
+    """Return the difference rows of a group, and why entries without a partner have none."""
     rows: list[Row] = []
-    unfair = []
+    unfair: dict[str, tuple[Entry, Entry]] = {}
+    matched: list[Entry] = []
     for scratch in group:
         for pruned in group:
             if not layout.settings or not pruned.pruned or scratch.initialization != SCRATCH:
                 continue
             found, why = setting(pruned, scratch)
             if found not in layout.settings:
-                if why:
-                    unfair.append(f"not compared: {pruned.name} with {scratch.name}: {why}")
+                if why and pruned.source == "ours":
+                    line = f"not compared: {pruned.name} with {scratch.name}: {why}"
+                    unfair[line] = (pruned, scratch)
                 continue
+            matched += [pruned, scratch]
             row, minus = (pruned, scratch) if layout.minus == SCRATCH else (scratch, pruned)
             rows.append(
                 {
@@ -265,7 +268,9 @@ def _differences(
                 }
                 | {column.key: difference(row, minus, column) for column in measured}
             )
-    return rows, [] if group[0].source == "paper" else unfair
+    # that other pairs do not match is no news where both have partners
+    alone = [line for line, pair in unfair.items() if any(one not in matched for one in pair)]
+    return rows, alone
 
 
 def _marked(entries: list[Entry]) -> tuple[list[Entry], list[str]]:

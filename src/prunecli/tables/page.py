@@ -73,7 +73,8 @@ def _colours_kept(svg: str, number: str) -> str:
 
 
 def _fairness(models: Models) -> list[str]:
-    pairs = twins(models)
+    trained = {key for key, (_, made) in models.made.items() if made.tokens.trained}
+    pairs = [p for p in twins(models) if p.scratch in trained and _retrained(models, p.pruned)]
     if not pairs:
         return []
     lines = []
@@ -82,6 +83,10 @@ def _fairness(models: Models) -> list[str]:
         what = pair.setting or f"not token-matched: {pair.why}"
         lines.append(f"<li>{html.escape(' and '.join(names))}: {html.escape(what)}</li>")
     return [f"<h2>Which comparisons are fair</h2><ul>{''.join(lines)}</ul>"]
+
+
+def _retrained(models: Models, key: str) -> bool:
+    return models.made[key][1].made_by.command != "prune"
 
 
 def _lineage(path: Path, record: Sidecar) -> str:

@@ -250,3 +250,11 @@ def _numeric(cell: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def count(tokens: float) -> str:
+    """Return a count for people: three digits and a letter."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if tokens >= size:
+            return f"{tokens / size:.3g}{letter}"
+    return f"{tokens:.0f}"

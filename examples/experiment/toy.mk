@@ -1,0 +1,20 @@
+# Minutes on two cores, without a network: the documentation inside Python, a parent of 0.2 M.
+WORK ?= build/experiment
+TEXT ?= builtin:calibration
+TEXT_FILES ?=
+TOKENIZER ?= --train-tokenizer 512
+SHAPE ?= $(HERE)toy.json
+SEQ_LEN ?= 64
+METHODS ?= flap minitron-depth
+RATIOS ?= 0.5
+SPARSE ?=
+PARENT_ROWS ?= 2048
+BUDGETS ?= 256 512
+EVAL_FROM ?= 2600
+EVAL_ROWS ?= 64
+SEEDS ?= 0
+TOTAL ?= yes
+TRAIN ?= --batch-size 16 --lr 3e-3
+EVAL ?=
+CALIBRATION ?= $(W)/rows:2700:2732
+COST_FROM ?= $(sort $(wildcard $(W)/cut $(W)/parent))
