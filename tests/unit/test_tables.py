@@ -356,7 +356,7 @@ def test_bad_requests(runs, tmp_path):
     from prunecli.settings import Output
 
     with pytest.raises(OutputExists):
-        verb.check_file(str(tmp_path / "x.svg"), Output())
+        verb.check_file("plot", str(tmp_path / "x.svg"), Output())
 
 
 @pytest.mark.parametrize("number", list(figures.FIGURES))
@@ -414,8 +414,6 @@ def test_html_stands_alone(runs, tmp_path):
     for key in models.made:
         assert f"id='{key}'" in text
     assert matching.EQUAL_TOTAL in text and text.count("<svg") == 4
-    with pytest.raises(UsageError):
-        page.write(str(tmp_path / "report.txt"), models, verb.tabled(models, None, None), None)
 
 
 def test_advice_from_the_papers_curves():

@@ -85,8 +85,9 @@ def table(
         print(jsonlib.dumps({"results": found.results}) if json else found.text)
         return
     written = options.output(force, False, False)
-    for path in filter(None, (plot, html)):
-        verb.check_file(path, written)
+    for name, path in (("plot", plot), ("html", html)):
+        if path is not None:
+            verb.check_file(name, path, written)
     made = verb.tabled(models, layout, reference)
     if html is not None:
         from prunecli.tables.page import write

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prunecli import matching
-from prunecli.errors import InputError, UsageError
+from prunecli.errors import InputError
 from prunecli.io import output as place
 from prunecli.tables import reference
 from prunecli.tables.entries import (
@@ -24,7 +24,6 @@ from prunecli.tables.entries import (
 from prunecli.tables.layouts import MATCHED
 from prunecli.tables.render import Column, count
 
-SUFFIXES = (".png", ".svg", ".pdf")
 MARKERS = "osD^vPX*<>"
 DASHES = {"scratch": ":", "pruned": "-", "released": "--"}
 SHADES = {"scratch": "#d9d9d9", "pruned": "#1f4e79"}  # far apart in grey, too
@@ -69,9 +68,8 @@ class Drawing:
     def save(self, path: str) -> None:
         """Draw into a .png, .svg or .pdf file; equal data, equal bytes.
 
-        Raises UsageError for another suffix, InputError if matplotlib is not installed.
+        Raises InputError if matplotlib is not installed.
         """
-        check_suffix(path)
         pyplot = _matplotlib()
         figure = _draw(pyplot, self)
         try:
@@ -100,12 +98,6 @@ class Drawing:
     def in_terminal(self, width: int = 100, height: int = 20) -> str:
         """Return the figure as text, one panel below the other."""
         return "\n\n".join(_as_text(panel, width, height) for panel in self.panels)
-
-
-def check_suffix(path: str) -> None:
-    """Raise UsageError unless a figure can be drawn into such a file."""
-    if Path(path).suffix not in SUFFIXES:
-        raise UsageError(f"--plot '{path}': expected a file name ending in {' or '.join(SUFFIXES)}")
 
 
 def _matplotlib() -> Any:

@@ -9,7 +9,7 @@ import shlex
 from pathlib import Path
 
 from prunecli import __version__
-from prunecli.errors import InputError, UsageError
+from prunecli.errors import InputError
 from prunecli.io import output as place
 from prunecli.io.sidecar import Sidecar
 from prunecli.tables import figures, reference, verb
@@ -27,9 +27,7 @@ svg{max-width:100%;height:auto} pre{background:#f5f5f5;padding:.6rem;overflow-x:
 
 
 def write(path: str, models: Models, table: Table, paper: str | None) -> None:
-    """Write the report to `path`; raise UsageError unless it ends in .html."""
-    if Path(path).suffix not in (".html", ".htm"):
-        raise UsageError(f"--html '{path}': expected a file name ending in .html")
+    """Write the report to `path`; raise InputError if matplotlib is not installed."""
     with place.staged(path) as temporary:
         place.write_text(temporary, _page(models, table, paper))
 
@@ -59,7 +57,7 @@ def _drawings(models: Models, paper: str | None) -> list[str]:
         layout = next((name for name in figure.layouts if name in LAYOUTS), None)
         try:
             drawing = figures.drawing(verb.chosen(models, layout, paper), number)
-        except InputError:
+        except InputError:  # nothing matched for this one
             continue
         # matplotlib numbers the parts of each drawing alike, a page must not
         svg = re.sub(r'(id="|#)', rf"\g<1>figure{number}-", drawing.svg())

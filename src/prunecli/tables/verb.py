@@ -11,6 +11,7 @@ from prunecli.tables.layouts import LAYOUTS, build, select
 from prunecli.tables.render import Table
 
 LAYOUT_NAMES = (*models.LAYOUTS, *LAYOUTS)
+SUFFIXES = {"plot": (".png", ".svg", ".pdf"), "html": (".html", ".htm")}
 DEFAULT, REFERENCE_DEFAULT, FIGURES_DEFAULT = "models", "table2", "table16"
 
 
@@ -58,9 +59,14 @@ def chosen(collected: Models, layout: str | None, reference: str | None) -> list
     return ([] if reference is None else wanted.printed()) + ours
 
 
-def check_file(path: str, output: Output) -> None:
-    """Raise an error if a figure or report cannot go to `path`: it exists, or is a folder."""
-    place = Path(path)
+def check_file(option: str, path: str, output: Output) -> None:
+    """Raise an error if a figure or report cannot go to `path`.
+
+    UsageError for a name that says another kind of file, InputError for a folder, OutputExists.
+    """
+    place, suffixes = Path(path), SUFFIXES[option]
+    if place.suffix not in suffixes:
+        raise UsageError(f"--{option} '{path}': expected a name ending in {' or '.join(suffixes)}")
     if place.is_dir():
         raise InputError(f"'{path}' is a folder", "name a file")
     if place.exists() and not output.force:
