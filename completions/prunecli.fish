@@ -2,7 +2,7 @@
 set -l commands calibrate score prune init tokenize train eval speed table check methods families
 complete -c prunecli -n "not __fish_seen_subcommand_from $commands" -f -l version
 complete -c prunecli -n "not __fish_seen_subcommand_from $commands" -f -a calibrate -d 'Collect the statistics that methods need, of the dense model, into a file'
-complete -c prunecli -n "__fish_seen_subcommand_from calibrate" -l for -x -a 'flap magnitude minitron-depth minitron-width shortgpt sparsegpt wanda wanda-sp' -d 'methods to collect statistics for, with commas [required]'
+complete -c prunecli -n "__fish_seen_subcommand_from calibrate" -l for -x -a 'flap magnitude minitron-depth minitron-width shortgpt sleb sparsegpt wanda wanda-sp' -d 'methods to collect statistics for, with commas [required]'
 complete -c prunecli -n "__fish_seen_subcommand_from calibrate" -l data -r -d 'D: builtin[:part], a .txt/.jsonl/.parquet file or folder, FILE.safetensors:NAME, a named set (c4, wikitext2, ...), or hf:org/name[:split[:column]] [default: builtin]'
 complete -c prunecli -n "__fish_seen_subcommand_from calibrate" -l sampler -x -a 'docs concat-random concat-contiguous' -d 'how windows are drawn [concat-contiguous]'
 complete -c prunecli -n "__fish_seen_subcommand_from calibrate" -l nsamples -r -d 'windows to read [builtin: 32, other text: 128] [x>=1]'
@@ -26,7 +26,7 @@ complete -c prunecli -n "__fish_seen_subcommand_from calibrate" -l config -r -d 
 complete -c prunecli -n "__fish_seen_subcommand_from calibrate" -l print-config -d 'print the resolved options as --config reads them, and exit'
 complete -c prunecli -n "__fish_seen_subcommand_from calibrate" -l help -d 'Show this message and exit.'
 complete -c prunecli -n "not __fish_seen_subcommand_from $commands" -f -a score -d 'Turn statistics into importances, one vector per axis and layer; higher = keep'
-complete -c prunecli -n "__fish_seen_subcommand_from score" -l method -x -a 'flap magnitude minitron-depth minitron-width shortgpt sparsegpt wanda wanda-sp' -d 'pruning method [required]'
+complete -c prunecli -n "__fish_seen_subcommand_from score" -l method -x -a 'flap magnitude minitron-depth minitron-width shortgpt sleb sparsegpt wanda wanda-sp' -d 'pruning method [required]'
 complete -c prunecli -n "__fish_seen_subcommand_from score" -l stats -r -d 'statistics made by calibrate (for sequential methods: the one-pass variant)'
 complete -c prunecli -n "__fish_seen_subcommand_from score" -l data -r -d 'D: builtin[:part], a .txt/.jsonl/.parquet file or folder, FILE.safetensors:NAME, a named set (c4, wikitext2, ...), or hf:org/name[:split[:column]] [default: builtin]'
 complete -c prunecli -n "__fish_seen_subcommand_from score" -l sampler -x -a 'docs concat-random concat-contiguous' -d 'how windows are drawn [concat-contiguous]'
@@ -59,7 +59,7 @@ complete -c prunecli -n "__fish_seen_subcommand_from score" -l block-size -r -d 
 complete -c prunecli -n "__fish_seen_subcommand_from score" -l damping -r -d 'sparsegpt: lambda as a fraction of mean(diag H) [0.01]'
 complete -c prunecli -n "__fish_seen_subcommand_from score" -l help -d 'Show this message and exit.'
 complete -c prunecli -n "not __fish_seen_subcommand_from $commands" -f -a prune -d 'Prune a model into a folder that stock transformers loads'
-complete -c prunecli -n "__fish_seen_subcommand_from prune" -l method -x -a 'flap magnitude minitron-depth minitron-width shortgpt sparsegpt wanda wanda-sp' -d 'pruning method'
+complete -c prunecli -n "__fish_seen_subcommand_from prune" -l method -x -a 'flap magnitude minitron-depth minitron-width shortgpt sleb sparsegpt wanda wanda-sp' -d 'pruning method'
 complete -c prunecli -n "__fish_seen_subcommand_from prune" -l ratio -r -d 'fraction of the decoder-block linear parameters to remove or zero, in (0,1)'
 complete -c prunecli -n "__fish_seen_subcommand_from prune" -l sparsity -r -d 'pattern of zeros: unstructured, or N:M to keep N of every M weights'
 complete -c prunecli -n "__fish_seen_subcommand_from prune" -l layers -r -d 'layers to keep [x>=1]'

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import floor, isfinite, sqrt
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prunecli.arch import Arch
 from prunecli.errors import InputError, UsageError
@@ -103,6 +103,22 @@ def sizes(method: Method, amount: Amount, arch: Arch, structure: str | None = No
         return _reached(found, ratio, method, arch, structure)
     assert amount.params is not None
     return _for_params(method, amount.params, arch, structure)
+
+
+def check_protected(method: Method, options: Mapping[str, Any], layers: int, arch: Arch) -> None:
+    """Raise InputError if so few `layers` would stay that protected ones had to go."""
+    if method.protects is None:
+        return
+    first, last = method.protects(options)
+    if min(first, last) < 0:
+        raise UsageError(f"--protect {first},{last}: expected two numbers of layers")
+    gone, most = arch.layers - layers, max(0, arch.layers - first - last)
+    if gone > most:
+        raise InputError(
+            f"{gone} of {arch.layers} layers would go, but '{method.name}' protects the first "
+            f"{first} and the last {last}, so at most {most} can",
+            "remove less" + (", or protect fewer: --protect" if method.options else ""),
+        )
 
 
 def _flags(method: Method) -> str:
@@ -294,6 +310,12 @@ def plan(
         kept = (*range(start), *range(start + skip, arch.layers))
         return Plan(layers=kept)
     if method.rule == "lowest":
+        ranked = int(scores["layers"].isfinite().sum())
+        if ranked < arch.layers - amount.layers and method.protects is not None:
+            raise InputError(
+                f"these scores rank {ranked} layers, {arch.layers - amount.layers} are to go",
+                "score again with this amount",
+            )
         # the later of two equal layers goes first, as documented in the method
         return Plan(layers=best(scores["layers"], amount.layers, later_first=True))
     layers = range(arch.layers)

@@ -123,10 +123,12 @@ def skipped(methods: list[Method], amount: Amount, checkpoint: Checkpoint) -> in
         if any(need.points == ("model",) for need in method.needs):
             if amount == Amount():
                 raise UsageError(
-                    f"'{method.name}' tries every block of as many layers as will go",
+                    f"'{method.name}' tries out what it removes",
                     "say how many with --ratio or --layers",
                 )
-            return checkpoint.arch.layers - allocate.sizes(method, amount, checkpoint.arch).layers
+            kept = allocate.sizes(method, amount, checkpoint.arch).layers
+            allocate.check_protected(method, method.resolve({}), kept, checkpoint.arch)
+            return checkpoint.arch.layers - kept
     if amount != Amount():
         raise UsageError("the statistics of these methods do not depend on an amount")
     return None
@@ -149,7 +151,12 @@ def collect(
         yield from run.dense(runner, found.ids, of_layers)
     if of_layers != needs:
         assert skip is not None, "skipped() was asked"
-        yield {f"skip_loss.{skip}": run.skip_losses(runner, found.ids, skip)}
+        for name in _of_models(needs):
+            yield {f"{name}.{skip}": run.OF_MODELS[name][0](runner, found.ids, skip)}
+
+
+def _of_models(needs: tuple[Need, ...]) -> list[str]:
+    return [need.collector for need in needs if need.points == ("model",)]
 
 
 def write_stats(
@@ -176,7 +183,11 @@ def write_stats(
     assert found is not None, "statistics come from tokens"
     extra = {}
     if skip is not None:
-        extra[f"skip_loss.{skip}"] = Spec("F64", (checkpoint.arch.layers - skip + 1,))
+        from prunecli.stats import run
+
+        for name in _of_models(needs):
+            count = run.OF_MODELS[name][1](checkpoint.arch.layers, skip)
+            extra[f"{name}.{skip}"] = Spec("F64", (count,))
     return _write(
         out,
         lambda: collect(checkpoint, found, needs, skip, compute, report),

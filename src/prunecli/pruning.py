@@ -254,6 +254,7 @@ def _prepare(request: Request, checkpoint: Checkpoint) -> Prepared:
         return Prepared(options, granularity, _plan_results(plan, arch, child), size)
     assert method is not None
     sizes = allocate.sizes(method, request.amount, arch, request.structure)
+    allocate.check_protected(method, request.options, sizes.layers, arch)
     options |= {"sizes": asdict(sizes)}
     # the shape must have a container before anything is computed; of ragged plans the widest has
     child = arch.child(

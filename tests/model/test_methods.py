@@ -30,6 +30,7 @@ STAGED = [
     ("minitron-width", {"hidden_score": "nvidia", "mlp_score": "nvidia"}),
     ("minitron-depth", {}),
     ("shortgpt", {}),
+    ("sleb", {}),
 ]  # fmt: skip
 
 
@@ -167,6 +168,54 @@ def test_every_depth_candidate_is_that_of_the_naive_loop(llama, calibration):
         assert found.equal(torch.stack(naive) / tokens)
 
 
+def naive_loss(folder, ids, layers) -> float:
+    """Return the mean loss of a stock model from which all but these layers were deleted."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    kept = torch.nn.ModuleList(model.model.layers[i] for i in layers)
+    for index, layer in enumerate(kept):
+        layer.self_attn.layer_idx = index
+    model.model.layers, model.config.num_hidden_layers = kept, len(kept)
+    with torch.no_grad():
+        logits = model(ids.long(), use_cache=False).logits[:, :-1].flatten(0, 1)
+    return float(torch.nn.functional.cross_entropy(logits, ids[:, 1:].long().flatten()))
+
+
+def test_greedy_removal_is_that_of_the_naive_loop(calibration, tmp_path):
+    """Round by round on whole models, each tried and kept as SLEB says."""
+    model = tiny.make(tmp_path / "m", "llama", num_hidden_layers=6)
+    ids = load_file(calibration.rsplit(":", 1)[0])["ids"]
+    alive, gone = list(range(6)), []
+    for _ in range(3):
+        losses = {
+            layer: naive_loss(model, ids, [i for i in alive if i != layer]) for layer in alive[1:-1]
+        }
+        gone.append(min(losses, key=losses.__getitem__))
+        alive.remove(gone[-1])
+    rounds = run.greedy_skips(run.Runner(Checkpoint(str(model)), Compute()), ids, 3)
+    assert [rounds.tolist().index(turn) for turn in range(3)] == gone
+    assert rounds.isinf().sum() == 3
+    made = cut(model, tmp_path / "out", "sleb", calibration, Amount(layers=3))
+    assert made.results["removed_layers"] == sorted(gone)
+
+
+def test_protected_layers_are_never_let_go(llama, calibration, tmp_path):
+    with pytest.raises(
+        PruneError, match=r"3 of 4 layers would go.*protects the first 1 and the la"
+    ):
+        cut(llama, tmp_path / "out", "sleb", calibration, Amount(layers=1))
+    assert not (tmp_path / "out").exists()
+
+
+def test_scores_of_fewer_removals_do_not_do(llama, calibration, tmp_path):
+    stats, scores = str(tmp_path / "s.safetensors"), str(tmp_path / "c.safetensors")
+    calibrate(str(llama), stats, methods=["sleb"], amount=Amount(layers=3), data=Data(calibration))
+    score(str(llama), scores, method="sleb", stats=stats)
+    with pytest.raises(PruneError, match="rank 1 layers, 2 are to go"):
+        prune(str(llama), str(tmp_path / "out"), method="sleb", scores=scores, amount=HALF)
+
+
 def test_permuted_hidden_channels_permute_their_scores(llama, calibration, tmp_path):
     order = torch.randperm(48, generator=torch.Generator().manual_seed(0))
     from safetensors.torch import save_file
@@ -193,7 +242,7 @@ def test_three_steps_give_the_bytes_of_one(method, options, llama, calibration, 
     made = cut(
         llama, tmp_path / "one", method, calibration, options=options, keep=str(tmp_path / "kept")
     )
-    amount = HALF if method == "minitron-depth" else None
+    amount = HALF if registry.get(method).needs[0].points == ("model",) else None
     stats, scores = str(tmp_path / "s.safetensors"), str(tmp_path / "c.safetensors")
     scored = {k: v for k, v in options.items() if k != "bias"}
     calibrate(str(llama), stats, methods=[method], amount=amount, data=Data(calibration))

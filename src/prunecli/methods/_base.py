@@ -78,7 +78,10 @@ Formula = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Method:
-    """The record of one method; `name` is its file's name with `-` for `_`."""
+    """The record of one method; `name` is its file's name with `-` for `_`.
+
+    `protects` tells from the options how many of the first and of the last layers always stay.
+    """
 
     name: str
     title: str
@@ -96,6 +99,7 @@ class Method:
     score: Formula | None = None
     score_layers: Formula | None = None
     compensates: bool = False
+    protects: Callable[[Mapping[str, Any]], tuple[int, int]] | None = None
 
     def resolve(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return every option with its value, defaults filled in.

@@ -5,7 +5,7 @@ of all sequences live in one buffer that each layer overwrites in place.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib import import_module
 from types import ModuleType
@@ -289,29 +289,62 @@ def sequence_losses(runner: Runner, ids: Tensor, without: range = range(0)) -> T
 
 
 @torch.no_grad()
-def skip_losses(runner: Runner, ids: Tensor, skip: int) -> Tensor:
-    """Return the mean loss per token without layers [i, i + skip), for every i: [L - skip + 1].
+def skip_losses(
+    runner: Runner,
+    ids: Tensor,
+    skip: int,
+    alive: Sequence[int] | None = None,
+    starts: range | None = None,
+) -> Tensor:
+    """Return the mean loss per token without `skip` layers in a row, for every start.
 
-    Candidates share the dense prefix: the stream that enters layer i goes on, for candidate i, at
-    layer i + skip. A batch of rows at a time, so that memory does not grow with the calibration
+    The model is that of the `alive` layers (all of them), `starts` are positions among these.
+    Candidates share the dense prefix: the stream that enters the layer at i goes on, for candidate
+    i, at i + skip. A batch of rows at a time, so that memory does not grow with the calibration
     set; half the layer runs of trying each alone.
     """
-    depth = runner.arch.layers
-    totals = torch.zeros(depth - skip + 1, dtype=torch.float64)
+    alive = range(runner.arch.layers) if alive is None else alive
+    depth = len(alive)
+    starts = range(depth - skip + 1) if starts is None else starts
+    totals = torch.zeros(len(starts), dtype=torch.float64)
     steps = list(batches(ids))
     for rows in runner.report.track(steps, "trying blocks", len(steps), "batches"):
         dense_state = runner.embed(ids[rows]).to(runner.device)
-        streams: list[Tensor] = []
-        for j in range(depth):
-            if j <= depth - skip:
-                streams.append(dense_state)
+        streams: dict[int, Tensor] = {}
+        for position, j in enumerate(alive):
+            if position in starts:
+                streams[position] = dense_state
             layer = runner.layer(j)
-            for i in range(min(j - skip, depth - skip) + 1):
-                streams[i] = runner.forward(layer, j, streams[i])
-            if j < depth - skip:
+            for start, stream in streams.items():
+                if start + skip <= position:
+                    streams[start] = runner.forward(layer, j, stream)
+            if position < starts[-1]:
                 dense_state = runner.forward(layer, j, dense_state)
-        if skip == 0:  # a start after the last layer is the whole model, too
-            streams.append(dense_state)
-        for i, stream in enumerate(streams):
-            totals[i] += runner.losses(stream, ids[rows]).sum()
+        if depth in starts:  # a start after the last layer is the whole model
+            streams[depth] = dense_state
+        for index, start in enumerate(starts):
+            totals[index] += runner.losses(streams[start], ids[rows]).sum()
     return totals / (ids.shape[0] * (ids.shape[1] - 1))
+
+
+def greedy_skips(runner: Runner, ids: Tensor, count: int) -> Tensor:
+    """Return in which round each layer goes [L]: 0 .. count - 1, infinite for those that stay.
+
+    In each round every alive layer but the first and the last is tried, and the one goes without
+    which the loss is lowest.
+    """
+    alive = list(range(runner.arch.layers))
+    rounds = torch.full((len(alive),), torch.inf, dtype=torch.float64)
+    for turn in runner.report.track(range(count), "removing layers", count, "layers"):
+        losses = skip_losses(runner, ids, 1, alive, range(1, len(alive) - 1))
+        rounds[alive.pop(1 + int(losses.argmin()))] = turn
+    return rounds
+
+
+# statistics of whole models: how they are made, and how many figures they have for a model of
+# `layers` layers of which `skip` go
+WholeStatistic = tuple[Callable[[Runner, Tensor, int], Tensor], Callable[[int, int], int]]
+OF_MODELS: dict[str, WholeStatistic] = {
+    "skip_loss": (skip_losses, lambda layers, skip: layers - skip + 1),
+    "greedy_skip": (greedy_skips, lambda layers, skip: layers),
+}
