@@ -4,8 +4,8 @@
     python benchmarks/throughput.py [ROUNDS]
 
 Same model, rows, batch and type, alternating in one process; printed are medians of the ratios of
-neighbours, so that a machine that slows down for a while slows both. The Trainer needs accelerate
-(pip install 'prunecli[demo]') and is left out without it.
+neighbours, so that a machine that slows down for a while slows both. The Trainer is left out
+where accelerate is missing.
 """
 
 import json

@@ -8,6 +8,7 @@ for, 2:4 kernels) follow torch's documentation and have not been run on a GPU.
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from inspect import signature
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -90,9 +91,12 @@ class Subject:
 
     @torch.no_grad()
     def _decode(self, made: Any) -> None:
+        # what the cache is called differs between versions of transformers
+        takes = signature(self.model.forward).parameters
+        cache = "cache" if "cache" in takes else "past_key_values"
         for _ in range(self.timing.decode_tokens):
             token: Tensor = made.logits[:, -1:].argmax(-1)
-            made = self.model(token, past_key_values=made.past_key_values, use_cache=True)
+            made = self.model(token, use_cache=True, **{cache: made[cache]})
 
     def _train(self, _: None) -> None:
         if self._optimizer is None:

@@ -129,13 +129,6 @@ class Runner:
         )
 
         positions = torch.arange(hidden.shape[1], device=self.device)[None]
-        arguments = {
-            "config": self.config,
-            "inputs_embeds": hidden,
-            "attention_mask": None,
-            "past_key_values": None,
-            "position_ids": positions,
-        }
         makers = {
             "full_attention": create_causal_mask,
             "sliding_attention": create_sliding_window_causal_mask,
@@ -148,7 +141,11 @@ class Runner:
                 "position_ids": positions,
                 "position_embeddings": self._rotary(hidden, positions),
             },
-            "masks": {kind: makers[kind](**arguments) for kind in kinds},
+            # neither padding nor a cache, whose name differs between versions of transformers
+            "masks": {
+                kind: makers[kind](self.config, hidden, None, None, position_ids=positions)
+                for kind in kinds
+            },
         }
 
     def forward(self, layer: nn.Module, i: int, hidden: Tensor) -> Tensor:
