@@ -95,6 +95,8 @@ def speed(
     for name in timing.quantities:
         if name not in QUANTITIES:
             raise UsageError(f"unknown quantity '{name}'{suggest(name, list(QUANTITIES))}")
+    if not timing.quantities and not flops_only:
+        raise UsageError("nothing to time", f"--measure takes {', '.join(QUANTITIES)}")
     found = [Model.open(path, flops_only) for path in ([base] if base else []) + [model]]
     if out is not None:
         place.check_place(out, output, [Path(one.path) for one in found if one.checkpoint is None])

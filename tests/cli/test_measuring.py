@@ -87,6 +87,8 @@ def test_a_touched_but_equal_file_is_no_change(run, pruned):
         (["table", "--reference", "paper", "--plot", "x.gif"], 2, "ending in .png or .svg or .pdf"),
         (["table", "--reference", "paper", "--html", "x.txt"], 2, "ending in .html"),
         (["table", "--reference", "paper", "--budget", "5"], 2, "--budget belongs to --advise"),
+        (["table", "--reference", "paper", "--advise", "--plot", "x.svg"], 2, "prints advice only"),
+        (["speed", "--measure", ",", "x"], 2, "nothing to time"),
         (["table", "none"], 4, "no such file or folder"),
         (["speed", "none"], 4, "none"),
         (["speed", "--flops-only", "none"], 4, "none"),

@@ -13,6 +13,7 @@ import pytest
 
 from prunecli import matching
 from prunecli.errors import InputError, OutputExists, UsageError
+from prunecli.evaluation.evaluate import MODEL
 from prunecli.io import sidecar
 from prunecli.io.sidecar import Input, Recorder, Trained
 from prunecli.tables import LAYOUT_NAMES, advice, figures, page, reference, table, verb
@@ -158,7 +159,11 @@ class Runs:
                 Input.model_validate({"role": "evaluation", "digest": digest, **meta}),
             ],
             outputs={},
-            results={"data": [measured | data], "tasks": list(tasks)},
+            results={
+                "data": [measured | data],
+                "tasks": list(tasks),
+                "model": {k: v for k, v in model.results.items() if k in MODEL},
+            },
             parent=model,
         )
         (self.folder / f"{name}.json").write_text(record.text())
@@ -205,6 +210,20 @@ def test_own_runs_in_the_papers_layout(runs):
     # 0.6 - 0.5 with 100 items: more than sqrt(0.24 + 0.25) / 10; 0.6 - 0.58 is less
     assert "within_noise" not in row
     assert found["whole - p", "pruned-p40"]["within_noise"] == ["cloze", "average"]
+
+
+def test_evaluations_alone_tell_as_much(runs, tmp_path):
+    """Their histories are those of their models: no checkpoint needs to lie beside them."""
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    for name in ("e-p", "e-s", "e-whole"):
+        (alone / f"{name}.json").write_bytes((runs.folder / f"{name}.json").read_bytes())
+    made = {row["name"]: row for row in differences(table([str(alone)], "table16"))}
+    assert made.keys() == {"e-s - e-p", "e-whole - e-p"}
+    assert made["e-s - e-p"]["loss_text.txt"] == pytest.approx(-1.0)
+    rows = table([str(alone)]).objects()
+    assert {row["method"] for row in rows} == {"flap", "train"}
+    assert all(row["seconds"] is None for row in rows)
 
 
 def test_scaling_has_no_equal_total(runs):
@@ -256,6 +275,12 @@ def test_measures_of_other_weights_are_marked(runs):
     runs.eval("e-s", runs.models["s"], 3.0, weights="replaced")
     assert "measured on other weights" in table([str(runs.folder)], "table16").render("md")
     assert "measured on other weights" in table([str(runs.folder)]).render("md")
+
+
+def test_a_model_measured_twice_says_so(runs):
+    runs.eval("f-s", runs.models["s"], 3.1, [task(value=0.4, n=50, digest="some items")])
+    text = table([str(runs.folder)], "table16").render("md")
+    assert "measured more than once, also with items 100 (items) instead of 50" in text
 
 
 def forge(record, path, value):

@@ -165,7 +165,7 @@ def _print(made: list[Made], as_json: bool) -> None:
             str(task["n"]),
         ]
         for one in made
-        for task in one.results["tasks"]
+        for task in one.results.get("tasks", [])
     ]
     if rows and tasks:
         print()

@@ -74,6 +74,10 @@ def table(
     report = options.settings(context, quiet=quiet, verbose=verbose)
     if budget is not None and not advise:
         raise UsageError("--budget belongs to --advise")
+    if advise and (layout or figure or plot or html):
+        raise UsageError(
+            "--advise prints advice only", "leave out --layout, --figure, --plot, --html"
+        )
     given = options.read_paths() if paths == ["-"] else paths or []
     from prunecli.tables import verb
 

@@ -23,6 +23,7 @@ from prunecli.writing import FLOPS_TOKENS
 
 SUITES = ("paper",)
 SUITE_DATA = ("c4", "wikitext103", "wikitext2", "cnn_dailymail")
+MODEL = ("method", "granularity", "ratio", "params", "nonzero", "sizes", "flops", "flops_tokens")
 SUITE_WINDOWS, SUITE_LENGTH = 256, 8192
 
 
@@ -147,6 +148,8 @@ def _results(
         "params": arch.total_params,
         "flops": made_by.get("flops", arch.flops(FLOPS_TOKENS)),
         "flops_tokens": FLOPS_TOKENS,
+        # so that an evaluation can be told from, where its checkpoint does not lie beside it
+        "model": {name: made_by[name] for name in MODEL if name in made_by},
     }
     mean = harness.average(tasks)
     return results if mean is None else {**results, "average": mean}

@@ -29,6 +29,7 @@ from prunecli.tables.entries import (
     Measure,
     mean_of_tasks,
     pooled,
+    unlike,
 )
 from prunecli.tables.render import count
 
@@ -65,6 +66,9 @@ def collect(paths: list[str]) -> Models:
     for path, record in found:
         if record.kind == "checkpoint":
             made.setdefault(record.id, (path, record))
+    for path, record in found:
+        if record.kind == "eval" and (told := _told(record)) is not None:
+            made.setdefault(told.id, (path, told))
     by_digest = {record.outputs.get("digest"): key for key, (_, record) in made.items()}
     models = Models(made, [])
     for path, record in found:
@@ -74,6 +78,26 @@ def collect(paths: list[str]) -> Models:
             models.measured.append((path, record, key))
     models.wrong = {key: wrong for key in made if (wrong := _wrong(models, key))}
     return models
+
+
+def _told(record: Sidecar) -> Sidecar | None:
+    """Return a checkpoint's sidecar as its evaluation tells it, None for one without a history."""
+    model, results = record.inputs[0], record.results.get("model")
+    if model.id is None or not results or len(record.history) < 2:
+        return None
+    last = record.history[-2]
+    return record.model_copy(
+        update={
+            "kind": "checkpoint",
+            "id": model.id,
+            "made_by": record.made_by.model_copy(update={"command": last.command}),
+            "options": last.options,
+            "inputs": last.inputs,
+            "outputs": {"digest": model.digest},
+            "results": results,
+            "history": record.history[:-1],
+        }
+    )
 
 
 def _wrong(models: Models, key: str) -> str:
@@ -273,9 +297,13 @@ def _measures(models: Models) -> dict[str, dict[str, Measure]]:
             continue
         made = models.made[key][1]
         stale = record.inputs[0].digest != made.outputs.get("digest")
-        found[key] |= {
-            k: replace(m, note=STALE if stale else "") for k, m in measures_of(record).items()
-        }
+        for name, measure in measures_of(record).items():
+            before = found[key].get(name)
+            again = before is not None and unlike(before, measure)
+            note = (
+                STALE if stale else f"measured more than once, also with {again}" if again else ""
+            )
+            found[key][name] = replace(measure, note=note)
     for measures in found.values():
         _average(measures)
     return found

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from prunecli.errors import InputError
+from prunecli.io import sidecar
 from prunecli.io.sidecar import Sidecar
 from prunecli.tables.collect import STALE, Models, name_of, twins
 from prunecli.tables.render import Cell, Column, Row, Table
@@ -130,6 +131,7 @@ def _row(
 ) -> Row:
     """Return one row: a model's making beside one measurement of it."""
     where, made = models.made[key] if key else (path, None)
+    whole = where.name == sidecar.FOLDER_SIDECAR
     wrong = models.wrong.get(key, "") if key else ""
     if made and evaluation and evaluation.inputs[0].digest != made.outputs.get("digest"):
         wrong = wrong or STALE
@@ -153,6 +155,7 @@ def _row(
         "perplexity": measured.get("perplexity"),
         "accuracy": 100 * measured["value"] if "value" in measured else None,
         "sd": 100 * measured["sigma"] if "sigma" in measured else None,
-        "seconds": made.run.seconds if made else None,
-        "peak_mb": made.run.peak_bytes / 1e6 if made else None,
+        # an evaluation tells what its model is, not what it took to make it
+        "seconds": made.run.seconds if made and whole else None,
+        "peak_mb": made.run.peak_bytes / 1e6 if made and whole else None,
     }
