@@ -78,6 +78,13 @@ def as_object(made: Made) -> dict[str, Any]:
     return {"path": made.path, "sidecar": made.sidecar, "results": made.results}
 
 
+def print_objects(made: list[Made]) -> None:
+    """Print the object of --json: of one model, or of several without their sidecars."""
+    objects = [as_object(one) for one in made]
+    many = {"results": [{"path": o["path"], "results": o["results"]} for o in objects]}
+    print(json.dumps(objects[0] if len(objects) == 1 else many))
+
+
 def print_made(made: Made, as_json: bool, dry_run: bool = False) -> None:
     """Print what was made: its path as typed, or with --json one object."""
     if as_json or dry_run:

@@ -1,6 +1,5 @@
 """`prunecli eval`."""
 
-import json as jsonlib
 from dataclasses import replace
 from typing import Annotated
 
@@ -92,11 +91,7 @@ def evaluate(
     and not measured again when the same command is given once more.
     """
     report = options.settings(context, quiet=quiet, verbose=verbose)
-    folders = options.read_paths() if models == ["-"] else models
-    if "-" in folders:
-        raise UsageError("stdin ('-') must be the only IN")
-    if out is not None and (len(folders) > 1 or not out.endswith(".json")):
-        raise UsageError(f"--out takes one IN and a .json file, got {len(folders)} and '{out}'")
+    folders = options.models_of(models, out)
     from prunecli.evaluation.evaluate import evaluate as measure
     from prunecli.evaluation.evaluate import suite as of_suite
 
@@ -136,9 +131,7 @@ def evaluate(
 
 def _print(made: list[Made], as_json: bool) -> None:
     if as_json:
-        objects = [console.as_object(one) for one in made]
-        many = {"results": [{"path": o["path"], "results": o["results"]} for o in objects]}
-        print(jsonlib.dumps(objects[0] if len(objects) == 1 else many))
+        console.print_objects(made)
         return
     headings = ["model", "source", "tokens", "loss", "perplexity"]
     rows = [

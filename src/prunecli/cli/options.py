@@ -266,6 +266,16 @@ def read_paths() -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
+def models_of(given: list[str], out: str | None) -> list[str]:
+    """Return the models of a command that takes several, or stdin; --out is for one of them."""
+    found = read_paths() if given == ["-"] else given
+    if "-" in found:
+        raise UsageError("stdin ('-') must be the only IN")
+    if out is not None and (len(found) > 1 or not out.endswith(".json")):
+        raise UsageError(f"--out takes one IN and a .json file, got {len(found)} and '{out}'")
+    return found
+
+
 def from_stdin(*values: str | None) -> list[str | None]:
     """Return path arguments with one `-` replaced by the path on stdin."""
     if values.count("-") > 1:

@@ -1,13 +1,11 @@
 """`prunecli speed`."""
 
-import json as jsonlib
 from typing import Annotated, Any
 
 import typer
 
 from prunecli.cli import console, options
 from prunecli.cli.options import option
-from prunecli.errors import UsageError
 from prunecli.settings import Compute, Made, Timing
 
 
@@ -67,11 +65,7 @@ def speed(
     models beside a base are loaded twice, in either order, and measured for so many rounds each.
     """
     report = options.settings(context, quiet=quiet, verbose=verbose)
-    folders = options.read_paths() if models == ["-"] else models
-    if "-" in folders:
-        raise UsageError("stdin ('-') must be the only IN")
-    if out is not None and (len(folders) > 1 or not out.endswith(".json")):
-        raise UsageError(f"--out takes one IN and a .json file, got {len(folders)} and '{out}'")
+    folders = options.models_of(models, out)
     from prunecli.speeds import speed as measured
 
     quantities = tuple(filter(None, (name.strip() for name in measure.split(","))))
@@ -105,9 +99,7 @@ def speed(
 
 def _print(made: list[Made], as_json: bool) -> None:
     if as_json:
-        objects = [console.as_object(one) for one in made]
-        many = {"results": [{"path": o["path"], "results": o["results"]} for o in objects]}
-        print(jsonlib.dumps(objects[0] if len(objects) == 1 else many))
+        console.print_objects(made)
         return
     headings = ["model", "parameters", "non-zero", "FLOPs", "training FLOPs", "tokens"]
     rows = [

@@ -228,7 +228,7 @@ def _parents(models: Models) -> set[str]:
 def _recipe(record: Sidecar) -> list[Any]:
     """Return how a model was made but for its seeds; two seeds of one run have this in common."""
     steps = [
-        (step.command, {k: v for k, v in step.options.items() if k not in ("seed", "lr")})
+        (step.command, {k: v for k, v in step.options.items() if k != "seed"})
         for step in record.history
     ]
     exposure = matching.exposure(record.history)

@@ -167,13 +167,14 @@ def build(layout: Layout, entries: list[Entry]) -> Table:
 
     Pairs that are not token-matched get no difference row but a line that says why.
     """
-    entries, notes = _marked(entries)
+    entries = _marked(entries)
     measured = () if layout.measures == () else columns_of(entries)
     if layout.measures:
         own = tuple(column for column in measured if column not in MEASURES)
         measured = (*(c for c in measured if c.key in layout.measures), *own)
         measured = tuple(sorted(measured, key=lambda column: column is AVERAGE))
     rows: list[Row] = []
+    notes: list[str] = []
     for group in _groups(layout, entries):
         rows += [_values(entry) for entry in group]
         differences, unfair = _differences(layout, group, measured)
@@ -198,8 +199,10 @@ def _columns(layout: Layout, rows: list[Row], measured: tuple[Column, ...]) -> t
 
 
 def _groups(layout: Layout, entries: list[Entry]) -> list[list[Entry]]:
-    """Return the rows that stand together: of one method and ratio, and where differences are
-    between equal token counts only, of one token count."""
+    """Return the rows that stand together: those of one method and ratio.
+
+    The paper's are apart by token count, too, where only equal counts are subtracted.
+    """
     found: dict[tuple[object, ...], list[Entry]] = {}
     apart = matching.EQUAL_TOTAL not in layout.settings
     for entry in entries:
@@ -225,7 +228,8 @@ def _values(entry: Entry) -> Row:
     row |= {key: Cell(shape[key], note=notes.get(key, "")) for key in shape if key != "notes"}
     if "flops" in shape:
         row["tflops_exact"] = shape["flops"] / 1e12
-        row["tflops_official"] = shape.get("flops_official", shape["flops"]) / 1e12
+    if "flops_official" in shape:
+        row["tflops_official"] = shape["flops_official"] / 1e12
     for key, measure in entry.measures.items():
         row[key] = Cell(measure.value, spread=measure.spread, note=measure.note)
     return row
@@ -273,7 +277,7 @@ def _differences(
     return rows, alone
 
 
-def _marked(entries: list[Entry]) -> tuple[list[Entry], list[str]]:
+def _marked(entries: list[Entry]) -> list[Entry]:
     """Return entries whose cells say where they differ from most of their column.
 
     Figures on other tokens, by another tokenizer, task version or metric look the same but are not.
@@ -284,7 +288,7 @@ def _marked(entries: list[Entry]) -> tuple[list[Entry], list[str]]:
         if found:
             most = Counter(measure.protocol for measure in found).most_common(1)[0][0]
             usual[column] = next(m for m in found if m.protocol == most)
-    return [_against(entry, usual) for entry in entries], []
+    return [_against(entry, usual) for entry in entries]
 
 
 def _against(entry: Entry, usual: dict[str, Measure]) -> Entry:
