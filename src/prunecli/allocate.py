@@ -110,8 +110,6 @@ def check_protected(method: Method, options: Mapping[str, Any], layers: int, arc
     if method.protects is None:
         return
     first, last = method.protects(options)
-    if min(first, last) < 0:
-        raise UsageError(f"--protect {first},{last}: expected two numbers of layers")
     gone, most = arch.layers - layers, max(0, arch.layers - first - last)
     if gone > most:
         raise InputError(

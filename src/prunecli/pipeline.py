@@ -146,13 +146,23 @@ def collect(
     from prunecli.stats import run
 
     runner = run.Runner(checkpoint, compute, report)
-    of_layers = tuple(need for need in needs if need.points != ("model",))
+    of_gradients = _of_gradients(needs)
+    of_layers = tuple(
+        need for need in needs if need.points != ("model",) and need.collector not in of_gradients
+    )
     if of_layers:
         yield from run.dense(runner, found.ids, of_layers)
-    if of_layers != needs:
+    if of_gradients:
+        yield run.gradients(runner, found.ids, of_gradients)
+    for name in _of_models(needs):
         assert skip is not None, "skipped() was asked"
-        for name in _of_models(needs):
-            yield {f"{name}.{skip}": run.OF_MODELS[name][0](runner, found.ids, skip)}
+        yield {f"{name}.{skip}": run.OF_MODELS[name][0](runner, found.ids, skip)}
+
+
+def _of_gradients(needs: tuple[Need, ...]) -> list[str]:
+    from prunecli.stats import run
+
+    return [need.collector for need in needs if need.collector in run.OF_GRADIENTS]
 
 
 def _of_models(needs: tuple[Need, ...]) -> list[str]:
@@ -182,6 +192,9 @@ def write_stats(
     found = source.found
     assert found is not None, "statistics come from tokens"
     extra = {}
+    for name in _of_gradients(needs):
+        for i in range(checkpoint.arch.layers):
+            extra[f"{checkpoint.arch.point(i, 'block')}.{name}"] = Spec("F64", (1,))
     if skip is not None:
         from prunecli.stats import run
 

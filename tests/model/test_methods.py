@@ -20,6 +20,8 @@ from prunecli.settings import Amount, Compute, Data, Output
 from prunecli.stats import run
 
 HALF = Amount(ratio=0.5)
+# four layers are fewer than are protected by default, and few containers hold biases
+ON_TINY = {"flap": {"bias": "drop"}, "shortened-llama": {"protect": "1,1"}}
 STAGED = [
     *(
         ("flap", {"structure": structure, "bias": bias})
@@ -31,6 +33,7 @@ STAGED = [
     ("minitron-depth", {}),
     ("shortgpt", {}),
     ("sleb", {}),
+    ("shortened-llama", {"protect": "1,1"}),
 ]  # fmt: skip
 
 
@@ -53,7 +56,7 @@ def test_what_always_holds(method, family, models, calibration, tmp_path):
     """Every method on every family: loads in transformers, repeats, leaves its input alone."""
     model = models(family)
     before = {path.name: path.read_bytes() for path in model.iterdir()}
-    options = {"bias": "drop"} if method == "flap" else {}
+    options = ON_TINY.get(method, {})
     made = cut(model, tmp_path / "a", method, calibration, options=options)
     cut(model, tmp_path / "b", method, calibration, options=options)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
@@ -198,6 +201,42 @@ def test_greedy_removal_is_that_of_the_naive_loop(calibration, tmp_path):
     assert rounds.isinf().sum() == 3
     made = cut(model, tmp_path / "out", "sleb", calibration, Amount(layers=3))
     assert made.results["removed_layers"] == sorted(gone)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_taylor_scores_are_those_of_autograd(tied, calibration, tmp_path):
+    """Streamed layer by layer against one backward pass through a whole stock model."""
+    from transformers import AutoModelForCausalLM
+
+    model = tiny.make(tmp_path / "m", "llama", tie_word_embeddings=tied)
+    ids = load_file(calibration.rsplit(":", 1)[0])["ids"]
+    runner = run.Runner(Checkpoint(str(model)), Compute())
+    found = run.gradients(runner, ids, ["taylor"])
+    whole = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    logits = whole(ids.long(), use_cache=False).logits[:, :-1].flatten(0, 1)
+    torch.nn.functional.cross_entropy(logits, ids[:, 1:].long().flatten()).backward()
+    for i, layer in enumerate(whole.model.layers):
+        naive = sum(
+            float((w.detach().double() * w.grad.double()).abs().sum()) for w in layer.parameters()
+        )
+        assert float(found[f"model.layers.{i}:out.taylor"]) == pytest.approx(naive, rel=1e-4)
+
+
+def test_the_first_and_last_layers_stay(calibration, tmp_path):
+    model = tiny.make(tmp_path / "m", "llama", num_hidden_layers=9)
+    made = cut(model, tmp_path / "a", "shortened-llama", calibration, Amount(layers=6))
+    assert made.results["removed_layers"] == [4, 5, 6]
+    with pytest.raises(PruneError, match=r"4 of 9 layers would go.*at most 3 can.*--protect"):
+        cut(model, tmp_path / "b", "shortened-llama", calibration, Amount(layers=5))
+    with pytest.raises(PruneError, match="expected FIRST,LAST"):
+        cut(
+            model,
+            tmp_path / "b",
+            "shortened-llama",
+            calibration,
+            Amount(layers=6),
+            options={"protect": "four"},
+        )
 
 
 def test_protected_layers_are_never_let_go(llama, calibration, tmp_path):

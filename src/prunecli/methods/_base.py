@@ -73,6 +73,16 @@ class LayerView:
     kv_heads: int
 
 
+def layers_of(protect: str) -> tuple[int, int]:
+    """Return the two numbers of FIRST,LAST; raise UsageError for anything else."""
+    from prunecli.errors import UsageError
+
+    first, comma, last = protect.partition(",")
+    if not (comma and first.strip().isdigit() and last.strip().isdigit()):
+        raise UsageError(f"--protect '{protect}': expected FIRST,LAST, two numbers of layers")
+    return int(first), int(last)
+
+
 Formula = Callable[..., Any]
 
 

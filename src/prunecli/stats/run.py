@@ -160,23 +160,56 @@ class Runner:
         `hidden` [B, T, D] left the last layer, `ids` is [B, T]. Logits are fp32, made for a piece
         of the vocabulary at a time, so that no [T, V] matrix is ever held.
         """
+        states = self._normed(hidden.to(self.device)).float().flatten(0, 1)
+        targets = ids[:, 1:].to(self.device).long().flatten()
+        total, target = self._scored(states, targets)
+        return (total - target).double().view(len(ids), -1).sum(1).cpu()
+
+    def loss_gradient(self, hidden: Tensor, ids: Tensor, tokens: int) -> Tensor:
+        """Return the gradient [B, T, D] of these sequences' summed loss over `tokens`."""
+        before = hidden.detach().to(self.device).requires_grad_(True)
+        normed = self._normed(before)
+        states = normed.detach().float().flatten(0, 1)
+        targets = ids[:, 1:].to(self.device).long().flatten()
+        with torch.no_grad():
+            total, _ = self._scored(states, targets)
+            # of cross-entropy by its logits: probabilities less one at the target
+            flow = torch.zeros_like(states)
+            for piece, inside, local in self._pieces(targets):
+                chance = (states @ piece.T - total[:, None]).exp()
+                chance.scatter_add_(1, local[:, None], -inside.float()[:, None])
+                flow += chance @ piece
+        flow = (flow / tokens).view(normed.shape).to(normed.dtype)
+        torch.autograd.backward(normed, flow)
+        assert before.grad is not None
+        return before.grad
+
+    def _normed(self, hidden: Tensor) -> Tensor:
+        """Return the states [B, T - 1, D] that the head reads, of all tokens but the last."""
         norm = self._class("RMSNorm")(self.arch.hidden, eps=self.config.rms_norm_eps)
         norm.weight.data = self.weight("model.norm.weight")
-        states = norm(hidden.to(self.device)[:, :-1]).float().flatten(0, 1)
-        targets = ids[:, 1:].to(self.device).long().flatten()
+        normed: Tensor = norm(hidden[:, :-1])
+        return normed
+
+    def _scored(self, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log of the summed exponentials of all logits, and the targets' logits."""
+        total = torch.full((len(states),), -torch.inf, device=self.device)
+        target = torch.zeros(len(states), device=self.device)
+        for piece, inside, local in self._pieces(targets):
+            logits = states @ piece.T
+            total = torch.logaddexp(total, logits.logsumexp(1))
+            target = torch.where(inside, logits.gather(1, local[:, None])[:, 0], target)
+        return total, target
+
+    def _pieces(self, targets: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield pieces [V', D] of the head in fp32, which targets are inside, and where."""
         head = self.checkpoint.tensor(
             "model.embed_tokens.weight" if self.arch.tied else "lm_head.weight"
         )
-        total = torch.full((len(states),), -torch.inf, device=self.device)
-        target = torch.zeros(len(states), device=self.device)
         for start in range(0, self.arch.vocab, VOCAB_CHUNK):
             piece = head[start : start + VOCAB_CHUNK].to(self.device).float()
-            logits = states @ piece.T
-            total = torch.logaddexp(total, logits.logsumexp(1))
             inside = (targets >= start) & (targets < start + len(piece))
-            local = (targets - start).clamp(0, len(piece) - 1)
-            target = torch.where(inside, logits.gather(1, local[:, None])[:, 0], target)
-        return (total - target).double().view(len(ids), -1).sum(1).cpu()
+            yield piece, inside, (targets - start).clamp(0, len(piece) - 1)
 
 
 def batches(ids: Tensor) -> Iterator[slice]:
@@ -338,6 +371,50 @@ def greedy_skips(runner: Runner, ids: Tensor, count: int) -> Tensor:
     return rounds
 
 
+def gradients(runner: Runner, ids: Tensor, names: list[str]) -> Stats:
+    """Return statistics of every layer's weights and their gradients of the mean loss.
+
+    One layer's gradients are in memory at a time: the states between layers are kept from a pass
+    forward, and each layer runs once more on the way back.
+    """
+    depth, steps = runner.arch.layers, list(batches(ids))
+    states = [runner.embed(ids)]
+    for i in runner.report.track(range(depth), "running forward", depth, "layers"):
+        layer = runner.layer(i)
+        states.append(torch.empty_like(states[0]))
+        with torch.no_grad():
+            for rows in steps:
+                after = runner.forward(layer, i, states[i][rows].to(runner.device))
+                states[i + 1][rows] = after.to(states[0].device)
+    flowing = states.pop()
+    tokens = ids.shape[0] * (ids.shape[1] - 1)
+    for rows in steps:
+        flowing[rows] = runner.loss_gradient(flowing[rows], ids[rows], tokens).to(flowing.device)
+    found: Stats = {}
+    for i in runner.report.track(range(depth)[::-1], "running back", depth, "layers"):
+        layer = runner.layer(i).requires_grad_(True)
+        entering = states.pop()
+        for rows in steps:
+            before = entering[rows].to(runner.device).requires_grad_(True)
+            after = runner.forward(layer, i, before)
+            torch.autograd.backward(after, flowing[rows].to(runner.device, after.dtype))
+            assert before.grad is not None
+            flowing[rows] = before.grad.to(flowing.device)
+        for name in names:
+            found[f"{runner.arch.point(i, 'block')}.{name}"] = OF_GRADIENTS[name](layer)
+    return dict(sorted(found.items()))
+
+
+def taylor(layer: nn.Module) -> Tensor:
+    """Return the sum of |w dL/dw| over all weights of a layer [1], in float64."""
+    total = torch.zeros(1, dtype=torch.float64)
+    for weight in layer.parameters():
+        assert weight.grad is not None
+        total += (weight.detach().float() * weight.grad.float()).abs().double().sum().cpu()
+    return total
+
+
+OF_GRADIENTS: dict[str, Callable[[nn.Module], Tensor]] = {"taylor": taylor}
 # statistics of whole models: how they are made, and how many figures they have for a model of
 # `layers` layers of which `skip` go
 WholeStatistic = tuple[Callable[[Runner, Tensor, int], Tensor], Callable[[int, int], int]]
