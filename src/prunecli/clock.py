@@ -52,6 +52,7 @@ class Subject:
         self.ids = torch.randint(model.arch.vocab, shape, generator=draw).to(self.device)
         self.peak = 0
         self._optimizer: Any = None
+        self._compressed = False
 
     def seconds(self, quantity: str) -> float:
         """Return the seconds of one pass of a quantity; what goes before it is not counted."""
@@ -113,9 +114,12 @@ class Subject:
         self._optimizer = None
 
     def compress(self, names: Sequence[str]) -> None:
-        """Replace 2:4 weights by torch's compressed ones, for inference only."""
+        """Replace 2:4 weights by torch's compressed ones, once, for inference only."""
         from torch.sparse import to_sparse_semi_structured
 
+        if self._compressed:
+            return
+        self._compressed = True
         for name in names:
             module = self.model.get_submodule(name.removesuffix(".weight"))
             weight = to_sparse_semi_structured(module.weight.detach())

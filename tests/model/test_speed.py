@@ -176,6 +176,24 @@ def test_2_4_kernels_where_the_gpu_has_them(llama, tmp_path, monkeypatch, capabi
     assert (found == clock.USED) is used
 
 
+def test_2_4_weights_are_compressed_once(llama, tmp_path, monkeypatch):
+    """Every block linear, after training, before both inference quantities."""
+    out = str(tmp_path / "p")
+    prune(str(llama), out, method="magnitude", amount=Amount(sparsity="2:4"))
+    given: list[torch.Tensor] = []
+
+    def compressed(weight):
+        given.append(weight)
+        return weight.clone()
+
+    monkeypatch.setattr("torch.sparse.to_sparse_semi_structured", compressed)
+    monkeypatch.setattr(clock, "_kernels", lambda *_: clock.USED)
+    speed(out, timing=Timing(rounds=1, decode_tokens=2))
+    assert len(given) == 4 * 7
+    for weight in given:
+        assert (weight.reshape(-1, 4).count_nonzero(1) <= 2).all()
+
+
 def test_sidecar_and_table(llama, calibration, tmp_path):
     out = str(tmp_path / "p")
     prune(str(llama), out, method="wanda", amount=Amount(sparsity="2:4"), data=Data(calibration))

@@ -103,10 +103,9 @@ def evaluate(
     ]
     state = nullcontext(None) if out is None else place.partial(out, key, restart)
     with state as folder:
-        done = [
-            _kept(folder, name, make)
-            for name, make in report.track(work, "evaluating", unit="measurement")
-        ]
+        # one D shows its own progress
+        several = report.track(work, "measuring", unit="measurement") if len(work) > 1 else work
+        done = [_kept(folder, name, make) for name, make in several]
         measured, accuracies = done[: len(read)], done[len(read) :]
         results = _results(checkpoint, measured, accuracies)
         record = recorder.sidecar(
