@@ -247,6 +247,12 @@ def test_code_needs_to_be_allowed(model, tmp_path, line):
         evaluate(model, tasks=on(tmp_path, "next4"))
 
 
+def test_underscores_in_a_path_are_no_code(model, tmp_path):
+    write_task(tmp_path / "my__tasks", "next4")
+    (task,) = evaluate(model, tasks=on(tmp_path / "my__tasks", "next4")).results["tasks"]
+    assert task["n"] == 12
+
+
 def test_bad_folders_and_models(model, folder, llama, tmp_path):
     with pytest.raises(InputError, match="no such folder"):
         evaluate(model, tasks=on(tmp_path / "none", "next4"))

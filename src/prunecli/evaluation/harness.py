@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -29,7 +30,8 @@ SUITE = (
 )
 METRICS = ("acc_norm", "acc")  # the first that a task has is the one that is stated
 CPU_BATCH = 8
-CODE = ("!function", "__")  # how a task file reaches Python: a tag, or out of a template
+# how a task file reaches Python: by a tag, or out of a template
+CODE = re.compile(r"!function|\{[{%][^}]*(?:__|\|\s*attr)")
 
 
 @dataclass(frozen=True)
@@ -112,10 +114,10 @@ def _check_folder(wanted: Tasks) -> None:
     if wanted.allow_code:
         return
     for path in sorted(folder.rglob("*.y*ml")):
-        text = path.read_text("utf-8", "replace")
-        if any(sign in text for sign in CODE):
+        found = CODE.search(path.read_text("utf-8", "replace"))
+        if found is not None:
             raise InputError(
-                f"task file '{path.name}' can run code ({' or '.join(CODE)} in it)",
+                f"task file '{path.name}' can run code ('{found[0]}' in it)",
                 "read it, then give --allow-code",
             )
 
