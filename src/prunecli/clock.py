@@ -73,11 +73,6 @@ class Subject:
         self.peak = max(self.peak, _peak(self.device) - before)
         return seconds
 
-    def tokens(self, quantity: str) -> int:
-        """Return how many tokens one pass of a quantity handles."""
-        length = self.timing.decode_tokens if quantity == "decode" else self.ids.shape[1]
-        return self.timing.batch_size * length
-
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -154,16 +149,15 @@ def measure(
                         subject.compress(_linears(found[index]))
             for index, taken in _rounds(subjects, quantity, timing, report).items():
                 times[quantity][index] += taken
-        peaks = [
-            max(peaks[i], subject.bytes + subject.peak) for i, subject in sorted(subjects.items())
-        ]
+        for index, subject in subjects.items():
+            peaks[index] = max(peaks[index], subject.bytes + subject.peak)
         # freed before the next are loaded
-        sizes = {name: subjects[order[-1]].tokens(name) for name in timing.quantities}
-        subjects.clear()
+        del subjects, subject
     told: dict[str, Any] = {"device": _name(device), "seq_len": length}
     told["semi_structured"] = _kernels(found[-1], device)
     for quantity, taken_by in times.items():
-        told[quantity] = _figures(taken_by, sizes[quantity])
+        tokens = timing.decode_tokens if quantity == "decode" else length
+        told[quantity] = _figures(taken_by, timing.batch_size * tokens)
     told["peak_bytes"] = peaks[-1]
     if len(found) > 1:
         told["base_peak_bytes"] = peaks[0]

@@ -1,7 +1,7 @@
 """The library verb `speed`: what a model costs, counted from its shape and measured on a device.
 
 Counts need only a config.json (arch.py); times are those of stock transformers, always taken beside
-a base in the same process (timing.py), so that a speedup is a ratio from one run.
+a base in the same process (clock.py), so that a speedup is a ratio from one run.
 """
 
 import json
@@ -44,10 +44,15 @@ class Model:
         return cls(path, checkpoint.arch, checkpoint.sidecar, checkpoint)
 
     @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return self.checkpoint.folder if self.checkpoint else Path(self.path)
+
+    @property
     def pattern(self) -> str | None:
         """The sparsity of its last pruning, as in `--sparsity`; None for a dense model."""
-        steps = [s for s in self.record.history if s.command == "prune"] if self.record else []
-        return steps[-1].options.get("sparsity") if steps else None
+        step = self.record.last("prune") if self.record else None
+        return step.options.get("sparsity") if step else None
 
     def density(self) -> float:
         """Return the share of block-linear weights that are not zero, by its sidecar."""
@@ -99,12 +104,13 @@ def speed(
         raise UsageError("nothing to time", f"--measure takes {', '.join(QUANTITIES)}")
     found = [Model.open(path, flops_only) for path in ([base] if base else []) + [model]]
     if out is not None:
-        place.check_place(out, output, [Path(one.path) for one in found if one.checkpoint is None])
+        place.check_place(out, output, [one.folder for one in found])
     length = seq_len or FLOPS_TOKENS
     timed = _timed_length(found, seq_len)
-    results = counted(found[-1], length, sparsity, official)
+    density = found[-1].density() if sparsity is None else _density(sparsity)
+    results = counted(found[-1].arch, density, length, official)
     if base is not None:
-        theirs = counted(found[0], length, None, official)
+        theirs = counted(found[0].arch, found[0].density(), length, official)
         results["base"] = theirs
         results["flops_ratio"] = theirs["flops"] / results["flops"]
     if output.dry_run:
@@ -115,10 +121,8 @@ def speed(
     if not flops_only:
         options |= {**timing.__dict__, "quantities": list(timing.quantities)}
         options |= {"device": compute.device, "dtype": compute.dtype}
-    same = None
-    if out is not None:
-        same = place.same_already(out, output, sidecar.key("speed", options, inputs))
-    if same is not None:
+    key = sidecar.key("speed", options, inputs)
+    if out is not None and (same := place.same_already(out, output, key)):
         return Made(model, same.sidecar, same.results)
     device = "none"
     if not flops_only:
@@ -155,10 +159,11 @@ def _timed_length(found: Sequence[Model], seq_len: int | None) -> int:
     return seq_len
 
 
-def counted(model: Model, length: int, sparsity: str | None, official: bool) -> dict[str, Any]:
-    """Return parameters, FLOPs of `length` tokens and bytes of cache per token of one model."""
-    arch = model.arch
-    density = model.density() if sparsity is None else _density(sparsity)
+def counted(arch: Arch, density: float, length: int, official: bool = False) -> dict[str, Any]:
+    """Return parameters, FLOPs of `length` tokens and bytes of cache per token of a shape.
+
+    `density` is the share of block-linear weights that are not zero.
+    """
     zeros = round((1 - density) * arch.block_params)
     flops = arch.flops(length, density)
     if official:

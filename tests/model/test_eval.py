@@ -14,7 +14,8 @@ import tiny
 from prunecli.errors import InputError, UsageError
 from prunecli.evaluation import evaluate as verb
 from prunecli.evaluation import harness
-from prunecli.evaluation.evaluate import evaluate, suite
+from prunecli.evaluation.evaluate import evaluate
+from prunecli.evaluation.suite import TASKS, suite
 from prunecli.initialise import init
 from prunecli.io import documents
 from prunecli.settings import Compute, Data, Output, Tasks
@@ -125,7 +126,7 @@ def test_batch_size_changes_nothing(model, folder):
 
 
 def test_average_needs_all_eight():
-    tasks = [{"name": name, "value": 0.5 + i / 100} for i, name in enumerate(harness.SUITE)]
+    tasks = [{"name": name, "value": 0.5 + i / 100} for i, name in enumerate(TASKS)]
     assert harness.average(tasks) == pytest.approx(0.535)
     assert harness.average(tasks[:-1]) is None
 
@@ -208,7 +209,7 @@ def test_offline_suite_names_its_data(model):
     data, names = suite("paper", official=False)
     with pytest.raises(InputError, match="data 'c4' needs the Hugging Face hub"):
         evaluate(model, data=data)
-    assert names == harness.SUITE
+    assert names == TASKS
     with pytest.raises(UsageError, match="unknown suite"):
         suite("papers", official=False)
 

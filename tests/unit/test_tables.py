@@ -14,11 +14,12 @@ import pytest
 from prunecli import matching
 from prunecli.errors import InputError, OutputExists, UsageError
 from prunecli.evaluation.evaluate import MODEL
+from prunecli.evaluation.suite import TASKS
 from prunecli.io import sidecar
 from prunecli.io.sidecar import Input, Recorder, Trained
 from prunecli.tables import LAYOUT_NAMES, advice, figures, page, reference, table, verb
-from prunecli.tables.collect import collect, entries
-from prunecli.tables.entries import Measure, noise
+from prunecli.tables.collect import collect
+from prunecli.tables.entries import SUITE, Measure, noise
 from prunecli.tables.layouts import LAYOUTS
 
 PAPER_LAYOUTS = {11: "table11", 12: "table12", 13: "table13", 14: "table14", 15: "table15"}
@@ -57,6 +58,10 @@ def test_printed_values_keep_their_precision():
     rows = [row for row in as_rows(table([], "table16", "paper").render("csv")) if not row["minus"]]
     for ours, printed in zip(rows, reference.read("equal-total"), strict=True):
         assert all(ours[name] == text for name, text in printed.items())
+
+
+def test_columns_of_the_suite_are_its_tasks():
+    assert set(SUITE) == set(TASKS)
 
 
 def test_inconsistent_rows_are_told():
@@ -476,6 +481,6 @@ def test_advice_names_the_next_run(runs):
 
 
 def test_pooling_keeps_one_entry_per_run(runs):
-    names = [(entry.name, entry.initialization) for entry in entries(collect([str(runs.folder)]))]
+    names = [(entry.name, entry.initialization) for entry in collect([str(runs.folder)]).entries]
     assert ("parent", "base") in names and ("p", "pruned-p40") in names
     assert json.dumps(LAYOUT_NAMES)

@@ -93,7 +93,7 @@ def evaluate(
     report = options.settings(context, quiet=quiet, verbose=verbose)
     folders = options.models_of(models, out)
     from prunecli.evaluation.evaluate import evaluate as measure
-    from prunecli.evaluation.evaluate import suite as of_suite
+    from prunecli.evaluation.suite import suite as of_suite
 
     sources = [options.data_of(context.params, d) for d in data or []]
     names = tuple(filter(None, (name.strip() for name in (tasks or "").split(","))))

@@ -10,7 +10,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from prunecli.errors import UsageError, suggest
 from prunecli.evaluation import harness, perplexity
 from prunecli.io import output as place
 from prunecli.io import sidecar
@@ -21,23 +20,7 @@ from prunecli.report import SILENT, Report
 from prunecli.settings import Compute, Data, Made, Output, Tasks
 from prunecli.writing import FLOPS_TOKENS
 
-SUITES = ("paper",)
-SUITE_DATA = ("c4", "wikitext103", "wikitext2", "cnn_dailymail")
 MODEL = ("method", "granularity", "ratio", "params", "nonzero", "sizes", "flops", "flops_tokens")
-SUITE_WINDOWS, SUITE_LENGTH = 256, 8192
-
-
-def suite(name: str, official: bool) -> tuple[list[Data], tuple[str, ...]]:
-    """Return the sets and tasks of a suite (paper, App. E and F); raise UsageError if unknown.
-
-    Up to 256 whole windows of 8192 tokens of each held-out split; `official` takes them from the
-    train split, as the authors' code does.
-    """
-    if name not in SUITES:
-        raise UsageError(f"unknown suite '{name}'{suggest(name, list(SUITES))}")
-    part = ":calibration" if official else ":evaluation"
-    size: dict[str, Any] = {"nsamples": SUITE_WINDOWS, "seq_len": SUITE_LENGTH, "up_to": True}
-    return [Data(source + part, **size) for source in SUITE_DATA], harness.SUITE
 
 
 def evaluate(
@@ -70,9 +53,10 @@ def evaluate(
         named = {"data": [source.source for source in sources], "tasks": list(tasks.names)}
         return Made(model, results=named)
     check_device(compute)
-    tokenizer = next((source.tokenizer for source in sources if source.tokenizer), None)
+    given = [tasks.tokenizer, *(source.tokenizer for source in sources)]
+    tokenizer = next(filter(None, given), None)
     if tasks.names:
-        harness.check_tokenizer(checkpoint, tokenizer or tasks.tokenizer)
+        harness.check_tokenizer(checkpoint, tokenizer)
     loaded = harness.load(tasks, report)
     read = [perplexity.read(checkpoint, source, report) for source in sources]
     if not allow_overlap:
@@ -91,7 +75,7 @@ def evaluate(
     from prunecli.stats import run
 
     runner = run.Runner(checkpoint, compute, report) if read else None
-    whole = harness.Harness(checkpoint, compute, tasks, tokenizer or tasks.tokenizer, report)
+    whole = harness.Harness(checkpoint, compute, tasks, tokenizer, report)
 
     def losses(found: Any) -> dict[str, Any]:
         assert runner is not None

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from prunecli.errors import InputError, UsageError, suggest
+from prunecli.evaluation import suite
 from prunecli.io import tokenizer
 from prunecli.io.checkpoint import Checkpoint
 from prunecli.io.sidecar import Input
@@ -24,10 +25,6 @@ from prunecli.io.textfiles import first_line
 from prunecli.report import Report
 from prunecli.settings import Compute, Tasks
 
-SUITE = (
-    *("winogrande", "hellaswag", "piqa", "arc_challenge"),
-    *("arc_easy", "sciq", "openbookqa", "boolq"),
-)
 METRICS = ("acc_norm", "acc")  # the first that a task has is the one that is stated
 CPU_BATCH = 8
 # how a task file reaches Python: by a tag, or out of a template
@@ -227,9 +224,9 @@ class Harness:
 def average(tasks: list[dict[str, Any]]) -> float | None:
     """Return the mean of the paper's eight tasks, None unless all of them are there."""
     values = {task["name"]: float(task["value"]) for task in tasks}
-    if not set(SUITE) <= values.keys():
+    if not set(suite.TASKS) <= values.keys():
         return None
-    return sum(values[name] for name in SUITE) / len(SUITE)
+    return sum(values[name] for name in suite.TASKS) / len(suite.TASKS)
 
 
 @contextlib.contextmanager

@@ -102,6 +102,10 @@ class Sidecar(_Strict):
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
+    def last(self, command: str) -> Step | None:
+        """Return the last step of the history that was this command."""
+        return next((step for step in self.history[::-1] if step.command == command), None)
+
     def dump(self) -> dict[str, Any]:
         """Return the record as written to JSON, `schema` first."""
         record = self.model_dump(mode="json")

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from prunecli import matching
 from prunecli.errors import InputError
 from prunecli.tables import reference as paper
-from prunecli.tables.collect import Models, entries
-from prunecli.tables.entries import PRUNED, SCRATCH, Entry, columns_of, difference, setting
+from prunecli.tables.collect import Models
+from prunecli.tables.entries import PRUNED, Entry, columns_of, difference, pairs
 from prunecli.tables.layouts import MATCHED
 from prunecli.tables.render import Cell, Column, count
 
@@ -61,7 +61,7 @@ def advise(models: Models, reference: str | None, budget: float | None) -> Advic
 
     Without a budget, the most tokens that were measured. Raises InputError if nothing is matched.
     """
-    found = entries(models)
+    found = list(models.entries)
     if reference is not None:
         # the paper counts in billions
         found += paper.entries("token-scaling") + paper.entries("equal-total")
@@ -75,33 +75,27 @@ def advise(models: Models, reference: str | None, budget: float | None) -> Advic
             "see table --layout pairs for why",
         )
     told = [_told(case, column, budget) for case in cases]
-    decided = [result for result in told if result["verdict"] in ("prune", "scratch")]
-    results = {"metric": column.key, "cases": told, "verdict": _verdict(decided, told)}
+    results = {"metric": column.key, "cases": told, "verdict": _verdict(told)}
     return Advice(_text(results, column), results)
 
 
 def _cases(found: list[Entry], column: Column) -> list[Case]:
     points: dict[tuple[str, ...], dict[float, tuple[float, float, float, float]]] = {}
     totals: dict[tuple[str, ...], str] = {}
-    for pruned in found:
-        for scratch in found:
-            same = (pruned.method, pruned.ratio) == (scratch.method, scratch.ratio)
-            if not same or not pruned.pruned or scratch.initialization != SCRATCH:
-                continue
-            cell = difference(pruned, scratch, column)
-            if cell is None or cell.value is None:
-                continue
-            which = setting(pruned, scratch)[0]
-            key = (pruned.source, pruned.method, str(pruned.ratio), pruned.initialization)
-            ours, theirs = pruned.measures[column.key], scratch.measures[column.key]
-            if which in MATCHED:
-                unit = 1e9 if pruned.source == "paper" else 1.0
-                tokens = float(pruned.tokens or 0) * unit
-                sd = max(ours.sd or 0.0, theirs.sd or 0.0)
-                point = (tokens, float(ours.value), float(theirs.value), sd)
-                points.setdefault(key, {})[tokens] = point
-            elif which == matching.EQUAL_TOTAL:
-                totals[key] = _total(cell, column)
+    for pruned, scratch, which, _ in pairs(found):
+        cell = difference(pruned, scratch, column)
+        if cell is None or cell.value is None:
+            continue
+        key = (pruned.source, pruned.method, str(pruned.ratio), pruned.initialization)
+        ours, theirs = pruned.measures[column.key], scratch.measures[column.key]
+        if which in MATCHED:
+            unit = 1e9 if pruned.source == "paper" else 1.0
+            tokens = float(pruned.tokens or 0) * unit
+            sd = max(ours.sd or 0.0, theirs.sd or 0.0)
+            point = (tokens, float(ours.value), float(theirs.value), sd)
+            points.setdefault(key, {})[tokens] = point
+        elif which == matching.EQUAL_TOTAL:
+            totals[key] = _total(cell, column)
     return [
         Case(
             method + (" (paper)" if source == "paper" else ""),
@@ -115,10 +109,9 @@ def _cases(found: list[Entry], column: Column) -> list[Case]:
 
 
 def _total(cell: Cell, column: Column) -> str:
-    better = "pruning" if float(cell.value or 0) > 0 else "scratch"
-    amount = abs(float(cell.value or 0))
+    by = float(cell.value or 0)
     doubt = ", within its noise" if cell.grey else ""
-    return f"{better} by {amount:.3g} ({column.heading}){doubt}"
+    return f"{'pruning' if by > 0 else 'scratch'} by {abs(by):.3g} ({column.heading}){doubt}"
 
 
 def _told(case: Case, column: Column, budget: float | None) -> dict[str, Any]:
@@ -244,12 +237,13 @@ def _interval(values: list[float]) -> tuple[float, float]:
     return values[round(0.025 * last)], values[round(0.975 * last)]
 
 
-def _verdict(decided: list[dict[str, Any]], told: list[dict[str, Any]]) -> str:
+def _verdict(told: list[dict[str, Any]]) -> str:
+    """Return what all decided cases agree on."""
+    verdicts = {result["verdict"] for result in told}
+    decided = verdicts & {"prune", "scratch"}
     if not decided:
-        few = all(result["verdict"] == "not enough runs" for result in told)
-        return "not enough runs" if few else "undecided"
-    verdicts = {result["verdict"] for result in decided}
-    return verdicts.pop() if len(verdicts) == 1 else "it depends"
+        return "undecided" if "undecided" in verdicts else "not enough runs"
+    return decided.pop() if len(decided) == 1 else "it depends"
 
 
 def _text(results: dict[str, Any], column: Column) -> str:

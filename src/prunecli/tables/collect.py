@@ -8,6 +8,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import sqrt
 from pathlib import Path
 from statistics import stdev
@@ -50,6 +51,16 @@ class Models:
     made: dict[str, tuple[Path, Sidecar]]
     measured: list[tuple[Path, Sidecar, str | None]]
     wrong: dict[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def twins(self) -> "list[Pair]":
+        """Every pruned model beside every scratch model of the same size."""
+        return _twins(self)
+
+    @cached_property
+    def entries(self) -> list[Entry]:
+        """One entry per model, seeds of one run pooled; scratch twins stand by their pruned."""
+        return _entries(self)
 
     def evaluations(self) -> Iterator[tuple[Path, Sidecar, str | None]]:
         """Yield the sidecars made by `eval`."""
@@ -157,8 +168,7 @@ class Pair:
     why: str
 
 
-def twins(models: Models) -> list[Pair]:
-    """Return every pruned model beside every scratch model of the same size."""
+def _twins(models: Models) -> list[Pair]:
     lines = {key: matching.lineage(record) for key, (_, record) in models.made.items()}
 
     def setting(one: str, other: str) -> tuple[str | None, str]:
@@ -185,15 +195,14 @@ def size(record: Sidecar) -> tuple[Any, ...]:
     return json.dumps(results.get("sizes"), sort_keys=True), density
 
 
-def entries(models: Models) -> list[Entry]:
-    """Return one entry per model, seeds of one run pooled; scratch twins stand by their pruned."""
+def _entries(models: Models) -> list[Entry]:
     measures = _measures(models)
     runs: dict[str, list[Entry]] = defaultdict(list)
     found = {key: _entry(models, key, measures.get(key, {})) for key in models.made}
     for key in _parents(models):
         found[key] = replace(found[key], method=BASE, initialization=BASE)
     partners: dict[str, list[str]] = defaultdict(list)
-    for pair in twins(models):
+    for pair in models.twins:
         partners[pair.scratch].append(pair.pruned)
     for key, entry in found.items():
         # a twin takes the method and the ratio of each model that it is compared with
@@ -255,8 +264,8 @@ def _entry(models: Models, key: str, measures: dict[str, Measure]) -> Entry:
     before, after = tokens(line.before), tokens(line.after)
     results = record.results
     method = results.get("method") or (BASE if not line.scratch else SCRATCH)
-    steps = [step for step in record.history if step.command == "prune"]
-    pattern = steps[-1].options.get("sparsity") if steps else None
+    cut = record.last("prune")
+    pattern = cut.options.get("sparsity") if cut else None
     parent = f"p{count(before)}" if before else "released"
     return Entry(
         name=name_of(path),
@@ -300,9 +309,8 @@ def _measures(models: Models) -> dict[str, dict[str, Measure]]:
         for name, measure in measures_of(record).items():
             before = found[key].get(name)
             again = before is not None and unlike(before, measure)
-            note = (
-                STALE if stale else f"measured more than once, also with {again}" if again else ""
-            )
+            twice = f"measured more than once, also with {again}" if again else ""
+            note = STALE if stale else twice
             found[key][name] = replace(measure, note=note)
     for measures in found.values():
         _average(measures)

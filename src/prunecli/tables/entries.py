@@ -4,18 +4,20 @@ Losses and perplexities are better when lower, accuracies (in points) when highe
 positive where the first of two models is better, as in the paper's Tables 11-16.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from math import hypot, sqrt
 from statistics import fmean, stdev
 from typing import Any
 
 from prunecli import matching
+from prunecli.evaluation import suite
 from prunecli.matching import Lineage
 from prunecli.tables.render import Cell, Column
 
-PERPLEXITIES = ("ppl_c4", "ppl_wikitext103", "ppl_wikitext2", "ppl_cnn_dailymail")
+PERPLEXITIES = tuple(f"ppl_{name}" for name in suite.DATA)
+# in the order of its tables
 SUITE = {
     "winogrande": "WinoG",
     "arc_challenge": "ARC-C",
@@ -109,6 +111,18 @@ def setting(pruned: Entry, scratch: Entry) -> tuple[str | None, str]:
     if pruned.before and scratch.tokens == pruned.before + pruned.tokens:
         return matching.EQUAL_TOTAL, ""
     return None, f"scratch saw {scratch.tokens}, retraining {pruned.tokens} billion tokens"
+
+
+def pairs(entries: list[Entry]) -> Iterator[tuple[Entry, Entry, str | None, str]]:
+    """Yield every pruned entry beside every scratch entry of its method and ratio.
+
+    With them goes in which setting they match, or None and why they do not.
+    """
+    for scratch in entries:
+        for pruned in entries:
+            same = (pruned.method, pruned.ratio) == (scratch.method, scratch.ratio)
+            if same and pruned.pruned and scratch.initialization == SCRATCH:
+                yield pruned, scratch, *setting(pruned, scratch)
 
 
 def columns_of(entries: Iterable[Entry]) -> tuple[Column, ...]:
@@ -207,17 +221,9 @@ def pooled(runs: list[Entry]) -> Entry:
         # seeds share the items that they are measured on, so their spread alone may be too small
         sd = max([spread / sqrt(len(values)), *sds])
         measures[key] = Measure(fmean(values), sd, found[0].protocol, spread=spread)
-    return Entry(
-        first.name,
-        first.method,
-        first.ratio,
-        first.initialization,
-        first.tokens,
-        first.before,
-        measures,
-        first.shape,
-        first.lineage,
-        "; ".join(dict.fromkeys(run.wrong for run in runs if run.wrong)),
-        first.parent,
+    return replace(
+        first,
+        measures=measures,
+        wrong="; ".join(dict.fromkeys(run.wrong for run in runs if run.wrong)),
         seeds=len(runs),
     )

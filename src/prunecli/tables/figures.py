@@ -19,11 +19,12 @@ from prunecli.tables.entries import (
     Entry,
     columns_of,
     difference,
-    setting,
+    pairs,
 )
 from prunecli.tables.layouts import MATCHED
 from prunecli.tables.render import Column, count
 
+TOTAL = frozenset({matching.EQUAL_TOTAL})
 MARKERS = "osD^vPX*<>"
 DASHES = {"scratch": ":", "pruned": "-", "released": "--"}
 SHADES = {"scratch": "#d9d9d9", "pruned": "#1f4e79"}  # far apart in grey, too
@@ -267,26 +268,16 @@ def _shown(entries: list[Entry]) -> list[Column]:
     return losses[:1] + [column for column in columns if column is AVERAGE]
 
 
-def _pairs(entries: list[Entry], settings: set[str]) -> Iterator[tuple[Entry, Entry]]:
-    """Yield every pruned entry with the scratch entry that it matches in one of `settings`."""
-    for pruned in entries:
-        for scratch in entries:
-            same = (pruned.method, pruned.ratio) == (scratch.method, scratch.ratio)
-            kinds = pruned.pruned and scratch.initialization == SCRATCH
-            if same and kinds and setting(pruned, scratch)[0] in settings:
-                yield pruned, scratch
-
-
 def _bars(
-    entries: list[Entry], settings: set[str], column: Column, title: str
+    entries: list[Entry], settings: frozenset[str], column: Column, title: str
 ) -> tuple[Panel, Panel]:
     """Return a panel of both models of every pair, and one of their differences."""
     kinds: dict[str, Series] = {
         kind: Series(kind, [], [], [], kind) for kind in ("pruned", SCRATCH)
     }
     apart = Series("", [], [], [])
-    for pruned, scratch in _pairs(entries, settings):
-        if column.key not in pruned.measures or column.key not in scratch.measures:
+    for pruned, scratch, found, _ in pairs(entries):
+        if found not in settings:
             continue
         name: Any = _named(pruned, entries)
         cell = difference(pruned, scratch, column)
@@ -323,10 +314,9 @@ def _amount(entry: Entry) -> str:
 
 
 def _figure1(entries: list[Entry]) -> Iterator[Panel]:
-    column = _shown(entries)[-1:]
-    for one in column:
-        yield _bars(entries, MATCHED, one, "equal retraining tokens")[0]
-        yield _bars(entries, {matching.EQUAL_TOTAL}, one, "equal total budget")[0]
+    for column in _shown(entries)[-1:]:
+        yield _bars(entries, MATCHED, column, "equal retraining tokens")[0]
+        yield _bars(entries, TOTAL, column, "equal total budget")[0]
 
 
 def _figure3(entries: list[Entry]) -> Iterator[Panel]:
@@ -370,8 +360,8 @@ def _figure4(entries: list[Entry]) -> Iterator[Panel]:
     several = len({(e.source, e.tokens) for e in entries if e.pruned}) > 1
     for column in _shown(entries):
         lines: dict[str, list[tuple[float, float]]] = {}
-        for pruned, scratch in _pairs(entries, MATCHED):
-            cell = difference(pruned, scratch, column)
+        for pruned, scratch, found, _ in pairs(entries):
+            cell = difference(pruned, scratch, column) if found in MATCHED else None
             key: Any = (pruned.method, pruned.ratio)
             size = pruned.shape.get("nonzero", sizes.get(key))
             if cell is not None and cell.value is not None and size:
@@ -389,7 +379,7 @@ def _figure4(entries: list[Entry]) -> Iterator[Panel]:
 
 def _figure5(entries: list[Entry]) -> Iterator[Panel]:
     for column in _shown(entries)[-1:]:
-        yield from _bars(entries, {matching.EQUAL_TOTAL}, column, "equal total budget")
+        yield from _bars(entries, TOTAL, column, "equal total budget")
 
 
 @dataclass(frozen=True)

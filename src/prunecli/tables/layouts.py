@@ -21,7 +21,7 @@ from prunecli.tables.entries import (
     Measure,
     columns_of,
     difference,
-    setting,
+    pairs,
     unlike,
 )
 from prunecli.tables.render import Cell, Column, Row, Table, Value
@@ -42,7 +42,7 @@ SOURCE = Column("source", "source")
 SIZES = tuple(Column(key, key) for key in ("layers", "hidden", "heads", "kv_heads", "ffn"))
 PARAMS = (Column("params", "parameters"), Column("nonzero", "non-zero"))
 PRINTED = (Column("params_b", "printed B"),)
-MATCHED = {matching.EQUAL_RETRAINING, matching.RELEASED}
+MATCHED = frozenset({matching.EQUAL_RETRAINING, matching.RELEASED})
 
 
 def _any(entry: Entry) -> bool:
@@ -89,7 +89,7 @@ def _method(number: int) -> Callable[[], list[Entry]]:
 
 
 def _scaling(title: str, rows: Callable[[], list[Entry]]) -> Layout:
-    return Layout(title, rows, _retrained, settings=frozenset(MATCHED), minus=SCRATCH)
+    return Layout(title, rows, _retrained, settings=MATCHED, minus=SCRATCH)
 
 
 def _candidates(table: str) -> Layout:
@@ -246,32 +246,28 @@ def _differences(
     rows: list[Row] = []
     unfair: dict[str, tuple[Entry, Entry]] = {}
     matched: list[Entry] = []
-    for scratch in group:
-        for pruned in group:
-            if not layout.settings or not pruned.pruned or scratch.initialization != SCRATCH:
-                continue
-            found, why = setting(pruned, scratch)
-            if found not in layout.settings:
-                if why and pruned.source == "ours":
-                    line = f"not compared: {pruned.name} with {scratch.name}: {why}"
-                    unfair[line] = (pruned, scratch)
-                continue
-            matched += [pruned, scratch]
-            row, minus = (pruned, scratch) if layout.minus == SCRATCH else (scratch, pruned)
-            rows.append(
-                {
-                    "source": row.source,
-                    "name": f"{row.name} - {minus.name}",
-                    "method": row.method,
-                    "ratio": row.ratio,
-                    "initialization": row.initialization,
-                    "train_tokens_b": _billions(row.tokens, row.source),
-                    "minus": minus.initialization,
-                    "minus_tokens_b": _billions(minus.tokens, minus.source),
-                    "setting": found,
-                }
-                | {column.key: difference(row, minus, column) for column in measured}
-            )
+    for pruned, scratch, found, why in pairs(group) if layout.settings else ():
+        if found not in layout.settings:
+            if why and pruned.source == "ours":
+                line = f"not compared: {pruned.name} with {scratch.name}: {why}"
+                unfair[line] = (pruned, scratch)
+            continue
+        matched += [pruned, scratch]
+        row, minus = (pruned, scratch) if layout.minus == SCRATCH else (scratch, pruned)
+        rows.append(
+            {
+                "source": row.source,
+                "name": f"{row.name} - {minus.name}",
+                "method": row.method,
+                "ratio": row.ratio,
+                "initialization": row.initialization,
+                "train_tokens_b": _billions(row.tokens, row.source),
+                "minus": minus.initialization,
+                "minus_tokens_b": _billions(minus.tokens, minus.source),
+                "setting": found,
+            }
+            | {column.key: difference(row, minus, column) for column in measured}
+        )
     # that other pairs do not match is no news where both have partners
     alone = [line for line, pair in unfair.items() if any(one not in matched for one in pair)]
     return rows, alone

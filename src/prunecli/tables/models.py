@@ -6,7 +6,7 @@ from typing import Any
 from prunecli.errors import InputError
 from prunecli.io import sidecar
 from prunecli.io.sidecar import Sidecar
-from prunecli.tables.collect import STALE, Models, name_of, twins
+from prunecli.tables.collect import STALE, Models, name_of
 from prunecli.tables.render import Cell, Column, Row, Table
 
 COLUMNS = (
@@ -75,7 +75,7 @@ def _rows(models: Models) -> list[Row]:
 def _partners(models: Models) -> dict[str, list[str]]:
     """Return for every model the names of those that it is token-matched with."""
     found: dict[str, list[str]] = {}
-    for pair in twins(models):
+    for pair in models.twins:
         if pair.setting is not None:
             for one, other in ((pair.pruned, pair.scratch), (pair.scratch, pair.pruned)):
                 found.setdefault(one, []).append(name_of(models.made[other][0]))
@@ -92,7 +92,7 @@ def _pairs(models: Models) -> list[Row]:
                     measured["loss"],
                 )
     rows: list[Row] = []
-    for pair in twins(models):
+    for pair in models.twins:
         ours, theirs = losses.get(pair.pruned, {}), losses.get(pair.scratch, {})
         path, record = models.made[pair.pruned]
         results = record.results

@@ -13,8 +13,7 @@ from prunecli.errors import InputError
 from prunecli.io import output as place
 from prunecli.io.sidecar import Sidecar
 from prunecli.tables import figures, reference, verb
-from prunecli.tables.collect import Models, name_of, twins
-from prunecli.tables.layouts import LAYOUTS
+from prunecli.tables.collect import Models, name_of
 from prunecli.tables.render import Table, as_html
 
 STYLE = """
@@ -54,25 +53,19 @@ def _drawings(models: Models, paper: str | None) -> list[str]:
     """Return every figure that these models have something for."""
     parts = []
     for number, figure in figures.FIGURES.items():
-        layout = next((name for name in figure.layouts if name in LAYOUTS), None)
         try:
-            drawing = figures.drawing(verb.chosen(models, layout, paper), number)
+            drawing = figures.drawing(verb.chosen(models, figure.layouts[0], paper), number)
         except InputError:  # nothing matched for this one
             continue
         # matplotlib numbers the parts of each drawing alike, a page must not
-        svg = re.sub(r'(id="|#)', rf"\g<1>figure{number}-", drawing.svg())
-        parts.append(f"<h2>{html.escape(drawing.title)}</h2>{_colours_kept(svg, number)}")
+        svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>figure{number}-", drawing.svg())
+        parts.append(f"<h2>{html.escape(drawing.title)}</h2>{svg}")
     return parts
-
-
-def _colours_kept(svg: str, number: str) -> str:
-    """Undo the numbering where `#` begins a colour."""
-    return re.sub(rf"#figure{number}-([0-9a-fA-F]{{6}})\b", r"#\1", svg)
 
 
 def _fairness(models: Models) -> list[str]:
     trained = {key for key, (_, made) in models.made.items() if made.tokens.trained}
-    pairs = [p for p in twins(models) if p.scratch in trained and _retrained(models, p.pruned)]
+    pairs = [p for p in models.twins if p.scratch in trained and _retrained(models, p.pruned)]
     if not pairs:
         return []
     lines = []

@@ -9,9 +9,11 @@ from statistics import fmean
 from typing import Any
 
 from prunecli.arch import Arch
+from prunecli.speeds import counted
 from prunecli.tables.entries import BASE, PRUNED, SUITE, Entry, Measure
+from prunecli.writing import FLOPS_TOKENS
 
-FLOPS_TOKENS = 2048
+RUN = ("method", "ratio", "initialization", "train_tokens_b")
 ROUNDING = 0.1  # half a unit of each of the eight columns, and half a unit of the mean itself
 
 
@@ -29,7 +31,6 @@ def entries(name: str) -> list[Entry]:
 
 def _entry(row: dict[str, str]) -> Entry:
     """Return a row of token-scaling, equal-total, ratio-ablation or pruning-only."""
-    named = {"method", "ratio", "initialization", "train_tokens_b", "parent"}
     deviations = read("noise")[0]
     measures = {
         key: Measure(
@@ -38,7 +39,7 @@ def _entry(row: dict[str, str]) -> Entry:
             note=_misprint(row, key),
         )
         for key, text in row.items()
-        if key not in named and text
+        if key not in (*RUN, "parent") and text
     }
     parent = row.get("parent") or row.get("initialization", "").partition("-")[2]
     dense = row["method"] == BASE
@@ -62,16 +63,14 @@ def _misprint(row: dict[str, str], key: str) -> str:
             return f"printed {row[key]}, but its eight columns have the mean {mean:.2f}"
         return ""
     others = _elsewhere().get((_run(row), key), {})
-    return (
-        ""
-        if len(others) < 2
-        else "printed differently: "
-        + ", ".join(f"{value} in {table}" for value, table in others.items())
-    )
+    if len(others) < 2:
+        return ""
+    where = ", ".join(f"{value} in {table}" for value, table in others.items())
+    return f"printed differently: {where}"
 
 
 def _run(row: dict[str, str]) -> tuple[str, ...]:
-    return tuple(row.get(k, "") for k in ("method", "ratio", "initialization", "train_tokens_b"))
+    return tuple(row.get(k, "") for k in RUN)
 
 
 @cache
@@ -86,7 +85,7 @@ def _elsewhere() -> dict[tuple[tuple[str, ...], str], dict[str, str]]:
     for table, name in tables.items():
         for row in read(name):
             for key, text in row.items():
-                if key not in ("method", "ratio", "initialization", "train_tokens_b"):
+                if key not in RUN:
                     values = found.setdefault((_run(row), key), {})
                     values.setdefault(Decimal(text), []).append(table)
     return {
@@ -134,14 +133,14 @@ def _shape(row: dict[str, str]) -> Entry:
     config |= {"num_key_value_heads": int(row["kv_heads"])}
     config["num_hidden_layers"] = int(row.get("layers") or dense.layers)
     arch, density = Arch(config), float(row.get("density", 1))
-    nonzero = arch.total_params - round((1 - density) * arch.block_params)
-    flops = arch.flops(FLOPS_TOKENS, density)
+    told = counted(arch, density, FLOPS_TOKENS)
+    by_rule = counted(arch, density, FLOPS_TOKENS, official=True)
     printed = Decimal(row["params_printed_b"])
     tflops = Decimal(row["tflops_printed"]) if "tflops_printed" in row else None
     notes = {}
     for key, value, exact in (
-        ("params_b", printed, nonzero / 1e9),
-        ("tflops", tflops, flops / 1e12),
+        ("params_b", printed, told["nonzero"] / 1e9),
+        ("tflops", tflops, told["flops"] / 1e12),
     ):
         if value is not None and abs(float(value) - exact) > 0.05:
             notes[key] = f"printed {value}, its shape gives {exact:.3f}"
@@ -154,10 +153,8 @@ def _shape(row: dict[str, str]) -> Entry:
         shape={
             **sizes,
             "ffn": arch.ffn,
-            "params": arch.total_params,
-            "nonzero": nonzero,
-            "flops": flops,
-            "flops_official": round(density * arch.flops(FLOPS_TOKENS)),
+            **{name: told[name] for name in ("params", "nonzero", "flops")},
+            "flops_official": by_rule["flops"],
             "params_b": printed,
             "tflops": tflops,
             "selected": row.get("selected", ""),

@@ -5,7 +5,7 @@ from pathlib import Path
 from prunecli.errors import InputError, OutputExists, UsageError, suggest
 from prunecli.settings import Output
 from prunecli.tables import models
-from prunecli.tables.collect import Models, collect, entries
+from prunecli.tables.collect import Models, collect
 from prunecli.tables.entries import Entry
 from prunecli.tables.layouts import LAYOUTS, build, select
 from prunecli.tables.render import Table
@@ -53,7 +53,7 @@ def tabled(collected: Models, layout: str | None, reference: str | None) -> Tabl
 def chosen(collected: Models, layout: str | None, reference: str | None) -> list[Entry]:
     """Return what belongs into one of the paper's layouts; without one, all that was retrained."""
     wanted = LAYOUTS[layout if layout in LAYOUTS else FIGURES_DEFAULT]
-    ours = select(wanted, entries(collected))
+    ours = select(wanted, collected.entries)
     if not ours and reference is None:
         raise InputError(f"nothing for layout '{layout}' among these sidecars")
     return ([] if reference is None else wanted.printed()) + ours
