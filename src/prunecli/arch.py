@@ -99,6 +99,14 @@ class Arch:
         return bool(self.get("tie_word_embeddings"))
 
     @property
+    def couples_heads(self) -> bool:
+        """Whether a norm runs over all heads together, so that removing one changes the others."""
+        return any(
+            axes in (("heads",), ("kv_heads",)) and not name.endswith(".bias")
+            for name, axes in self.family.tensors.items()
+        )
+
+    @property
     def max_positions(self) -> int:
         """The longest sequence that the model was made for, in tokens."""
         return int(self.get("max_position_embeddings"))
@@ -110,11 +118,20 @@ class Arch:
 
     def length(self, axis: str) -> int:
         """Return how long a dimension of this axis is (fused axes: the sum of the segments)."""
+        return sum(place.stop - place.start for place in self.segments(axis))
+
+    def segments(self, axis: str) -> list[slice]:
+        """Return where the parts of a fused axis lie, of any other axis the whole."""
         lengths = {
             "heads": self.heads * self.head_dim,
             "kv_heads": self.kv_heads * self.head_dim,
         }
-        return sum(lengths.get(part) or getattr(self, part) for part in axis.split("+"))
+        found, start = [], 0
+        for part in axis.split("+"):
+            stop = start + (lengths.get(part) or getattr(self, part))
+            found.append(slice(start, stop))
+            start = stop
+        return found
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor by name: embedding first, then layer by layer, then the rest."""
@@ -213,9 +230,11 @@ class Arch:
                 config[CONFIG_KEYS[axis]] = size
         if layers is not None:
             config[CONFIG_KEYS["layers"]] = len(layers)
-            for key in self.family.layer_lists:
+            for key, entry in self.family.layer_lists.items():
                 if isinstance(config.get(key), list):
                     config[key] = [config[key][i] for i in layers]
+                elif entry is not None:
+                    config[key] = [entry(self.config, i) for i in layers]
             if isinstance(config.get("max_window_layers"), int):
                 full = config["max_window_layers"]
                 config["max_window_layers"] = sum(i < full for i in layers)

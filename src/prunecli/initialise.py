@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from math import sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -252,9 +253,10 @@ class _Draw:
     def _drawn(self, name: str, spec: Spec) -> "torch.Tensor":
         import torch
 
-        if len(spec.shape) == 1:
-            return torch.full(spec.shape, 0.0 if name.endswith(".bias") else 1.0)
         arch = self.shape.arch
+        if len(spec.shape) == 1:
+            gain = 1.0 - arch.family.gain_offset
+            return torch.full(spec.shape, 0.0 if name.endswith(".bias") else gain)
         if self.scheme == "official":
             width = OFFICIAL_STD
         else:
@@ -279,8 +281,16 @@ class _Draw:
         if name == "lm_head.weight" and small.tied:
             name = "model.embed_tokens.weight"
         if name in self.smaller.specs:
-            part = self.smaller.tensor(name)
-            values[tuple(slice(length) for length in part.shape)] = part.float()
+            part = self.smaller.tensor(name).float()
+            axes = [
+                list(zip(small.segments(axis), large.segments(axis), strict=True))
+                for axis in tensor.axes
+            ]
+            for pieces in product(*axes):
+                target = tuple(
+                    slice(new.start, new.start + old.stop - old.start) for old, new in pieces
+                )
+                values[target] = part[tuple(old for old, _ in pieces)]
 
 
 def _twin_results(twin: Checkpoint | None) -> dict[str, Any]:

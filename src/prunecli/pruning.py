@@ -184,6 +184,11 @@ def prune(
         decided.check(checkpoint.arch)
         biased = request.biased
         child = decided.child(checkpoint.arch, biased)
+        if checkpoint.arch.couples_heads and child.heads < checkpoint.arch.heads:
+            report.note(
+                f"a norm of '{checkpoint.arch.family.name}' runs over all heads together: removing "
+                "some changes the scale of the others, which no score accounts for"
+            )
         shape = _plan_results(decided, checkpoint.arch, child)
         if plan_only:
             made = record({"params": child.total_params}, {**shape, **decided.to_json()})

@@ -29,10 +29,9 @@ def cut(
     import torch
 
     for dim, axis in enumerate(tensor.axes):
-        pieces, start = [], 0
-        for part in axis.split("+"):
-            length = arch.length(part)
-            piece = parent.narrow(dim, start, length)
+        pieces = []
+        for part, place in zip(axis.split("+"), arch.segments(axis), strict=True):
+            piece = parent.narrow(dim, place.start, place.stop - place.start)
             kept = _kept(part, tensor.layer, plan, arch)
             if kept is not None:
                 piece = piece.index_select(dim, torch.tensor(kept, device=parent.device))
@@ -41,7 +40,6 @@ def cut(
                 shape = [*piece.shape[:dim], missing, *piece.shape[dim + 1 :]]
                 piece = torch.cat([piece, piece.new_zeros(shape)], dim)
             pieces.append(piece)
-            start += length
         parent = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
     return parent
 
@@ -68,4 +66,21 @@ def stream(checkpoint: Checkpoint, plan: Plan, child: Arch) -> Iterator[tuple[st
     for name, tensor in child.tensors().items():
         source = origin(name, tensor, plan, checkpoint.arch)
         if source in checkpoint.specs:
-            yield name, cut(checkpoint.tensor(source), tensor, plan, checkpoint.arch, child)
+            made = cut(checkpoint.tensor(source), tensor, plan, checkpoint.arch, child)
+            yield name, _rescaled(name, made, checkpoint.arch, child)
+
+
+def _rescaled(name: str, values: "torch.Tensor", arch: Arch, child: Arch) -> "torch.Tensor":
+    """Return embeddings as the child must hold them, where its width is a factor of them.
+
+    Where they are the output head too, the gains before it take the factor back.
+    """
+    factor = (arch.hidden / child.hidden) ** 0.5
+    if not arch.family.scales_embedding or factor == 1:
+        return values
+    if name == "model.embed_tokens.weight":
+        return values.float().mul(factor).to(values.dtype)
+    if name == "model.norm.weight" and arch.tied:
+        offset = arch.family.gain_offset
+        return values.float().add(offset).div(factor).sub(offset).to(values.dtype)
+    return values

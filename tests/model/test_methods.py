@@ -204,11 +204,11 @@ def test_greedy_removal_is_that_of_the_naive_loop(calibration, tmp_path):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_taylor_scores_are_those_of_autograd(tied, calibration, tmp_path):
+def test_taylor_scores_are_those_of_autograd(family, tied, calibration, tmp_path):
     """Streamed layer by layer against one backward pass through a whole stock model."""
     from transformers import AutoModelForCausalLM
 
-    model = tiny.make(tmp_path / "m", "llama", tie_word_embeddings=tied)
+    model = tiny.make(tmp_path / "m", family, tie_word_embeddings=tied)
     ids = load_file(calibration.rsplit(":", 1)[0])["ids"]
     runner = run.Runner(Checkpoint(str(model)), Compute())
     found = run.gradients(runner, ids, ["taylor"])

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prunecli.stock import Cap
 from prunecli.training import losses, schedule
-from prunecli.training.losses import Distillation, next_token_loss
+from prunecli.training.losses import NO_CAP, Distillation, next_token_loss
 from prunecli.training.order import Order
 
 
@@ -54,20 +55,27 @@ def test_seeds_give_other_orders() -> None:
     assert one != other and one != second and sorted(one) == sorted(other) == sorted(second)
 
 
-def naive(hidden, head, labels, teacher: Distillation | None):
-    logits = hidden @ head.T
+def capped(products, cap: Cap):
+    products = products / cap.scaling
+    return products if cap.cap is None else torch.tanh(products / cap.cap) * cap.cap
+
+
+def naive(hidden, head, labels, teacher: Distillation | None, cap: Cap = NO_CAP):
+    logits = capped(hidden @ head.T, cap)
     ce = F.cross_entropy(logits, labels, reduction="sum")
     if teacher is None:
         return ce
     t = teacher.temperature
-    p = F.softmax(teacher.hidden.double() @ teacher.head.double().T / t, 1)
+    theirs = teacher.hidden.double() @ teacher.head.double().T
+    p = F.softmax(capped(theirs, teacher.cap) / t, 1)
     kl = F.kl_div(F.log_softmax(logits / t, 1), p, reduction="sum")
     return (1 - teacher.weight) * ce + teacher.weight * t**2 * kl
 
 
 @pytest.mark.parametrize("piece", [1, 100, 10**6])
 @pytest.mark.parametrize("weight", [None, 0.0, 0.3, 1.0])
-def test_loss_and_its_gradients(monkeypatch, piece, weight) -> None:
+@pytest.mark.parametrize("cap", [Cap(), Cap(8.0), Cap(1.0, 2.0), Cap(2.0, 3.0)])
+def test_loss_and_its_gradients(monkeypatch, piece, weight, cap) -> None:
     """Float32 in pieces against float64 as a whole: 1e-5 of the greatest gradient."""
     monkeypatch.setattr(losses, "PIECE", piece)
     draw = torch.Generator().manual_seed(0)
@@ -77,14 +85,14 @@ def test_loss_and_its_gradients(monkeypatch, piece, weight) -> None:
     teacher = None
     if weight is not None:
         theirs = torch.randn(37, 7, generator=draw), torch.randn(29, 7, generator=draw)
-        teacher = Distillation(*theirs, weight, 2.5)
-    total, ce, _ = next_token_loss(hidden, head, labels, teacher)
+        teacher = Distillation(*theirs, weight, 2.5, cap)
+    total, ce, _ = next_token_loss(hidden, head, labels, teacher, cap)
     (total / 3).backward()
     wide = [tensor.detach().double().requires_grad_() for tensor in (hidden, head)]
-    expected = naive(*wide, labels, teacher)
+    expected = naive(*wide, labels, teacher, cap)
     (expected / 3).backward()
     assert total.item() == pytest.approx(expected.item(), rel=1e-6)
-    assert float(ce) == pytest.approx(naive(*wide, labels, None).item(), rel=1e-6)
+    assert float(ce) == pytest.approx(naive(*wide, labels, None, cap).item(), rel=1e-6)
     for tensor, exact in zip((hidden, head), wide, strict=True):
         assert (tensor.grad - exact.grad).abs().max() < 1e-5 * exact.grad.abs().max()
 

@@ -5,11 +5,13 @@ A tensor's name template maps to one axis name per dimension. Axes: `vocab`, `hi
 names its segments in order: `"heads+kv_heads+kv_heads"`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 Axes = tuple[str, ...]
+# what a layer's entry of a list in config.json is when the list is absent
+Entry = Callable[[Mapping[str, Any], int], Any]
 
 CONFIG_KEYS = {
     "layers": "num_hidden_layers",
@@ -28,15 +30,18 @@ class Family:
 
     Attributes:
         model_types: the `model_type`s of config.json that this family reads; the first is written.
-        classes: the prefix of transformers' class names (`Llama` for `LlamaDecoderLayer`).
+        classes: the prefix of transformers' class names (`Llama` for `LlamaForCausalLM`).
         tensors: name template -> axes, of the tensors that are always there (`{i}` is the layer).
         biases: config flag -> the biases that exist when it is true.
         flags: what a bias flag means when config.json lacks it.
         inputs: linears of a layer by distinct input: those of one tuple read the same tensor.
         defaults: what other config keys mean when config.json lacks them.
         ignored: templates of tensors in old checkpoints that hold no parameters.
-        layer_lists: config keys with one entry per layer, thinned out with the layers.
+        layer_lists: config keys with one entry per layer, thinned out with the layers, and what an
+            entry is when the list is absent (None: there is none then).
         hidden_divides: the config class refuses hidden sizes that heads do not divide.
+        scales_embedding: embeddings are multiplied by sqrt(hidden), which surgery undoes.
+        gain_offset: a norm multiplies by its weight plus this.
         containers: families that can hold the same computation exactly, in order of preference.
         contained_unless: config keys that, when set, forbid the move into another container.
         as_container: config keys to set when this family holds another one's weights.
@@ -52,17 +57,14 @@ class Family:
     flags: Mapping[str, bool] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
-    layer_lists: tuple[str, ...] = ("layer_types",)
+    layer_lists: Mapping[str, Entry | None] = field(default_factory=lambda: {"layer_types": None})
     hidden_divides: bool = False
+    scales_embedding: bool = False
+    gain_offset: float = 0.0
     containers: tuple[str, ...] = ()
     contained_unless: tuple[str, ...] = ()
     as_container: Mapping[str, Any] = field(default_factory=dict)
     tiny: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def module(self) -> str:
-        """The transformers module with this family's classes."""
-        return f"transformers.models.{self.model_types[0]}.modeling_{self.model_types[0]}"
 
     def flag(self, config: Mapping[str, Any], name: str) -> bool:
         """Return a bias flag of `config`, or what its absence means."""

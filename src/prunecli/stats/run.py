@@ -7,16 +7,13 @@ of all sequences live in one buffer that each layer overwrites in place.
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prunecli import memory
-from prunecli.arch import Arch
-from prunecli.errors import InputError, UsageError
+from prunecli.errors import UsageError
 from prunecli.io.checkpoint import Checkpoint
 from prunecli.io.tensorfile import torch_dtype
 from prunecli.methods._base import Need
@@ -24,6 +21,7 @@ from prunecli.report import SILENT, Report
 from prunecli.settings import Compute
 from prunecli.stats import registry
 from prunecli.stats._base import Collector
+from prunecli.stock import Cap, bare
 
 BATCH_TOKENS = 1024
 VOCAB_CHUNK = 8192
@@ -63,15 +61,34 @@ class Runner:
         self.checkpoint, self.arch, self.report = checkpoint, checkpoint.arch, report
         self.device, self.dtype = device_of(compute), dtype_of(compute, checkpoint)
         self.buffer_kind = compute.buffer
-        self.config = model_config(checkpoint.arch)
-        # left unset, a lone layer attends to the future without an error
-        self.config._attn_implementation = "sdpa"
-        self._module: ModuleType = import_module(self.arch.family.module)
-        self._rotary = self._class("RotaryEmbedding")(self.config).to(self.device)
-        self._context: tuple[int, dict[str, Any]] | None = None
+        self._stock, self._cap = bare(checkpoint.arch, self.device), Cap.of(checkpoint.arch)
+        self._norm = self._stock.model.norm
+        self._stock.model.norm = nn.Identity()
+        # the stock model is run without its layers, to note down what each would be given
+        for stub in self._stock.model.layers:
+            stub.forward = self._note
+        self._noted: list[tuple[Tensor, dict[str, Any]]] = []
+        self._context: tuple[int, list[dict[str, Any]]] | None = None
 
-    def _class(self, suffix: str) -> Any:
-        return getattr(self._module, self.arch.family.classes + suffix)
+    def _note(self, hidden_states: Tensor, **given: Any) -> Tensor:
+        self._noted.append((hidden_states, given))
+        return hidden_states
+
+    @torch.no_grad()
+    def _given(self, ids: Tensor) -> list[tuple[Tensor, dict[str, Any]]]:
+        """Return the states [B, T, D] of embedded ids [B, T], and what else every layer is given.
+
+        Only rows of the embedding that these ids need are read: the whole table in float32 would
+        be the peak.
+        """
+        used, local = torch.unique(ids, return_inverse=True)
+        table = self.checkpoint.tensor("model.embed_tokens.weight")[used.long()]
+        embedding = self._stock.model.embed_tokens
+        embedding.weight = nn.Parameter(table.to(self.device, self.dtype), requires_grad=False)
+        embedding.padding_idx = None
+        self._noted = []
+        self._stock.model(input_ids=local.to(self.device), use_cache=False)
+        return self._noted
 
     def weight(self, name: str) -> Tensor:
         """Return a weight on the device, in the compute type."""
@@ -83,10 +100,8 @@ class Runner:
         rows, length = ids.shape
         shape = (rows, length, self.arch.hidden)
         buffer = self._buffer(shape)
-        table = self.checkpoint.tensor("model.embed_tokens.weight")
-        for rows_ in batches(ids):
-            # the lookup comes before the cast: the whole table in fp32 would be the peak
-            buffer[rows_] = table[ids[rows_].long()].to(self.dtype)
+        for batch in batches(ids):
+            buffer[batch] = self._given(ids[batch])[0][0].to(buffer.device)
         return buffer
 
     def _buffer(self, shape: tuple[int, ...]) -> Tensor:
@@ -102,7 +117,8 @@ class Runner:
         memory.release()
         prefix = f"model.layers.{i}."
         with torch.device("meta"):
-            layer: nn.Module = self._class("DecoderLayer")(self.config, i)
+            kind = type(self._stock.model.layers[i])
+            layer: nn.Module = kind(self._stock.config, i)
         state = {name: self.weight(prefix + name) for name in layer.state_dict()}
         layer.load_state_dict(state, strict=True, assign=True)
         return layer.eval().requires_grad_(False)
@@ -111,42 +127,9 @@ class Runner:
         """Return what layer `i` needs beside hidden states [B, T, D]: positions and a mask."""
         length = hidden.shape[1]
         if self._context is None or self._context[0] != length:
-            self._context = length, self._make_context(hidden[:1])
-        shared = self._context[1]
-        return {**shared["common"], "attention_mask": shared["masks"][self._mask_kind(i)]}
-
-    def _mask_kind(self, i: int) -> str:
-        kinds = getattr(self.config, "layer_types", None)
-        if kinds:
-            return str(kinds[i])
-        window = getattr(self.config, "sliding_window", None)
-        return "full_attention" if window is None else "sliding_attention"
-
-    def _make_context(self, hidden: Tensor) -> dict[str, Any]:
-        from transformers.masking_utils import (
-            create_causal_mask,
-            create_sliding_window_causal_mask,
-        )
-
-        positions = torch.arange(hidden.shape[1], device=self.device)[None]
-        makers = {
-            "full_attention": create_causal_mask,
-            "sliding_attention": create_sliding_window_causal_mask,
-        }
-        kinds = {self._mask_kind(i) for i in range(self.arch.layers)}
-        if unknown := kinds - makers.keys():
-            raise InputError(f"layers of type {sorted(unknown)[0]!r} are not supported")
-        return {
-            "common": {
-                "position_ids": positions,
-                "position_embeddings": self._rotary(hidden, positions),
-            },
-            # neither padding nor a cache, whose name differs between versions of transformers
-            "masks": {
-                kind: makers[kind](self.config, hidden, None, None, position_ids=positions)
-                for kind in kinds
-            },
-        }
+            anything = torch.zeros(1, length, dtype=torch.long)
+            self._context = length, [given for _, given in self._given(anything)]
+        return self._context[1][i]
 
     def forward(self, layer: nn.Module, i: int, hidden: Tensor) -> Tensor:
         """Return the output [B, T, D] of layer `i`."""
@@ -176,9 +159,10 @@ class Runner:
             # of cross-entropy by its logits: probabilities less one at the target
             flow = torch.zeros_like(states)
             for piece, inside, local in self._pieces(targets):
-                chance = (states @ piece.T - total[:, None]).exp()
+                logits = self._cap(states @ piece.T)
+                chance = (logits - total[:, None]).exp()
                 chance.scatter_add_(1, local[:, None], -inside.float()[:, None])
-                flow += chance @ piece
+                flow += (chance * self._cap.slope(logits)) @ piece
         flow = (flow / tokens).view(normed.shape).to(normed.dtype)
         torch.autograd.backward(normed, flow)
         assert before.grad is not None
@@ -186,9 +170,8 @@ class Runner:
 
     def _normed(self, hidden: Tensor) -> Tensor:
         """Return the states [B, T - 1, D] that the head reads, of all tokens but the last."""
-        norm = self._class("RMSNorm")(self.arch.hidden, eps=self.config.rms_norm_eps)
-        norm.weight.data = self.weight("model.norm.weight")
-        normed: Tensor = norm(hidden[:, :-1])
+        self._norm.weight = nn.Parameter(self.weight("model.norm.weight"), requires_grad=False)
+        normed: Tensor = self._norm(hidden[:, :-1])
         return normed
 
     def _scored(self, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -196,7 +179,7 @@ class Runner:
         total = torch.full((len(states),), -torch.inf, device=self.device)
         target = torch.zeros(len(states), device=self.device)
         for piece, inside, local in self._pieces(targets):
-            logits = states @ piece.T
+            logits = self._cap(states @ piece.T)
             total = torch.logaddexp(total, logits.logsumexp(1))
             target = torch.where(inside, logits.gather(1, local[:, None])[:, 0], target)
         return total, target
@@ -217,15 +200,6 @@ def batches(ids: Tensor) -> Iterator[slice]:
     step = max(1, BATCH_TOKENS // ids.shape[1])
     for start in range(0, len(ids), step):
         yield slice(start, min(start + step, len(ids)))
-
-
-def model_config(arch: Arch) -> Any:
-    """Return transformers' config of a shape."""
-    from transformers import AutoConfig
-
-    # the version is written by transformers, and not among its arguments
-    taken = {key: value for key, value in arch.config.items() if key != "transformers_version"}
-    return AutoConfig.for_model(**taken)
 
 
 class _Listening:

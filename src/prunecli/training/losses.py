@@ -6,8 +6,9 @@ are float32 whatever the compute type; products run in the compute type.
 
     L = (1 - w) CE(labels, z) + w t^2 KL(softmax(z_teacher / t) || softmax(z / t))
 
-with z the logits, w the distillation weight and t its temperature (Hinton et al. 2015,
-arXiv 1503.02531, section 2). dL/dz = (1 - w) (softmax(z) - onehot) + w t (q - p).
+with z the logits (products of the head, capped where the family does that), w the distillation
+weight and t its temperature (Hinton et al. 2015, arXiv 1503.02531, section 2).
+dL/dz = (1 - w) (softmax(z) - onehot) + w t (q - p).
 """
 
 from typing import Any, NamedTuple
@@ -15,27 +16,37 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from prunecli.stock import Cap
+
 PIECE = 1 << 24  # logits at once: 64 MB in float32
 
 
+NO_CAP = Cap()
+
+
 class Distillation(NamedTuple):
-    """The teacher's hidden states [N, D'], its output head [V, D'], the weight and temperature."""
+    """The teacher's hidden states [N, D'], output head [V, D'] and cap; weight and temperature."""
 
     hidden: Tensor
     head: Tensor
     weight: float
     temperature: float
+    cap: Cap = NO_CAP
 
 
 def next_token_loss(
-    hidden: Tensor, head: Tensor, labels: Tensor, teacher: Distillation | None = None
+    hidden: Tensor,
+    head: Tensor,
+    labels: Tensor,
+    teacher: Distillation | None = None,
+    cap: Cap = NO_CAP,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the summed loss L to differentiate, the summed CE, and the summed KL.
 
     `hidden` [N, D] left the final norm, `head` is [V, D], `labels` [N] are ids.
     """
     slopes = torch.is_grad_enabled()
-    total, ce, kl = _Loss.apply(hidden, head, labels, teacher, slopes)  # type: ignore[no-untyped-call]
+    total, ce, kl = _Loss.apply(hidden, head, labels, teacher, cap, slopes)  # type: ignore[no-untyped-call]
     return total, ce, kl
 
 
@@ -47,6 +58,7 @@ class _Loss(torch.autograd.Function):
         head: Tensor,
         labels: Tensor,
         teacher: Distillation | None,
+        cap: Cap,
         wanted: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.autocast(hidden.device.type, enabled=False):
@@ -57,11 +69,12 @@ class _Loss(torch.autograd.Function):
             size = max(1, PIECE // len(head))
             for start in range(0, len(hidden), size):
                 piece = slice(start, start + size)
-                logits = (hidden[piece] @ weight.T).float()
+                logits = cap((hidden[piece] @ weight.T).float())
+                bend = cap.slope(logits)
                 ce, kl, slope = _piece(logits, labels[piece], _at(teacher, piece), wanted)
                 sums += torch.stack([ce, kl])
                 if d_hidden is not None and d_head is not None:
-                    slope = slope.to(hidden.dtype)
+                    slope = (slope * bend).to(hidden.dtype)
                     d_hidden[piece] = slope @ weight
                     d_head += (slope.T @ hidden[piece]).float()
         mix = teacher.weight if teacher else 0.0
@@ -74,9 +87,9 @@ class _Loss(torch.autograd.Function):
         return total, ce, kl
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         d_hidden, d_head = ctx.saved_tensors
-        return d_hidden * slopes[0].to(d_hidden.dtype), d_head * slopes[0], None, None, None
+        return d_hidden * slopes[0].to(d_hidden.dtype), d_head * slopes[0], None, None, None, None
 
 
 def _at(teacher: Distillation | None, piece: slice) -> Distillation | None:
@@ -98,7 +111,7 @@ def _piece(
             logits.scatter_add_(1, picked, torch.full_like(picked, -1, dtype=logits.dtype))
         return ce, torch.zeros_like(ce), logits
     weight, temperature = teacher.weight, teacher.temperature
-    theirs = (teacher.hidden @ teacher.head.to(teacher.hidden.dtype).T).float()
+    theirs = teacher.cap((teacher.hidden @ teacher.head.to(teacher.hidden.dtype).T).float())
     log_p = (theirs / temperature).log_softmax(1)
     log_q = (logits / temperature).log_softmax(1)
     p = log_p.exp()

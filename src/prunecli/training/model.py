@@ -13,13 +13,15 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from prunecli.io.checkpoint import Checkpoint
-from prunecli.stats.run import model_config
+from prunecli.stock import Cap, bare
 from prunecli.training.losses import Distillation, next_token_loss
 from prunecli.training.ranks import Ranks
 
 
 class Objective(nn.Module):
     """A model, perhaps with a teacher, as a function from token rows to a loss.
+
+    `caps` are those of the model's head and of the teacher's.
 
     The loss is computed in `forward` so that FSDP has gathered the output heads by then.
     """
@@ -31,8 +33,10 @@ class Objective(nn.Module):
         dtype: torch.dtype,
         weight: float,
         temperature: float,
+        caps: tuple[Cap, Cap],
     ) -> None:
         super().__init__()
+        self.cap, self.teacher_cap = caps
         self.model, self.teacher, self.dtype = model, teacher, dtype
         self.weight, self.temperature = weight, temperature
 
@@ -43,9 +47,12 @@ class Objective(nn.Module):
         if self.teacher is not None:
             with torch.no_grad():
                 theirs = self._hidden(self.teacher, ids)
-            distillation = Distillation(theirs, _head(self.teacher), self.weight, self.temperature)
+            head = _head(self.teacher)
+            distillation = Distillation(
+                theirs, head, self.weight, self.temperature, self.teacher_cap
+            )
         labels = ids[:, 1:].flatten()
-        return next_token_loss(hidden, _head(self.model), labels, distillation)
+        return next_token_loss(hidden, _head(self.model), labels, distillation, self.cap)
 
     def _hidden(self, model: nn.Module, ids: Tensor) -> Tensor:
         made = model.model(input_ids=ids, use_cache=False)  # type: ignore[operator]
@@ -71,23 +78,28 @@ def build(
     compile: bool = False,
 ) -> Objective:
     """Return the objective on this process's device, with the checkpoint's weights."""
-    made = _bare(checkpoint)
+    made = bare(checkpoint.arch, ranks.device)
     if recompute:
         _recompute(made)
-    theirs = None if teacher is None else _bare(teacher).requires_grad_(False)
-    objective = Objective(made, theirs, dtype, kd_weight, temperature)
+    theirs = None if teacher is None else bare(teacher.arch, ranks.device).requires_grad_(False)
+    caps = Cap.of(checkpoint.arch), Cap.of((teacher or checkpoint).arch)
+    objective = Objective(made, theirs, dtype, kd_weight, temperature, caps)
     pairs = [(made, checkpoint)]
     if theirs is not None and teacher is not None:
         pairs.append((theirs, teacher))
     for model, source in pairs:
         # layer by layer, so that a process never holds more than its shards and one layer
-        for layer in model.model.layers:  # type: ignore[union-attr]
-            layer.to_empty(device=ranks.device)
+        for layer in model.model.layers:
+            _materialise(layer, ranks.device)
             if compile:
                 layer.compile()
             if ranks.mesh is not None:
                 _shard(layer, ranks, dtype)
-        _materialise_root(model, source, ranks)
+        # everything outside the layers, and what is tied
+        for part in (model.model.embed_tokens, model.model.norm, model.lm_head):
+            _materialise(part, ranks.device)
+        if source.arch.tied:
+            model.lm_head.weight = model.model.embed_tokens.weight
     if ranks.mesh is not None:
         _shard(objective, ranks, dtype)
     for model, source in pairs:
@@ -98,17 +110,6 @@ def build(
     return objective
 
 
-def _bare(checkpoint: Checkpoint) -> nn.Module:
-    """Return the model without memory for its weights."""
-    from transformers import AutoModelForCausalLM
-
-    config = model_config(checkpoint.arch)
-    config._attn_implementation = "sdpa"
-    with torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    return model
-
-
 def _recompute(model: Any) -> None:
     """Have the layers compute their activations again in the backward pass."""
     # the second name is that of older transformers
@@ -116,14 +117,12 @@ def _recompute(model: Any) -> None:
     (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
-def _materialise_root(model: Any, checkpoint: Checkpoint, ranks: Ranks) -> None:
-    """Give memory to everything outside the layers, and tie what is tied."""
-    for part in (model.model.embed_tokens, model.model.norm, model.lm_head):
-        part.to_empty(device=ranks.device)
-    if checkpoint.arch.tied:
-        model.lm_head.weight = model.model.embed_tokens.weight
-    # not weights but computed from the config, which was not done on meta
-    model.model.rotary_emb = type(model.model.rotary_emb)(model.config).to(ranks.device)
+def _materialise(module: Any, device: torch.device) -> None:
+    """Give memory to the weights of a module; its buffers have it."""
+    for part in module.modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            empty = torch.empty_like(parameter, device=device)
+            setattr(part, name, nn.Parameter(empty, parameter.requires_grad))
 
 
 def _shard(module: nn.Module, ranks: Ranks, dtype: torch.dtype) -> None:
