@@ -28,13 +28,23 @@ SHAPE_AXES = ("layers", "hidden", "heads", "ffn")
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes to reach, and the ratio that they were made from (None for exact shapes)."""
+    """The sizes to reach, and the ratio that they were made from (None for exact shapes).
+
+    `untouched` are how many of the first and of the last layers keep all heads and channels.
+    """
 
     layers: int
     hidden: int
     kv_heads: int
     ffn: int
     ratio: float | None = None
+    untouched: tuple[int, int] = (0, 0)
+
+    def widest(self, arch: Arch) -> "Sizes":
+        """Return the sizes of the widest layer, which a container must hold."""
+        if not any(self.untouched):
+            return self
+        return replace(self, kv_heads=arch.kv_heads, ffn=arch.ffn)
 
 
 def pattern(amount: Amount, arch: Arch) -> Pattern:
@@ -105,9 +115,38 @@ def sizes(method: Method, amount: Amount, arch: Arch, structure: str | None = No
     return _for_params(method, amount.params, arch, structure)
 
 
+def with_untouched(method: Method, options: Mapping[str, Any], amount: Amount, arch: Arch) -> Sizes:
+    """Return the sizes that `amount` means where a method leaves some layers as they are.
+
+    The others lose the more, so that the ratio is that of the whole model. Raises as `sizes` does.
+    """
+    structure = options.get("structure")
+    ends = method.protects(options) if method.protects and "layers" not in method.axes else (0, 0)
+    if not any(ends):
+        return sizes(method, amount, arch, structure)
+    cut = arch.layers - sum(ends)
+    if cut < 1:
+        raise InputError(
+            f"--protect {ends[0]},{ends[1]} leaves none of {arch.layers} layers to prune",
+            "protect fewer",
+        )
+    if amount.params is not None:
+        raise UsageError("--params and --protect do not go together", "use --ratio")
+    if amount.ratio is not None:
+        inner = _in_range(amount.ratio) * arch.layers / cut
+        if inner >= 1:
+            raise InputError(
+                f"--ratio {amount.ratio:g} cannot come from {cut} of {arch.layers} layers",
+                f"protect fewer, or stay below {cut / arch.layers:g}",
+            )
+        amount = replace(amount, ratio=inner)
+    found = sizes(method, amount, arch, structure)
+    return replace(found, ratio=None, untouched=ends)
+
+
 def check_protected(method: Method, options: Mapping[str, Any], layers: int, arch: Arch) -> None:
     """Raise InputError if so few `layers` would stay that protected ones had to go."""
-    if method.protects is None:
+    if method.protects is None or "layers" not in method.axes:
         return
     first, last = method.protects(options)
     gone, most = arch.layers - layers, max(0, arch.layers - first - last)
@@ -243,12 +282,15 @@ def _reached(
     nearest = _for_block_params(method, target, inside, arch, structure)
     raise InputError(
         f"--ratio {ratio:g} cannot be reached by '{method.name}' on this model",
-        f"the nearest reachable ratio is {1 - _block_params(nearest, arch) / arch.block_params:g}",
+        f"the nearest reachable ratio is {1 - block_params(nearest, arch) / arch.block_params:g}",
     )
 
 
-def _block_params(found: Sizes, arch: Arch) -> float:
-    return found.layers * _layer_params(arch, found.hidden, found.kv_heads, found.ffn)
+def block_params(found: Sizes, arch: Arch) -> float:
+    """Return the block-linear parameters of a model of these sizes."""
+    whole = sum(found.untouched)
+    cut = _layer_params(arch, found.hidden, found.kv_heads, found.ffn)
+    return (found.layers - whole) * cut + whole * arch.block_params / arch.layers
 
 
 def _total(found: Sizes, arch: Arch) -> int:
@@ -343,7 +385,12 @@ def _counts(
 
     `AL` structures choose across layers. A layer keeps one of each at least.
     """
-    even = [amount.kv_heads] * arch.layers, [amount.ffn] * arch.layers
+    first, last = amount.untouched
+    inner = arch.layers - first - last
+    even = (
+        [arch.kv_heads] * first + [amount.kv_heads] * inner + [arch.kv_heads] * last,
+        [arch.ffn] * first + [amount.ffn] * inner + [arch.ffn] * last,
+    )
     if structure == "AL-MM":
         return (
             _spread(scores, "kv_heads", sum(even[0]), arch),
@@ -380,7 +427,7 @@ def _one_ranking(
     layers = range(arch.layers)
     cost = arch.head_dim * (2 * arch.group + 2) / 3
     kept = (
-        _block_params(amount, arch)
+        block_params(amount, arch)
         if amount.ratio is None
         else (arch.block_params * (1 - amount.ratio))
     )

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 Tensors = Mapping[str, "torch.Tensor"]
 MAKERS = {"stats": "calibrate", "scores": "score"}
-MARKS = {"moments": "sumsq"}
+MARKS = {"moments": "sumsq", "taylor_channels": "heads"}
 
 
 class TensorFile(Mapping[str, "torch.Tensor"]):
@@ -143,7 +143,7 @@ def collect(
     report: Report,
 ) -> "Iterator[dict[str, torch.Tensor]]":
     """Yield statistics of the dense model, layer by layer, and last those of whole models."""
-    from prunecli.stats import run
+    from prunecli.stats import gradients, removals, run
 
     runner = run.Runner(checkpoint, compute, report)
     of_gradients = _of_gradients(needs)
@@ -153,16 +153,16 @@ def collect(
     if of_layers:
         yield from run.dense(runner, found.ids, of_layers)
     if of_gradients:
-        yield run.gradients(runner, found.ids, of_gradients)
+        yield gradients.gradients(runner, found.ids, of_gradients)
     for name in _of_models(needs):
         assert skip is not None, "skipped() was asked"
-        yield {f"{name}.{skip}": run.OF_MODELS[name][0](runner, found.ids, skip)}
+        yield {f"{name}.{skip}": removals.OF_MODELS[name][0](runner, found.ids, skip)}
 
 
 def _of_gradients(needs: tuple[Need, ...]) -> list[str]:
-    from prunecli.stats import run
+    from prunecli.stats.gradients import OF_GRADIENTS
 
-    return [need.collector for need in needs if need.collector in run.OF_GRADIENTS]
+    return [need.collector for need in needs if need.collector in OF_GRADIENTS]
 
 
 def _of_models(needs: tuple[Need, ...]) -> list[str]:
@@ -193,13 +193,16 @@ def write_stats(
     assert found is not None, "statistics come from tokens"
     extra = {}
     for name in _of_gradients(needs):
-        for i in range(checkpoint.arch.layers):
-            extra[f"{checkpoint.arch.point(i, 'block')}.{name}"] = Spec("F64", (1,))
+        from prunecli.stats.gradients import OF_GRADIENTS
+
+        for part, length in OF_GRADIENTS[name].lengths(checkpoint.arch).items():
+            for i in range(checkpoint.arch.layers):
+                extra[f"{checkpoint.arch.point(i, 'block')}.{part}"] = Spec("F64", (length,))
     if skip is not None:
-        from prunecli.stats import run
+        from prunecli.stats.removals import OF_MODELS
 
         for name in _of_models(needs):
-            count = run.OF_MODELS[name][1](checkpoint.arch.layers, skip)
+            count = OF_MODELS[name][1](checkpoint.arch.layers, skip)
             extra[f"{name}.{skip}"] = Spec("F64", (count,))
     return _write(
         out,

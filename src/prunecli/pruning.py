@@ -258,19 +258,20 @@ def _prepare(request: Request, checkpoint: Checkpoint) -> Prepared:
         child = plan.child(arch, request.biased)
         return Prepared(options, granularity, _plan_results(plan, arch, child), size)
     assert method is not None
-    sizes = allocate.sizes(method, request.amount, arch, request.structure)
+    sizes = allocate.with_untouched(method, request.options, request.amount, arch)
     allocate.check_protected(method, request.options, sizes.layers, arch)
     options |= {"sizes": asdict(sizes)}
     # the shape must have a container before anything is computed; of ragged plans the widest has
+    widest = sizes.widest(arch)
     child = arch.child(
-        layers=list(range(sizes.layers)),
-        hidden=sizes.hidden,
-        ffn=sizes.ffn,
-        kv_heads=sizes.kv_heads,
+        layers=list(range(widest.layers)),
+        hidden=widest.hidden,
+        ffn=widest.ffn,
+        kv_heads=widest.kv_heads,
         biased=request.biased,
     )
     expected = {
-        "ratio": 1 - child.block_params / arch.block_params,
+        "ratio": 1 - allocate.block_params(sizes, arch) / arch.block_params,
         "params": child.total_params,
         "sizes": child.sizes,
         "container": child.config["model_type"],

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 import tiny
 from prunecli.arch import Arch
 from prunecli.errors import PruneError
+from prunecli.families import registry as families
 from prunecli.io.checkpoint import Checkpoint
 from prunecli.methods import registry
 from prunecli.methods._base import Pattern
@@ -17,7 +18,7 @@ from prunecli.methods._masks import drop_mask
 from prunecli.pipeline import calibrate, score
 from prunecli.pruning import prune
 from prunecli.settings import Amount, Compute, Data, Output
-from prunecli.stats import run
+from prunecli.stats import gradients, removals, run
 
 HALF = Amount(ratio=0.5)
 # four layers are fewer than are protected by default, and few containers hold biases
@@ -34,6 +35,8 @@ STAGED = [
     ("shortgpt", {}),
     ("sleb", {}),
     ("shortened-llama", {"protect": "1,1"}),
+    ("llm-pruner", {}),
+    ("llm-pruner", {"taylor": "mix", "protect": "1,0"}),
 ]  # fmt: skip
 
 
@@ -51,7 +54,17 @@ def cut(model, out, method, calibration, amount=HALF, **settings):
     )
 
 
-@pytest.mark.parametrize("method", registry.names())
+def matrix():
+    """Every method on every family: each row and column in the fast tests, the rest in `soak`."""
+    for row, method in enumerate(registry.names()):
+        for column, family in enumerate(families.names()):
+            short = family == "llama" or row % len(families.names()) == column
+            yield pytest.param(
+                method, family, marks=[] if short else pytest.mark.slow, id=f"{method}-{family}"
+            )
+
+
+@pytest.mark.parametrize(("method", "family"), [*matrix()])
 def test_what_always_holds(method, family, models, calibration, tmp_path):
     """Every method on every family: loads in transformers, repeats, leaves its input alone."""
     model = models(family)
@@ -161,12 +174,12 @@ def test_every_depth_candidate_is_that_of_the_naive_loop(llama, calibration):
     runner = run.Runner(Checkpoint(str(llama)), Compute())
     ids = load_file(calibration.rsplit(":", 1)[0])["ids"]
     tokens = ids.shape[0] * (ids.shape[1] - 1)
-    dense = run.sequence_losses(runner, ids).sum() / tokens
-    assert run.skip_losses(runner, ids, 0).tolist() == [float(dense)] * 5
+    dense = removals.sequence_losses(runner, ids).sum() / tokens
+    assert removals.skip_losses(runner, ids, 0).tolist() == [float(dense)] * 5
     for skip in (1, 2, 3):
-        found = run.skip_losses(runner, ids, skip)
+        found = removals.skip_losses(runner, ids, skip)
         naive = [
-            run.sequence_losses(runner, ids, range(i, i + skip)).sum() for i in range(5 - skip)
+            removals.sequence_losses(runner, ids, range(i, i + skip)).sum() for i in range(5 - skip)
         ]
         assert found.equal(torch.stack(naive) / tokens)
 
@@ -196,7 +209,7 @@ def test_greedy_removal_is_that_of_the_naive_loop(calibration, tmp_path):
         }
         gone.append(min(losses, key=losses.__getitem__))
         alive.remove(gone[-1])
-    rounds = run.greedy_skips(run.Runner(Checkpoint(str(model)), Compute()), ids, 3)
+    rounds = removals.greedy_skips(run.Runner(Checkpoint(str(model)), Compute()), ids, 3)
     assert [rounds.tolist().index(turn) for turn in range(3)] == gone
     assert rounds.isinf().sum() == 3
     made = cut(model, tmp_path / "out", "sleb", calibration, Amount(layers=3))
@@ -211,7 +224,7 @@ def test_taylor_scores_are_those_of_autograd(family, tied, calibration, tmp_path
     model = tiny.make(tmp_path / "m", family, tie_word_embeddings=tied)
     ids = load_file(calibration.rsplit(":", 1)[0])["ids"]
     runner = run.Runner(Checkpoint(str(model)), Compute())
-    found = run.gradients(runner, ids, ["taylor"])
+    found = gradients.gradients(runner, ids, ["taylor"])
     whole = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     logits = whole(ids.long(), use_cache=False).logits[:, :-1].flatten(0, 1)
     torch.nn.functional.cross_entropy(logits, ids[:, 1:].long().flatten()).backward()
@@ -220,6 +233,88 @@ def test_taylor_scores_are_those_of_autograd(family, tied, calibration, tmp_path
             float((w.detach().double() * w.grad.double()).abs().sum()) for w in layer.parameters()
         )
         assert float(found[f"model.layers.{i}:out.taylor"]) == pytest.approx(naive, rel=1e-4)
+
+
+def naive_slopes(model, ids):
+    """Return every weight with the gradient of the mean loss, and the mean of squared ones."""
+    from transformers import AutoModelForCausalLM
+
+    whole = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    squares = {name: 0.0 for name, _ in whole.named_parameters()}
+    for row in ids.long():
+        whole.zero_grad()
+        logits = whole(row[None], use_cache=False).logits[0, :-1]
+        torch.nn.functional.cross_entropy(logits, row[1:]).backward()
+        for name, weight in whole.named_parameters():
+            squares[name] = squares[name] + weight.grad.double() ** 2 / len(ids)
+    whole.zero_grad()
+    logits = whole(ids.long(), use_cache=False).logits[:, :-1].flatten(0, 1)
+    torch.nn.functional.cross_entropy(logits, ids[:, 1:].long().flatten()).backward()
+    return {
+        name: (weight.detach().double(), weight.grad.double(), squares[name])
+        for name, weight in whole.named_parameters()
+    }
+
+
+@pytest.mark.parametrize("taylor", ["element1", "element2", "mix", "vector"])
+def test_llm_pruner_scores_are_those_of_a_naive_loop(taylor, family, calibration, tmp_path):
+    """Channel by channel from whole-model gradients; groups are one KV head and its own queries."""
+    model = tiny.make(tmp_path / "m", family)
+    path = str(tmp_path / "c.safetensors")
+    score(str(model), path, method="llm-pruner", options={"taylor": taylor}, data=Data(calibration))
+    found = load_file(path)
+    slopes = naive_slopes(model, load_file(calibration.rsplit(":", 1)[0])["ids"])
+    salience = {
+        "element1": lambda w, g, f: float((w * g).abs().sum()),
+        "element2": lambda w, g, f: float((w * w * f).abs().sum()),
+        "mix": lambda w, g, f: float((w * g - w * w * f / 2).abs().sum()),
+        "vector": lambda w, g, f: abs(float((w * g).sum())),
+    }[taylor]
+
+    def rows(name, indices):
+        return sum(salience(*(t[i] for t in slopes[name])) for i in indices)
+
+    def columns(name, indices):
+        return sum(salience(*(t[:, i] for t in slopes[name])) for i in indices)
+
+    for i in (0, 3):
+        attention, mlp = f"model.layers.{i}.self_attn.", f"model.layers.{i}.mlp."
+        fused = family == "phi3"
+        for group in range(2):
+            heads, own = range(24 * group, 24 * group + 24), range(8 * group, 8 * group + 8)
+            naive = columns(attention + "o_proj.weight", heads)
+            if fused:
+                qkv = [*heads, *(48 + j for j in own), *(64 + j for j in own)]
+                naive += rows(attention + "qkv_proj.weight", qkv)
+            else:
+                naive += rows(attention + "q_proj.weight", heads)
+                naive += sum(rows(attention + f"{x}_proj.weight", own) for x in "kv")
+            assert float(found[f"kv_heads.{i}"][group]) == pytest.approx(naive, rel=1e-3)
+        for channel in (0, 41, 79):
+            naive = columns(mlp + "down_proj.weight", [channel])
+            if fused:
+                naive += rows(mlp + "gate_up_proj.weight", [channel, 80 + channel])
+            else:
+                naive += rows(mlp + "gate_proj.weight", [channel])
+                naive += rows(mlp + "up_proj.weight", [channel])
+            assert float(found[f"ffn.{i}"][channel]) == pytest.approx(naive, rel=1e-3)
+
+
+def test_protected_layers_keep_everything(llama, calibration, tmp_path):
+    """Layers of unequal sizes, written padded: the zeros are counted as gone."""
+    made = cut(
+        llama, tmp_path / "o", "llm-pruner", calibration, Amount(ratio=0.25),
+        options={"protect": "1,1"},
+    )  # fmt: skip
+    assert made.results["kept"]["ffn"][0] == made.results["kept"]["ffn"][3] == 80
+    assert made.results["kept"]["ffn"][1] == made.results["kept"]["ffn"][2] < 80
+    assert made.results["ragged"] is True
+    assert made.results["ratio"] == pytest.approx(0.25, abs=0.01)
+    with pytest.raises(PruneError, match=r"cannot come from 2 of 4 layers.*below 0\.5"):
+        cut(llama, tmp_path / "x", "llm-pruner", calibration, options={"protect": "1,1"})
+    with pytest.raises(PruneError, match="leaves none of 4 layers"):
+        cut(llama, tmp_path / "x", "llm-pruner", calibration, options={"protect": "2,2"})
+    assert not (tmp_path / "x").exists()
 
 
 def test_the_first_and_last_layers_stay(calibration, tmp_path):

@@ -73,13 +73,14 @@ def evaluate(
         return Made(model, same.sidecar, same.results)
 
     from prunecli.stats import run
+    from prunecli.stats.removals import sequence_losses
 
     runner = run.Runner(checkpoint, compute, report) if read else None
     whole = harness.Harness(checkpoint, compute, tasks, tokenizer, report)
 
     def losses(found: Any) -> dict[str, Any]:
         assert runner is not None
-        return perplexity.result(found, run.sequence_losses(runner, found.ids).tolist())
+        return perplexity.result(found, sequence_losses(runner, found.ids).tolist())
 
     work: list[tuple[str, Callable[[], dict[str, Any]]]] = [
         *((f"data-{t.meta['digest'][:16]}", lambda t=t: losses(t)) for t in read),

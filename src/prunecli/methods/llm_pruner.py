@@ -1,0 +1,71 @@
+"""LLM-Pruner: KV groups and FFN channels that the loss would miss least (Ma et al., 2305.11627).
+
+With g = dL/dw of the mean loss, F the mean over sequences of squared gradients, and every row or
+column w of a channel (q, k, v and o of a head; gate, up and down of an FFN channel):
+
+    element1   sum |w g|                      vector   sum over rows and columns of |sum w g|
+    element2   sum |w^2 F|                    mix      sum |w g - w^2 F / 2|      (eq. 5, Table 3)
+
+A group is worth the sum over its channels. Under grouped-query attention that is one KV head and
+the g query heads that read it, which lie side by side; the official code adds up heads of
+different groups, which is not offered. It also leaves the first four and the last two layers as
+they are (`--protect 4,2`), which makes layers of unequal sizes: written padded, as FLAP's ragged
+plans are. Equal layers are the default.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from prunecli.methods._base import LayerView, Method, Need, Option, layers_of
+
+if TYPE_CHECKING:
+    import torch
+
+
+def score(layer: LayerView, options: dict[str, Any]) -> "dict[str, torch.Tensor]":
+    """Return `kv_heads` [K] and `ffn` [F]."""
+    heads, kv_heads, ffn = (
+        layer.stats[f"block.{axis}.{options['taylor']}"] for axis in ("heads", "kv_heads", "ffn")
+    )
+    groups = layer.kv_heads
+    return {
+        "kv_heads": heads.view(groups, -1).sum(1) + kv_heads.view(groups, -1).sum(1),
+        "ffn": ffn,
+    }
+
+
+METHOD = Method(
+    name="llm-pruner",
+    title="LLM-Pruner",
+    reference="arXiv 2305.11627",
+    unit="channels",
+    granularity="KV groups + FFN channels",
+    axes=("heads", "ffn"),
+    needs=(Need("taylor_channels", ("block",)),),
+    options=(
+        Option(
+            "taylor",
+            str,
+            "element1",
+            "first or second order of single weights, both, or of whole rows and columns",
+            choices=("element1", "element2", "mix", "vector"),
+        ),
+        Option(
+            "protect",
+            str,
+            "0,0",
+            "how many of the first and of the last layers stay as they are",
+            stage="prune",
+        ),
+    ),
+    protects=lambda options: layers_of(options["protect"]),
+    recipes={
+        "official": {
+            "source": "hf:bookcorpus/bookcorpus:train:text",
+            "sampler": "docs",
+            "nsamples": 10,
+            "seq_len": 64,
+            "protect": "4,2",
+        },
+    },
+    score=score,
+)
