@@ -4,7 +4,7 @@ _prunecli() {
     local command=${COMP_WORDS[1]:-} words= flags=
     COMPREPLY=()
     if ((COMP_CWORD == 1)); then
-        COMPREPLY=($(compgen -W 'calibrate score prune init tokenize train eval speed table check methods families --help --version' -- "$current"))
+        COMPREPLY=($(compgen -W 'calibrate score prune search-arch init tokenize train eval speed table check methods families --help --version' -- "$current"))
         return
     fi
     case $previous in
@@ -39,6 +39,7 @@ _prunecli() {
         calibrate) flags='--for --data --sampler --nsamples --seq-len --tokenizer --ratio --layers --compat --seed --device --dtype --buffer --threads --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
         score) flags='--method --stats --data --sampler --nsamples --seq-len --tokenizer --ratio --layers --compat --seed --device --dtype --buffer --threads --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --structure --metric --bias --taylor --protect --scope --hidden-score --mlp-score --block-size --damping --help' ;;
         prune) flags='--method --ratio --sparsity --layers --hidden --heads --ffn --params --arch --data --sampler --nsamples --seq-len --tokenizer --recipe --stats --scores --plan --plan-only --keep --compat --seed --device --dtype --buffer --threads --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --structure --metric --bias --taylor --protect --scope --hidden-score --mlp-score --block-size --damping --help' ;;
+        search-arch) flags='--method --params --flops --ratio --multiple --paper --data --sampler --nsamples --seq-len --tokenizer --eval-data --allow-overlap --format --restart --compat --seed --device --dtype --buffer --threads --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --structure --metric --bias --taylor --protect --scope --hidden-score --mlp-score --block-size --damping --help' ;;
         init) flags='--like --config --masks --scheme --from --compat --tokenizer --seed --dtype --force --skip-existing --dry-run --json --quiet --verbose --help' ;;
         tokenize) flags='--seq-len --tokenizer --train-tokenizer --separator --tokens --shard-tokens --workers --restart --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
         train) flags='--data --tokens --steps --batch-size --lr --recipe --repeat --allow-overlap --masks --teacher --kd-weight --temperature --eval-data --eval-every --save-every --keep-states --restart --sweep-steps --warmup --floor --weight-decay --beta1 --beta2 --eps --clip --micro-batch --activation-checkpointing --compile --track --seed --device --dtype --threads --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;

@@ -12,15 +12,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunecli import allocate, compensate, surgery
+from prunecli import allocate, surgery
 from prunecli.allocate import Sizes
-from prunecli.arch import BIASED, Arch
+from prunecli.arch import Arch
 from prunecli.errors import InputError, UsageError
 from prunecli.io import output as place
 from prunecli.io import sidecar
-from prunecli.io.checkpoint import Checkpoint
+from prunecli.io.checkpoint import Checkpoint, Reader
 from prunecli.io.sidecar import Input, Recorder, Sidecar
-from prunecli.io.tensorfile import Spec, torch_dtype
 from prunecli.methods import registry
 from prunecli.methods._base import Method, Pattern
 from prunecli.pipeline import (
@@ -176,14 +175,13 @@ def prune(
         )
 
     if prepared.pattern is not None:
-        child, biased = checkpoint.arch, False
+        made_of: Reader = checkpoint
         stream = work.sparsified(source, prepared.pattern)
         shape: dict[str, Any] = {}
     else:
         decided, means = work.decide(source, prepared.sizes)
         decided.check(checkpoint.arch)
-        biased = request.biased
-        child = decided.child(checkpoint.arch, biased)
+        child = decided.child(checkpoint.arch, request.biased)
         if checkpoint.arch.couples_heads and child.heads < checkpoint.arch.heads:
             report.note(
                 f"a norm of '{checkpoint.arch.family.name}' runs over all heads together: removing "
@@ -194,14 +192,16 @@ def prune(
             made = record({"params": child.total_params}, {**shape, **decided.to_json()})
             place.write_json(out, made.text())
             return Made(out, made.dump(), made.results)
-        stream = work.cut(decided, child, means)
+        made_of = surgery.Child(checkpoint, decided, child, means, request.biased)
+        stream = made_of.stream()
+    child = made_of.arch
     if child.family is not checkpoint.arch.family:
         report.note(
             f"written as '{child.config['model_type']}', which computes the same: "
             f"'{checkpoint.arch.config['model_type']}' cannot hold this shape in transformers"
         )
     with place.staged(out) as temporary:
-        written = _write(temporary, checkpoint, child, stream)
+        written = _write(temporary, checkpoint, made_of, stream)
         results = {**_results(checkpoint.arch, child, written), **shape}
         made = record({"digest": written.digest, "params": child.total_params}, results)
         written.finish(made, checkpoint.tag_along())
@@ -472,40 +472,17 @@ class Work:
                 columns[:, gone] = 0
         return scores
 
-    def cut(self, plan: Plan, child: Arch, means: Tensors) -> "Iterator[tuple[str, torch.Tensor]]":
-        """Yield the child's tensors, its compensated biases among them."""
-        checkpoint = self.checkpoint
-        biased = [f".{module}.bias" for module in BIASED] if self.request.biased else []
-        tensors = child.tensors()
-        for name, tensor in surgery.stream(checkpoint, plan, child):
-            if not any(name.endswith(end) for end in biased):
-                yield name, tensor
-        for name in tensors:
-            source = surgery.origin(name, tensors[name], plan, checkpoint.arch)
-            new = source not in checkpoint.specs
-            if new or any(name.endswith(end) for end in biased):
-                bias = compensate.bias(name, checkpoint, plan, child, means)
-                yield name, bias.to(torch_dtype(_stored_as(checkpoint, name)))
-
-
-def _stored_as(checkpoint: Checkpoint, name: str) -> str:
-    """Return the storage type for a bias: that of the weight beside it."""
-    weight = name.removesuffix("bias") + "weight"
-    spec = checkpoint.specs.get(weight) or checkpoint.specs["model.embed_tokens.weight"]
-    return spec.dtype
-
 
 def _write(
-    folder: Path, checkpoint: Checkpoint, child: Arch, stream: "Iterator[tuple[str, torch.Tensor]]"
+    folder: Path,
+    checkpoint: Checkpoint,
+    child: Reader,
+    stream: "Iterator[tuple[str, torch.Tensor]]",
 ) -> Written:
     """Write the child's tensors as they come, stored and sharded as the parent's."""
-    specs, shards = {}, []
-    for name, tensor in child.tensors().items():
-        dtype = checkpoint.specs[name].dtype if name in checkpoint.specs else None
-        specs[name] = Spec(dtype or _stored_as(checkpoint, name), tensor.shape)
-        beside = name if name in checkpoint.specs else name.removesuffix("bias") + "weight"
-        shards.append(checkpoint.shard(beside))
-    return write_tensors(folder, child, specs, shards, stream)
+    specs = {name: child.specs[name] for name in child.arch.tensors()}
+    shards = [checkpoint.shard(surgery.stored_beside(name, checkpoint)) for name in specs]
+    return write_tensors(folder, child.arch, specs, shards, stream)
 
 
 def _results(parent: Arch, child: Arch, written: Written) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """Carry out a plan: index every dimension of every tensor by its axis, one tensor at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from prunecli.arch import Arch, Tensor
-from prunecli.io.checkpoint import Checkpoint
+from prunecli import compensate
+from prunecli.arch import BIASED, Arch, Tensor
+from prunecli.io.checkpoint import Checkpoint, Reader
+from prunecli.io.tensorfile import Spec, torch_dtype
 from prunecli.plan import Plan
 
 if TYPE_CHECKING:
@@ -58,16 +60,42 @@ def _kept(axis: str, layer: int | None, plan: Plan, arch: Arch) -> list[int] | N
     return [unit * arch.head_dim + j for unit in units for j in range(arch.head_dim)]
 
 
-def stream(checkpoint: Checkpoint, plan: Plan, child: Arch) -> Iterator[tuple[str, "torch.Tensor"]]:
-    """Yield the child's tensors that the parent has, in the child's order.
+class Child(Reader):
+    """The pruned model, every tensor made when it is asked for; reads like a checkpoint.
 
-    Biases that only the child has are left to `compensate`.
+    `means` holds what compensation needs; `biased` says whether there is any.
     """
-    for name, tensor in child.tensors().items():
-        source = origin(name, tensor, plan, checkpoint.arch)
-        if source in checkpoint.specs:
-            made = cut(checkpoint.tensor(source), tensor, plan, checkpoint.arch, child)
-            yield name, _rescaled(name, made, checkpoint.arch, child)
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        plan: Plan,
+        arch: Arch,
+        means: "Mapping[str, torch.Tensor] | None" = None,
+        biased: bool = False,
+    ) -> None:
+        self.checkpoint, self.plan, self.arch, self.means = checkpoint, plan, arch, means or {}
+        self._tensors = arch.tensors()
+        self._biases = tuple(f".{module}.bias" for module in BIASED) if biased else ()
+        self.specs = {
+            name: Spec(checkpoint.specs[stored_beside(name, checkpoint)].dtype, tensor.shape)
+            for name, tensor in self._tensors.items()
+        }
+
+    def tensor(self, name: str) -> "torch.Tensor":
+        """Return the child's tensor `name`."""
+        tensor, parent = self._tensors[name], self.checkpoint.arch
+        source = origin(name, tensor, self.plan, parent)
+        if source not in self.checkpoint.specs or name.endswith(self._biases):
+            bias = compensate.bias(name, self.checkpoint, self.plan, self.arch, self.means)
+            return bias.to(torch_dtype(self.specs[name].dtype))
+        made = cut(self.checkpoint.tensor(source), tensor, self.plan, parent, self.arch)
+        return _rescaled(name, made, parent, self.arch)
+
+
+def stored_beside(name: str, checkpoint: Checkpoint) -> str:
+    """Return the parent's tensor whose type and file a child's gets: of a new bias its weight."""
+    return name if name in checkpoint.specs else name.removesuffix("bias") + "weight"
 
 
 def _rescaled(name: str, values: "torch.Tensor", arch: Arch, child: Arch) -> "torch.Tensor":

@@ -30,6 +30,11 @@ EXPECTED = {
     | COMPUTING
     | COMMON
     | WRITES,
+    "search-arch": {"method", "params", "flops", "ratio", "paper", "eval-data", "restart", "compat"}
+    | TOKENS
+    | COMPUTING
+    | COMMON
+    | WRITES,
     "init": {"like", "config", "masks", "scheme", "from", "compat", "seed", "dtype", "tokenizer"}
     | {"json", "quiet", "verbose"}
     | WRITES,

@@ -308,11 +308,20 @@ def with_method_options(command: Callable[..., None]) -> Callable[..., None]:
         entry = next(o for o in registry.get(methods[0]).options if o.name == name)
         flag = name.replace("_", "-")
         choices = f" ({'|'.join(entry.choices)})" if entry.choices else ""
+        defaults = {
+            method: str(option.default)
+            for method in methods
+            for option in registry.get(method).options
+            if option.name == name
+        }
+        told = entry.default
+        if len(set(defaults.values())) > 1:
+            told = "; ".join(f"{method}: {default}" for method, default in defaults.items())
         annotation = Annotated[
             entry.type | None,  # type: ignore[name-defined]
             typer.Option(
                 f"--{flag}",
-                help=f"{', '.join(methods)}: {entry.help}{choices} [{entry.default}]",
+                help=f"{', '.join(methods)}: {entry.help}{choices} [{told}]",
                 metavar="|".join(entry.choices) or None,
                 autocompletion=_completer(entry.choices),
                 envvar=f"PRUNECLI_{name.upper()}",

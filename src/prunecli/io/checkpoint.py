@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -80,7 +80,26 @@ def _from_hub(name: str) -> Path:
     return Path(folder)
 
 
-class Checkpoint:
+class Reader:
+    """What reads like a checkpoint: a shape, and tensors by name.
+
+    Attributes:
+        arch: its shape. specs: type and shape of each tensor by name.
+    """
+
+    arch: Arch
+    specs: dict[str, Spec]
+
+    def tensor(self, name: str) -> "torch.Tensor":
+        """Return one tensor."""
+        raise NotImplementedError
+
+    def stream(self) -> "Iterator[tuple[str, torch.Tensor]]":
+        """Yield every tensor with its name, each made as it is asked for."""
+        return ((name, self.tensor(name)) for name in self.specs)
+
+
+class Checkpoint(Reader):
     """A model folder, read tensor by tensor.
 
     Opening it checks everything that headers can tell: that each tensor is one its family knows,

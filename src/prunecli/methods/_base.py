@@ -90,6 +90,7 @@ Formula = Callable[..., Any]
 class Method:
     """The record of one method; `name` is its file's name with `-` for `_`.
 
+    `learned` methods train what stays for a given shape, instead of scoring it.
     `protects` tells from the options how many of the first and of the last layers always stay.
     """
 
@@ -109,6 +110,7 @@ class Method:
     score: Formula | None = None
     score_layers: Formula | None = None
     compensates: bool = False
+    learned: bool = False
     protects: Callable[[Mapping[str, Any]], tuple[int, int]] | None = None
 
     def resolve(self, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from prunecli import memory
 from prunecli.errors import UsageError
-from prunecli.io.checkpoint import Checkpoint
+from prunecli.io.checkpoint import Reader
 from prunecli.io.tensorfile import torch_dtype
 from prunecli.methods._base import Need
 from prunecli.report import SILENT, Report
@@ -38,7 +38,7 @@ def device_of(compute: Compute) -> torch.device:
     return torch.device(compute.device)
 
 
-def dtype_of(compute: Compute, checkpoint: Checkpoint) -> torch.dtype:
+def dtype_of(compute: Compute, checkpoint: Reader) -> torch.dtype:
     """Return the compute type: on a CPU float32 unless asked, on a GPU the checkpoint's."""
     if compute.dtype != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[compute.dtype]
@@ -57,7 +57,7 @@ class Runner:
         report: told about progress.
     """
 
-    def __init__(self, checkpoint: Checkpoint, compute: Compute, report: Report = SILENT) -> None:
+    def __init__(self, checkpoint: Reader, compute: Compute, report: Report = SILENT) -> None:
         self.checkpoint, self.arch, self.report = checkpoint, checkpoint.arch, report
         self.device, self.dtype = device_of(compute), dtype_of(compute, checkpoint)
         self.buffer_kind = compute.buffer
@@ -68,6 +68,7 @@ class Runner:
         for stub in self._stock.model.layers:
             stub.forward = self._note
         self._noted: list[tuple[Tensor, dict[str, Any]]] = []
+        self._roots: dict[str, Tensor] = {}
         self._context: tuple[int, list[dict[str, Any]]] | None = None
 
     def _note(self, hidden_states: Tensor, **given: Any) -> Tensor:
@@ -82,13 +83,19 @@ class Runner:
         be the peak.
         """
         used, local = torch.unique(ids, return_inverse=True)
-        table = self.checkpoint.tensor("model.embed_tokens.weight")[used.long()]
+        table = self._root("model.embed_tokens.weight")[used.long()]
         embedding = self._stock.model.embed_tokens
         embedding.weight = nn.Parameter(table.to(self.device, self.dtype), requires_grad=False)
         embedding.padding_idx = None
         self._noted = []
         self._stock.model(input_ids=local.to(self.device), use_cache=False)
         return self._noted
+
+    def _root(self, name: str) -> Tensor:
+        """Return a matrix outside the layers as it is stored; made once, as many batches ask."""
+        if name not in self._roots:
+            self._roots[name] = self.checkpoint.tensor(name)
+        return self._roots[name]
 
     def weight(self, name: str) -> Tensor:
         """Return a weight on the device, in the compute type."""
@@ -186,9 +193,7 @@ class Runner:
 
     def _pieces(self, targets: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield pieces [V', D] of the head in fp32, which targets are inside, and where."""
-        head = self.checkpoint.tensor(
-            "model.embed_tokens.weight" if self.arch.tied else "lm_head.weight"
-        )
+        head = self._root("model.embed_tokens.weight" if self.arch.tied else "lm_head.weight")
         for start in range(0, self.arch.vocab, VOCAB_CHUNK):
             piece = head[start : start + VOCAB_CHUNK].to(self.device).float()
             inside = (targets >= start) & (targets < start + len(piece))

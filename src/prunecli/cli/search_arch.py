@@ -1,0 +1,118 @@
+"""`prunecli search-arch`."""
+
+import json as jsonlib
+from dataclasses import replace
+from typing import Annotated, Any
+
+import typer
+
+from prunecli.cli import console, options
+from prunecli.cli.options import option
+from prunecli.errors import UsageError
+from prunecli.settings import Compute, Data
+
+
+@options.with_method_options
+def search_arch(
+    context: typer.Context,
+    model: Annotated[
+        str | None, typer.Argument(metavar="IN", help="model folder, hf:org/name, or -")
+    ] = None,
+    out: Annotated[str | None, typer.Argument(metavar="OUT.json", help="file to write")] = None,
+    method: Annotated[str | None, option("method", "pruning method", metavar="M")] = None,
+    params: options.Params = None,
+    flops: Annotated[
+        float | None, option("flops", "at most this many FLOPs per forward of 2048 tokens")
+    ] = None,
+    ratio: options.Ratio = None,
+    multiple: Annotated[
+        int | None,
+        option(
+            "multiple",
+            "hidden and FFN sizes are multiples of this [128 at hidden 4096, less below]",
+            min=1,
+        ),
+    ] = None,
+    paper: Annotated[
+        bool, option("paper", "print the candidates of the paper's Tables 5-7; needs no IN")
+    ] = False,
+    data: options.DataOption = Data.source,
+    sampler: options.Sampler = None,
+    nsamples: options.Nsamples = None,
+    seq_len: options.SeqLen = None,
+    tokenizer: options.Tokenizer = None,
+    eval_data: Annotated[
+        str, option("eval-data", "held-out D to judge shapes on", metavar="D")
+    ] = "builtin:evaluation",
+    allow_overlap: Annotated[
+        bool, option("allow-overlap", "accept held-out text that was calibrated on")
+    ] = False,
+    format: Annotated[str, option("format", "how --paper prints")] = "csv",
+    restart: options.Restart = False,
+    compat: options.CompatOption = None,
+    seed: options.Seed = Data.seed,
+    device: options.Device = Compute.device,
+    dtype: options.Dtype = Compute.dtype,
+    buffer: options.Buffer = Compute.buffer,
+    threads: options.Threads = None,
+    force: options.Force = False,
+    skip_existing: options.SkipExisting = False,
+    dry_run: options.DryRun = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    config: options.Config = None,
+    print_config: options.PrintConfig = False,
+    **method_options: Any,
+) -> None:
+    """Search the shape of least loss within a budget: --params, --flops or --ratio.
+
+    Every candidate is the parent cut to its shape in memory and judged by its loss on held-out
+    text. OUT.json is what `prune --arch` reads; it tells all candidates. Stopped, the same command
+    goes on with the shapes that are left.
+    """
+    report = options.settings(context, quiet=quiet, verbose=verbose)
+    if paper:
+        if model or out or method:
+            raise UsageError("--paper needs no model", "leave out IN, OUT and --method")
+        from prunecli.tables.reference import searched
+
+        found = searched()
+        print(jsonlib.dumps({"results": found.objects()}) if json else found.render(format))
+        return
+    if model is None or out is None or method is None:
+        raise UsageError("search-arch takes --method M IN OUT.json", "or --paper")
+    (folder,) = options.from_stdin(model)
+    given = options.chosen_options(method, method_options)
+    from prunecli.search import search
+
+    own = options.data_of(context.params, data)
+    made = search(
+        folder or "",
+        out,
+        method=method,
+        params=params,
+        flops=flops,
+        ratio=ratio,
+        multiple=multiple,
+        options=given,
+        data=own,
+        eval_data=replace(own, source=eval_data),
+        allow_overlap=allow_overlap,
+        compat=compat is not None,
+        restart=restart,
+        compute=options.compute_of(context.params),
+        output=options.output(force, skip_existing, dry_run),
+        report=report,
+    )
+    console.print_made(made, json, dry_run)
+
+
+EXAMPLES = (
+    (
+        "The best 4.54 billion parameters",
+        "search-arch --method minitron-width --params 4.54e9 --data c4 in/ arch.json",
+    ),
+    ("Then", "prune --method minitron-width --arch arch.json --data c4 in/ out/"),
+    ("What the paper chose from", "search-arch --paper"),
+)

@@ -1,0 +1,163 @@
+"""search-arch: the paper's candidates from the rule, real losses, resumption, and bad budgets."""
+
+import json
+
+import pytest
+
+import tiny
+from prunecli import shapes
+from prunecli.arch import Arch
+from prunecli.errors import InputError, PruneError, UsageError
+from prunecli.evaluation import perplexity
+from prunecli.evaluation.evaluate import evaluate
+from prunecli.pruning import prune
+from prunecli.search import search
+from prunecli.settings import Amount, Data, Output
+from prunecli.tables import reference
+
+
+@pytest.fixture
+def held_out(tmp_path):
+    return Data(tiny.tokens(tmp_path / "held.safetensors", seed=9))
+
+
+def run(model, out, calibration, held_out, method="flap", **settings):
+    settings = {"ratio": 0.4, "multiple": 4, **settings}
+    if method == "flap":
+        settings = {"options": {"bias": "drop"}, **settings}
+    return search(
+        str(model), str(out), method=method, data=Data(calibration), eval_data=held_out, **settings
+    )
+
+
+def test_the_rule_gives_the_papers_ffn_columns():
+    """All fifteen of Tables 6 and 7, nine of twelve of Table 5."""
+    rows = reference.searched().rows
+    agree = {
+        table: [row["ffn"] == row["ffn_rule"] for row in rows if row["table"] == table]
+        for table in "567"
+    }
+    assert agree["6"] == [True] * 5 and agree["7"] == [True] * 10
+    assert sum(agree["5"]) == 9 and len(agree["5"]) == 12
+    assert shapes.grain(reference.parent()) == 128
+
+
+def test_grids_hold_nothing_that_the_paper_lacks():
+    budget = shapes.budget(reference.parent(), 4_540_600_320, None, None)
+    for axes, count in ((("heads", "ffn"), 5), (("hidden", "heads", "ffn"), 10)):
+        found = shapes.candidates(axes, reference.parent(), budget, 128)
+        assert len(found) == count
+        assert all(0.96 * budget.most <= arch.total_params <= budget.most for arch in found)
+
+
+@pytest.mark.parametrize("method", ["flap", "minitron-width", "wanda-sp", "llm-pruner"])
+def test_losses_are_those_of_pruned_checkpoints(method, llama, calibration, held_out, tmp_path):
+    """Every candidate, pruned for real with the dense parent's scores, and evaluated from disk."""
+    made = run(llama, tmp_path / "a.json", calibration, held_out, method)
+    found = made.results["candidates"]
+    assert len(found) >= 2 and "default" in {entry["role"] for entry in found}
+    assert [entry["loss"] for entry in found] == sorted(entry["loss"] for entry in found)
+    assert made.results["arch"]["ffn"] == found[0]["ffn"]
+    from prunecli.pipeline import calibrate
+
+    stats = tmp_path / "s.safetensors"
+    calibrate(str(llama), str(stats), methods=[method], data=Data(calibration))
+    for number, entry in enumerate(found):
+        out = str(tmp_path / f"p{number}")
+        keys = {"flap": ("heads", "ffn"), "minitron-width": ("hidden", "ffn")}
+        shape = {key: entry[key] for key in keys.get(method, ("heads", "ffn"))}
+        options = {"bias": "drop"} if method == "flap" else {}
+        prune(
+            str(llama), out, method=method, amount=Amount(**shape), options=options,
+            stats=str(stats),
+        )  # fmt: skip
+        measured = evaluate(out, data=[held_out]).results
+        assert entry["loss"] == pytest.approx(measured["loss"], rel=1e-6)
+        assert Arch.read(out).total_params == entry["params"]
+    assert not (tmp_path / "a.json.partial").exists()
+
+
+def test_prune_takes_what_was_found(llama, calibration, held_out, tmp_path):
+    path = tmp_path / "a.json"
+    found = run(llama, path, calibration, held_out).results["arch"]
+    made = prune(
+        str(llama), str(tmp_path / "o"), method="flap", amount=Amount(arch=str(path)),
+        data=Data(calibration), options={"bias": "drop"},
+    )  # fmt: skip
+    assert {axis: made.results["sizes"][axis] for axis in found} == found
+
+
+def test_biases_count(models, calibration, held_out, tmp_path):
+    """FLAP judged with its biases is another search than without them."""
+    options = [{"bias": "keep"}, {"bias": "drop"}]
+    losses = [
+        run(
+            models("llama"), tmp_path / f"{number}.json", calibration, held_out, options=chosen
+        ).results["loss"]
+        for number, chosen in enumerate(options)
+    ]
+    assert losses[0] != losses[1]
+
+
+def test_stopped_and_resumed(llama, calibration, held_out, tmp_path, monkeypatch):
+    """Candidates that were measured are not measured again; the result is the same."""
+    from prunecli import search as module
+
+    whole = run(llama, tmp_path / "whole.json", calibration, held_out)
+    calls = []
+    real = perplexity.result
+
+    def failing(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(module.perplexity, "result", failing)
+    with pytest.raises(KeyboardInterrupt):
+        run(llama, tmp_path / "a.json", calibration, held_out)
+    assert not (tmp_path / "a.json").exists() and (tmp_path / "a.json.partial").is_dir()
+    calls.extend([0] * 5)
+    monkeypatch.setattr(module, "collect", None)  # scores are not made again
+    made = run(llama, tmp_path / "a.json", calibration, held_out)
+    assert made.results == whole.results
+    assert len(calls) == 7 + len(whole.results["candidates"]) - 1
+
+
+def test_the_same_again_is_accepted(llama, calibration, held_out, tmp_path):
+    one = run(llama, tmp_path / "a.json", calibration, held_out)
+    again = run(
+        llama, tmp_path / "a.json", calibration, held_out, output=Output(skip_existing=True)
+    )
+    assert again.results == one.results
+    assert json.loads((tmp_path / "a.json").read_text())["kind"] == "arch"
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        ({"method": "wanda"}, UsageError, "sets weights to zero"),
+        ({"method": "shortgpt"}, UsageError, "leaves nothing to choose"),
+        ({"params": 1e5}, UsageError, "one budget, got 2"),
+        ({"ratio": None}, UsageError, "one budget, got 0"),
+        ({"ratio": 1.5}, UsageError, "between 0 and 1"),
+        ({"ratio": None, "params": 1e9}, InputError, "is not below"),
+        ({"ratio": None, "params": 20.0}, InputError, r"no shape has 96% to 100%.*nearest has"),
+        ({"ratio": None, "flops": 1e3}, InputError, r"no shape.*flops.*the nearest has"),
+    ],
+)
+def test_bad_requests(llama, calibration, held_out, tmp_path, change, kind, message):
+    with pytest.raises(kind, match=message):
+        run(llama, tmp_path / "a.json", calibration, held_out, **change)
+    assert not (tmp_path / "a.json").exists()
+
+
+def test_held_out_text_must_be_held_out(llama, calibration, tmp_path):
+    with pytest.raises(PruneError, match="evaluation windows are calibrated on"):
+        run(llama, tmp_path / "a.json", calibration, Data(calibration))
+
+
+def test_flops_budget(llama, calibration, held_out, tmp_path):
+    most = float(Arch.read(llama).child(ffn=40).flops(2048))
+    made = run(llama, tmp_path / "a.json", calibration, held_out, ratio=None, flops=most)
+    assert all(0.96 * most <= entry["flops"] <= most for entry in made.results["candidates"])
