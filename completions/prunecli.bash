@@ -14,12 +14,12 @@ _prunecli() {
         --device) words='auto cpu cuda' ;;
         --dtype) words='auto float32 bfloat16' ;;
         --figure) words='1 3 4 5' ;;
-        --for) words='flap llm-pruner magnitude minitron-depth minitron-width shortened-llama shortgpt sleb sparsegpt wanda wanda-sp' ;;
+        --for) words='flap llm-pruner magnitude minitron-depth minitron-width sheared-llama shortened-llama shortgpt sleb sparsegpt wanda wanda-sp' ;;
         --format) words='rich md csv tex json' ;;
         --hidden-score) words='ln-out block-out nvidia' ;;
         --layout) words='models pairs table1 table2 table5 table6 table7 table5-7 table9 table10 table11 table12 table13 table14 table15 scaling table16' ;;
         --masks) words='keep drop DIR' ;;
-        --method) words='flap llm-pruner magnitude minitron-depth minitron-width shortened-llama shortgpt sleb sparsegpt wanda wanda-sp' ;;
+        --method) words='flap llm-pruner magnitude minitron-depth minitron-width sheared-llama shortened-llama shortgpt sleb sparsegpt wanda wanda-sp' ;;
         --metric) words='WIFV IFV WIFN' ;;
         --mlp-score) words='l2 nvidia' ;;
         --plot) words='FILE.(png svg pdf)' ;;
@@ -37,9 +37,9 @@ _prunecli() {
     fi
     case $command in
         calibrate) flags='--for --data --sampler --nsamples --seq-len --tokenizer --ratio --layers --compat --seed --device --dtype --buffer --threads --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
-        score) flags='--method --stats --data --sampler --nsamples --seq-len --tokenizer --ratio --layers --compat --seed --device --dtype --buffer --threads --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --structure --metric --bias --taylor --protect --scope --hidden-score --mlp-score --block-size --damping --help' ;;
-        prune) flags='--method --ratio --sparsity --layers --hidden --heads --ffn --params --arch --data --sampler --nsamples --seq-len --tokenizer --recipe --stats --scores --plan --plan-only --keep --compat --seed --device --dtype --buffer --threads --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --structure --metric --bias --taylor --protect --scope --hidden-score --mlp-score --block-size --damping --help' ;;
-        search-arch) flags='--method --params --flops --ratio --multiple --paper --data --sampler --nsamples --seq-len --tokenizer --eval-data --allow-overlap --format --restart --compat --seed --device --dtype --buffer --threads --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --structure --metric --bias --taylor --protect --scope --hidden-score --mlp-score --block-size --damping --help' ;;
+        score) flags='--method --stats --data --sampler --nsamples --seq-len --tokenizer --ratio --layers --compat --seed --device --dtype --buffer --threads --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --structure --metric --bias --taylor --protect --scope --hidden-score --mlp-score --tokens --batch-size --lr --mask-lr --freeze-weights --block-size --damping --help' ;;
+        prune) flags='--method --ratio --sparsity --layers --hidden --heads --ffn --params --arch --data --sampler --nsamples --seq-len --tokenizer --recipe --stats --scores --plan --plan-only --keep --compat --seed --device --dtype --buffer --threads --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --structure --metric --bias --taylor --protect --scope --hidden-score --mlp-score --tokens --batch-size --lr --mask-lr --freeze-weights --block-size --damping --help' ;;
+        search-arch) flags='--method --params --flops --ratio --multiple --paper --data --sampler --nsamples --seq-len --tokenizer --eval-data --allow-overlap --format --restart --compat --seed --device --dtype --buffer --threads --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --structure --metric --bias --taylor --protect --scope --hidden-score --mlp-score --tokens --batch-size --lr --mask-lr --freeze-weights --block-size --damping --help' ;;
         init) flags='--like --config --masks --scheme --from --compat --tokenizer --seed --dtype --force --skip-existing --dry-run --json --quiet --verbose --help' ;;
         tokenize) flags='--seq-len --tokenizer --train-tokenizer --separator --tokens --shard-tokens --workers --restart --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
         train) flags='--data --tokens --steps --batch-size --lr --recipe --repeat --allow-overlap --masks --teacher --kd-weight --temperature --eval-data --eval-every --save-every --keep-states --restart --sweep-steps --warmup --floor --weight-decay --beta1 --beta2 --eps --clip --micro-batch --activation-checkpointing --compile --track --seed --device --dtype --threads --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;

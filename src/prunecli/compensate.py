@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from prunecli.arch import BIASED, Arch
-from prunecli.io.checkpoint import Checkpoint
+from prunecli.io.checkpoint import Reader
 from prunecli.plan import Plan
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def bias(
     name: str,
-    checkpoint: Checkpoint,
+    checkpoint: Reader,
     plan: Plan,
     child: Arch,
     means: "Mapping[str, torch.Tensor]",

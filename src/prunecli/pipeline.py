@@ -308,6 +308,8 @@ def score(
     chosen = registry.get(method)
     if chosen.unit == "weights":
         raise UsageError(f"'{method}' scores weights inside prune", "use `prunecli prune`")
+    if chosen.learned:
+        raise UsageError(f"'{method}' learns what stays inside prune", "use `prunecli prune`")
     if chosen.sequential and stats is None:
         raise UsageError(
             f"'{method}' is sequential: prune scores each layer on pruned predecessors",

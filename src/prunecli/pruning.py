@@ -7,8 +7,9 @@ the earlier ones will hold in OUT.
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,8 @@ from prunecli.writing import Written, size_results, write_tensors
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from prunecli.training.shearing import Lesson
 
 
 @dataclass(frozen=True)
@@ -94,9 +97,13 @@ class Request:
                 f"--plan-only writes a JSON file, OUT is '{out}'",
                 "name it .json" if self.plan_only else "add --plan-only or name a folder",
             )
-        if self.method is None or self.method.unit != "weights":
+        if self.method is None:
             return
         name = self.method.name
+        if self.method.learned and (self.stats or self.scores or self.plan or self.keep):
+            raise UsageError(f"'{name}' learns what stays: it reads and keeps no scores")
+        if self.method.unit != "weights":
+            return
         if self.scores or self.plan or self.plan_only or self.keep:
             raise UsageError(
                 f"'{name}' sets weights to zero: it has no scores and no plan to read or keep"
@@ -156,10 +163,12 @@ def prune(
     digest = checkpoint.digest(report)
     work = Work(request, checkpoint, digest, compute, report)
     source = work.source()
-    inputs = [checkpoint.as_input(digest), *source.inputs]
+    lesson = work.lesson(source)
+    inputs = [checkpoint.as_input(digest), *source.inputs, *(lesson.inputs if lesson else [])]
     kind: sidecar.Kind = "plan" if plan_only else "checkpoint"
     resolved = {**prepared.options, "dtype": compute.dtype}
-    if same := place.same_already(out, output, sidecar.key(kind, resolved, inputs)):
+    key = sidecar.key(kind, resolved, inputs)
+    if same := place.same_already(out, output, key):
         return same
 
     def record(outputs: dict[str, Any], results: dict[str, Any]) -> Sidecar:
@@ -171,42 +180,16 @@ def prune(
             results={"method": method, "granularity": prepared.granularity, **results},
             parent=checkpoint.sidecar,
             calibration=source.calibration,
+            trained=lesson.trained if lesson else None,
             device=compute.device,
         )
 
-    if prepared.pattern is not None:
-        made_of: Reader = checkpoint
-        stream = work.sparsified(source, prepared.pattern)
-        shape: dict[str, Any] = {}
-    else:
-        decided, means = work.decide(source, prepared.sizes)
-        decided.check(checkpoint.arch)
-        child = decided.child(checkpoint.arch, request.biased)
-        if checkpoint.arch.couples_heads and child.heads < checkpoint.arch.heads:
-            report.note(
-                f"a norm of '{checkpoint.arch.family.name}' runs over all heads together: removing "
-                "some changes the scale of the others, which no score accounts for"
-            )
-        shape = _plan_results(decided, checkpoint.arch, child)
-        if plan_only:
-            made = record({"params": child.total_params}, {**shape, **decided.to_json()})
-            place.write_json(out, made.text())
-            return Made(out, made.dump(), made.results)
-        made_of = surgery.Child(checkpoint, decided, child, means, request.biased)
-        stream = made_of.stream()
-    child = made_of.arch
-    if child.family is not checkpoint.arch.family:
-        report.note(
-            f"written as '{child.config['model_type']}', which computes the same: "
-            f"'{checkpoint.arch.config['model_type']}' cannot hold this shape in transformers"
-        )
-    with place.staged(out) as temporary:
-        written = _write(temporary, checkpoint, made_of, stream)
-        results = {**_results(checkpoint.arch, child, written), **shape}
-        made = record({"digest": written.digest, "params": child.total_params}, results)
-        written.finish(made, checkpoint.tag_along())
-    _summarise(made.results, report)
-    return Made(out, made.dump(), made.results)
+    state = place.partial(out, key, False) if lesson else nullcontext(Path())
+    with state as folder:
+        made = work.make(prepared, source, lesson, out, folder, record)
+        if lesson:
+            place.remove(folder)
+    return made
 
 
 def _scored_with(path: str, method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -258,6 +241,10 @@ def _prepare(request: Request, checkpoint: Checkpoint) -> Prepared:
         child = plan.child(arch, request.biased)
         return Prepared(options, granularity, _plan_results(plan, arch, child), size)
     assert method is not None
+    if method.learned:
+        from prunecli.training.shearing import refuse
+
+        refuse(arch)
     sizes = allocate.with_untouched(method, request.options, request.amount, arch)
     allocate.check_protected(method, request.options, sizes.layers, arch)
     options |= {"sizes": asdict(sizes)}
@@ -291,6 +278,16 @@ def _read_plan(path: str) -> tuple[Plan, Sidecar | None]:
     return Plan.from_json(record), None
 
 
+@dataclass(frozen=True)
+class Decision:
+    """What stays of which weights, the means that its biases need, and what else to report."""
+
+    plan: Plan
+    weights: Reader
+    tensors: Tensors = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
+
+
 @dataclass
 class Work:
     """The expensive steps of one `prune`, each a stream or a decision."""
@@ -313,7 +310,7 @@ class Work:
             plan_inputs = [Input(role="plan", id=made.id if made else None, digest=content)]
             if not request.biased:
                 return Source(plan_inputs)
-        if method is None or not method.needs:
+        if method is None or not (method.needs or method.learned):
             return Source([])
         if request.scores is not None:
             found = open_source(request.scores, "scores", self.digest)
@@ -383,12 +380,80 @@ class Work:
         pruned: torch.Tensor = method.sparsify(weight_OI, factor, pattern, options)
         return pruned
 
-    def decide(self, source: Source, sizes: Sizes | None) -> tuple[Plan, Tensors]:
-        """Return the plan, and tensors among which are the means that its biases need."""
+    def make(
+        self,
+        prepared: Prepared,
+        source: Source,
+        lesson: "Lesson | None",
+        out: str,
+        folder: Path,
+        record: Callable[[dict[str, Any], dict[str, Any]], Sidecar],
+    ) -> Made:
+        """Make OUT: a checkpoint, or the plan of one."""
+        checkpoint, arch, report = self.checkpoint, self.checkpoint.arch, self.report
+        if prepared.pattern is not None:
+            made_of: Reader = checkpoint
+            stream = self.sparsified(source, prepared.pattern)
+            shape: dict[str, Any] = {}
+        else:
+            decision = self.decide(source, prepared.sizes, lesson, folder)
+            decided = decision.plan
+            decided.check(arch)
+            child = decided.child(arch, self.request.biased)
+            if arch.couples_heads and child.heads < arch.heads:
+                report.note(
+                    f"a norm of '{arch.family.name}' runs over all heads together: removing some "
+                    "changes the scale of the others, which no score accounts for"
+                )
+            shape = {**_plan_results(decided, arch, child), **decision.results}
+            if self.request.plan_only:
+                made = record({"params": child.total_params}, {**shape, **decided.to_json()})
+                place.write_json(out, made.text())
+                return Made(out, made.dump(), made.results)
+            made_of = surgery.Child(
+                decision.weights, decided, child, decision.tensors, self.request.biased
+            )
+            stream = made_of.stream()
+        child = made_of.arch
+        if child.family is not arch.family:
+            report.note(
+                f"written as '{child.config['model_type']}', which computes the same: "
+                f"'{arch.config['model_type']}' cannot hold this shape in transformers"
+            )
+        with place.staged(out) as temporary:
+            written = _write(temporary, checkpoint, made_of, stream)
+            results = {**_results(arch, child, written), **shape}
+            made = record({"digest": written.digest, "params": child.total_params}, results)
+            written.finish(made, checkpoint.tag_along())
+        _summarise(made.results, report)
+        return Made(out, made.dump(), made.results)
+
+    def lesson(self, source: Source) -> "Lesson | None":
+        """Return how a learned method will train, None for the others."""
+        method = self.request.method
+        if method is None or not method.learned:
+            return None
+        from prunecli.training.shearing import prepare
+
+        assert source.found is not None
+        return prepare(source.found, self.request.options, self.request.data.seed, self.report)
+
+    def decide(
+        self, source: Source, sizes: Sizes | None, lesson: "Lesson | None", folder: Path
+    ) -> Decision:
+        """Return what stays, and out of which weights."""
         request, method, arch = self.request, self.request.method, self.checkpoint.arch
         if request.plan is not None and not request.biased:
-            return _read_plan(request.plan)[0], {}
+            return Decision(_read_plan(request.plan)[0], self.checkpoint)
         assert method is not None
+        if lesson is not None:
+            from prunecli.training.shearing import learn
+
+            assert sizes is not None
+            learned = learn(
+                self.checkpoint, sizes, lesson, folder, compute=self.compute, report=self.report
+            )
+            return Decision(learned.plan, learned.weights, results={"learned": learned.results})
         skip = None if sizes is None else arch.layers - sizes.layers
         options = score_options(method, request.options, request.compat)
         if request.scores is not None:
@@ -399,11 +464,12 @@ class Work:
         else:
             stats = source.tensors if source.tensors is not None else self._collect(source, skip)
             if request.plan is not None:
-                return _read_plan(request.plan)[0], stats
+                return Decision(_read_plan(request.plan)[0], self.checkpoint, stats)
             scores = scores_of(method, self.checkpoint, stats, options)
             self._keep_scores(source, stats, options)
         assert sizes is not None
-        return allocate.plan(method, sizes, scores, arch, request.structure), scores
+        plan = allocate.plan(method, sizes, scores, arch, request.structure)
+        return Decision(plan, self.checkpoint, scores)
 
     def _collect(self, source: Source, skip: int | None) -> Tensors:
         method = self.request.method

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from prunecli import compensate
 from prunecli.arch import BIASED, Arch, Tensor
-from prunecli.io.checkpoint import Checkpoint, Reader
+from prunecli.io.checkpoint import Reader
 from prunecli.io.tensorfile import Spec, torch_dtype
 from prunecli.plan import Plan
 
@@ -68,7 +68,7 @@ class Child(Reader):
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: Reader,
         plan: Plan,
         arch: Arch,
         means: "Mapping[str, torch.Tensor] | None" = None,
@@ -93,7 +93,7 @@ class Child(Reader):
         return _rescaled(name, made, parent, self.arch)
 
 
-def stored_beside(name: str, checkpoint: Checkpoint) -> str:
+def stored_beside(name: str, checkpoint: Reader) -> str:
     """Return the parent's tensor whose type and file a child's gets: of a new bias its weight."""
     return name if name in checkpoint.specs else name.removesuffix("bias") + "weight"
 

@@ -314,14 +314,14 @@ def with_method_options(command: Callable[..., None]) -> Callable[..., None]:
             for option in registry.get(method).options
             if option.name == name
         }
-        told = entry.default
+        told = "" if entry.default is None else f" [{entry.default}]"
         if len(set(defaults.values())) > 1:
-            told = "; ".join(f"{method}: {default}" for method, default in defaults.items())
+            told = " [" + "; ".join(f"{m}: {default}" for m, default in defaults.items()) + "]"
         annotation = Annotated[
             entry.type | None,  # type: ignore[name-defined]
             typer.Option(
                 f"--{flag}",
-                help=f"{', '.join(methods)}: {entry.help}{choices} [{told}]",
+                help=f"{', '.join(methods)}: {entry.help}{choices}{told}",
                 metavar="|".join(entry.choices) or None,
                 autocompletion=_completer(entry.choices),
                 envvar=f"PRUNECLI_{name.upper()}",

@@ -58,7 +58,7 @@ class Loop:
         self.steps, self.batch_size, self.lr = steps, batch_size, lr
         self.order = Order(rows, steps * batch_size, settings.seed)
         self.optimizer = torch.optim.AdamW(
-            [p for p in objective.model.parameters() if p.requires_grad],
+            objective.groups(),
             lr=lr,
             betas=(settings.beta1, settings.beta2),
             eps=settings.eps,
@@ -76,7 +76,8 @@ class Loop:
         settings, ranks = self.settings, self.ranks
         lr = schedule.rate(step, self.steps, self.lr, settings.warmup, settings.floor)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["share"]
+        self.objective.begin(step, self.steps)
         first = ranks.rank * self.own
         batch = self.rows.read(
             self.order.batch(step, self.batch_size, slice(first, first + self.own))

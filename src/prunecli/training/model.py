@@ -40,6 +40,21 @@ class Objective(nn.Module):
         self.model, self.teacher, self.dtype = model, teacher, dtype
         self.weight, self.temperature = weight, temperature
 
+    @property
+    def trained(self) -> nn.Module:
+        """Everything that is trained, and that a state must hold."""
+        return self.model
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Return parameters for the optimiser; `share` is a group's learning rate beside the peak.
+
+        A group may have settings of its own.
+        """
+        return [{"params": [p for p in self.model.parameters() if p.requires_grad], "share": 1.0}]
+
+    def begin(self, step: int, steps: int) -> None:
+        """Take note that a step begins: all its forwards come after this."""
+
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return what `next_token_loss` does for rows of ids [B, T]: sums over B (T - 1) tokens."""
         hidden = self._hidden(self.model, ids)
@@ -90,14 +105,14 @@ def build(
     for model, source in pairs:
         # layer by layer, so that a process never holds more than its shards and one layer
         for layer in model.model.layers:
-            _materialise(layer, ranks.device)
+            materialise(layer, ranks.device)
             if compile:
                 layer.compile()
             if ranks.mesh is not None:
                 _shard(layer, ranks, dtype)
         # everything outside the layers, and what is tied
         for part in (model.model.embed_tokens, model.model.norm, model.lm_head):
-            _materialise(part, ranks.device)
+            materialise(part, ranks.device)
         if source.arch.tied:
             model.lm_head.weight = model.model.embed_tokens.weight
     if ranks.mesh is not None:
@@ -117,7 +132,7 @@ def _recompute(model: Any) -> None:
     (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
-def _materialise(module: Any, device: torch.device) -> None:
+def materialise(module: Any, device: torch.device) -> None:
     """Give memory to the weights of a module; its buffers have it."""
     for part in module.modules():
         for name, parameter in part.named_parameters(recurse=False):

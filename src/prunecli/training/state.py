@@ -60,7 +60,7 @@ def load(path: Path, loop: Loop) -> None:
     with _alone_is_fine():
         state_dict_loader.load(state, checkpoint_id=path, no_dist=loop.ranks.mesh is None)
     set_state_dict(
-        loop.objective.model,
+        loop.objective.trained,
         loop.optimizer,
         model_state_dict=state["model"],
         optim_state_dict=state["optimizer"],
@@ -76,7 +76,7 @@ def _alone_is_fine() -> Iterator[None]:
 
 
 def _state(loop: Loop) -> dict[str, Any]:
-    model, optimizer = get_state_dict(loop.objective.model, loop.optimizer)
+    model, optimizer = get_state_dict(loop.objective.trained, loop.optimizer)
     return {"model": model, "optimizer": optimizer}
 
 

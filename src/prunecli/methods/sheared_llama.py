@@ -1,0 +1,27 @@
+"""Sheared LLaMA: masks learned together with the weights (Xia et al. 2024, arXiv 2310.06694).
+
+Hard-concrete gates on hidden channels, layers, KV groups and FFN channels are trained with the
+weights by the language-modelling loss, under an augmented Lagrangian that holds their expected
+shares to a given shape (training/shearing.py, training/gates.py). Not a score: what stays, and the
+weights that it was trained with, come out of the run. `--freeze-weights` trains the masks alone,
+for machines that cannot hold optimiser state; that variant is not the method, and is called so.
+"""
+
+from prunecli.methods._base import Method, Option
+
+METHOD = Method(
+    name="sheared-llama",
+    title="Sheared LLaMA",
+    reference="arXiv 2310.06694",
+    unit="channels",
+    granularity="layers, hidden channels, KV groups + FFN channels",
+    axes=("layers", "hidden", "heads", "ffn"),
+    learned=True,
+    options=(
+        Option("tokens", float, None, "to learn masks on: one pass over D, 300 steps at least"),
+        Option("batch_size", int, 8, "sequences per step"),
+        Option("lr", float, 1e-4, "peak learning rate of the weights"),
+        Option("mask_lr", float, 1.0, "peak learning rate of masks and multipliers"),
+        Option("freeze_weights", bool, False, "learn masks alone: a variant, not the method"),
+    ),
+)

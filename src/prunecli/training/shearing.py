@@ -1,0 +1,399 @@
+"""Sheared LLaMA: masks learned together with the weights under a constraint (arXiv 2310.06694).
+
+    min over weights and masks, max over multipliers:
+    CE + sum_axes mean_layers [ m1 (s - t) + m2 (s - t)^2 ]                     (eq. 2, 3)
+
+s is the expected share of zero gates of an axis (a vector over the layers for KV groups and FFN
+channels), t its target, which rises from 0 over the first fifth of the steps. Axes whose size is
+to stay have no mask. Gates (gates.py) are drawn once per step; multipliers, two per axis, go up by
+the same AdamW. As the official code, except: masks and multipliers stand outside the clipping of
+gradients, draws are a function of seed and step, the output head is not multiplied by the hidden
+gates (its masked forward does not do that either), and a unit of the heads is a KV group.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunecli import surgery
+from prunecli.allocate import Sizes
+from prunecli.arch import Arch
+from prunecli.errors import InputError, PruneError, UsageError
+from prunecli.io.checkpoint import Checkpoint, Reader
+from prunecli.io.rows import trained_on
+from prunecli.io.sidecar import Input, Trained
+from prunecli.io.tokens import Tokens
+from prunecli.plan import Plan
+from prunecli.report import Report
+from prunecli.settings import Compute, Training
+from prunecli.stock import Cap, bare
+from prunecli.training import gates, state, world
+from prunecli.training.loop import Loop
+from prunecli.training.masks import Masks
+from prunecli.training.model import Objective, fill, materialise
+from prunecli.training.ranks import Ranks
+
+SHORTEST = 300  # steps, where one pass over D is less
+MASK_WARMUP = 0.2
+STATES = 10  # saved over a run
+JUDGED = 16  # windows for the losses that are reported
+MICRO_TOKENS = 8192
+MEAN, DEVIATION = 5.0, 0.01  # of log alpha at the start
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a run has learned: the plan, its weights with gates folded in, and its figures."""
+
+    plan: Plan
+    weights: Reader
+    results: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Token windows [N, T] as rows for the loop."""
+
+    ids: Tensor
+    start: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens per window."""
+        return self.ids.shape[1]
+
+    def read(self, indices: list[int]) -> Tensor:
+        """Return windows by number: int64 [rows, T]."""
+        return self.ids[indices].long()
+
+
+class Gates(nn.Module):
+    """log alpha of every axis that shrinks, and two multipliers each; all float32."""
+
+    def __init__(self, arch: Arch, sizes: Sizes, seed: int) -> None:
+        super().__init__()
+        self.keep = {
+            axis: getattr(sizes, axis)
+            for axis in ("layers", "hidden", "kv_heads", "ffn")
+            if getattr(sizes, axis) < getattr(arch, axis)
+        }
+        self.log_alpha, self.multipliers = nn.ParameterDict(), nn.ParameterDict()
+        self.target: dict[str, float] = {}
+        self.seed = seed
+        draw = torch.Generator().manual_seed(seed)
+        for axis, keep in self.keep.items():
+            size = getattr(arch, axis)
+            shape = (size,) if axis in ("layers", "hidden") else (arch.layers, size)
+            start = MEAN + DEVIATION * torch.randn(shape, generator=draw)
+            self.log_alpha[axis] = nn.Parameter(start)
+            self.multipliers[axis] = nn.Parameter(torch.zeros(2))
+            self.target[axis] = 1 - keep / size
+
+    @torch.no_grad()
+    def uniform(self, step: int) -> dict[str, Tensor]:
+        """Return the random numbers of a step."""
+        draw = torch.Generator().manual_seed(((self.seed << 32) + step) % (1 << 63))
+        low, high = gates.EPSILON, 1 - gates.EPSILON
+        return {
+            axis: torch.rand(alpha.shape, generator=draw).mul(high - low).add(low).to(alpha.device)
+            for axis, alpha in self.log_alpha.items()
+        }
+
+    def penalty(self, share: float) -> Tensor:
+        """Return the Lagrangian's constraint at this share of the targets."""
+        total = torch.zeros((), device=next(self.parameters()).device)
+        for axis, alpha in self.log_alpha.items():
+            off = gates.chance_of_zero(alpha).mean(-1) - share * self.target[axis]
+            first, second = self.multipliers[axis]
+            total = total + (first * off + second * off**2).mean()
+        return total
+
+    def settled(self) -> dict[str, Tensor]:
+        """Return the gates of the shape that was asked for, without noise."""
+        return {
+            axis: gates.settled(alpha.detach(), self.keep[axis]).cpu()
+            for axis, alpha in self.log_alpha.items()
+        }
+
+
+class _Trained(nn.Module):
+    """Weights and gates together, as one module for a state."""
+
+    def __init__(self, model: nn.Module, masks: Gates) -> None:
+        super().__init__()
+        self.model, self.masks = model, masks
+
+
+class Shearing(Objective):
+    """A model with gates: its loss, and the constraint on its shape."""
+
+    def __init__(
+        self, model: nn.Module, arch: Arch, masks: Gates, dtype: torch.dtype, mask_share: float
+    ) -> None:
+        super().__init__(model, None, dtype, 0.0, 1.0, (Cap.of(arch), Cap()))
+        self._trained, self.mask_share = _Trained(model, masks), mask_share
+        self.values: dict[str, Tensor] = {}
+        self._uniform: dict[str, Tensor] = {}
+        self._share = 0.0
+        gates.attach(model, arch, lambda: self.values)
+
+    @property
+    def masks(self) -> Gates:
+        """The gates."""
+        return self._trained.masks
+
+    @property
+    def trained(self) -> nn.Module:
+        """Weights and gates."""
+        return self._trained
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Return weights (unless they are frozen), log alpha, and multipliers that go up."""
+        masks = self.masks
+        own = {"share": self.mask_share, "weight_decay": 0.0}
+        return [
+            *(group for group in super().groups() if group["params"]),
+            {"params": [*masks.log_alpha.values()], **own},
+            {"params": [*masks.multipliers.values()], "maximize": True, **own},
+        ]
+
+    @torch.no_grad()
+    def begin(self, step: int, steps: int) -> None:
+        """Draw this step's random numbers; hold log alpha within its limits."""
+        self._share = min(1.0, step / max(1, round(MASK_WARMUP * steps)))
+        self._uniform = self.masks.uniform(step)
+        for alpha in self.masks.log_alpha.values():
+            alpha.clamp_(-gates.LIMIT, gates.LIMIT)
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return sums over the tokens of ids [B, T]: loss with constraint, CE, zero."""
+        masks = self.masks
+        self.values = {
+            axis: gates.sample(alpha, self._uniform[axis])
+            for axis, alpha in masks.log_alpha.items()
+        }
+        total, ce, none = super().forward(ids)
+        return total + masks.penalty(self._share) * (ids.shape[0] * (ids.shape[1] - 1)), ce, none
+
+
+class _Weights(Reader):
+    """The weights of a model in memory, as a checkpoint of the parent's types."""
+
+    def __init__(self, model: nn.Module, parent: Checkpoint) -> None:
+        self.arch, self.specs = parent.arch, parent.specs
+        self._parameters = dict(model.named_parameters())
+
+    def tensor(self, name: str) -> Tensor:
+        """Return one weight, float32 on the CPU."""
+        return self._parameters[name].detach().float().cpu()
+
+
+def refuse(arch: Arch) -> None:
+    """Raise InputError for families whose masked forward is not that of a cut model."""
+    behind = [name for name in arch.family.tensors if name.endswith("feedforward_layernorm.weight")]
+    if behind:
+        raise InputError(
+            f"'sheared-llama' cannot serve {arch.family.name}: a norm behind a sublayer takes the "
+            "scale of a mask away",
+            "take another method, as minitron-width",
+        )
+    if world.size() > 1:
+        raise UsageError("'sheared-llama' runs in one process", "leave out torchrun")
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A run with every default resolved: windows [N, T], steps, and what is recorded of it.
+
+    `trained` is None where only masks are.
+    """
+
+    ids: Tensor
+    steps: int
+    options: Mapping[str, Any]
+    seed: int
+    trained: Trained | None
+
+    @property
+    def inputs(self) -> list[Input]:
+        """The windows as what weights were trained on, if they were."""
+        if self.trained is None:
+            return []
+        told = {"passes": self.steps * self.options["batch_size"], "seq_len": self.ids.shape[1]}
+        first = {"role": "rows", "digest": self.trained.rows, "range": list(self.trained.range)}
+        return [Input.model_validate({**first, **told})]
+
+
+def prepare(found: Tokens, options: Mapping[str, Any], seed: int, report: Report) -> Lesson:
+    """Return a run over windows: `tokens`, or one pass over them, 300 steps at least.
+
+    Raises UsageError or InputError for one that makes no sense.
+    """
+    for name in ("batch_size", "lr", "mask_lr"):
+        if not options[name] > 0:
+            raise UsageError(f"--{name.replace('_', '-')} {options[name]}: expected more than 0")
+    ids, batch_size = found.ids, options["batch_size"]
+    per_step = batch_size * ids.shape[1]
+    steps = max(len(ids) // batch_size, SHORTEST)
+    if options["tokens"] is not None:
+        steps = int(options["tokens"] // per_step)
+        if steps < 1:
+            raise InputError(
+                f"{options['tokens']:.0f} tokens are less than one step of {batch_size} x "
+                f"{ids.shape[1]}",
+                "use a smaller --batch-size",
+            )
+    if steps * batch_size > len(ids):
+        times = steps * batch_size / len(ids)
+        report.note(f"D is read {times:.1f} times: {steps} steps of {batch_size} x {ids.shape[1]}")
+    trained = None
+    if not options["freeze_weights"]:
+        rows = trained_on(found.meta)
+        first = rows.range[0] if rows else 0
+        trained = Trained(
+            rows=rows.rows if rows else found.meta["digest"],
+            range=(first, first + min(len(ids), steps * batch_size)),
+            count=steps * per_step,
+        )
+    return Lesson(ids, steps, options, seed, trained)
+
+
+def learn(
+    checkpoint: Checkpoint,
+    sizes: Sizes,
+    lesson: Lesson,
+    folder: Path,
+    *,
+    compute: Compute,
+    report: Report,
+) -> Learned:
+    """Learn masks for these sizes, and the weights with them.
+
+    The state lies in `folder` and is gone on from. Raises PruneError where the loss is no number.
+    """
+    from prunecli.stats.run import device_of, dtype_of
+
+    arch, device, options, ids = checkpoint.arch, device_of(compute), lesson.options, lesson.ids
+    ranks = Ranks(0, 1, device, None)
+    model = bare(arch, device)
+    materialise(model, device)
+    if arch.tied:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    fill(model, checkpoint, ranks)
+    model.train().requires_grad_(not options["freeze_weights"])
+    masks = Gates(arch, sizes, lesson.seed).to(device)
+    lr, mask_lr = options["lr"], options["mask_lr"]
+    objective = Shearing(model, arch, masks, dtype_of(compute, checkpoint), mask_lr / lr)
+    settings = Training("", seed=lesson.seed, weight_decay=0.0, warmup=0.1)
+    loop = Loop(
+        objective, Windows(ids), settings, Masks(model, ()), ranks,  # type: ignore[arg-type]
+        steps=lesson.steps, batch_size=options["batch_size"], lr=lr,
+        micro=_micro(options["batch_size"], ids.shape[1]),
+    )  # fmt: skip
+    losses = list(_train(loop, folder, lesson.steps, report))
+    return _judged(checkpoint, objective, ids, losses, loop, compute, report)
+
+
+def _micro(batch_size: int, length: int) -> int:
+    """Return how many sequences go through at once: a divisor of the batch."""
+    most = max(1, MICRO_TOKENS // length)
+    return max(n for n in range(1, batch_size + 1) if batch_size % n == 0 and n <= most)
+
+
+def _train(loop: Loop, folder: Path, steps: int, report: Report) -> Iterator[float]:
+    """Take all steps that are left, saving now and then; yield the losses of all."""
+    saved = state.saved(folder)
+    start = state.step_of(saved[-1]) if saved else 0
+    if saved:
+        state.load(saved[-1], loop)
+        report.note(f"resuming '{folder.name}' at step {start} of {steps}")
+    log = state.Log(folder, start)
+    yield from (line["loss"] for line in list(log.lines))
+    every = -(-steps // STATES)
+    try:
+        for step in report.track(range(start, steps), "learning masks", steps - start, "steps"):
+            done = loop.step(step)
+            if not done.finite:
+                raise PruneError(
+                    f"the loss of step {step + 1} is {done.loss}", "use a lower --lr or --mask-lr"
+                )
+            log.add({"step": step + 1, "loss": done.loss})
+            report.live(f"loss {done.loss:.4f}")
+            yield done.loss
+            if (step + 1) % every == 0 or step + 1 == steps:
+                log.sync()
+                state.save(folder, step + 1, loop, 1)
+    finally:
+        log.close()
+
+
+def _judged(
+    checkpoint: Checkpoint,
+    objective: Shearing,
+    ids: Tensor,
+    losses: list[float],
+    loop: Loop,
+    compute: Compute,
+    report: Report,
+) -> Learned:
+    """Return what was learned, beside the parent cut by these masks and by random ones."""
+    values, masks = objective.masks.settled(), objective.masks
+    weights = gates.Folded(_Weights(objective.model, checkpoint), values)
+    plan, chance = gates.plan_of(values), gates.plan_of(_random(masks))
+    shape = plan.child(checkpoint.arch)
+    judged = ids[:JUDGED]
+
+    def loss(reader: Reader, kept: Plan) -> float:
+        from prunecli.stats import run
+        from prunecli.stats.removals import sequence_losses
+
+        runner = run.Runner(surgery.Child(reader, kept, shape), compute, report)
+        return float(sequence_losses(runner, judged).sum()) / (judged[:, 1:].numel())
+
+    share = {
+        axis: float(gates.chance_of_zero(alpha.detach()).mean())
+        for axis, alpha in masks.log_alpha.items()
+    }
+    tail = losses[-max(1, len(losses) // 20) :]
+    results = {
+        "variant": None
+        if any(p.requires_grad for p in objective.model.parameters())
+        else ("masks alone, weights frozen"),
+        "steps": loop.steps,
+        "batch_size": loop.batch_size,
+        "tokens": loop.steps * loop.batch_size * ids.shape[1],
+        "mask_loss": sum(tail) / len(tail),
+        "expected_sparsity": share,
+        "target_sparsity": masks.target,
+        "multipliers": {axis: two.detach().tolist() for axis, two in masks.multipliers.items()},
+        "judged_windows": len(judged),
+        "loss": {
+            "learned": loss(weights, plan),
+            "parent_with_learned_masks": loss(checkpoint, plan),
+            "parent_with_random_masks": loss(checkpoint, chance),
+        },
+    }
+    told = results["loss"]
+    assert isinstance(told, dict)
+    report.note(
+        f"loss {told['learned']:.4f}; of the parent with these masks "
+        f"{told['parent_with_learned_masks']:.4f}, with random masks of the same shape "
+        f"{told['parent_with_random_masks']:.4f}"
+    )
+    return Learned(plan, weights, results)
+
+
+def _random(masks: Gates) -> dict[str, Tensor]:
+    """Return gates of the same shape that keep units at random."""
+    draw = torch.Generator().manual_seed(masks.seed)
+    return {
+        axis: gates.settled(torch.randn(alpha.shape, generator=draw), masks.keep[axis])
+        for axis, alpha in masks.log_alpha.items()
+    }

@@ -1,0 +1,224 @@
+"""Sheared LLaMA: gates against their formulas, masked models against cut ones, runs as a whole."""
+
+import json
+from math import log
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import tiny
+from prunecli import surgery
+from prunecli.arch import Arch
+from prunecli.errors import InputError, PruneError, UsageError
+from prunecli.families import registry
+from prunecli.io import sidecar
+from prunecli.io.checkpoint import Checkpoint
+from prunecli.pipeline import calibrate, score
+from prunecli.pruning import prune
+from prunecli.settings import Amount, Data, Output
+from prunecli.training import gates, shearing
+
+IDS = torch.randint(259, (2, 24), generator=torch.Generator().manual_seed(4))
+SMALL = Amount(layers=3, hidden=36, heads=3, ffn=40)
+FEW = {"tokens": 12 * 4 * 32, "batch_size": 4}
+SERVED = [name for name in registry.names() if not name.startswith(("olmo", "gemma"))]
+
+
+def run(model, out, calibration, amount=SMALL, **settings):
+    settings.setdefault("options", FEW)
+    return prune(
+        str(model), str(out), method="sheared-llama", amount=amount, data=Data(calibration),
+        **settings,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("log_alpha", "chance"), [(0.0, 0.168178), (log(100), 0.002018), (-log(100), 0.952870)]
+)
+def test_chance_of_a_zero_gate(log_alpha, chance):
+    alpha = torch.tensor(log_alpha, dtype=torch.float64)
+    assert float(gates.chance_of_zero(alpha)) == pytest.approx(chance, abs=5e-7)
+    uniform = torch.rand(200_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    drawn = gates.sample(alpha, uniform.clamp(1e-6, 1 - 1e-6))
+    assert float((drawn == 0).double().mean()) == pytest.approx(chance, abs=0.003)
+    assert float(drawn.min()) >= 0 and float(drawn.max()) <= 1
+
+
+def test_settled_gates():
+    alpha = torch.tensor([[4.60517, -1.0, 4.60517, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    found = gates.settled(alpha, 2)
+    assert found[0].tolist() == pytest.approx([0.99603, 0, 0.99603, 0], abs=5e-6)
+    assert found[1].tolist() == [0, 0, 0.5, 0.5]  # of equal ones the lower index goes first
+
+
+def random_gates(arch, seed):
+    """Return gates at zero or in (0.5, 1), as many at zero in every layer."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def some(*shape, keep):
+        values = 0.5 + 0.5 * torch.rand(shape, generator=draw)
+        gone = torch.rand(shape, generator=draw).argsort(-1)[..., keep:]
+        return values.scatter(-1, gone, 0.0)
+
+    return {
+        "layers": some(arch.layers, keep=3),
+        "hidden": some(arch.hidden, keep=36),
+        "kv_heads": some(arch.layers, arch.kv_heads, keep=1),
+        "ffn": some(arch.layers, arch.ffn, keep=50),
+    }
+
+
+@pytest.mark.parametrize("axes", [None, "layers", "hidden", "kv_heads", "ffn"])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("name", SERVED)
+def test_a_masked_model_is_the_cut_one(name, tied, axes, tmp_path):
+    """Every norm, projection and head: gates in the forward, or folded into what is left."""
+    from transformers import AutoModelForCausalLM
+
+    flags = registry.get(name).biases
+    folder = tiny.make(tmp_path / "m", name, tie_word_embeddings=tied, **dict.fromkeys(flags, True))
+    parent = Checkpoint(str(folder))
+    values = random_gates(parent.arch, 1)
+    if axes is not None:
+        values = {axes: values[axes]}
+    plan = gates.plan_of(values)
+    child = surgery.Child(gates.Folded(parent, values), plan, plan.child(parent.arch))
+    out = tmp_path / "cut"
+    out.mkdir()
+    save_file(
+        {key: tensor.contiguous() for key, tensor in child.stream()},
+        out / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    (out / "config.json").write_text(json.dumps(child.arch.config))
+    masked = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    gates.attach(masked, parent.arch, lambda: values)
+    with torch.no_grad():
+        expected = masked(IDS, use_cache=False).logits
+    assert torch.allclose(tiny.logits(out, IDS), expected, atol=2e-4, rtol=1e-4)
+
+
+def test_the_constraint(llama):
+    """Against the formula written out, two multipliers per axis, a mean over the layers."""
+    arch = Arch.read(llama)
+    sizes = shearing.Sizes(arch.layers, 30, 1, 40)
+    masks = shearing.Gates(arch, sizes, seed=3)
+    assert masks.keep == {"hidden": 30, "kv_heads": 1, "ffn": 40}
+    with torch.no_grad():
+        for number, two in enumerate(masks.multipliers.values()):
+            two.copy_(torch.tensor([0.5 + number, -0.25]))
+        for alpha in masks.log_alpha.values():
+            alpha.copy_(torch.randn(alpha.shape, generator=torch.Generator().manual_seed(1)))
+    naive = 0.0
+    for number, (axis, alpha) in enumerate(masks.log_alpha.items()):
+        rows = alpha.view(-1, alpha.shape[-1])
+        keep = {"hidden": 30 / 48, "kv_heads": 1 / 2, "ffn": 40 / 80}[axis]
+        terms = []
+        for row in rows.tolist():
+            zero = [1 / (1 + torch.e ** (1.598597 + a)) for a in row]
+            off = sum(zero) / len(zero) - 0.4 * (1 - keep)
+            terms.append((0.5 + number) * off - 0.25 * off**2)
+        naive += sum(terms) / len(terms)
+    assert float(masks.penalty(0.4).detach()) == pytest.approx(naive, rel=1e-5)
+
+
+def test_a_run(llama, calibration, tmp_path):
+    """The shape that was asked for, better than random masks; every trained token told."""
+    options = {"tokens": 200 * 8 * 32, "batch_size": 8, "lr": 1e-3}
+    made = run(llama, tmp_path / "o", calibration, options=options)
+    sizes = made.results["sizes"]
+    assert (sizes["layers"], sizes["hidden"], sizes["heads"], sizes["ffn"]) == (3, 36, 3, 40)
+    told = made.results["learned"]
+    for axis, target in told["target_sparsity"].items():
+        assert told["expected_sparsity"][axis] == pytest.approx(target, abs=0.05)
+    losses = told["loss"]
+    assert losses["learned"] < losses["parent_with_learned_masks"]
+    assert losses["parent_with_learned_masks"] < losses["parent_with_random_masks"]
+    ids = load_file(calibration.rsplit(":", 1)[0])["ids"][: shearing.JUDGED].long()
+    logits = tiny.logits(tmp_path / "o", ids)[:, :-1].flatten(0, 1)
+    exact = float(torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten()))
+    assert losses["learned"] == pytest.approx(exact, rel=1e-5)
+    record = sidecar.read(tmp_path / "o")
+    assert [entry.count for entry in record.tokens.trained] == [options["tokens"]]
+    assert sidecar.inconsistency(record) == ""
+    assert not (tmp_path / "o.partial").exists()
+
+
+def test_frozen_weights_are_the_parents(llama, calibration, tmp_path):
+    made = run(
+        llama, tmp_path / "o", calibration, Amount(ffn=40), options={**FEW, "freeze_weights": True}
+    )
+    assert made.results["learned"]["variant"] == "masks alone, weights frozen"
+    assert made.sidecar["tokens"]["trained"] == []
+    name = "model.layers.1.self_attn.q_proj.weight"
+    found, parent = (
+        load_file(folder / "model.safetensors")[name] for folder in (tmp_path / "o", llama)
+    )
+    assert found.equal(parent)
+
+
+def test_stopped_and_resumed_is_the_same(llama, calibration, tmp_path, monkeypatch):
+    run(llama, tmp_path / "whole", calibration)
+    real = shearing.Loop.step
+
+    def failing(self, step, stop=False):
+        if step == 7:
+            raise KeyboardInterrupt
+        return real(self, step, stop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shearing.Loop, "step", failing)
+        with pytest.raises(KeyboardInterrupt):
+            run(llama, tmp_path / "cut", calibration)
+    assert (tmp_path / "cut.partial").is_dir() and not (tmp_path / "cut").exists()
+    run(llama, tmp_path / "cut", calibration)
+    whole, cut = (tmp_path / name / "model.safetensors" for name in ("whole", "cut"))
+    assert whole.read_bytes() == cut.read_bytes()
+
+
+def test_a_ratio_means_flaps_shape(llama, calibration, tmp_path):
+    found = [
+        prune(
+            str(llama), str(tmp_path / name), method=name, amount=Amount(ratio=0.5),
+            data=Data(calibration), output=Output(dry_run=True),
+            options={"bias": "drop"} if name == "flap" else {},
+        ).results["sizes"]
+        for name in ("flap", "sheared-llama")
+    ]  # fmt: skip
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("name", [n for n in registry.names() if n not in SERVED])
+def test_norms_behind_sublayers_are_refused(name, models, calibration, tmp_path):
+    with pytest.raises(InputError, match=f"cannot serve {name}.*takes the scale of a mask away"):
+        run(models(name), tmp_path / "o", calibration)
+    assert not (tmp_path / "o.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"batch_size": 0}, UsageError, "expected more than 0"),
+        ({"lr": -1.0}, UsageError, "expected more than 0"),
+        ({"tokens": 10.0}, InputError, "less than one step"),
+    ],
+)
+def test_bad_options(llama, calibration, tmp_path, options, kind, message):
+    with pytest.raises(kind, match=message):
+        run(llama, tmp_path / "o", calibration, options=options)
+
+
+def test_there_are_no_scores_to_keep(llama, calibration, tmp_path):
+    with pytest.raises(UsageError, match="reads and keeps no scores"):
+        run(llama, tmp_path / "o", calibration, keep=str(tmp_path / "k"))
+    with pytest.raises(UsageError, match="learns what stays inside prune"):
+        score(str(llama), str(tmp_path / "c.safetensors"), method="sheared-llama")
+    with pytest.raises(UsageError, match="reads no statistics"):
+        calibrate(str(llama), str(tmp_path / "s.safetensors"), methods=["sheared-llama"])
+
+
+def test_a_loss_that_is_no_number(llama, calibration, tmp_path):
+    with pytest.raises(PruneError, match=r"loss of step .* is nan.*lower --lr"):
+        run(llama, tmp_path / "o", calibration, options={**FEW, "lr": 1e30})
+    assert not (tmp_path / "o").exists()
