@@ -33,14 +33,14 @@ def run(*arguments: str) -> dict:
 def main() -> None:
     """Print a row per method."""
     model, work, *wanted = sys.argv[1:]
-    rows = [("none", run("eval", model)["results"][0]["results"], None, "")]
+    rows = [("none", run("eval", model)["results"], None, "")]
     for name in wanted or registry.names():
         out = str(Path(work, name))
         sizes = SIZES.get(name, [])
         made = run(
             "prune", "--method", name, "--ratio", RATIO, *sizes, "--skip-existing", model, out
         )
-        measured = run("eval", "--allow-overlap", out)["results"][0]["results"]
+        measured = run("eval", "--allow-overlap", out)["results"]
         rows.append((name, measured, made["sidecar"], " ".join(sizes)))
     print("| method | ratio | parameters | perplexity | seconds | peak MB | sizes |")
     print("|---|---|---|---|---|---|---|")

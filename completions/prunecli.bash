@@ -14,12 +14,12 @@ _prunecli() {
         --device) words='auto cpu cuda' ;;
         --dtype) words='auto float32 bfloat16' ;;
         --figure) words='1 3 4 5' ;;
-        --for) words='flap llm-pruner magnitude minitron-depth minitron-width sheared-llama shortened-llama shortgpt sleb sparsegpt wanda wanda-sp' ;;
+        --for) words='flap llm-pruner magnitude minitron-depth minitron-width sheared-llama shortened-llama shortgpt sleb slicegpt-global sparsegpt wanda wanda-sp' ;;
         --format) words='rich md csv tex json' ;;
         --hidden-score) words='ln-out block-out nvidia' ;;
         --layout) words='models pairs table1 table2 table5 table6 table7 table5-7 table9 table10 table11 table12 table13 table14 table15 scaling table16' ;;
         --masks) words='keep drop DIR' ;;
-        --method) words='flap llm-pruner magnitude minitron-depth minitron-width sheared-llama shortened-llama shortgpt sleb sparsegpt wanda wanda-sp' ;;
+        --method) words='flap llm-pruner magnitude minitron-depth minitron-width sheared-llama shortened-llama shortgpt sleb slicegpt-global sparsegpt wanda wanda-sp' ;;
         --metric) words='WIFV IFV WIFN' ;;
         --mlp-score) words='l2 nvidia' ;;
         --plot) words='FILE.(png svg pdf)' ;;

@@ -227,6 +227,9 @@ def _for_block_params(
     if method.axes == ("layers",):
         layers = floor(target / (arch.block_params / arch.layers) + 0.5)
         return Sizes(layers, arch.hidden, arch.kv_heads, arch.ffn, ratio)
+    if method.axes == ("hidden",):
+        hidden = nearest_width(arch, arch.hidden * target / arch.block_params)
+        return Sizes(arch.layers, hidden, arch.kv_heads, arch.ffn, ratio)
     if "hidden" in method.axes and "heads" not in method.axes:
         # h s (a + 3 f s) = per_layer, for one factor s of hidden and FFN
         attention = arch.hidden * (arch.length("heads") + arch.length("kv_heads")) * 2

@@ -98,6 +98,20 @@ class Arch:
         """Whether the output head is the embedding."""
         return bool(self.get("tie_word_embeddings"))
 
+    def norms(self) -> list[str]:
+        """Return the modules of a layer that norm the residual stream, or what is added to it."""
+        inside = "model.layers.{i}."
+        return [
+            name.removeprefix(inside).removesuffix(".weight")
+            for name, axes in self.family.tensors.items()
+            if name.startswith(inside) and axes == ("hidden",) and not name.endswith(".bias")
+        ]
+
+    @property
+    def norms_behind(self) -> bool:
+        """Whether sublayers have norms behind them, which undo a scale of what they give."""
+        return "post_feedforward_layernorm" in self.norms()
+
     @property
     def couples_heads(self) -> bool:
         """Whether a norm runs over all heads together, so that removing one changes the others."""

@@ -119,8 +119,10 @@ def union(methods: list[Method], compat: bool) -> tuple[Need, ...]:
 
 def skipped(methods: list[Method], amount: Amount, checkpoint: Checkpoint) -> int | None:
     """Return how many layers go, where a method must know that before it can calibrate."""
+    from prunecli.stats.models import OF_MODELS
+
     for method in methods:
-        if any(need.points == ("model",) for need in method.needs):
+        if any(OF_MODELS[name].of_amount for name in _of_models(method.needs)):
             if amount == Amount():
                 raise UsageError(
                     f"'{method.name}' tries out what it removes",
@@ -143,7 +145,8 @@ def collect(
     report: Report,
 ) -> "Iterator[dict[str, torch.Tensor]]":
     """Yield statistics of the dense model, layer by layer, and last those of whole models."""
-    from prunecli.stats import gradients, removals, run
+    from prunecli.stats import gradients, run
+    from prunecli.stats.models import OF_MODELS
 
     runner = run.Runner(checkpoint, compute, report)
     of_gradients = _of_gradients(needs)
@@ -155,8 +158,9 @@ def collect(
     if of_gradients:
         yield gradients.gradients(runner, found.ids, of_gradients)
     for name in _of_models(needs):
-        assert skip is not None, "skipped() was asked"
-        yield {f"{name}.{skip}": removals.OF_MODELS[name][0](runner, found.ids, skip)}
+        whole = OF_MODELS[name]
+        assert skip is not None or not whole.of_amount, "skipped() was asked"
+        yield {whole.name(name, skip or 0): whole.of(runner, found.ids, skip or 0)}
 
 
 def _of_gradients(needs: tuple[Need, ...]) -> list[str]:
@@ -198,12 +202,11 @@ def write_stats(
         for part, length in OF_GRADIENTS[name].lengths(checkpoint.arch).items():
             for i in range(checkpoint.arch.layers):
                 extra[f"{checkpoint.arch.point(i, 'block')}.{part}"] = Spec("F64", (length,))
-    if skip is not None:
-        from prunecli.stats.removals import OF_MODELS
+    from prunecli.stats.models import OF_MODELS
 
-        for name in _of_models(needs):
-            count = OF_MODELS[name][1](checkpoint.arch.layers, skip)
-            extra[f"{name}.{skip}"] = Spec("F64", (count,))
+    for name in _of_models(needs):
+        whole, gone = OF_MODELS[name], skip or 0
+        extra[whole.name(name, gone)] = Spec("F64", whole.shape(checkpoint.arch, gone))
     return _write(
         out,
         lambda: collect(checkpoint, found, needs, skip, compute, report),
@@ -327,6 +330,8 @@ def score(
     digest = checkpoint.digest(report)
     if stats is not None:
         source = open_stats(stats, checkpoint, digest, chosen, compat)
+    elif not chosen.needs:
+        source = Source([], tensors={})
     else:
         source = read_tokens(checkpoint, data or Data(), report)
         needs = chosen.needed(compat)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunecli import allocate, surgery
+from prunecli import allocate, rotate, surgery
 from prunecli.allocate import Sizes
 from prunecli.arch import Arch
 from prunecli.errors import InputError, UsageError
@@ -102,6 +102,11 @@ class Request:
         name = self.method.name
         if self.method.learned and (self.stats or self.scores or self.plan or self.keep):
             raise UsageError(f"'{name}' learns what stays: it reads and keeps no scores")
+        if self.method.rotates and (self.plan or self.plan_only):
+            raise UsageError(
+                f"'{name}' turns the residual stream first, which no plan of indices tells",
+                "use --keep and --scores",
+            )
         if self.method.unit != "weights":
             return
         if self.scores or self.plan or self.plan_only or self.keep:
@@ -245,6 +250,9 @@ def _prepare(request: Request, checkpoint: Checkpoint) -> Prepared:
         from prunecli.training.shearing import refuse
 
         refuse(arch)
+    if method.rotates:
+        rotate.refuse(arch)
+        arch = rotate.untied(arch)
     sizes = allocate.with_untouched(method, request.options, request.amount, arch)
     allocate.check_protected(method, request.options, sizes.layers, arch)
     options |= {"sizes": asdict(sizes)}
@@ -311,7 +319,7 @@ class Work:
             if not request.biased:
                 return Source(plan_inputs)
         if method is None or not (method.needs or method.learned):
-            return Source([])
+            return Source([], tensors={})
         if request.scores is not None:
             found = open_source(request.scores, "scores", self.digest)
             scored = (found.options or {})["options"]["compat"]
@@ -399,7 +407,7 @@ class Work:
             decision = self.decide(source, prepared.sizes, lesson, folder)
             decided = decision.plan
             decided.check(arch)
-            child = decided.child(arch, self.request.biased)
+            child = decided.child(decision.weights.arch, self.request.biased)
             if arch.couples_heads and child.heads < arch.heads:
                 report.note(
                     f"a norm of '{arch.family.name}' runs over all heads together: removing some "
@@ -469,7 +477,10 @@ class Work:
             self._keep_scores(source, stats, options)
         assert sizes is not None
         plan = allocate.plan(method, sizes, scores, arch, request.structure)
-        return Decision(plan, self.checkpoint, scores)
+        weights: Reader = self.checkpoint
+        if method.rotates:
+            weights = rotate.Rotated(weights, scores["rotation"], sizes.hidden)
+        return Decision(plan, weights, scores)
 
     def _collect(self, source: Source, skip: int | None) -> Tensors:
         method = self.request.method

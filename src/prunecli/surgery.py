@@ -94,8 +94,9 @@ class Child(Reader):
 
 
 def stored_beside(name: str, checkpoint: Reader) -> str:
-    """Return the parent's tensor whose type and file a child's gets: of a new bias its weight."""
-    return name if name in checkpoint.specs else name.removesuffix("bias") + "weight"
+    """Return the parent's tensor whose type and file a child's gets: new biases their weights'."""
+    names = (name, name.removesuffix("bias") + "weight")
+    return next((n for n in names if n in checkpoint.specs), "model.embed_tokens.weight")
 
 
 def _rescaled(name: str, values: "torch.Tensor", arch: Arch, child: Arch) -> "torch.Tensor":

@@ -91,6 +91,7 @@ class Method:
     """The record of one method; `name` is its file's name with `-` for `_`.
 
     `learned` methods train what stays for a given shape, instead of scoring it.
+    `rotates`: the scores hold a `rotation` [D, D] of the residual stream to carry out first.
     `protects` tells from the options how many of the first and of the last layers always stay.
     """
 
@@ -111,6 +112,7 @@ class Method:
     score_layers: Formula | None = None
     compensates: bool = False
     learned: bool = False
+    rotates: bool = False
     protects: Callable[[Mapping[str, Any]], tuple[int, int]] | None = None
 
     def resolve(self, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Losses of whole models without some of their layers, by running what they share only once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -72,12 +72,3 @@ def greedy_skips(runner: Runner, ids: Tensor, count: int) -> Tensor:
         losses = skip_losses(runner, ids, 1, alive, range(1, len(alive) - 1))
         rounds[alive.pop(1 + int(losses.argmin()))] = turn
     return rounds
-
-
-# how the statistic is made, and how many figures it has for a model of `layers` layers of which
-# `skip` go
-WholeStatistic = tuple[Callable[[Runner, Tensor, int], Tensor], Callable[[int, int], int]]
-OF_MODELS: dict[str, WholeStatistic] = {
-    "skip_loss": (skip_losses, lambda layers, skip: layers - skip + 1),
-    "greedy_skip": (greedy_skips, lambda layers, skip: layers),
-}

@@ -197,8 +197,7 @@ class _Weights(Reader):
 
 def refuse(arch: Arch) -> None:
     """Raise InputError for families whose masked forward is not that of a cut model."""
-    behind = [name for name in arch.family.tensors if name.endswith("feedforward_layernorm.weight")]
-    if behind:
+    if arch.norms_behind:
         raise InputError(
             f"'sheared-llama' cannot serve {arch.family.name}: a norm behind a sublayer takes the "
             "scale of a mask away",
