@@ -9,7 +9,7 @@ the earlier ones will hold in OUT.
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -444,7 +444,16 @@ class Work:
         from prunecli.training.shearing import prepare
 
         assert source.found is not None
-        return prepare(source.found, self.request.options, self.request.data.seed, self.report)
+        data, options = self.request.data, self.request.options
+        others = [
+            read_tokens(self.checkpoint, replace(data, source=name), self.report)
+            for name in options["domains"].split(",")
+            if name
+        ]
+        source.inputs += [entry for other in others for entry in other.inputs]
+        source.calibration += sum(other.calibration for other in others)
+        domains = [source.found, *(other.found for other in others if other.found is not None)]
+        return prepare(domains, options, data.seed, self.report)
 
     def decide(
         self, source: Source, sizes: Sizes | None, lesson: "Lesson | None", folder: Path

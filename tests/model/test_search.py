@@ -14,6 +14,7 @@ from prunecli.pruning import prune
 from prunecli.search import search
 from prunecli.settings import Amount, Data, Output
 from prunecli.tables import reference
+from prunecli.tables.verb import table
 
 
 @pytest.fixture
@@ -161,3 +162,17 @@ def test_flops_budget(llama, calibration, held_out, tmp_path):
     most = float(Arch.read(llama).child(ffn=40).flops(2048))
     made = run(llama, tmp_path / "a.json", calibration, held_out, ratio=None, flops=most)
     assert all(0.96 * most <= entry["flops"] <= most for entry in made.results["candidates"])
+
+
+def test_candidates_in_a_table(llama, calibration, held_out, tmp_path):
+    """Ours beside the paper's, in the table of methods that cut the same."""
+    made = run(llama, tmp_path / "runs" / "a.json", calibration, held_out)
+    found = table([str(tmp_path / "runs")], "table6", "paper").rows
+    ours = [row for row in found if row["source"] == "ours"]
+    assert len(found) == 5 + len(ours)
+    candidates = made.results["candidates"]
+    assert sorted(row["loss"].value for row in ours) == [entry["loss"] for entry in candidates]
+    best = [row["loss"].value for row in ours if row["selected"].value == "yes"]
+    assert best == [made.results["loss"]]
+    with pytest.raises(InputError, match="nothing for layout 'table5'"):
+        table([str(tmp_path / "runs")], "table5")

@@ -18,6 +18,7 @@ from prunecli.pipeline import calibrate, score
 from prunecli.pruning import prune
 from prunecli.settings import Amount, Data, Output
 from prunecli.training import gates, shearing
+from prunecli.training.domains import Mixture
 
 IDS = torch.randint(259, (2, 24), generator=torch.Generator().manual_seed(4))
 SMALL = Amount(layers=3, hidden=36, heads=3, ffn=40)
@@ -175,6 +176,64 @@ def test_stopped_and_resumed_is_the_same(llama, calibration, tmp_path, monkeypat
     run(llama, tmp_path / "cut", calibration)
     whole, cut = (tmp_path / name / "model.safetensors" for name in ("whole", "cut"))
     assert whole.read_bytes() == cut.read_bytes()
+
+
+def naive_update(weights, losses, reference):
+    """One update, each number by itself."""
+    raised = [
+        w * 2.718281828459045 ** (a - b) for w, a, b in zip(weights, losses, reference, strict=True)
+    ]
+    mixed = [(1 - 1e-4) * r / sum(raised) + 1e-4 / len(raised) for r in raised]
+    return [m / sum(mixed) for m in mixed]
+
+
+def test_mixtures_follow_the_losses():
+    mixture = Mixture([10, 30, 5], seed=1)
+    losses, reference = torch.tensor([3.0, 2.0, 5.0]), torch.tensor([2.0, 2.5, 3.0])
+    expected = [1 / 3] * 3
+    for _ in range(3):
+        mixture.update(losses.double(), reference.double())
+        expected = naive_update(expected, losses.tolist(), reference.tolist())
+        assert mixture.weights.tolist() == pytest.approx(expected, rel=1e-9)
+    mixture.weights = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+    drawn = [row for step in range(400) for row in mixture.batch(step, 20, slice(None))]
+    for part, weight in zip(mixture.parts, (0.2, 0.5, 0.3), strict=True):
+        inside = [row for row in drawn if part.start <= row < part.stop]
+        assert len(inside) / len(drawn) == pytest.approx(weight, abs=0.03)
+        assert set(inside) == set(range(part.start, part.stop))
+    whole = mixture.batch(7, 8, slice(None))
+    assert mixture.batch(7, 8, slice(0, 4)) + mixture.batch(7, 8, slice(4, 8)) == whole
+
+
+def test_domains_are_loaded_by_loss(llama, calibration, tmp_path, monkeypatch):
+    """Stopped and resumed too: weights of domains are part of the state."""
+    other = tiny.tokens(tmp_path / "other.safetensors", rows=6, seed=11)
+    options = {**FEW, "domains": other, "domain_every": 2}
+    made = run(llama, tmp_path / "whole", calibration, options=options)
+    weights = made.results["learned"]["domain_weights"]
+    assert len(weights) == 2 and sum(weights) == pytest.approx(1) and weights[0] != weights[1]
+    record = sidecar.read(tmp_path / "whole")
+    assert sidecar.inconsistency(record) == ""
+    assert sum(entry.role == "calibration" for entry in record.inputs) == 2
+    real = shearing.Loop.step
+
+    def failing(self, step, stop=False):
+        if step == 9:
+            raise KeyboardInterrupt
+        return real(self, step, stop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shearing.Loop, "step", failing)
+        with pytest.raises(KeyboardInterrupt):
+            run(llama, tmp_path / "cut", calibration, options=options)
+    again = run(llama, tmp_path / "cut", calibration, options=options)
+    assert again.results == made.results
+
+
+def test_domains_of_unequal_lengths(llama, calibration, tmp_path):
+    other = tiny.tokens(tmp_path / "other.safetensors", length=16)
+    with pytest.raises(InputError, match="unequal lengths"):
+        run(llama, tmp_path / "o", calibration, options={**FEW, "domains": other})
 
 
 def test_a_ratio_means_flaps_shape(llama, calibration, tmp_path):

@@ -22,6 +22,14 @@ METHOD = Method(
         Option("batch_size", int, 8, "sequences per step"),
         Option("lr", float, 1e-4, "peak learning rate of the weights"),
         Option("mask_lr", float, 1.0, "peak learning rate of masks and multipliers"),
+        Option(
+            "domains",
+            str,
+            "",
+            "other D, separated by commas: batches are loaded more from where the loss is further "
+            "above the parent's",
+        ),
+        Option("domain_every", int, 50, "steps between looks at the losses of domains"),
         Option("freeze_weights", bool, False, "learn masks alone: a variant, not the method"),
     ),
 )

@@ -19,6 +19,7 @@ from prunecli.errors import InputError
 from prunecli.io import sidecar
 from prunecli.io.checkpoint import Checkpoint
 from prunecli.io.sidecar import Sidecar
+from prunecli.methods import registry
 from prunecli.tables.entries import (
     BASE,
     LOSS,
@@ -26,6 +27,7 @@ from prunecli.tables.entries import (
     PRUNED,
     SCRATCH,
     SUITE,
+    TABLES,
     Entry,
     Measure,
     mean_of_tasks,
@@ -46,11 +48,13 @@ class Models:
         measured: evaluations and speeds, each with its path and the id of its model (None: not
             among `made`).
         wrong: why the sidecar of a model cannot be believed, by id.
+        searches: sidecars of searched shapes.
     """
 
     made: dict[str, tuple[Path, Sidecar]]
     measured: list[tuple[Path, Sidecar, str | None]]
     wrong: dict[str, str] = field(default_factory=dict)
+    searches: list[Sidecar] = field(default_factory=list)
 
     @cached_property
     def twins(self) -> "list[Pair]":
@@ -61,6 +65,11 @@ class Models:
     def entries(self) -> list[Entry]:
         """One entry per model, seeds of one run pooled; scratch twins stand by their pruned."""
         return _entries(self)
+
+    @property
+    def candidates(self) -> list[Entry]:
+        """The shapes that searches have tried, with their losses."""
+        return [entry for record in self.searches for entry in _candidates(record)]
 
     def evaluations(self) -> Iterator[tuple[Path, Sidecar, str | None]]:
         """Yield the sidecars made by `eval`."""
@@ -87,8 +96,27 @@ def collect(paths: list[str]) -> Models:
             model = record.inputs[0]
             key = model.id if model.id in made else by_digest.get(model.digest)
             models.measured.append((path, record, key))
+    models.searches = [record for _, record in found if record.kind == "arch"]
     models.wrong = {key: wrong for key in made if (wrong := _wrong(models, key))}
     return models
+
+
+def _candidates(record: Sidecar) -> Iterator[Entry]:
+    """Yield the shapes of one search, the chosen one marked."""
+    method, best = record.options["method"], record.results["candidates"][0]
+    for shape in record.results["candidates"]:
+        yield Entry(
+            name=f"{method} {shape['role']}",
+            method=method,
+            ratio=shape["ratio"],
+            initialization=PRUNED,
+            shape={
+                **shape,
+                "nonzero": shape["params"],
+                "selected": "yes" if shape is best else "",
+                "table": TABLES.get(registry.get(method).axes, ""),
+            },
+        )
 
 
 def _told(record: Sidecar) -> Sidecar | None:

@@ -63,6 +63,10 @@ class Measure:
     note: str = ""
 
 
+# the paper's tables of candidate shapes, by what their methods cut
+TABLES = {("hidden", "ffn"): "5", ("heads", "ffn"): "6", ("hidden", "heads", "ffn"): "7"}
+
+
 @dataclass(frozen=True)
 class Entry:
     """One model (or the mean of several seeds of one run) and its measures by column key.

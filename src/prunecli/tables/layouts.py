@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from typing import TYPE_CHECKING
 
 from prunecli import matching
 from prunecli.tables import reference
@@ -26,6 +27,9 @@ from prunecli.tables.entries import (
 )
 from prunecli.tables.render import Cell, Column, Row, Table, Value
 
+if TYPE_CHECKING:
+    from prunecli.tables.collect import Models
+
 METHOD = Column("method", "method")
 RATIO = Column("ratio", "ratio", ".3g")
 IDENTITY = (
@@ -42,6 +46,7 @@ SOURCE = Column("source", "source")
 SIZES = tuple(Column(key, key) for key in ("layers", "hidden", "heads", "kv_heads", "ffn"))
 PARAMS = (Column("params", "parameters"), Column("nonzero", "non-zero"))
 PRINTED = (Column("params_b", "printed B"),)
+LOSS = Column("loss", "loss", ".4f", lower_is_better=True)
 MATCHED = frozenset({matching.EQUAL_RETRAINING, matching.RELEASED})
 
 
@@ -65,6 +70,7 @@ class Layout:
         printed: the paper's own rows.
         only: which of our entries belong into it.
         shown: columns of sizes; the measures come after them, all or those named.
+        ours: where our entries come from.
         settings: in which settings two rows have a difference row, and what is subtracted.
     """
 
@@ -75,6 +81,7 @@ class Layout:
     measures: tuple[str, ...] | None = None
     settings: frozenset[str] = frozenset()
     minus: str = ""
+    ours: "Callable[[Models], list[Entry]]" = lambda models: models.entries
 
 
 def _method(number: int) -> Callable[[], list[Entry]]:
@@ -96,9 +103,10 @@ def _candidates(table: str) -> Layout:
     return Layout(
         f"Table {table}: candidate shapes",
         lambda: reference.candidates(table),
-        lambda entry: False,
-        (*SIZES[1:], *PARAMS[:1], *PRINTED, Column("selected", "selected")),
+        lambda entry: table in ("", entry.shape["table"]),
+        (*SIZES[1:], *PARAMS[:1], *PRINTED, LOSS, Column("selected", "selected")),
         (),
+        ours=lambda models: models.candidates,
     )
 
 

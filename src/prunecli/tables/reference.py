@@ -11,7 +11,7 @@ from typing import Any
 from prunecli import shapes as shapes_of
 from prunecli.arch import Arch
 from prunecli.speeds import counted
-from prunecli.tables.entries import BASE, PRUNED, SUITE, Entry, Measure
+from prunecli.tables.entries import BASE, PRUNED, SUITE, TABLES, Entry, Measure
 from prunecli.tables.render import Column, Table
 from prunecli.writing import FLOPS_TOKENS
 
@@ -132,7 +132,7 @@ def candidates(table: str = "") -> list[Entry]:
 # for Table 5 are not the sizes that it prints; half of the block linears where there is none
 BUDGETS = {"0.5": 4_540_600_320, "0.625": 3.1e9, "0.75": 2.1e9, "0.813": 1.6e9}
 SIZES = ("hidden", "heads", "kv_heads", "ffn")
-GRIDS = {"5": ("hidden", "ffn"), "6": ("heads", "ffn"), "7": ("hidden", "heads", "ffn")}
+GRIDS = {table: axes for axes, table in TABLES.items()}
 
 
 def searched() -> Table:

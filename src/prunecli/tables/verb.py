@@ -53,7 +53,7 @@ def tabled(collected: Models, layout: str | None, reference: str | None) -> Tabl
 def chosen(collected: Models, layout: str | None, reference: str | None) -> list[Entry]:
     """Return what belongs into one of the paper's layouts; without one, all that was retrained."""
     wanted = LAYOUTS[layout if layout in LAYOUTS else FIGURES_DEFAULT]
-    ours = select(wanted, collected.entries)
+    ours = select(wanted, wanted.ours(collected))
     if not ours and reference is None:
         raise InputError(f"nothing for layout '{layout}' among these sidecars")
     return ([] if reference is None else wanted.printed()) + ours

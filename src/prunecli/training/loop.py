@@ -12,6 +12,7 @@ from torch import nn
 from prunecli.io.rows import Rows
 from prunecli.settings import Training
 from prunecli.training import schedule
+from prunecli.training.domains import Mixture
 from prunecli.training.masks import Masks
 from prunecli.training.model import Objective, whole
 from prunecli.training.order import Order
@@ -37,7 +38,8 @@ class Loop:
     """Trains an objective on rows.
 
     `steps`, `batch_size` and `lr` are those of this loop, whatever `settings` ask for: a sweep has
-    loops of its own. `micro` is how many sequences go through a process at once.
+    loops of its own. `micro` is how many sequences go through a process at once. `order` takes the
+    place of passes over all rows.
     """
 
     def __init__(
@@ -52,11 +54,12 @@ class Loop:
         batch_size: int,
         lr: float,
         micro: int,
+        order: Order | Mixture | None = None,
     ) -> None:
         self.objective, self.settings, self.masks, self.ranks = objective, settings, masks, ranks
         self.rows, self.micro = rows, micro
         self.steps, self.batch_size, self.lr = steps, batch_size, lr
-        self.order = Order(rows, steps * batch_size, settings.seed)
+        self.order = order or Order(rows, steps * batch_size, settings.seed)
         self.optimizer = torch.optim.AdamW(
             objective.groups(),
             lr=lr,

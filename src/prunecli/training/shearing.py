@@ -13,6 +13,7 @@ gates (its masked forward does not do that either), and a unit of the heads is a
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from prunecli.report import Report
 from prunecli.settings import Compute, Training
 from prunecli.stock import Cap, bare
 from prunecli.training import gates, state, world
+from prunecli.training.domains import Mixture
 from prunecli.training.loop import Loop
 from prunecli.training.masks import Masks
 from prunecli.training.model import Objective, fill, materialise
@@ -40,6 +42,7 @@ from prunecli.training.ranks import Ranks
 SHORTEST = 300  # steps, where one pass over D is less
 MASK_WARMUP = 0.2
 STATES = 10  # saved over a run
+LOOKED = 4  # windows of a domain, for its loss
 JUDGED = 16  # windows for the losses that are reported
 MICRO_TOKENS = 8192
 MEAN, DEVIATION = 5.0, 0.01  # of log alpha at the start
@@ -211,10 +214,12 @@ def refuse(arch: Arch) -> None:
 class Lesson:
     """A run with every default resolved: windows [N, T], steps, and what is recorded of it.
 
-    `trained` is None where only masks are.
+    `sizes` are the windows of each domain, which lie one after the other. `trained` is None where
+    only masks are.
     """
 
     ids: Tensor
+    sizes: list[int]
     steps: int
     options: Mapping[str, Any]
     seed: int
@@ -230,15 +235,17 @@ class Lesson:
         return [Input.model_validate({**first, **told})]
 
 
-def prepare(found: Tokens, options: Mapping[str, Any], seed: int, report: Report) -> Lesson:
+def prepare(domains: list[Tokens], options: Mapping[str, Any], seed: int, report: Report) -> Lesson:
     """Return a run over windows: `tokens`, or one pass over them, 300 steps at least.
 
     Raises UsageError or InputError for one that makes no sense.
     """
-    for name in ("batch_size", "lr", "mask_lr"):
+    for name in ("batch_size", "lr", "mask_lr", "domain_every"):
         if not options[name] > 0:
             raise UsageError(f"--{name.replace('_', '-')} {options[name]}: expected more than 0")
-    ids, batch_size = found.ids, options["batch_size"]
+    if len({found.ids.shape[1] for found in domains}) > 1:
+        raise InputError("the domains have windows of unequal lengths", "give a --seq-len")
+    ids, batch_size = torch.cat([found.ids for found in domains]), options["batch_size"]
     per_step = batch_size * ids.shape[1]
     steps = max(len(ids) // batch_size, SHORTEST)
     if options["tokens"] is not None:
@@ -254,14 +261,21 @@ def prepare(found: Tokens, options: Mapping[str, Any], seed: int, report: Report
         report.note(f"D is read {times:.1f} times: {steps} steps of {batch_size} x {ids.shape[1]}")
     trained = None
     if not options["freeze_weights"]:
-        rows = trained_on(found.meta)
-        first = rows.range[0] if rows else 0
-        trained = Trained(
-            rows=rows.rows if rows else found.meta["digest"],
-            range=(first, first + min(len(ids), steps * batch_size)),
-            count=steps * per_step,
-        )
-    return Lesson(ids, steps, options, seed, trained)
+        trained = _recorded(domains, len(ids), steps * batch_size, steps * per_step)
+    return Lesson(ids, [len(found.ids) for found in domains], steps, options, seed, trained)
+
+
+def _recorded(domains: list[Tokens], windows: int, needed: int, count: int) -> Trained:
+    """Return what weights are trained on: rows, given windows, or all domains as one set."""
+    meta = domains[0].meta
+    rows = trained_on(meta) if len(domains) == 1 else None
+    if rows is not None:
+        start = rows.range[0]
+        return Trained(rows=rows.rows, range=(start, start + min(windows, needed)), count=count)
+    digests = " ".join(found.meta["digest"] for found in domains)
+    digest = meta["digest"] if len(domains) == 1 else sha256(digests.encode()).hexdigest()
+    stop = min(windows, needed) if len(domains) == 1 else windows
+    return Trained(rows=digest, range=(0, stop), count=count)
 
 
 def learn(
@@ -290,13 +304,19 @@ def learn(
     masks = Gates(arch, sizes, lesson.seed).to(device)
     lr, mask_lr = options["lr"], options["mask_lr"]
     objective = Shearing(model, arch, masks, dtype_of(compute, checkpoint), mask_lr / lr)
+    mixture = Mixture(lesson.sizes, lesson.seed) if len(lesson.sizes) > 1 else None
     settings = Training("", seed=lesson.seed, weight_decay=0.0, warmup=0.1)
     loop = Loop(
         objective, Windows(ids), settings, Masks(model, ()), ranks,  # type: ignore[arg-type]
         steps=lesson.steps, batch_size=options["batch_size"], lr=lr,
-        micro=_micro(options["batch_size"], ids.shape[1]),
+        micro=_micro(options["batch_size"], ids.shape[1]), order=mixture,
     )  # fmt: skip
-    losses = list(_train(loop, folder, lesson.steps, report))
+    mixing = None
+    if mixture is not None:
+        mixing = _Mixing(
+            mixture, options["domain_every"], _domain_losses(checkpoint, lesson, compute)
+        )
+    losses = list(_train(loop, folder, lesson.steps, mixing, report))
     return _judged(checkpoint, objective, ids, losses, loop, compute, report)
 
 
@@ -306,7 +326,37 @@ def _micro(batch_size: int, length: int) -> int:
     return max(n for n in range(1, batch_size + 1) if batch_size % n == 0 and n <= most)
 
 
-def _train(loop: Loop, folder: Path, steps: int, report: Report) -> Iterator[float]:
+@dataclass
+class _Mixing:
+    """When and by what a mixture of domains changes; `reference` are the parent's losses [D]."""
+
+    mixture: Mixture
+    every: int
+    reference: Tensor
+
+    def look(self, loop: Loop) -> None:
+        """Measure all domains with the masked model, and shift the weights."""
+        ids = loop.rows.read(list(range(len(loop.rows))))
+        losses = [loop.evaluate(ids[part][:LOOKED]) for part in self.mixture.parts]
+        self.mixture.update(torch.tensor(losses, dtype=torch.float64), self.reference)
+
+
+def _domain_losses(checkpoint: Checkpoint, lesson: Lesson, compute: Compute) -> Tensor:
+    """Return the parent's loss on every domain [D], in nats per token."""
+    from prunecli.stats import run
+    from prunecli.stats.removals import sequence_losses
+
+    runner = run.Runner(checkpoint, compute)
+    found = []
+    for part in torch.split(lesson.ids, lesson.sizes):
+        looked = part[:LOOKED]
+        found.append(sequence_losses(runner, looked).sum() / looked[:, 1:].numel())
+    return torch.stack(found).double()
+
+
+def _train(
+    loop: Loop, folder: Path, steps: int, mixing: _Mixing | None, report: Report
+) -> Iterator[float]:
     """Take all steps that are left, saving now and then; yield the losses of all."""
     saved = state.saved(folder)
     start = state.step_of(saved[-1]) if saved else 0
@@ -315,6 +365,10 @@ def _train(loop: Loop, folder: Path, steps: int, report: Report) -> Iterator[flo
         report.note(f"resuming '{folder.name}' at step {start} of {steps}")
     log = state.Log(folder, start)
     yield from (line["loss"] for line in list(log.lines))
+    if mixing is not None:
+        for old in log.lines:
+            if "weights" in old:
+                mixing.mixture.weights = torch.tensor(old["weights"], dtype=torch.float64)
     every = -(-steps // STATES)
     try:
         for step in report.track(range(start, steps), "learning masks", steps - start, "steps"):
@@ -323,7 +377,11 @@ def _train(loop: Loop, folder: Path, steps: int, report: Report) -> Iterator[flo
                 raise PruneError(
                     f"the loss of step {step + 1} is {done.loss}", "use a lower --lr or --mask-lr"
                 )
-            log.add({"step": step + 1, "loss": done.loss})
+            line: dict[str, Any] = {"step": step + 1, "loss": done.loss}
+            if mixing is not None and (step + 1) % mixing.every == 0:
+                mixing.look(loop)
+                line["weights"] = mixing.mixture.weights.tolist()
+            log.add(line)
             report.live(f"loss {done.loss:.4f}")
             yield done.loss
             if (step + 1) % every == 0 or step + 1 == steps:
@@ -347,7 +405,7 @@ def _judged(
     weights = gates.Folded(_Weights(objective.model, checkpoint), values)
     plan, chance = gates.plan_of(values), gates.plan_of(_random(masks))
     shape = plan.child(checkpoint.arch)
-    judged = ids[:JUDGED]
+    judged = ids[:: max(1, len(ids) // JUDGED)][:JUDGED]
 
     def loss(reader: Reader, kept: Plan) -> float:
         from prunecli.stats import run
@@ -372,6 +430,7 @@ def _judged(
         "expected_sparsity": share,
         "target_sparsity": masks.target,
         "multipliers": {axis: two.detach().tolist() for axis, two in masks.multipliers.items()},
+        "domain_weights": loop.order.weights.tolist() if isinstance(loop.order, Mixture) else None,
         "judged_windows": len(judged),
         "loss": {
             "learned": loss(weights, plan),
