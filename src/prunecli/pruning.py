@@ -6,10 +6,9 @@ a stream, and one function writes it. Sequential methods walk the layers, each o
 the earlier ones will hold in OUT.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from prunecli.io import sidecar
 from prunecli.io.checkpoint import Checkpoint, Reader
 from prunecli.io.sidecar import Input, Recorder, Sidecar
 from prunecli.methods import registry
-from prunecli.methods._base import Method, Pattern
+from prunecli.methods._base import Pattern
 from prunecli.pipeline import (
     Source,
     TensorFile,
@@ -43,6 +42,7 @@ from prunecli.pipeline import (
 )
 from prunecli.plan import Plan
 from prunecli.report import SILENT, Report
+from prunecli.request import Prepared, Request, plan_results, prepare, read_plan, scored_with
 from prunecli.settings import Amount, Compute, Data, Made, Output
 from prunecli.writing import Written, size_results, write_tensors
 
@@ -50,71 +50,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from prunecli.training.shearing import Lesson
-
-
-@dataclass(frozen=True)
-class Request:
-    """What `prune` was asked for, before anything is read."""
-
-    method: Method | None
-    options: dict[str, Any]
-    amount: Amount
-    data: Data
-    stats: str | None
-    scores: str | None
-    plan: str | None
-    plan_only: bool
-    keep: str | None
-    compat: bool
-
-    @property
-    def biased(self) -> bool:
-        """Whether removed channels leave a bias."""
-        compensates = self.method is not None and self.method.compensates
-        return compensates and self.options["bias"] == "keep"
-
-    @property
-    def structure(self) -> str | None:
-        """The method's `--structure`, if it has one."""
-        return self.options.get("structure")
-
-    def check(self, out: str) -> None:
-        """Raise UsageError for requests that make no sense together."""
-        if self.method is None:
-            if self.plan is None:
-                raise UsageError("no method was given", "use --method, or --plan")
-            if self.stats or self.scores:
-                raise UsageError("a plan without a method reads no statistics", "add --method")
-        if self.scores and (self.stats or self.plan):
-            raise UsageError("--scores takes the place of --stats and --plan", "give one of them")
-        if self.plan and self.amount != Amount():
-            raise UsageError("--plan says already how much goes", "leave out the amount")
-        if self.plan and self.keep:
-            raise UsageError("with --plan there is nothing to --keep")
-        if self.plan_only != out.endswith(".json"):
-            raise UsageError(
-                f"--plan-only writes a JSON file, OUT is '{out}'",
-                "name it .json" if self.plan_only else "add --plan-only or name a folder",
-            )
-        if self.method is None:
-            return
-        name = self.method.name
-        if self.method.learned and (self.stats or self.scores or self.plan or self.keep):
-            raise UsageError(f"'{name}' learns what stays: it reads and keeps no scores")
-        if self.method.rotates and (self.plan or self.plan_only):
-            raise UsageError(
-                f"'{name}' turns the residual stream first, which no plan of indices tells",
-                "use --keep and --scores",
-            )
-        if self.method.unit != "weights":
-            return
-        if self.scores or self.plan or self.plan_only or self.keep:
-            raise UsageError(
-                f"'{name}' sets weights to zero: it has no scores and no plan to read or keep"
-            )
-        if self.stats and not self.method.needs:
-            raise UsageError(f"'{name}' reads no statistics", "leave out --stats")
+    from prunecli.training.learning import Lesson
 
 
 def prune(
@@ -149,7 +85,7 @@ def prune(
         chosen = registry.get(method)
         data, settings = with_recipe(chosen, recipe, data, settings)
         if scores is not None:
-            settings = {**_scored_with(scores, chosen, settings), **settings}
+            settings = {**scored_with(scores, chosen, settings), **settings}
         settings = chosen.resolve(settings)
     elif settings or recipe:
         raise UsageError("method options and recipes need a --method")
@@ -159,7 +95,7 @@ def prune(
     request.check(out)
     checkpoint = Checkpoint(model)
     place.check_place(out, output, [checkpoint.folder])
-    prepared = _prepare(request, checkpoint)
+    prepared = prepare(request, checkpoint)
     if output.dry_run:
         return Made(out, results=prepared.expected)
     check_device(compute)
@@ -197,95 +133,6 @@ def prune(
     return made
 
 
-def _scored_with(path: str, method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the method options that the scores in `path` were made with; the given must agree."""
-    if not Path(path).is_file():
-        raise InputError(f"no such file: '{path}'", "make it with `prunecli score`")
-    recorded = sidecar.read(path, ("scores",)).options
-    if recorded["method"] != method.name:
-        raise InputError(f"'{path}' has scores of '{recorded['method']}', not of '{method.name}'")
-    options = {name: value for name, value in recorded["options"].items() if name != "compat"}
-    for name, value in options.items():
-        if given.get(name, value) != value:
-            raise InputError(
-                f"'{path}' was scored with --{name.replace('_', '-')} {value}, not {given[name]}",
-                "score again, or leave the option out",
-            )
-    return options
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A request checked against a model: what will be recorded, and what to expect."""
-
-    options: dict[str, Any]
-    granularity: str
-    expected: dict[str, Any]
-    bytes: int
-    pattern: Pattern | None = None
-    sizes: Sizes | None = None
-
-
-def _prepare(request: Request, checkpoint: Checkpoint) -> Prepared:
-    arch, method = checkpoint.arch, request.method
-    size = sum(spec.bytes for spec in checkpoint.specs.values())
-    options: dict[str, Any] = {
-        "method": method.name if method else None,
-        "options": request.options,
-        "compat": "official" if request.compat else None,
-    }
-    if method is not None and method.unit == "weights":
-        pattern = allocate.pattern(request.amount, arch)
-        options |= {"ratio": pattern.ratio, "sparsity": str(pattern)}
-        expected = {"ratio": pattern.ratio, "params": arch.total_params, "sizes": arch.sizes}
-        return Prepared(options, f"{method.granularity}, {pattern}", expected, size, pattern)
-    granularity = method.granularity if method else "as planned"
-    if request.plan is not None:
-        plan, _ = _read_plan(request.plan)
-        plan.check(arch)
-        child = plan.child(arch, request.biased)
-        return Prepared(options, granularity, _plan_results(plan, arch, child), size)
-    assert method is not None
-    if method.learned:
-        from prunecli.training.shearing import refuse
-
-        refuse(arch)
-    if method.rotates:
-        rotate.refuse(arch)
-        arch = rotate.untied(arch)
-    sizes = allocate.with_untouched(method, request.options, request.amount, arch)
-    allocate.check_protected(method, request.options, sizes.layers, arch)
-    options |= {"sizes": asdict(sizes)}
-    # the shape must have a container before anything is computed; of ragged plans the widest has
-    widest = sizes.widest(arch)
-    child = arch.child(
-        layers=list(range(widest.layers)),
-        hidden=widest.hidden,
-        ffn=widest.ffn,
-        kv_heads=widest.kv_heads,
-        biased=request.biased,
-    )
-    expected = {
-        "ratio": 1 - allocate.block_params(sizes, arch) / arch.block_params,
-        "params": child.total_params,
-        "sizes": child.sizes,
-        "container": child.config["model_type"],
-    }
-    return Prepared(options, granularity, expected, size, sizes=sizes)
-
-
-def _read_plan(path: str) -> tuple[Plan, Sidecar | None]:
-    """Read a plan, hand-written or made by `--plan-only`."""
-    try:
-        record = json.loads(Path(path).read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"cannot read the plan in '{path}': {error}") from None
-    if isinstance(record, dict) and "kind" in record:
-        made = sidecar.read(path, ("plan",))
-        return Plan.from_json(made.results), made
-    return Plan.from_json(record), None
-
-
 @dataclass(frozen=True)
 class Decision:
     """What stays of which weights, the means that its biases need, and what else to report."""
@@ -311,7 +158,7 @@ class Work:
         request, method = self.request, self.request.method
         plan_inputs: list[Input] = []
         if request.plan is not None:
-            plan, made = _read_plan(request.plan)
+            plan, made = read_plan(request.plan)
             if made is not None and made.inputs[0].digest != self.digest:
                 raise InputError(f"the plan in '{request.plan}' was made from another model")
             content = sidecar.key("plan", plan.to_json(), [])
@@ -413,7 +260,7 @@ class Work:
                     f"a norm of '{arch.family.name}' runs over all heads together: removing some "
                     "changes the scale of the others, which no score accounts for"
                 )
-            shape = {**_plan_results(decided, arch, child), **decision.results}
+            shape = {**plan_results(decided, arch, child), **decision.results}
             if self.request.plan_only:
                 made = record({"params": child.total_params}, {**shape, **decided.to_json()})
                 place.write_json(out, made.text())
@@ -441,7 +288,7 @@ class Work:
         method = self.request.method
         if method is None or not method.learned:
             return None
-        from prunecli.training.shearing import prepare
+        from prunecli.training import learning
 
         assert source.found is not None
         data, options = self.request.data, self.request.options
@@ -453,7 +300,7 @@ class Work:
         source.inputs += [entry for other in others for entry in other.inputs]
         source.calibration += sum(other.calibration for other in others)
         domains = [source.found, *(other.found for other in others if other.found is not None)]
-        return prepare(domains, options, data.seed, self.report)
+        return learning.prepare(domains, options, data.seed, self.report)
 
     def decide(
         self, source: Source, sizes: Sizes | None, lesson: "Lesson | None", folder: Path
@@ -461,10 +308,10 @@ class Work:
         """Return what stays, and out of which weights."""
         request, method, arch = self.request, self.request.method, self.checkpoint.arch
         if request.plan is not None and not request.biased:
-            return Decision(_read_plan(request.plan)[0], self.checkpoint)
+            return Decision(read_plan(request.plan)[0], self.checkpoint)
         assert method is not None
         if lesson is not None:
-            from prunecli.training.shearing import learn
+            from prunecli.training.learning import learn
 
             assert sizes is not None
             learned = learn(
@@ -481,7 +328,7 @@ class Work:
         else:
             stats = source.tensors if source.tensors is not None else self._collect(source, skip)
             if request.plan is not None:
-                return Decision(_read_plan(request.plan)[0], self.checkpoint, stats)
+                return Decision(read_plan(request.plan)[0], self.checkpoint, stats)
             scores = scores_of(method, self.checkpoint, stats, options)
             self._keep_scores(source, stats, options)
         assert sizes is not None
@@ -581,19 +428,6 @@ def _results(parent: Arch, child: Arch, written: Written) -> dict[str, Any]:
         "ratio_embedding": 1 - embedding / old,
         **size_results(child, written),
     }
-
-
-def _plan_results(plan: Plan, arch: Arch, child: Arch) -> dict[str, Any]:
-    """Return what a plan reports; the true counts where layers differ in size."""
-    results = {
-        "ratio": 1 - plan.block_params(arch) / arch.block_params,
-        "kept": plan.counts(arch),
-        "ragged": plan.ragged(arch),
-        "container": child.config["model_type"],
-    }
-    if plan.layers is not None:
-        results["removed_layers"] = sorted(set(range(arch.layers)) - set(plan.layers))
-    return results
 
 
 def _summarise(results: dict[str, Any], report: Report) -> None:

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from prunecli import surgery
+from prunecli.allocate import Sizes
 from prunecli.arch import Arch
 from prunecli.errors import InputError, PruneError, UsageError
 from prunecli.families import registry
@@ -17,7 +18,7 @@ from prunecli.io.checkpoint import Checkpoint
 from prunecli.pipeline import calibrate, score
 from prunecli.pruning import prune
 from prunecli.settings import Amount, Data, Output
-from prunecli.training import gates, shearing
+from prunecli.training import gates, learning, shearing
 from prunecli.training.domains import Mixture
 
 IDS = torch.randint(259, (2, 24), generator=torch.Generator().manual_seed(4))
@@ -103,7 +104,7 @@ def test_a_masked_model_is_the_cut_one(name, tied, axes, tmp_path):
 def test_the_constraint(llama):
     """Against the formula written out, two multipliers per axis, a mean over the layers."""
     arch = Arch.read(llama)
-    sizes = shearing.Sizes(arch.layers, 30, 1, 40)
+    sizes = Sizes(arch.layers, 30, 1, 40)
     masks = shearing.Gates(arch, sizes, seed=3)
     assert masks.keep == {"hidden": 30, "kv_heads": 1, "ffn": 40}
     with torch.no_grad():
@@ -136,7 +137,7 @@ def test_a_run(llama, calibration, tmp_path):
     losses = told["loss"]
     assert losses["learned"] < losses["parent_with_learned_masks"]
     assert losses["parent_with_learned_masks"] < losses["parent_with_random_masks"]
-    ids = load_file(calibration.rsplit(":", 1)[0])["ids"][: shearing.JUDGED].long()
+    ids = load_file(calibration.rsplit(":", 1)[0])["ids"][: learning.JUDGED].long()
     logits = tiny.logits(tmp_path / "o", ids)[:, :-1].flatten(0, 1)
     exact = float(torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten()))
     assert losses["learned"] == pytest.approx(exact, rel=1e-5)
@@ -161,7 +162,7 @@ def test_frozen_weights_are_the_parents(llama, calibration, tmp_path):
 
 def test_stopped_and_resumed_is_the_same(llama, calibration, tmp_path, monkeypatch):
     run(llama, tmp_path / "whole", calibration)
-    real = shearing.Loop.step
+    real = learning.Loop.step
 
     def failing(self, step, stop=False):
         if step == 7:
@@ -169,7 +170,7 @@ def test_stopped_and_resumed_is_the_same(llama, calibration, tmp_path, monkeypat
         return real(self, step, stop)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shearing.Loop, "step", failing)
+        patch.setattr(learning.Loop, "step", failing)
         with pytest.raises(KeyboardInterrupt):
             run(llama, tmp_path / "cut", calibration)
     assert (tmp_path / "cut.partial").is_dir() and not (tmp_path / "cut").exists()
@@ -215,7 +216,7 @@ def test_domains_are_loaded_by_loss(llama, calibration, tmp_path, monkeypatch):
     record = sidecar.read(tmp_path / "whole")
     assert sidecar.inconsistency(record) == ""
     assert sum(entry.role == "calibration" for entry in record.inputs) == 2
-    real = shearing.Loop.step
+    real = learning.Loop.step
 
     def failing(self, step, stop=False):
         if step == 9:
@@ -223,7 +224,7 @@ def test_domains_are_loaded_by_loss(llama, calibration, tmp_path, monkeypatch):
         return real(self, step, stop)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shearing.Loop, "step", failing)
+        patch.setattr(learning.Loop, "step", failing)
         with pytest.raises(KeyboardInterrupt):
             run(llama, tmp_path / "cut", calibration, options=options)
     again = run(llama, tmp_path / "cut", calibration, options=options)

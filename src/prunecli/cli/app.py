@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Annotated, Any
@@ -29,6 +30,7 @@ from prunecli.cli import (
 from prunecli.errors import PruneError, suggest
 from prunecli.training import world
 
+PATIENCE = 20.0  # seconds
 COMMANDS: dict[str, tuple[Callable[..., None], tuple[tuple[str, str], ...]]] = {
     "calibrate": (calibrate.calibrate, calibrate.EXAMPLES),
     "score": (score.score, score.EXAMPLES),
@@ -97,7 +99,10 @@ def main() -> None:
         status = app(arguments or ["--help"], standalone_mode=False)
         sys.exit(status or (0 if arguments else 2))
     except PruneError as error:
-        if not world.is_first():  # all processes of torchrun find the same error
+        if not world.is_first():
+            # all processes of torchrun find the same error; it ends them all when one has ended,
+            # and the first must have spoken by then
+            time.sleep(PATIENCE)
             sys.exit(error.exit_code)
         _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):

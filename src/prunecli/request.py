@@ -1,0 +1,185 @@
+"""What `prune` is asked for: checked by itself, then against a model, before anything runs."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from prunecli import allocate, rotate
+from prunecli.allocate import Sizes
+from prunecli.arch import Arch
+from prunecli.errors import InputError, UsageError
+from prunecli.io import sidecar
+from prunecli.io.checkpoint import Checkpoint
+from prunecli.io.sidecar import Sidecar
+from prunecli.methods._base import Method, Pattern
+from prunecli.plan import Plan
+from prunecli.settings import Amount, Data
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `prune` was asked for, before anything is read."""
+
+    method: Method | None
+    options: dict[str, Any]
+    amount: Amount
+    data: Data
+    stats: str | None
+    scores: str | None
+    plan: str | None
+    plan_only: bool
+    keep: str | None
+    compat: bool
+
+    @property
+    def biased(self) -> bool:
+        """Whether removed channels leave a bias."""
+        compensates = self.method is not None and self.method.compensates
+        return compensates and self.options["bias"] == "keep"
+
+    @property
+    def structure(self) -> str | None:
+        """The method's `--structure`, if it has one."""
+        return self.options.get("structure")
+
+    def check(self, out: str) -> None:
+        """Raise UsageError for requests that make no sense together."""
+        if self.method is None:
+            if self.plan is None:
+                raise UsageError("no method was given", "use --method, or --plan")
+            if self.stats or self.scores:
+                raise UsageError("a plan without a method reads no statistics", "add --method")
+        if self.scores and (self.stats or self.plan):
+            raise UsageError("--scores takes the place of --stats and --plan", "give one of them")
+        if self.plan and self.amount != Amount():
+            raise UsageError("--plan says already how much goes", "leave out the amount")
+        if self.plan and self.keep:
+            raise UsageError("with --plan there is nothing to --keep")
+        if self.plan_only != out.endswith(".json"):
+            raise UsageError(
+                f"--plan-only writes a JSON file, OUT is '{out}'",
+                "name it .json" if self.plan_only else "add --plan-only or name a folder",
+            )
+        if self.method is None:
+            return
+        name = self.method.name
+        if self.method.learned and (self.stats or self.scores or self.plan or self.keep):
+            raise UsageError(f"'{name}' learns what stays: it reads and keeps no scores")
+        if self.method.rotates and (self.plan or self.plan_only):
+            raise UsageError(
+                f"'{name}' turns the residual stream first, which no plan of indices tells",
+                "use --keep and --scores",
+            )
+        if self.method.unit != "weights":
+            return
+        if self.scores or self.plan or self.plan_only or self.keep:
+            raise UsageError(
+                f"'{name}' sets weights to zero: it has no scores and no plan to read or keep"
+            )
+        if self.stats and not self.method.needs:
+            raise UsageError(f"'{name}' reads no statistics", "leave out --stats")
+
+
+def scored_with(path: str, method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the method options that the scores in `path` were made with; the given must agree."""
+    if not Path(path).is_file():
+        raise InputError(f"no such file: '{path}'", "make it with `prunecli score`")
+    recorded = sidecar.read(path, ("scores",)).options
+    if recorded["method"] != method.name:
+        raise InputError(f"'{path}' has scores of '{recorded['method']}', not of '{method.name}'")
+    options = {name: value for name, value in recorded["options"].items() if name != "compat"}
+    for name, value in options.items():
+        if given.get(name, value) != value:
+            raise InputError(
+                f"'{path}' was scored with --{name.replace('_', '-')} {value}, not {given[name]}",
+                "score again, or leave the option out",
+            )
+    return options
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request checked against a model: what will be recorded, and what to expect."""
+
+    options: dict[str, Any]
+    granularity: str
+    expected: dict[str, Any]
+    bytes: int
+    pattern: Pattern | None = None
+    sizes: Sizes | None = None
+
+
+def prepare(request: Request, checkpoint: Checkpoint) -> Prepared:
+    """Check a request against a model; raise UsageError or InputError for what cannot be done."""
+    arch, method = checkpoint.arch, request.method
+    size = sum(spec.bytes for spec in checkpoint.specs.values())
+    options: dict[str, Any] = {
+        "method": method.name if method else None,
+        "options": request.options,
+        "compat": "official" if request.compat else None,
+    }
+    if method is not None and method.unit == "weights":
+        pattern = allocate.pattern(request.amount, arch)
+        options |= {"ratio": pattern.ratio, "sparsity": str(pattern)}
+        expected = {"ratio": pattern.ratio, "params": arch.total_params, "sizes": arch.sizes}
+        return Prepared(options, f"{method.granularity}, {pattern}", expected, size, pattern)
+    granularity = method.granularity if method else "as planned"
+    if request.plan is not None:
+        plan, _ = read_plan(request.plan)
+        plan.check(arch)
+        child = plan.child(arch, request.biased)
+        return Prepared(options, granularity, plan_results(plan, arch, child), size)
+    assert method is not None
+    if method.learned:
+        from prunecli.training.learning import refuse
+
+        refuse(arch)
+    if method.rotates:
+        rotate.refuse(arch)
+        arch = rotate.untied(arch)
+    sizes = allocate.with_untouched(method, request.options, request.amount, arch)
+    allocate.check_protected(method, request.options, sizes.layers, arch)
+    options |= {"sizes": asdict(sizes)}
+    # the shape must have a container before anything is computed; of ragged plans the widest has
+    widest = sizes.widest(arch)
+    child = arch.child(
+        layers=list(range(widest.layers)),
+        hidden=widest.hidden,
+        ffn=widest.ffn,
+        kv_heads=widest.kv_heads,
+        biased=request.biased,
+    )
+    expected = {
+        "ratio": 1 - allocate.block_params(sizes, arch) / arch.block_params,
+        "params": child.total_params,
+        "sizes": child.sizes,
+        "container": child.config["model_type"],
+    }
+    return Prepared(options, granularity, expected, size, sizes=sizes)
+
+
+def read_plan(path: str) -> tuple[Plan, Sidecar | None]:
+    """Read a plan, hand-written or made by `--plan-only`."""
+    try:
+        record = json.loads(Path(path).read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"cannot read the plan in '{path}': {error}") from None
+    if isinstance(record, dict) and "kind" in record:
+        made = sidecar.read(path, ("plan",))
+        return Plan.from_json(made.results), made
+    return Plan.from_json(record), None
+
+
+def plan_results(plan: Plan, arch: Arch, child: Arch) -> dict[str, Any]:
+    """Return what a plan reports; the true counts where layers differ in size."""
+    results = {
+        "ratio": 1 - plan.block_params(arch) / arch.block_params,
+        "kept": plan.counts(arch),
+        "ragged": plan.ragged(arch),
+        "container": child.config["model_type"],
+    }
+    if plan.layers is not None:
+        results["removed_layers"] = sorted(set(range(arch.layers)) - set(plan.layers))
+    return results
