@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 MODEL := build/smollm2
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help install test soak outside experiment golden check docs shells demo bench throughput scratch clean
+.PHONY: help install test soak outside experiment golden check docs shells demo bench methods throughput scratch clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -66,6 +66,9 @@ demo: $(MODEL)/model.safetensors ## prune a real Llama by five methods and compa
 
 bench: $(MODEL)/model.safetensors ## cost of every method as multiples of a forward, and peak memory
 	python benchmarks/cost.py $(MODEL) $${TOKENS:?set TOKENS=FILE.safetensors:NAME}
+
+methods: $(MODEL)/model.safetensors ## every method at one ratio: perplexity, seconds, memory
+	python benchmarks/methods.py $(MODEL) build/methods
 
 throughput: $(VENV)/demo ## tokens per second of training, against a bare loop and the HF Trainer
 	python benchmarks/throughput.py

@@ -17,6 +17,9 @@ from prunecli.methods import registry
 RATIO = "0.25"
 # what keeps a run within minutes on two cores; everything else is at its default
 SIZES = {
+    "llm-pruner": ["--nsamples", "8"],
+    "shortened-llama": ["--nsamples", "8"],
+    "minitron-depth": ["--nsamples", "8"],
     "sleb": ["--nsamples", "4"],
     "sheared-llama": ["--tokens", str(300 * 512), "--batch-size", "1"],
 }

@@ -132,12 +132,13 @@ def prepare(request: Request, checkpoint: Checkpoint) -> Prepared:
         child = plan.child(arch, request.biased)
         return Prepared(options, granularity, plan_results(plan, arch, child), size)
     assert method is not None
-    if method.learned:
-        from prunecli.training.learning import refuse
-
-        refuse(arch)
+    if (method.learned or method.rotates) and arch.norms_behind:
+        raise InputError(
+            f"'{method.name}' cannot serve {arch.family.name}: its norms behind sublayers undo the "
+            "scale of a mask, and pass no rotation",
+            "take another method",
+        )
     if method.rotates:
-        rotate.refuse(arch)
         arch = rotate.untied(arch)
     sizes = allocate.with_untouched(method, request.options, request.amount, arch)
     allocate.check_protected(method, request.options, sizes.layers, arch)

@@ -8,7 +8,6 @@ which takes the last norm's gains, cannot be the embedding any more.
 from typing import TYPE_CHECKING
 
 from prunecli.arch import BIASED, Arch
-from prunecli.errors import InputError
 from prunecli.io.checkpoint import Reader
 from prunecli.io.tensorfile import Spec, torch_dtype
 
@@ -22,16 +21,6 @@ HEAD, EMBEDDING, LAST = "lm_head.weight", "model.embed_tokens.weight", "model.no
 def untied(arch: Arch) -> Arch:
     """Return a model's shape with an output head of its own."""
     return Arch({**arch.config, "tie_word_embeddings": False})
-
-
-def refuse(arch: Arch) -> None:
-    """Raise InputError for families whose norms a rotation cannot pass."""
-    if arch.norms_behind:
-        raise InputError(
-            f"'slicegpt-global' cannot serve {arch.family.name}: its norms behind sublayers have "
-            "gains that no matrix can take",
-            "take another method, as minitron-width",
-        )
 
 
 class Rotated(Reader):

@@ -11,7 +11,7 @@ What stays more than 4 % below the budget is left out. The integer rule gives al
 of Tables 6 and 7, and nine of the twelve of Table 5.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isfinite
 
@@ -106,7 +106,7 @@ def searchable(method: Method) -> None:
     if method.unit == "weights":
         why = "sets weights to zero, its shape stays"
     elif method.learned:
-        why = "learns what stays for a given shape: search with minitron-width or flap"
+        why = "learns what stays for a given shape: search with a method that scores"
     elif "ffn" not in method.axes:
         why = f"removes {method.granularity} only: a budget leaves nothing to choose"
     else:
@@ -138,9 +138,10 @@ def _widest(
     arch: Arch, hidden: int, kv_heads: int, budget: Budget, multiple: int, most: int
 ) -> Arch | None:
     """Return the shape with the widest FFN within the budget, None if the narrowest costs more."""
-    fits: Callable[[int], bool] = lambda steps: (  # noqa: E731
-        budget.cost(_shape(arch, hidden, kv_heads, steps * multiple)) <= budget.most
-    )
+
+    def fits(steps: int) -> bool:
+        return budget.cost(_shape(arch, hidden, kv_heads, steps * multiple)) <= budget.most
+
     low, high = 0, most // multiple
     while low < high:
         middle = (low + high + 1) // 2

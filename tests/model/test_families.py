@@ -12,6 +12,7 @@ from prunecli.evaluation.evaluate import evaluate
 from prunecli.families import registry
 from prunecli.io.checkpoint import Checkpoint
 from prunecli.pruning import prune
+from prunecli.report import Report
 from prunecli.settings import Amount, Data
 
 WRITERS = ("o_proj.weight", "down_proj.weight", "o_proj.bias", "down_proj.bias")
@@ -239,3 +240,43 @@ def test_smollm2_keeps_its_own_container():
     assert arch.total_params == 134_515_008
     child = arch.child(kv_heads=2, ffn=700, biased=True)
     assert (child.heads, child.kv_heads, child.config["model_type"]) == (6, 2, "llama")
+
+
+@pytest.mark.parametrize(
+    "name", [f for f in registry.names() if any(registry.get(f).layer_lists.values())]
+)
+def test_lists_that_config_json_leaves_out_are_thinned_too(name, tmp_path):
+    """What transformers fills in depends on the layer's number, which pruning changes."""
+    record = registry.get(name)
+    model = tiny.make(tmp_path / "m", name, sliding_window=4)
+    told = {**record.tiny, "sliding_window": 4}
+    short = edited(model, tmp_path / "short", lambda tensors: None, told)
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(
+        json.dumps({k: v for k, v in config.items() if k not in record.layer_lists})
+    )
+    assert tiny.logits(short, IDS).equal(tiny.logits(model, IDS))
+    run_plan(model, tmp_path / "whole", tmp_path, layers=[1, 2])
+    run_plan(short, tmp_path / "out", tmp_path, layers=[1, 2])
+    assert tiny.logits(tmp_path / "out", IDS).equal(tiny.logits(tmp_path / "whole", IDS))
+    lists = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert all(len(lists[key]) == 2 for key in record.layer_lists)
+
+
+def test_coupled_heads_are_warned_of(models, tmp_path):
+    notes: list[str] = []
+
+    class Told(Report):
+        def note(self, message: str) -> None:
+            notes.append(message)
+
+    plan = tmp_path / "plan.json"
+    for name, keep, warned in (
+        ("olmo2", {"kv_heads": [[0]] * 4}, True),
+        ("olmo3", {"ffn": [[0, 1]] * 4}, False),
+        ("llama", {"kv_heads": [[0]] * 4}, False),
+    ):
+        notes.clear()
+        plan.write_text(json.dumps({"keep": keep}))
+        prune(str(models(name)), str(tmp_path / name), plan=str(plan), report=Told())
+        assert any("runs over all heads" in note for note in notes) is warned

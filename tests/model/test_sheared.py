@@ -251,7 +251,7 @@ def test_a_ratio_means_flaps_shape(llama, calibration, tmp_path):
 
 @pytest.mark.parametrize("name", [n for n in registry.names() if n not in SERVED])
 def test_norms_behind_sublayers_are_refused(name, models, calibration, tmp_path):
-    with pytest.raises(InputError, match=f"cannot serve {name}.*takes the scale of a mask away"):
+    with pytest.raises(InputError, match=f"cannot serve {name}.*undo the scale of a mask"):
         run(models(name), tmp_path / "o", calibration)
     assert not (tmp_path / "o.partial").exists()
 

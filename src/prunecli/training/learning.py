@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from prunecli import surgery
 from prunecli.allocate import Sizes
-from prunecli.arch import Arch
 from prunecli.errors import InputError, PruneError, UsageError
 from prunecli.io.checkpoint import Checkpoint, Reader
 from prunecli.io.rows import trained_on
@@ -77,18 +76,6 @@ class _Weights(Reader):
         return self._parameters[name].detach().float().cpu()
 
 
-def refuse(arch: Arch) -> None:
-    """Raise InputError for families whose masked forward is not that of a cut model."""
-    if arch.norms_behind:
-        raise InputError(
-            f"'sheared-llama' cannot serve {arch.family.name}: a norm behind a sublayer takes the "
-            "scale of a mask away",
-            "take another method, as minitron-width",
-        )
-    if world.size() > 1:
-        raise UsageError("'sheared-llama' runs in one process", "leave out torchrun")
-
-
 @dataclass(frozen=True)
 class Lesson:
     """A run with every default resolved: windows [N, T], steps, and what is recorded of it.
@@ -119,6 +106,8 @@ def prepare(domains: list[Tokens], options: Mapping[str, Any], seed: int, report
 
     Raises UsageError or InputError for one that makes no sense.
     """
+    if world.size() > 1:
+        raise UsageError("masks are learned in one process", "leave out torchrun")
     for name in ("batch_size", "lr", "mask_lr", "domain_every"):
         if not options[name] > 0:
             raise UsageError(f"--{name.replace('_', '-')} {options[name]}: expected more than 0")
