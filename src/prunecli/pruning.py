@@ -70,13 +70,17 @@ def prune(
     compat: bool = False,
     compute: Compute | None = None,
     output: Output | None = None,
+    restart: bool = False,
     report: Report = SILENT,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Made:
     """Prune the model IN into the folder OUT (or, with `plan_only`, write the plan to OUT.json).
 
     Give `method` and `amount`, or `plan`. `stats` or `scores` skip the steps before them; a plan
     together with a method takes its biases from statistics. `keep` is a folder for the files of
-    the steps between. Raises UsageError, InputError, OutputExists, PruneError.
+    the steps between. Methods that learn keep their state in OUT.partial and go on from there,
+    unless `restart`; `stop` is asked at every step, and ends them with Stopped.
+    Raises UsageError, InputError, OutputExists, PruneError.
     """
     compute, output = compute or Compute(), output or Output()
     recorder = Recorder("prune", output.argv)
@@ -93,6 +97,8 @@ def prune(
         chosen, settings, amount or Amount(), data, stats, scores, plan, plan_only, keep, compat
     )
     request.check(out)
+    if restart and not (chosen and chosen.learned):
+        raise UsageError("--restart is for methods that learn", "there is nothing to resume")
     checkpoint = Checkpoint(model)
     place.check_place(out, output, [checkpoint.folder])
     prepared = prepare(request, checkpoint)
@@ -102,7 +108,7 @@ def prune(
     if not plan_only:
         place.check_disk(out, prepared.bytes)
     digest = checkpoint.digest(report)
-    work = Work(request, checkpoint, digest, compute, report)
+    work = Work(request, checkpoint, digest, compute, report, stop)
     source = work.source()
     lesson = work.lesson(source)
     inputs = [checkpoint.as_input(digest), *source.inputs, *(lesson.inputs if lesson else [])]
@@ -125,7 +131,7 @@ def prune(
             device=compute.device,
         )
 
-    state = place.partial(out, key, False) if lesson else nullcontext(Path())
+    state = place.partial(out, key, restart) if lesson else nullcontext(Path())
     with state as folder:
         made = work.make(prepared, source, lesson, out, folder, record)
         if lesson:
@@ -152,6 +158,7 @@ class Work:
     digest: str
     compute: Compute
     report: Report
+    stop: Callable[[], bool]
 
     def source(self) -> Source:
         """Return where statistics, scores or the plan come from; nothing is computed yet."""
@@ -315,8 +322,9 @@ class Work:
 
             assert sizes is not None
             learned = learn(
-                self.checkpoint, sizes, lesson, folder, compute=self.compute, report=self.report
-            )
+                self.checkpoint, sizes, lesson, folder,
+                compute=self.compute, report=self.report, stop=self.stop,
+            )  # fmt: skip
             return Decision(learned.plan, learned.weights, results={"learned": learned.results})
         skip = None if sizes is None else arch.layers - sizes.layers
         options = score_options(method, request.options, request.compat)

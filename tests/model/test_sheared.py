@@ -11,7 +11,7 @@ import tiny
 from prunecli import surgery
 from prunecli.allocate import Sizes
 from prunecli.arch import Arch
-from prunecli.errors import InputError, PruneError, UsageError
+from prunecli.errors import InputError, OutputExists, PruneError, Stopped, UsageError
 from prunecli.families import registry
 from prunecli.io import sidecar
 from prunecli.io.checkpoint import Checkpoint
@@ -177,6 +177,32 @@ def test_stopped_and_resumed_is_the_same(llama, calibration, tmp_path, monkeypat
     run(llama, tmp_path / "cut", calibration)
     whole, cut = (tmp_path / name / "model.safetensors" for name in ("whole", "cut"))
     assert whole.read_bytes() == cut.read_bytes()
+
+
+def test_asked_to_stop_it_saves_first(llama, calibration, tmp_path):
+    asked = []
+
+    def stop():
+        asked.append(1)
+        return len(asked) == 5
+
+    with pytest.raises(Stopped, match="stopped after step 5 of 12"):
+        run(llama, tmp_path / "cut", calibration, stop=stop)
+    run(llama, tmp_path / "cut", calibration)
+    run(llama, tmp_path / "whole", calibration)
+    whole, cut = (tmp_path / name / "model.safetensors" for name in ("whole", "cut"))
+    assert whole.read_bytes() == cut.read_bytes()
+
+
+def test_the_state_of_another_run(llama, calibration, tmp_path):
+    with pytest.raises(Stopped):
+        run(llama, tmp_path / "o", calibration, stop=lambda: True)
+    other = {**FEW, "lr": 2e-4}
+    with pytest.raises(OutputExists, match="--restart"):
+        run(llama, tmp_path / "o", calibration, options=other)
+    run(llama, tmp_path / "o", calibration, options=other, restart=True)
+    with pytest.raises(UsageError, match="methods that learn"):
+        prune(str(llama), str(tmp_path / "x"), method="magnitude", amount=SMALL, restart=True)
 
 
 def naive_update(weights, losses, reference):

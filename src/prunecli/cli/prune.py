@@ -1,11 +1,14 @@
 """`prunecli prune`."""
 
+from contextlib import nullcontext
 from typing import Annotated, Any
 
 import typer
 
 from prunecli.cli import console, options
 from prunecli.cli.options import option
+from prunecli.cli.train import first_signal
+from prunecli.methods import registry
 from prunecli.settings import Compute, Data
 
 
@@ -43,6 +46,7 @@ def prune(
     keep: Annotated[
         str | None, option("keep", "keep statistics and scores in this folder", metavar="DIR")
     ] = None,
+    restart: options.Restart = False,
     compat: options.CompatOption = None,
     seed: options.Seed = Data.seed,
     device: options.Device = Compute.device,
@@ -64,32 +68,42 @@ def prune(
     Give one amount: --ratio, --sparsity N:M, exact sizes, --params or --arch; or a --plan. Without
     --stats or --scores the calibration text is read and the earlier steps are taken here.
     Sequential methods (wanda, sparsegpt, wanda-sp) see pruned predecessors; --stats is their
-    knowing one-pass variant.
+    knowing one-pass variant. sheared-llama trains masks and weights: stopped, the same command goes
+    on.
     """
     report = options.settings(context, quiet=quiet, verbose=verbose)
     folder, stats, scores, plan, arch = options.from_stdin(model, stats, scores, plan, arch)
     given = options.chosen_options(method, method_options)
     from prunecli import pruning
 
-    made = pruning.prune(
-        folder or "",
-        out,
-        method=method,
-        amount=options.amount_of({**context.params, "arch": arch}),
-        options=given,
-        data=options.data_of(context.params, data),
-        recipe=recipe,
-        stats=stats,
-        scores=scores,
-        plan=plan,
-        plan_only=plan_only,
-        keep=keep,
-        compat=compat is not None,
-        compute=options.compute_of(context.params),
-        output=options.output(force, skip_existing, dry_run),
-        report=report,
-    )
+    # what learns is stopped between two steps, everything else at once
+    learns = method is not None and registry.get(method).learned
+    with first_signal(report) if learns else nullcontext(_never) as stop:
+        made = pruning.prune(
+            folder or "",
+            out,
+            method=method,
+            amount=options.amount_of({**context.params, "arch": arch}),
+            options=given,
+            data=options.data_of(context.params, data),
+            recipe=recipe,
+            stats=stats,
+            scores=scores,
+            plan=plan,
+            plan_only=plan_only,
+            keep=keep,
+            compat=compat is not None,
+            compute=options.compute_of(context.params),
+            output=options.output(force, skip_existing, dry_run),
+            restart=restart,
+            report=report,
+            stop=stop,
+        )
     console.print_made(made, json, dry_run)
+
+
+def _never() -> bool:
+    return False
 
 
 EXAMPLES = (

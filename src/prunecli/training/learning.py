@@ -1,6 +1,6 @@
 """A run that learns masks: what it will do, its steps and states, and what came out of it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prunecli import surgery
 from prunecli.allocate import Sizes
-from prunecli.errors import InputError, PruneError, UsageError
+from prunecli.errors import InputError, PruneError, Stopped, UsageError
 from prunecli.io.checkpoint import Checkpoint, Reader
 from prunecli.io.rows import trained_on
 from prunecli.io.sidecar import Input, Trained
@@ -154,10 +154,12 @@ def learn(
     *,
     compute: Compute,
     report: Report,
+    stop: Callable[[], bool],
 ) -> Learned:
     """Learn masks for these sizes, and the weights with them.
 
-    The state lies in `folder` and is gone on from. Raises PruneError where the loss is no number.
+    The state lies in `folder` and is gone on from. `stop` is asked at every step; when it says so,
+    the state is saved and Stopped raised. Raises PruneError where the loss is no number.
     """
     from prunecli.stats.run import device_of, dtype_of
 
@@ -184,7 +186,7 @@ def learn(
         mixing = _Mixing(
             mixture, options["domain_every"], _domain_losses(checkpoint, lesson, compute)
         )
-    losses = list(_train(loop, folder, lesson.steps, mixing, report))
+    losses = list(_train(loop, folder, lesson.steps, mixing, report, stop))
     return _judged(checkpoint, objective, ids, losses, loop, compute, report)
 
 
@@ -204,8 +206,8 @@ class _Mixing:
 
     def look(self, loop: Loop) -> None:
         """Measure all domains with the masked model, and shift the weights."""
-        ids = loop.rows.read(list(range(len(loop.rows))))
-        losses = [loop.evaluate(ids[part][:LOOKED]) for part in self.mixture.parts]
+        looked = [range(part.start, part.stop)[:LOOKED] for part in self.mixture.parts]
+        losses = [loop.evaluate(loop.rows.read(list(rows))) for rows in looked]
         self.mixture.update(torch.tensor(losses, dtype=torch.float64), self.reference)
 
 
@@ -223,7 +225,12 @@ def _domain_losses(checkpoint: Checkpoint, lesson: Lesson, compute: Compute) -> 
 
 
 def _train(
-    loop: Loop, folder: Path, steps: int, mixing: _Mixing | None, report: Report
+    loop: Loop,
+    folder: Path,
+    steps: int,
+    mixing: _Mixing | None,
+    report: Report,
+    stop: Callable[[], bool],
 ) -> Iterator[float]:
     """Take all steps that are left, saving now and then; yield the losses of all."""
     saved = state.saved(folder)
@@ -240,7 +247,7 @@ def _train(
     every = -(-steps // STATES)
     try:
         for step in report.track(range(start, steps), "learning masks", steps - start, "steps"):
-            done = loop.step(step)
+            done = loop.step(step, stop())
             if not done.finite:
                 raise PruneError(
                     f"the loss of step {step + 1} is {done.loss}", "use a lower --lr or --mask-lr"
@@ -252,9 +259,14 @@ def _train(
             log.add(line)
             report.live(f"loss {done.loss:.4f}")
             yield done.loss
-            if (step + 1) % every == 0 or step + 1 == steps:
+            if (step + 1) % every == 0 or step + 1 == steps or done.stop:
                 log.sync()
                 state.save(folder, step + 1, loop, 1)
+            if done.stop:
+                raise Stopped(
+                    f"stopped after step {step + 1} of {steps}; '{folder.name}' keeps the state",
+                    "the same command goes on",
+                )
     finally:
         log.close()
 
