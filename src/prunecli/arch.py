@@ -108,9 +108,9 @@ class Arch:
         ]
 
     @property
-    def norms_behind(self) -> bool:
-        """Whether sublayers have norms behind them, which undo a scale of what they give."""
-        return "post_feedforward_layernorm" in self.norms()
+    def writers(self) -> tuple[str, ...]:
+        """The modules of a layer whose outputs are added to the residual stream."""
+        return self.family.behind or BIASED
 
     @property
     def couples_heads(self) -> bool:

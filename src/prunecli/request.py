@@ -132,10 +132,10 @@ def prepare(request: Request, checkpoint: Checkpoint) -> Prepared:
         child = plan.child(arch, request.biased)
         return Prepared(options, granularity, plan_results(plan, arch, child), size)
     assert method is not None
-    if (method.learned or method.rotates) and arch.norms_behind:
+    if method.rotates and arch.family.behind:
         raise InputError(
-            f"'{method.name}' cannot serve {arch.family.name}: its norms behind sublayers undo the "
-            "scale of a mask, and pass no rotation",
+            f"'{method.name}' cannot serve {arch.family.name}: its norms behind sublayers pass no "
+            "rotation",
             "take another method",
         )
     if method.rotates:

@@ -68,6 +68,19 @@ def run_plan(model, out, tmp_path, **keep):
     return prune(str(model), str(out), plan=str(plan))
 
 
+def test_defaults_are_those_of_transformers(family):
+    """What a key means when config.json lacks it, biases' flags included."""
+    from transformers import AutoConfig
+
+    record = registry.get(family)
+    config = AutoConfig.for_model(record.model_types[0])
+    assert {key: getattr(config, key) for key in record.defaults} == dict(record.defaults)
+    flags = {flag: record.flag({}, flag) for flag in record.biases}
+    assert {flag: bool(getattr(config, flag)) for flag in flags} == flags
+    heads = record.defaults.get("num_key_value_heads", config.num_attention_heads)
+    assert config.num_key_value_heads == heads
+
+
 def test_every_tensor_is_described(family, models):
     checkpoint = Checkpoint(str(models(family)))
     described = {name: tensor.shape for name, tensor in checkpoint.arch.tensors().items()}

@@ -27,8 +27,8 @@ ON_TINY = {
     "shortened-llama": {"protect": "1,1"},
     "sheared-llama": {"tokens": 6 * 4 * 32, "batch_size": 4},
 }
-BEHIND = ("olmo2", "olmo3", "gemma2", "gemma3")  # norms behind sublayers
-REFUSED = {(m, family) for m in ("sheared-llama", "slicegpt-global") for family in BEHIND}
+BEHIND = tuple(name for name in families.names() if families.get(name).behind)
+REFUSED = {("slicegpt-global", family) for family in BEHIND}
 STAGED = [
     *(
         ("flap", {"structure": structure, "bias": bias})

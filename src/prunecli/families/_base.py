@@ -35,6 +35,7 @@ class Family:
         biases: config flag -> the biases that exist when it is true.
         flags: what a bias flag means when config.json lacks it.
         inputs: linears of a layer by distinct input: those of one tuple read the same tensor.
+        behind: norms of what attention and what the FFN give, before it is added to the stream.
         defaults: what other config keys mean when config.json lacks them.
         ignored: templates of tensors in old checkpoints that hold no parameters.
         layer_lists: config keys with one entry per layer, thinned out with the layers, and what an
@@ -53,6 +54,7 @@ class Family:
     classes: str
     tensors: Mapping[str, Axes]
     inputs: tuple[tuple[str, ...], ...]
+    behind: tuple[str, ...] = ()
     biases: Mapping[str, Mapping[str, Axes]] = field(default_factory=dict)
     flags: Mapping[str, bool] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)

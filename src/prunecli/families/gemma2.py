@@ -13,8 +13,9 @@ TENSORS = {
     llama.LAYER + "pre_feedforward_layernorm.weight": ("hidden",),
     llama.LAYER + "post_feedforward_layernorm.weight": ("hidden",),
 }
+BEHIND = ("post_attention_layernorm", "post_feedforward_layernorm")
 DEFAULTS = {
-    **llama.DEFAULTS,
+    **{key: value for key, value in llama.DEFAULTS.items() if key != "hidden_act"},
     "num_key_value_heads": 4,
     "head_dim": 256,
     "hidden_activation": "gelu_pytorch_tanh",
@@ -34,6 +35,7 @@ FAMILY = Family(
     tensors=TENSORS,
     biases={"attention_bias": {**llama.QKV_BIAS, **llama.O_BIAS}},
     inputs=llama.INPUTS,
+    behind=BEHIND,
     defaults=DEFAULTS,
     layer_lists={
         "layer_types": lambda config, i: "sliding_attention" if (i + 1) % 2 else "full_attention"

@@ -14,6 +14,7 @@ FAMILY = Family(
     },
     biases=gemma2.FAMILY.biases,
     inputs=llama.INPUTS,
+    behind=gemma2.BEHIND,
     defaults={
         **gemma2.DEFAULTS,
         "max_position_embeddings": 131072,

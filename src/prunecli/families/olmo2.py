@@ -15,6 +15,7 @@ TENSORS = {
     llama.LAYER + "post_attention_layernorm.weight": ("hidden",),
     llama.LAYER + "post_feedforward_layernorm.weight": ("hidden",),
 }
+BEHIND = ("post_attention_layernorm", "post_feedforward_layernorm")
 DEFAULTS = {
     **llama.DEFAULTS,
     "rms_norm_eps": 1e-5,
@@ -30,5 +31,6 @@ FAMILY = Family(
     tensors=TENSORS,
     biases={"attention_bias": {**llama.QKV_BIAS, **llama.O_BIAS}},
     inputs=llama.INPUTS,
+    behind=BEHIND,
     defaults=DEFAULTS,
 )

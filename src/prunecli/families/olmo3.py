@@ -10,6 +10,7 @@ FAMILY = Family(
     tensors=olmo2.TENSORS,
     biases=olmo2.FAMILY.biases,
     inputs=olmo2.FAMILY.inputs,
+    behind=olmo2.BEHIND,
     defaults={**olmo2.DEFAULTS, "sliding_window": 4096},
     layer_lists={
         "layer_types": lambda config, i: "sliding_attention" if (i + 1) % 4 else "full_attention"

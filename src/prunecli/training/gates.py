@@ -2,17 +2,22 @@
 
 A gate z multiplies what a unit gives: `hidden` [D] every channel of the residual stream, `layers`
 [L] both sublayers, `kv_heads` [L, K] the context of a group's heads, `ffn` [L, F] the FFN channels.
-Norms take their mean over the hidden channels whose gate is not zero. A model with gates, and the
-model that has them folded into its weights and those at zero cut out, compute the same.
+What a sublayer gives is multiplied where it is added to the stream: behind its norm, if it has one
+there. Norms, those over all heads too, take their mean over the channels whose gate is not zero. A
+model with gates, and the model that has them folded into its weights and those at zero cut out,
+compute the same.
 """
 
 from collections.abc import Callable, Mapping
+from functools import reduce
 from math import log
+from operator import mul
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from prunecli.arch import BIASED, Arch
+from prunecli.arch import Arch
 from prunecli.io.checkpoint import Reader
 from prunecli.io.tensorfile import torch_dtype
 from prunecli.plan import Plan
@@ -22,6 +27,9 @@ LOW, HIGH = -0.1, 1.1  # what samples are stretched to before they are clamped t
 EPSILON = 1e-6
 LIMIT = log(100)  # of log alpha, on either side
 SHARPNESS = 0.8  # of the settled gates, as in the official code
+
+LAST = "model.norm"
+NORMED = ("hidden", "heads", "kv_heads")  # axes that a norm may run over, in whole units
 
 Values = Mapping[str, Tensor]
 
@@ -69,50 +77,91 @@ def plan_of(values: Values) -> Plan:
     )
 
 
+def channels(values: Values, axis: str, i: int | None, arch: Arch) -> Tensor | None:
+    """Return the gate of every channel of an axis of layer `i`, of `layers` that of the layer.
+
+    None where the axis has no gates.
+    """
+    unit = "kv_heads" if axis == "heads" else axis
+    if unit not in values:
+        return None
+    gates = values[unit] if unit == "hidden" else values[unit][i]
+    return gates.repeat_interleave(arch.length(axis) // len(gates)) if gates.dim() else gates
+
+
+class Gated(NamedTuple):
+    """Which gates multiply what a module of layer `i` gives, or what it reads."""
+
+    axes: tuple[str, ...]
+    i: int | None = None
+
+    def factor(self, values: Values, arch: Arch) -> Tensor | None:
+        """Return their product, None for 1."""
+        found = (channels(values, axis, self.i, arch) for axis in self.axes)
+        known = [gates for gates in found if gates is not None]
+        return reduce(mul, known) if known else None
+
+
+def outputs(arch: Arch) -> dict[str, Gated]:
+    """Return the modules whose outputs are gated: all that norms and writes the residual stream."""
+    found = {name: Gated(("hidden",)) for name in ("model.embed_tokens", LAST)}
+    for i in range(arch.layers):
+        layer = f"model.layers.{i}."
+        found |= {layer + norm: Gated(("hidden",)) for norm in arch.norms()}
+        found |= {layer + writer: Gated(("layers", "hidden"), i) for writer in arch.writers}
+    return found
+
+
+def inputs(arch: Arch) -> dict[str, Gated]:
+    """Return the modules whose inputs are gated: readers of what heads and FFN channels give."""
+    return {
+        f"model.layers.{i}.{arch.module(point)}": Gated((axis,), i)
+        for i in range(arch.layers)
+        for point, axis in (("o", "heads"), ("down", "ffn"))
+    }
+
+
 def attach(model: nn.Module, arch: Arch, values: Callable[[], Values]) -> None:
     """Have a stock model multiply by the gates that `values()` returns at the time of a forward."""
 
-    def hidden(x: Tensor) -> Tensor:
-        gates = values().get("hidden")
-        return x if gates is None else x * gates.to(x.dtype)
+    def times(gated: Gated, x: Tensor) -> Tensor:
+        factor = gated.factor(values(), arch)
+        return x if factor is None else x * factor.to(x.dtype)
 
-    def scale() -> float:
-        gates = values().get("hidden")
-        return 1.0 if gates is None else (len(gates) / int(gates.count_nonzero())) ** 0.5
+    def over(axis: str, i: int | None) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """Return hooks around a norm, whose mean is over the channels that are not at zero."""
 
-    def into(axis: str, i: int, repeats: int) -> Callable[..., tuple[Tensor]]:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
-            gates = values().get(axis)
+        def live() -> tuple[Tensor, Tensor] | None:
+            gates = channels(values(), axis, i, arch)
             if gates is None:
-                return (inputs[0],)
-            return (inputs[0] * gates[i].repeat_interleave(repeats).to(inputs[0].dtype),)
+                return None
+            alive = gates != 0
+            return alive, (len(gates) / alive.sum().clamp(min=1)).sqrt()
 
-        return hook
+        def before(module: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor] | None:
+            found = live()
+            return None if found is None else (given[0] * (found[0] * found[1]).to(given[0].dtype),)
 
-    def out_of(i: int) -> Callable[..., Tensor]:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            gates = values().get("layers")
-            return hidden(output if gates is None else output * gates[i].to(output.dtype))
+        def after(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            found = live()
+            return None if found is None else output / found[1].to(output.dtype)
 
-        return hook
+        return before, after
 
-    model.model.embed_tokens.register_forward_hook(  # type: ignore[union-attr]
-        lambda module, inputs, output: hidden(output)
-    )
     for name, tensor in arch.tensors().items():
-        if tensor.axes == ("hidden",) and not name.endswith(".bias"):
+        if len(tensor.axes) == 1 and tensor.axes[0] in NORMED and not name.endswith(".bias"):
             norm = model.get_submodule(name.removesuffix(".weight"))
-            # the stock mean is over all channels, of which those at zero add nothing
-            norm.register_forward_pre_hook(lambda module, inputs: (inputs[0] * scale(),))
-            norm.register_forward_hook(lambda module, inputs, output: hidden(output) / scale())
-    for i in range(arch.layers):
-        for module, axis, repeats in (
-            (BIASED[0], "kv_heads", arch.group * arch.head_dim),
-            (BIASED[1], "ffn", 1),
-        ):
-            linear = model.get_submodule(f"model.layers.{i}.{module}")
-            linear.register_forward_pre_hook(into(axis, i, repeats))
-            linear.register_forward_hook(out_of(i))
+            before, after = over(tensor.axes[0], tensor.layer)
+            norm.register_forward_pre_hook(before)
+            norm.register_forward_hook(after)
+    for name, gated in outputs(arch).items():
+        model.get_submodule(name).register_forward_hook(
+            lambda module, given, output, gated=gated: times(gated, output)
+        )
+    for name, gated in inputs(arch).items():
+        model.get_submodule(name).register_forward_pre_hook(
+            lambda module, given, gated=gated: (times(gated, given[0]),)
+        )
 
 
 class Folded(Reader):
@@ -121,38 +170,24 @@ class Folded(Reader):
     def __init__(self, source: Reader, values: Values) -> None:
         self.source, self.arch, self.specs, self.values = source, source.arch, source.specs, values
         self._tensors = source.arch.tensors()
+        self._outputs, self._inputs = outputs(source.arch), inputs(source.arch)
+        if source.arch.tied:
+            # the head gets its gates with the embedding
+            del self._outputs[LAST]
 
     def tensor(self, name: str) -> Tensor:
         """Return one weight, in its storage type."""
-        stored, tensor, arch = self.source.tensor(name), self._tensors[name], self.arch
-        module = name.rpartition(".")[0]
-        writes = module.endswith(BIASED)
-        values, hidden = stored.float(), self.values.get("hidden")
-        # the head reads what the last norm has gated; a tied one is gated as the embedding is
-        gated = tensor.axes[-1:] == ("hidden",) and not writes and tensor.layer is None
-        norm = tensor.axes == ("hidden",) and not name.endswith(".bias")
-        if name == "lm_head.weight" or (name == "model.norm.weight" and arch.tied):
-            gated = norm = False
-        if hidden is not None and (gated or norm):
-            values = values * hidden
-        if writes and tensor.layer is not None:
-            values = self._written(values, name, module, tensor.layer, hidden)
+        stored, tensor = self.source.tensor(name), self._tensors[name]
+        module, values = name.rpartition(".")[0], stored.float()
+        if module in self._outputs:
+            factor = self._outputs[module].factor(self.values, self.arch)
+            # a norm multiplies by its weight plus the offset
+            norm = tensor.axes == ("hidden",) and not name.endswith(".bias")
+            offset = self.arch.family.gain_offset if norm else 0.0
+            if factor is not None:
+                rows = values.dim() == 2 and tensor.axes[0] == "hidden" and factor.dim() == 1
+                values = (values + offset) * (factor[:, None] if rows else factor) - offset
+        if module in self._inputs and values.dim() == 2:
+            factor = self._inputs[module].factor(self.values, self.arch)
+            values = values if factor is None else values * factor
         return values.to(torch_dtype(self.specs[name].dtype))
-
-    def _written(
-        self, values: Tensor, name: str, module: str, i: int, hidden: Tensor | None
-    ) -> Tensor:
-        """Return a projection into the residual stream, rows and columns gated; or its bias."""
-        rows = torch.ones(len(values)) if hidden is None else hidden
-        if "layers" in self.values:
-            rows = rows * self.values["layers"][i]
-        if name.endswith(".bias"):
-            return values * rows
-        axis, repeats = (
-            ("ffn", 1)
-            if module.endswith(BIASED[1])
-            else ("kv_heads", self.arch.group * self.arch.head_dim)
-        )
-        if axis in self.values:
-            values = values * self.values[axis][i].repeat_interleave(repeats)
-        return values * rows[:, None]
