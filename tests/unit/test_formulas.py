@@ -304,6 +304,16 @@ def test_a_group_is_its_own_contiguous_heads(name):
     assert torch.allclose(found, torch.stack(expected), rtol=1e-4)
 
 
+@pytest.mark.parametrize(("compat", "groups"), [(False, [3072, 11264]), (True, [6144, 8192])])
+def test_llm_pruner_groups(compat, groups):
+    """Query head a of eight is worth a: groups are 0..3 and 4..7, officially the even, the odd."""
+    heads = torch.arange(8.0, dtype=torch.float64).repeat_interleave(512)
+    stats = {"heads": heads, "kv_heads": torch.zeros(2 * 512), "ffn": torch.zeros(3)}
+    layer = LayerView({}, {f"block.{axis}.mix": value for axis, value in stats.items()}, 2)
+    found = registry.get("llm-pruner").score(layer, {"taylor": "mix", "compat": compat})
+    assert found["kv_heads"].tolist() == groups
+
+
 @pytest.mark.parametrize(
     ("hidden", "mlp"), [("ln-out", "l2"), ("block-out", "nvidia"), ("nvidia", "l2")]
 )

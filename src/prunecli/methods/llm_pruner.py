@@ -7,10 +7,12 @@ column w of a channel (q, k, v and o of a head; gate, up and down of an FFN chan
     element2   sum |w^2 F|                    mix      sum |w g - w^2 F / 2|      (eq. 5, Table 3)
 
 A group is worth the sum over its channels. Under grouped-query attention that is one KV head and
-the g query heads that read it, which lie side by side; the official code adds up heads of
-different groups, which is not offered. It also leaves the first four and the last two layers as
-they are (`--protect 4,2`), which makes layers of unequal sizes: written padded, as FLAP's ragged
-plans are. Equal layers are the default.
+the g query heads that read it, which lie side by side. `--compat official` adds up query heads
+j, j + K, j + 2 K, .. for group j of K, as the official code does: heads of other groups.
+
+The official code also leaves the first four and the last two layers as they are (`--protect
+4,2`), which makes layers of unequal sizes: written padded, as FLAP's ragged plans are. Equal
+layers are the default.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -27,6 +29,8 @@ def score(layer: LayerView, options: dict[str, Any]) -> "dict[str, torch.Tensor]
         layer.stats[f"block.{axis}.{options['taylor']}"] for axis in ("heads", "kv_heads", "ffn")
     )
     groups = layer.kv_heads
+    if options["compat"]:
+        heads = heads.view(-1, len(kv_heads)).sum(0)
     return {
         "kv_heads": heads.view(groups, -1).sum(1) + kv_heads.view(groups, -1).sum(1),
         "ffn": ffn,
@@ -64,6 +68,7 @@ METHOD = Method(
             "sampler": "docs",
             "nsamples": 10,
             "seq_len": 64,
+            "seed": 42,
             "protect": "4,2",
         },
     },

@@ -40,5 +40,14 @@ METHOD = Method(
     rule="lowest",
     options=(Option("protect", str, "4,2", "how many of the first and of the last layers stay"),),
     protects=lambda options: layers_of(options["protect"]),
+    recipes={
+        "official": {
+            "source": "hf:bookcorpus/bookcorpus:train:text",
+            "sampler": "docs",
+            "nsamples": 10,
+            "seq_len": 128,
+            "seed": 1234,
+        },
+    },
     score_layers=score_layers,
 )
