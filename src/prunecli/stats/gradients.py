@@ -33,7 +33,7 @@ def gradients(runner: Runner, ids: Tensor, names: list[str]) -> Stats:
     states = [runner.embed(ids)]
     for i in runner.report.track(range(depth), "running forward", depth, "layers"):
         layer = runner.layer(i)
-        states.append(torch.empty_like(states[0]))
+        states.append(runner.buffer(tuple(states[0].shape)))
         with torch.no_grad():
             for rows in steps:
                 after = runner.forward(layer, i, states[i][rows].to(runner.device))

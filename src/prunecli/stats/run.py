@@ -106,12 +106,13 @@ class Runner:
         """Return the hidden states [N, T, D] that enter the first layer: the buffer."""
         rows, length = ids.shape
         shape = (rows, length, self.arch.hidden)
-        buffer = self._buffer(shape)
+        buffer = self.buffer(shape)
         for batch in batches(ids):
             buffer[batch] = self._given(ids[batch])[0][0].to(buffer.device)
         return buffer
 
-    def _buffer(self, shape: tuple[int, ...]) -> Tensor:
+    def buffer(self, shape: tuple[int, ...]) -> Tensor:
+        """Return room for hidden states [N, T, D], in memory or on disk as was asked for."""
         if self.buffer_kind == "ram":
             return torch.empty(shape, dtype=self.dtype)
         with tempfile.NamedTemporaryFile(prefix="prunecli-hidden-") as file:
