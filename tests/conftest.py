@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import tiny
+from matrix import pytest_terminal_summary as pytest_terminal_summary
 from prunecli.families import registry
 
 

@@ -2,11 +2,12 @@
 
 A method scores the dense parent once (one-pass statistics, also for sequential methods). Every
 candidate is then the parent cut to its shape, in memory layer by layer, and its loss that of
-held-out text: a shape is judged by what pruning to it does, not by its sizes.
+held-out text: a shape is judged by what pruning to it does, not by its sizes. A method that learns
+has a run of its own for every candidate.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from prunecli import allocate, shapes, surgery
 from prunecli.allocate import Sizes
 from prunecli.arch import Arch
+from prunecli.deciding import learned
 from prunecli.errors import InputError, UsageError
 from prunecli.evaluation import perplexity
 from prunecli.io import output as place
@@ -37,6 +39,7 @@ from prunecli.pipeline import (
 from prunecli.report import SILENT, Report
 from prunecli.settings import Amount, Compute, Data, Made, Output
 from prunecli.shapes import Budget
+from prunecli.training import world
 from prunecli.writing import FLOPS_TOKENS
 
 if TYPE_CHECKING:
@@ -90,18 +93,22 @@ def search(
     compute: Compute | None = None,
     output: Output | None = None,
     report: Report = SILENT,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Made:
     """Search the shape of least loss within one budget and write it to OUT.json, for `--arch`.
 
     `multiple` is what hidden and FFN sizes are multiples of (128 at hidden 4096, less below). The
     shape that a bare `prune` takes for this budget is tried too. Losses that are done are kept in
     OUT.json.partial until all are. Results: `arch` (the sizes chosen), `candidates` by loss.
+    `stop` is asked at every step of a run that learns, and ends the search with Stopped.
     Raises UsageError, InputError (no shape meets the budget, or the texts overlap), OutputExists.
     """
     compute, output = compute or Compute(), output or Output()
     recorder = Recorder("search-arch", output.argv)
     if not out.endswith(".json"):
         raise UsageError(f"OUT '{out}' must end in .json")
+    if world.size() > 1:
+        raise UsageError("a search runs in one process", "leave out torchrun")
     chosen = registry.get(method)
     settings = chosen.resolve(options or {})
     shapes.searchable(chosen)
@@ -127,10 +134,17 @@ def search(
     held_out = perplexity.read(checkpoint, eval_data or Data(), report)
     if not allow_overlap:
         perplexity.refuse_overlap(checkpoint, held_out)
-    source = Source([])
-    if chosen.needs:
+    source, lesson = Source([]), None
+    if chosen.learned:
+        from prunecli.training import learning
+
+        lesson = learning.prepare(checkpoint, data or Data(), settings, report)
+        source = Source(lesson.inputs, lesson.tokens)
+        place.check_disk(out, lesson.state_bytes(checkpoint.arch.total_params))
+    elif chosen.needs:
         source = read_tokens(checkpoint, data or Data(), report)
-        _refuse_shared(source, held_out, allow_overlap)
+    if not allow_overlap:
+        _refuse_shared(source, held_out)
     digest = checkpoint.digest(report)
     inputs = [
         checkpoint.as_input(digest),
@@ -141,18 +155,31 @@ def search(
     if same := place.same_already(out, output, key):
         return same
     with place.partial(out, key, restart) as folder:
-        scored = score_options(chosen, settings, compat)
-        scores = _scores(chosen, checkpoint, digest, source, scored, folder, compute, report)
+        if lesson is None:
+            scored = score_options(chosen, settings, compat)
+            scores = _scores(chosen, checkpoint, digest, source, scored, folder, compute, report)
+
+        def child_of(candidate: Candidate, own: Path) -> surgery.Child:
+            if lesson is not None:
+                found = learned(
+                    checkpoint, candidate.sizes, lesson, own,
+                    compute=compute, report=report, stop=stop,
+                )  # fmt: skip
+                assert found is not None
+                return surgery.Child(found.weights, found.plan, candidate.arch)
+            plan = allocate.plan(
+                chosen, candidate.sizes, scores, checkpoint.arch, settings.get("structure")
+            )
+            return surgery.Child(checkpoint, plan, candidate.arch, scores, biased)
+
         losses: dict[str, float] = {}
         for candidate in report.track(tried, "trying shapes", len(tried), "shapes"):
-            file = folder / f"{candidate.name}.json"
+            file, own = folder / f"{candidate.name}.json", folder / candidate.name
             if not file.exists():
-                plan = allocate.plan(
-                    chosen, candidate.sizes, scores, checkpoint.arch, settings.get("structure")
-                )
-                child = surgery.Child(checkpoint, plan, candidate.arch, scores, biased)
-                loss = _loss(child, held_out, compute, report)
+                own.mkdir(exist_ok=True)
+                loss = _loss(child_of(candidate, own), held_out, compute, report)
                 place.replace_text(file, json.dumps(loss))
+                place.remove(own)
             losses[candidate.name] = json.loads(file.read_text("utf-8"))
         results = _results(tried, losses, checkpoint.arch, budget, source, held_out)
         record = recorder.sidecar(
@@ -204,11 +231,9 @@ def _candidates(
     return list(made.values())
 
 
-def _refuse_shared(source: Source, held_out: "Tokens", allowed: bool) -> None:
-    found = source.found
-    assert found is not None
-    shared = len(set(found.windows) & set(held_out.windows))
-    if shared and not allowed:
+def _refuse_shared(source: Source, held_out: "Tokens") -> None:
+    shared = perplexity.calibrated(source.inputs, held_out)
+    if shared:
         raise InputError(
             f"{shared} of {len(held_out.windows)} evaluation windows are calibrated on",
             "take other text for --eval-data, or --allow-overlap",

@@ -105,8 +105,6 @@ def searchable(method: Method) -> None:
     """Raise UsageError for a method that has no shapes to choose from, saying why."""
     if method.unit == "weights":
         why = "sets weights to zero, its shape stays"
-    elif method.learned:
-        why = "learns what stays for a given shape: search with a method that scores"
     elif "ffn" not in method.axes:
         why = f"removes {method.granularity} only: a budget leaves nothing to choose"
     else:

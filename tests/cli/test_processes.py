@@ -30,6 +30,12 @@ def command(launcher: list[str], model: Path, data: str, out: Path, *more: str) 
     return [*launcher, *line.split(), *more, str(model), str(out)]
 
 
+def learning(launcher: list[str], model: Path, data: str, out: Path, *more: str) -> list[str]:
+    line = f"prune --method sheared-llama --layers 3 --hidden 36 --heads 3 --ffn 40 --data {data}"
+    line += f" --tokens {STEPS * 4 * 16} --batch-size 4 --lr 1e-3"
+    return [*launcher, *line.split(), *more, str(model), str(out)]
+
+
 def start(line: list[str]) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -122,6 +128,36 @@ def test_states_resume_on_other_numbers(files, alone, tmp_path, first, then) -> 
     assert ended.returncode == 0, ended.stderr
     assert "resuming" in ended.stderr
     check_same(alone, tmp_path / "o", files[0])
+
+
+def test_masks_are_learned_by_two_processes_as_by_one(files, tmp_path) -> None:
+    """Gates are drawn and multipliers updated alike, killed and resumed by another number too."""
+    dense = files[0].parent / "dense"
+    for launcher, name in ((ALONE, "one"), (TWO, "two"), (TWO, "cut")):
+        if name == "cut":
+            kill_after_a_save(learning(TWO, dense, files[1], tmp_path / name), tmp_path / name)
+            launcher = ALONE
+        ended = finish(learning(launcher, dense, files[1], tmp_path / name))
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stdout == f"{tmp_path / name}\n"
+        assert ended.stderr.count("random masks of the same shape") == 1
+    records = [tiny.sidecar(tmp_path / name) for name in ("one", "two", "cut")]
+    assert [record["run"]["ranks"] for record in records] == [1, 2, 1]
+    assert len({record["id"] for record in records}) == 1
+    one, two, cut = (record["results"]["learned"] for record in records)
+    for other in (two, cut):
+        assert other["curve"]["loss"] == pytest.approx(one["curve"]["loss"], rel=2e-3)
+        assert other["loss"]["learned"] == pytest.approx(one["loss"]["learned"], rel=2e-3)
+        assert other["loss"]["parent_with_learned_masks"] == pytest.approx(
+            one["loss"]["parent_with_learned_masks"], rel=1e-5
+        )
+
+
+def test_what_does_not_learn_is_no_job_for_many(files, tmp_path) -> None:
+    line = ["prune", "--method", "magnitude", "--ratio", "0.5", str(files[0]), str(tmp_path / "o")]
+    ended = finish([*TWO, *line])
+    assert ended.returncode != 0 and not (tmp_path / "o").exists()
+    assert ended.stderr.count("only methods that learn run in several processes") == 1
 
 
 def test_signals_save_the_state(files, alone, tmp_path) -> None:

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
+from matrix import CELL
 from prunecli.arch import Arch
 from prunecli.errors import PruneError
 from prunecli.families import registry as families
@@ -17,6 +18,7 @@ from prunecli.methods._base import Pattern
 from prunecli.methods._masks import drop_mask
 from prunecli.pipeline import calibrate, score
 from prunecli.pruning import prune
+from prunecli.report import Report
 from prunecli.settings import Amount, Compute, Data, Output
 from prunecli.stats import gradients, removals, run
 
@@ -72,9 +74,10 @@ def matrix():
 
 
 @pytest.mark.parametrize(("method", "family"), [*matrix()])
-def test_what_always_holds(method, family, models, calibration, tmp_path):
+def test_what_always_holds(method, family, models, calibration, tmp_path, record_property):
     """Every method on every family: loads in transformers, repeats, leaves its input alone."""
     model = models(family)
+    record_property(CELL, [method, family, "r" if (method, family) in REFUSED else "+"])
     if (method, family) in REFUSED:
         with pytest.raises(PruneError, match=f"'{method}' cannot serve {family}"):
             cut(model, tmp_path / "a", method, calibration)
@@ -179,6 +182,24 @@ def test_sequential_methods_propagate_what_they_wrote(method, llama, calibration
                 ours = found[f"model.layers.{i}.{name}.weight"]
                 assert (ours == 0).equal(W == 0), (i, name)
                 assert torch.allclose(ours, W, rtol=1e-3, atol=1e-3), (i, name)
+
+
+def test_damping_that_was_raised_is_told(llama, tmp_path):
+    """Fewer tokens than inputs: the Hessian is singular, and what was done about it is recorded."""
+    data = tiny.tokens(tmp_path / "few.safetensors", rows=1, length=12)
+    notes: list[str] = []
+
+    class Told(Report):
+        def note(self, message: str) -> None:
+            notes.append(message)
+
+    made = prune(
+        str(llama), str(tmp_path / "o"), method="sparsegpt", amount=HALF, data=Data(data),
+        options={"damping": 1e-9}, report=Told(),
+    )  # fmt: skip
+    point = "model.layers.0.mlp.down_proj:in"
+    assert made.results["damped"][point] >= 1
+    assert any(f"{point}: damping was raised tenfold" in note for note in notes)
 
 
 def test_every_depth_candidate_is_that_of_the_naive_loop(llama, calibration):

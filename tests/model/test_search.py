@@ -7,7 +7,7 @@ import pytest
 import tiny
 from prunecli import shapes
 from prunecli.arch import Arch
-from prunecli.errors import InputError, PruneError, UsageError
+from prunecli.errors import InputError, PruneError, Stopped, UsageError
 from prunecli.evaluation import perplexity
 from prunecli.evaluation.evaluate import evaluate
 from prunecli.pruning import prune
@@ -76,6 +76,34 @@ def test_losses_are_those_of_pruned_checkpoints(method, llama, calibration, held
         assert entry["loss"] == pytest.approx(measured["loss"], rel=1e-6)
         assert Arch.read(out).total_params == entry["params"]
     assert not (tmp_path / "a.json.partial").exists()
+
+
+def test_masks_are_learned_for_every_shape(llama, calibration, held_out, tmp_path, monkeypatch):
+    """The loss of a shape is that of the model learned for it; stopped, none is learned again."""
+    options = {"tokens": 4 * 4 * 32, "batch_size": 4}
+    sheared = {"method": "sheared-llama", "options": options}
+    made = run(llama, tmp_path / "a.json", calibration, held_out, **sheared)
+    found = made.results["candidates"]
+    assert len(found) >= 4 and {entry["hidden"] for entry in found} == {36, 40, 48}
+    best = prune(
+        str(llama), str(tmp_path / "o"), method="sheared-llama", data=Data(calibration),
+        amount=Amount(arch=str(tmp_path / "a.json")), options=options,
+    )  # fmt: skip
+    measured = evaluate(str(tmp_path / "o"), data=[held_out]).results
+    assert found[0]["loss"] == pytest.approx(measured["loss"], rel=1e-6)
+    assert best.results["sizes"]["hidden"] == found[0]["hidden"]
+
+    asked = []
+
+    def stop():
+        asked.append(1)
+        return len(asked) == 6  # in the second shape
+
+    with pytest.raises(Stopped):
+        run(llama, tmp_path / "b.json", calibration, held_out, **sheared, stop=stop)
+    assert len(list((tmp_path / "b.json.partial").glob("*.json"))) == 1
+    again = run(llama, tmp_path / "b.json", calibration, held_out, **sheared)
+    assert again.results == made.results
 
 
 def test_prune_takes_what_was_found(llama, calibration, held_out, tmp_path):

@@ -1,15 +1,15 @@
 """`prunecli prune`."""
 
-from contextlib import nullcontext
 from typing import Annotated, Any
 
 import typer
 
 from prunecli.cli import console, options
 from prunecli.cli.options import option
-from prunecli.cli.train import first_signal
+from prunecli.cli.signals import first_signal
 from prunecli.methods import registry
 from prunecli.settings import Compute, Data
+from prunecli.training import world
 
 
 @options.with_method_options
@@ -69,16 +69,17 @@ def prune(
     --stats or --scores the calibration text is read and the earlier steps are taken here.
     Sequential methods (wanda, sparsegpt, wanda-sp) see pruned predecessors; --stats is their
     knowing one-pass variant. sheared-llama trains masks and weights: stopped, the same command goes
-    on.
+    on; under torchrun the model is sharded over all processes.
     """
-    report = options.settings(context, quiet=quiet, verbose=verbose)
+    first = world.is_first()
+    report = options.settings(context, quiet=quiet or not first, verbose=verbose and first)
     folder, stats, scores, plan, arch = options.from_stdin(model, stats, scores, plan, arch)
     given = options.chosen_options(method, method_options)
     from prunecli import pruning
 
     # what learns is stopped between two steps, everything else at once
     learns = method is not None and registry.get(method).learned
-    with first_signal(report) if learns else nullcontext(_never) as stop:
+    with first_signal(report, wanted=learns) as stop:
         made = pruning.prune(
             folder or "",
             out,
@@ -99,11 +100,8 @@ def prune(
             report=report,
             stop=stop,
         )
-    console.print_made(made, json, dry_run)
-
-
-def _never() -> bool:
-    return False
+    if first:
+        console.print_made(made, json, dry_run)
 
 
 EXAMPLES = (

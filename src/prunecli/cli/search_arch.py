@@ -8,7 +8,9 @@ import typer
 
 from prunecli.cli import console, options
 from prunecli.cli.options import option
+from prunecli.cli.signals import first_signal
 from prunecli.errors import UsageError
+from prunecli.methods import registry
 from prunecli.settings import Compute, Data
 
 
@@ -68,8 +70,8 @@ def search_arch(
     """Search the shape of least loss within a budget: --params, --flops or --ratio.
 
     Every candidate is the parent cut to its shape in memory and judged by its loss on held-out
-    text. OUT.json is what `prune --arch` reads; it tells all candidates. Stopped, the same command
-    goes on with the shapes that are left.
+    text; sheared-llama learns masks for each. OUT.json is what `prune --arch` reads; it tells all
+    candidates. Stopped, the same command goes on with the shapes that are left.
     """
     report = options.settings(context, quiet=quiet, verbose=verbose)
     if paper:
@@ -87,24 +89,26 @@ def search_arch(
     from prunecli.search import search
 
     own = options.data_of(context.params, data)
-    made = search(
-        folder or "",
-        out,
-        method=method,
-        params=params,
-        flops=flops,
-        ratio=ratio,
-        multiple=multiple,
-        options=given,
-        data=own,
-        eval_data=replace(own, source=eval_data),
-        allow_overlap=allow_overlap,
-        compat=compat is not None,
-        restart=restart,
-        compute=options.compute_of(context.params),
-        output=options.output(force, skip_existing, dry_run),
-        report=report,
-    )
+    with first_signal(report, wanted=registry.get(method).learned) as stop:
+        made = search(
+            folder or "",
+            out,
+            method=method,
+            params=params,
+            flops=flops,
+            ratio=ratio,
+            multiple=multiple,
+            options=given,
+            data=own,
+            eval_data=replace(own, source=eval_data),
+            allow_overlap=allow_overlap,
+            compat=compat is not None,
+            restart=restart,
+            compute=options.compute_of(context.params),
+            output=options.output(force, skip_existing, dry_run),
+            report=report,
+            stop=stop,
+        )
     console.print_made(made, json, dry_run)
 
 

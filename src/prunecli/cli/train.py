@@ -1,16 +1,12 @@
 """`prunecli train`."""
 
-import signal
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
 from typing import Annotated
 
 import typer
 
 from prunecli.cli import console, options
 from prunecli.cli.options import option
+from prunecli.cli.signals import first_signal
 from prunecli.settings import Compute, Training
 from prunecli.training import world
 
@@ -141,26 +137,6 @@ def train(
         )
     if first:
         console.print_made(made, json, dry_run)
-
-
-@contextmanager
-def first_signal(report: console.StderrReport) -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether Ctrl-C or SIGTERM came; the second one ends at once."""
-    asked = False
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            sys.exit(128 + number)
-        asked = True
-        report.note("stopping after this step; once more stops at once")
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 EXAMPLES = (

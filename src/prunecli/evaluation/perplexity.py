@@ -1,11 +1,13 @@
 """Loss and perplexity: the mean over windows x (length - 1) predicted tokens, fp32 logits."""
 
+from collections.abc import Iterable
 from math import exp, isfinite
 from typing import Any
 
 from prunecli.errors import InputError, PruneError
 from prunecli.io import rows, tokens
 from prunecli.io.checkpoint import Checkpoint
+from prunecli.io.sidecar import Input
 from prunecli.report import Report
 from prunecli.settings import Data
 
@@ -27,23 +29,27 @@ def refuse_overlap(checkpoint: Checkpoint, found: "tokens.Tokens") -> None:
     record = checkpoint.sidecar
     if record is None:
         return
-    seen = {
-        window
-        for step in record.history
-        for entry in step.inputs
-        if entry.role == "calibration"
-        for window in (entry.model_extra or {}).get("windows", [])
-    }
-    shared, what = len(seen & set(found.windows)), "calibrated"
+    used = [entry for step in record.history for entry in step.inputs]
+    shared, what = calibrated(used, found), "calibrated"
     own = rows.trained_on(found.meta)
     if not shared and own is not None:
-        shared = rows.overlap(own, checkpoint.trained)
-        what = "trained"
+        shared, what = rows.overlap(own, checkpoint.trained), "trained"
     if shared:
         raise InputError(
             f"{shared} of {len(found.windows)} evaluation windows were {what} on",
             "evaluate on other text, or --allow-overlap",
         )
+
+
+def calibrated(inputs: Iterable[Input], found: "tokens.Tokens") -> int:
+    """Return how many windows are among those that these inputs were calibrated on."""
+    used = [entry.model_extra or {} for entry in inputs if entry.role == "calibration"]
+    seen = {window for meta in used for window in meta.get("windows", [])}
+    shared, own = len(seen & set(found.windows)), rows.trained_on(found.meta)
+    if shared or own is None:
+        return shared
+    # long sets of rows are not recorded window by window
+    return rows.overlap(own, filter(None, map(rows.trained_on, used)))
 
 
 def result(found: "tokens.Tokens", windows: list[float]) -> dict[str, Any]:

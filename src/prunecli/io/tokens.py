@@ -4,7 +4,7 @@ One window is one sequence of the model; all have the same length.
 """
 
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,8 @@ def load(
         if value is not None and value < least:
             raise UsageError(f"--{option} {value}: expected at least {least}")
     if rows.is_rows(data.source):
-        ids, meta = _rows(data, folder)
+        found, meta = open_rows(data, folder)
+        ids = found.read(range(found.start, found.stop))
     else:
         ids, meta = _drawn(data, folder, max_positions, part, report)
     count, length = ids.shape
@@ -80,8 +81,11 @@ def load(
     )
 
 
-def _rows(data: Data, folder: str) -> "tuple[torch.Tensor, dict[str, Any]]":
-    """Return rows as they are, int64 [rows, length]: of a folder or an integer tensor."""
+def open_rows(data: Data, folder: str) -> tuple[rows.Rows, dict[str, Any]]:
+    """Open D that is rows, used as they are, for the model in `folder`; tell where they are from.
+
+    Raises UsageError or InputError where `data` asks for other windows or more of them.
+    """
     found = rows.open_rows(data.source)
     _as_it_is(data, len(found), found.seq_len)
     check_tokenizer(found, folder)
@@ -96,7 +100,7 @@ def _rows(data: Data, folder: str) -> "tuple[torch.Tensor, dict[str, Any]]":
         "rows": found.digest,
         "range": [found.start, stop],
     }
-    return found.read(range(found.start, stop)), meta
+    return replace(found, stop=stop), meta
 
 
 def check_tokenizer(found: rows.Rows, folder: str) -> None:

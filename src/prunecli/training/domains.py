@@ -25,6 +25,10 @@ class Mixture:
         ends = torch.tensor(self.sizes).cumsum(0).tolist()
         return [slice(end - size, end) for end, size in zip(ends, self.sizes, strict=True)]
 
+    def state(self) -> dict[str, Tensor]:
+        """Return what must be saved between two steps; a state is loaded into it in place."""
+        return {"weights": self.weights}
+
     def batch(self, step: int, size: int, part: slice) -> list[int]:
         """Return the rows of `part` of a step's batch: domains by weight, rows evenly."""
         draw = torch.Generator().manual_seed(((self.seed << 33) + step) % (1 << 63))
@@ -40,4 +44,4 @@ class Mixture:
         """Take in the losses [D] of all domains, in nats per token."""
         weights = (self.weights.log() + losses - reference).softmax(0)
         weights = (1 - SMOOTHING) * weights + SMOOTHING / len(weights)
-        self.weights = weights / weights.sum()
+        self.weights.copy_(weights / weights.sum())

@@ -109,7 +109,7 @@ def prepare(checkpoint: Checkpoint, training: Training, report: Report) -> Job:
     """Resolve and check a run; raise UsageError or InputError for one that makes no sense."""
     _check_numbers(training)
     rows = row_sets.open_rows(training.data)
-    _check_rows(rows, checkpoint)
+    check_rows(rows, checkpoint)
     batch_size = _batch_size(training, rows)
     steps = _steps(training, rows, batch_size, report)
     needed = steps * batch_size
@@ -133,7 +133,7 @@ def prepare(checkpoint: Checkpoint, training: Training, report: Report) -> Job:
         batch_size,
         lrs,
         min(steps, training.sweep_steps or max(SHORTEST_SWEEP, steps // 20)),
-        _micro(training, _share(batch_size), rows.seq_len),
+        _micro(training, share(batch_size), rows.seq_len),
         training.save_every or ceil(steps / STATES),
         training.eval_every or ceil(steps / STATES),
         trained,
@@ -169,7 +169,8 @@ def _check_numbers(training: Training) -> None:
         raise UsageError("--eval-every needs held-out tokens", "add --eval-data")
 
 
-def _check_rows(rows: Rows, checkpoint: Checkpoint) -> None:
+def check_rows(rows: Rows, checkpoint: Checkpoint) -> None:
+    """Raise InputError for rows that this model cannot read."""
     tokens.check_tokenizer(rows, str(checkpoint.folder))
     arch = checkpoint.arch
     if rows.min_id < 0 or rows.max_id >= arch.vocab:
@@ -230,8 +231,8 @@ def _learning_rates(training: Training) -> tuple[float, ...]:
     return (lr,)
 
 
-def _share(batch_size: int) -> int:
-    """Return how many sequences of a step are one process's."""
+def share(batch_size: int) -> int:
+    """Return how many sequences of a step are one process's; raise InputError for a fraction."""
     size = world.size()
     if batch_size % size:
         raise InputError(
@@ -250,6 +251,11 @@ def _micro(training: Training, own: int, length: int) -> int:
                 "process"
             )
         return training.micro_batch
+    return micro(own, length)
+
+
+def micro(own: int, length: int) -> int:
+    """Return how many of a process's `own` sequences go through at once: a divisor."""
     most = max(1, MICRO_TOKENS // length)
     return max(size for size in range(1, own + 1) if own % size == 0 and size <= most)
 

@@ -1,8 +1,10 @@
-"""A run that learns masks: what it will do, its steps and states, and what came out of it."""
+"""A run that learns masks: what it reads, its steps and states, and what comes out of it."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from hashlib import sha256
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +14,23 @@ from torch import Tensor, nn
 from prunecli import surgery
 from prunecli.allocate import Sizes
 from prunecli.errors import InputError, PruneError, Stopped, UsageError
+from prunecli.io import rows as row_sets
+from prunecli.io import sidecar
+from prunecli.io import tokens as windows
 from prunecli.io.checkpoint import Checkpoint, Reader
-from prunecli.io.rows import trained_on
+from prunecli.io.rows import Rows
 from prunecli.io.sidecar import Input, Trained
-from prunecli.io.tokens import Tokens
+from prunecli.io.tensorfile import Spec, TensorWriter, read_tensor
 from prunecli.plan import Plan
 from prunecli.report import Report
-from prunecli.settings import Compute, Training
-from prunecli.stock import bare
-from prunecli.training import gates, state, world
+from prunecli.settings import Compute, Data, Training
+from prunecli.training import gates, job, state
+from prunecli.training import model as models
+from prunecli.training.curves import curve, final
 from prunecli.training.domains import Mixture
+from prunecli.training.gates import Values
 from prunecli.training.loop import Loop
 from prunecli.training.masks import Masks
-from prunecli.training.model import fill, materialise
 from prunecli.training.ranks import Ranks
 from prunecli.training.shearing import Gates, Shearing
 
@@ -32,16 +38,8 @@ SHORTEST = 300  # steps, where one pass over D is less
 STATES = 10  # saved over a run
 LOOKED = 4  # windows of a domain, for its loss
 JUDGED = 16  # windows for the losses that are reported
-MICRO_TOKENS = 8192
-
-
-@dataclass(frozen=True)
-class Learned:
-    """What a run has learned: the plan, its weights with gates folded in, and its figures."""
-
-    plan: Plan
-    weights: Reader
-    results: dict[str, Any]
+DRAWS = 3  # of random masks to compare with
+WEIGHTS = "weights.safetensors"
 
 
 @dataclass(frozen=True)
@@ -59,91 +57,164 @@ class Windows:
         """Tokens per window."""
         return self.ids.shape[1]
 
-    def read(self, indices: list[int]) -> Tensor:
+    def read(self, indices: Sequence[int]) -> Tensor:
         """Return windows by number: int64 [rows, T]."""
-        return self.ids[indices].long()
+        return self.ids[list(indices)].long()
 
 
-class _Weights(Reader):
-    """The weights of a model in memory, as a checkpoint of the parent's types."""
+class Joined:
+    """Sets of rows of one length, one after the other, numbered from 0."""
 
-    def __init__(self, model: nn.Module, parent: Checkpoint) -> None:
-        self.arch, self.specs = parent.arch, parent.specs
-        self._parameters = dict(model.named_parameters())
+    start = 0
 
-    def tensor(self, name: str) -> Tensor:
-        """Return one weight, float32 on the CPU."""
-        return self._parameters[name].detach().float().cpu()
+    def __init__(self, sets: Sequence[Rows | Windows]) -> None:
+        self.sets, self.sizes = sets, [len(found) for found in sets]
+        self._ends = list(accumulate(self.sizes))
+        self.seq_len = sets[0].seq_len
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def read(self, indices: Sequence[int]) -> Tensor:
+        """Return rows by number: int64 [rows, T]."""
+        found = []
+        for index in indices:
+            which = bisect_right(self._ends, index)
+            inside = index - (self._ends[which] - self.sizes[which])
+            found.append(self.sets[which].read([self.sets[which].start + inside]))
+        return torch.cat(found)
+
+    def some(self, count: int, first: int = 0, stop: int | None = None) -> Tensor:
+        """Return `count` rows spread evenly over those from `first` to `stop` - 1, or all these."""
+        size = (len(self) if stop is None else stop) - first
+        step = max(1, size // count)
+        return self.read(range(first, first + size, step)[:count])
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """A run with every default resolved: windows [N, T], steps, and what is recorded of it.
+    """A run with every default resolved: its rows, its steps, and what is recorded of it.
 
-    `sizes` are the windows of each domain, which lie one after the other. `trained` is None where
-    only masks are.
+    `calibration` are the inputs that rows come from; `trained` is None where only masks are.
     """
 
-    ids: Tensor
-    sizes: list[int]
+    rows: Joined
     steps: int
     options: Mapping[str, Any]
     seed: int
+    calibration: list[Input]
     trained: Trained | None
 
     @property
     def inputs(self) -> list[Input]:
-        """The windows as what weights were trained on, if they were."""
+        """What rows come from; and which, if weights are trained on them."""
         if self.trained is None:
-            return []
-        told = {"passes": self.steps * self.options["batch_size"], "seq_len": self.ids.shape[1]}
+            return self.calibration
+        told = {"passes": self.steps * self.options["batch_size"], "seq_len": self.rows.seq_len}
         first = {"role": "rows", "digest": self.trained.rows, "range": list(self.trained.range)}
-        return [Input.model_validate({**first, **told})]
+        return [*self.calibration, Input.model_validate({**first, **told})]
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens D has, other domains included."""
+        return len(self.rows) * self.rows.seq_len
+
+    def state_bytes(self, params: int) -> int:
+        """Return what a state and the learned weights take on disk, of a model of this size."""
+        moments = 0 if self.options["freeze_weights"] else 2
+        # a new state is whole before the old one goes
+        return 4 * params * (2 * (1 + moments) + 1)
 
 
-def prepare(domains: list[Tokens], options: Mapping[str, Any], seed: int, report: Report) -> Lesson:
-    """Return a run over windows: `tokens`, or one pass over them, 300 steps at least.
+def prepare(
+    checkpoint: Checkpoint, data: Data, options: Mapping[str, Any], report: Report
+) -> Lesson:
+    """Return a run over D and other domains: `tokens`, or one pass over them, 300 steps at least.
 
-    Raises UsageError or InputError for one that makes no sense.
+    Rows that `tokenize` made are read as they are needed. Raises UsageError or InputError for a run
+    that makes no sense.
     """
-    if world.size() > 1:
-        raise UsageError("masks are learned in one process", "leave out torchrun")
     for name in ("batch_size", "lr", "mask_lr", "domain_every"):
         if not options[name] > 0:
             raise UsageError(f"--{name.replace('_', '-')} {options[name]}: expected more than 0")
-    if len({found.ids.shape[1] for found in domains}) > 1:
+    batch_size = options["batch_size"]
+    job.share(batch_size)
+    others = filter(None, (name.strip() for name in options["domains"].split(",")))
+    opened = [
+        _open(checkpoint, replace(data, source=name), report) for name in (data.source, *others)
+    ]
+    if len({found.seq_len for found, _ in opened}) > 1:
         raise InputError("the domains have windows of unequal lengths", "give a --seq-len")
-    ids, batch_size = torch.cat([found.ids for found in domains]), options["batch_size"]
-    per_step = batch_size * ids.shape[1]
-    steps = max(len(ids) // batch_size, SHORTEST)
+    rows = Joined([found for found, _ in opened])
+    per_step = batch_size * rows.seq_len
+    steps = max(len(rows) // batch_size, SHORTEST)
     if options["tokens"] is not None:
         steps = int(options["tokens"] // per_step)
         if steps < 1:
             raise InputError(
                 f"{options['tokens']:.0f} tokens are less than one step of {batch_size} x "
-                f"{ids.shape[1]}",
+                f"{rows.seq_len}",
                 "use a smaller --batch-size",
             )
-    if steps * batch_size > len(ids):
-        times = steps * batch_size / len(ids)
-        report.note(f"D is read {times:.1f} times: {steps} steps of {batch_size} x {ids.shape[1]}")
+    needed = steps * batch_size
+    if needed > len(rows):
+        times = needed / len(rows)
+        report.note(f"D is read {times:.1f} times: {steps} steps of {batch_size} x {rows.seq_len}")
+    calibration = [entry for _, entry in opened]
     trained = None
     if not options["freeze_weights"]:
-        trained = _recorded(domains, len(ids), steps * batch_size, steps * per_step)
-    return Lesson(ids, [len(found.ids) for found in domains], steps, options, seed, trained)
+        trained = _trained(calibration, len(rows), needed, needed * rows.seq_len)
+    return Lesson(rows, steps, options, data.seed, calibration, trained)
 
 
-def _recorded(domains: list[Tokens], windows: int, needed: int, count: int) -> Trained:
-    """Return what weights are trained on: rows, given windows, or all domains as one set."""
-    meta = domains[0].meta
-    rows = trained_on(meta) if len(domains) == 1 else None
-    if rows is not None:
-        start = rows.range[0]
-        return Trained(rows=rows.rows, range=(start, start + min(windows, needed)), count=count)
-    digests = " ".join(found.meta["digest"] for found in domains)
-    digest = meta["digest"] if len(domains) == 1 else sha256(digests.encode()).hexdigest()
-    stop = min(windows, needed) if len(domains) == 1 else windows
-    return Trained(rows=digest, range=(0, stop), count=count)
+def _open(checkpoint: Checkpoint, data: Data, report: Report) -> tuple[Rows | Windows, Input]:
+    """Return a D to learn on, and what is recorded of it."""
+    folder = str(checkpoint.folder)
+    if row_sets.is_rows(data.source):
+        found, meta = windows.open_rows(data, folder)
+        job.check_rows(found, checkpoint)
+        sizes = {"nsamples": len(found), "seq_len": found.seq_len, "digest": found.digest}
+        return found, sidecar.tokens_input("calibration", {**meta, **sizes}, [])
+    drawn = windows.load(
+        data,
+        folder=folder,
+        vocab_size=checkpoint.arch.vocab,
+        max_positions=checkpoint.arch.max_positions,
+        part="calibration",
+        report=report,
+    )
+    return Windows(drawn.ids), sidecar.tokens_input("calibration", drawn.meta, drawn.windows)
+
+
+def _trained(calibration: list[Input], rows: int, needed: int, count: int) -> Trained:
+    """Return what weights are trained on: the first rows of one D, or all domains as one set."""
+    if len(calibration) > 1:
+        digests = " ".join(entry.digest for entry in calibration)
+        return Trained(rows=sha256(digests.encode()).hexdigest(), range=(0, rows), count=count)
+    told = row_sets.trained_on(calibration[0].model_dump())
+    first, digest = (told.range[0], told.rows) if told else (0, calibration[0].digest)
+    return Trained(rows=digest, range=(first, first + min(rows, needed)), count=count)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a run has learned: what stays, the weights with gates folded in, and its figures."""
+
+    plan: Plan
+    weights: Reader
+    gates: Values
+    results: dict[str, Any]
+
+
+class _Kept(Reader):
+    """Weights in float32 in a file, under the shape and the storage types of their parent."""
+
+    def __init__(self, path: Path, parent: Reader) -> None:
+        self.path, self.arch, self.specs = path, parent.arch, parent.specs
+
+    def tensor(self, name: str) -> Tensor:
+        """Return one weight, float32."""
+        return read_tensor(self.path, name)
 
 
 def learn(
@@ -151,49 +222,57 @@ def learn(
     sizes: Sizes,
     lesson: Lesson,
     folder: Path,
+    ranks: Ranks,
     *,
     compute: Compute,
     report: Report,
     stop: Callable[[], bool],
 ) -> Learned:
-    """Learn masks for these sizes, and the weights with them.
+    """Learn masks for these sizes, and the weights with them; all processes take part.
 
-    The state lies in `folder` and is gone on from. `stop` is asked at every step; when it says so,
-    the state is saved and Stopped raised. Raises PruneError where the loss is no number.
+    The state lies in `folder` and is gone on from; the weights are left there. `stop` is asked at
+    every step; when it says so, the state is saved and Stopped raised. Raises PruneError where the
+    loss is no number.
     """
-    from prunecli.stats.run import device_of, dtype_of
+    from prunecli.stats.run import dtype_of
 
-    arch, device, options, ids = checkpoint.arch, device_of(compute), lesson.options, lesson.ids
-    ranks = Ranks(0, 1, device, None)
-    model = bare(arch, device)
-    materialise(model, device)
-    if arch.tied:
-        model.lm_head.weight = model.model.embed_tokens.weight
-    fill(model, checkpoint, ranks)
-    model.train().requires_grad_(not options["freeze_weights"])
-    masks = Gates(arch, sizes, lesson.seed).to(device)
-    lr, mask_lr = options["lr"], options["mask_lr"]
-    objective = Shearing(model, arch, masks, dtype_of(compute, checkpoint), mask_lr / lr)
-    mixture = Mixture(lesson.sizes, lesson.seed) if len(lesson.sizes) > 1 else None
+    options, rows = lesson.options, lesson.rows
+    masks = Gates(checkpoint.arch, sizes, lesson.seed)
+    dtype, share = dtype_of(compute, checkpoint), options["mask_lr"] / options["lr"]
+
+    def make(model: nn.Module, teacher: nn.Module | None) -> Shearing:
+        return Shearing(model, checkpoint.arch, masks, dtype, share)
+
+    objective = models.assemble(
+        checkpoint, None, ranks, make,
+        recompute=options["activation_checkpointing"], frozen=options["freeze_weights"],
+    )  # fmt: skip
+    mixture = Mixture(rows.sizes, lesson.seed) if len(rows.sizes) > 1 else None
     settings = Training("", seed=lesson.seed, weight_decay=0.0, warmup=0.1)
     loop = Loop(
-        objective, Windows(ids), settings, Masks(model, ()), ranks,  # type: ignore[arg-type]
-        steps=lesson.steps, batch_size=options["batch_size"], lr=lr,
-        micro=_micro(options["batch_size"], ids.shape[1]), order=mixture,
+        objective, rows, settings, Masks(objective.model, ()), ranks,
+        steps=lesson.steps, batch_size=options["batch_size"], lr=options["lr"],
+        micro=job.micro(job.share(options["batch_size"]), rows.seq_len), order=mixture,
     )  # fmt: skip
     mixing = None
     if mixture is not None:
-        mixing = _Mixing(
-            mixture, options["domain_every"], _domain_losses(checkpoint, lesson, compute)
-        )
-    losses = list(_train(loop, folder, lesson.steps, mixing, report, stop))
-    return _judged(checkpoint, objective, ids, losses, loop, compute, report)
-
-
-def _micro(batch_size: int, length: int) -> int:
-    """Return how many sequences go through at once: a divisor of the batch."""
-    most = max(1, MICRO_TOKENS // length)
-    return max(n for n in range(1, batch_size + 1) if batch_size % n == 0 and n <= most)
+        reference = _domain_losses(checkpoint, mixture, rows, compute)
+        mixing = _Mixing(mixture, rows, options["domain_every"], reference)
+    losses = _train(loop, folder, lesson.steps, mixing, report, stop)
+    values, figures = masks.settled(), masks.figures()
+    _keep(objective.model, folder / WEIGHTS, ranks)
+    results = {
+        "variant": "masks alone, weights frozen" if options["freeze_weights"] else None,
+        "steps": lesson.steps,
+        "batch_size": options["batch_size"],
+        "tokens": lesson.steps * options["batch_size"] * rows.seq_len,
+        "mask_loss": final(losses) if losses else None,
+        "curve": curve(losses) if losses else None,
+        **figures,
+        "domain_weights": None if mixture is None else mixture.weights.tolist(),
+    }
+    weights = gates.Folded(_Kept(folder / WEIGHTS, checkpoint), values)
+    return Learned(gates.plan_of(values), weights, values, results)
 
 
 @dataclass
@@ -201,25 +280,28 @@ class _Mixing:
     """When and by what a mixture of domains changes; `reference` are the parent's losses [D]."""
 
     mixture: Mixture
+    rows: Joined
     every: int
     reference: Tensor
 
     def look(self, loop: Loop) -> None:
         """Measure all domains with the masked model, and shift the weights."""
-        looked = [range(part.start, part.stop)[:LOOKED] for part in self.mixture.parts]
-        losses = [loop.evaluate(loop.rows.read(list(rows))) for rows in looked]
+        looked = (self.rows.some(LOOKED, part.start, part.stop) for part in self.mixture.parts)
+        losses = [loop.evaluate(ids) for ids in looked]
         self.mixture.update(torch.tensor(losses, dtype=torch.float64), self.reference)
 
 
-def _domain_losses(checkpoint: Checkpoint, lesson: Lesson, compute: Compute) -> Tensor:
+def _domain_losses(
+    checkpoint: Checkpoint, mixture: Mixture, rows: Joined, compute: Compute
+) -> Tensor:
     """Return the parent's loss on every domain [D], in nats per token."""
     from prunecli.stats import run
     from prunecli.stats.removals import sequence_losses
 
     runner = run.Runner(checkpoint, compute)
     found = []
-    for part in torch.split(lesson.ids, lesson.sizes):
-        looked = part[:LOOKED]
+    for part in mixture.parts:
+        looked = rows.some(LOOKED, part.start, part.stop)
         found.append(sequence_losses(runner, looked).sum() / looked[:, 1:].numel())
     return torch.stack(found).double()
 
@@ -231,19 +313,18 @@ def _train(
     mixing: _Mixing | None,
     report: Report,
     stop: Callable[[], bool],
-) -> Iterator[float]:
-    """Take all steps that are left, saving now and then; yield the losses of all."""
-    saved = state.saved(folder)
+) -> list[float]:
+    """Take all steps that are left, saving now and then; return the losses of all.
+
+    Only the first process keeps a log, and with it the losses.
+    """
+    saved, first = state.saved(folder), loop.ranks.first
     start = state.step_of(saved[-1]) if saved else 0
     if saved:
         state.load(saved[-1], loop)
-        report.note(f"resuming '{folder.name}' at step {start} of {steps}")
-    log = state.Log(folder, start)
-    yield from (line["loss"] for line in list(log.lines))
-    if mixing is not None:
-        for old in log.lines:
-            if "weights" in old:
-                mixing.mixture.weights = torch.tensor(old["weights"], dtype=torch.float64)
+        if first:
+            report.note(f"resuming '{folder.name}' at step {start} of {steps}")
+    log = state.Log(folder, start) if first else None
     every = -(-steps // STATES)
     try:
         for step in report.track(range(start, steps), "learning masks", steps - start, "steps"):
@@ -256,82 +337,79 @@ def _train(
             if mixing is not None and (step + 1) % mixing.every == 0:
                 mixing.look(loop)
                 line["weights"] = mixing.mixture.weights.tolist()
-            log.add(line)
+            if log is not None:
+                log.add(line)
             report.live(f"loss {done.loss:.4f}")
-            yield done.loss
             if (step + 1) % every == 0 or step + 1 == steps or done.stop:
-                log.sync()
+                if log is not None:
+                    log.sync()
                 state.save(folder, step + 1, loop, 1)
-            if done.stop:
+            if done.stop and step + 1 < steps:
                 raise Stopped(
                     f"stopped after step {step + 1} of {steps}; '{folder.name}' keeps the state",
                     "the same command goes on",
                 )
     finally:
-        log.close()
+        if log is not None:
+            log.close()
+    return [line["loss"] for line in log.lines] if log is not None else []
 
 
-def _judged(
-    checkpoint: Checkpoint,
-    objective: Shearing,
-    ids: Tensor,
-    losses: list[float],
-    loop: Loop,
-    compute: Compute,
-    report: Report,
-) -> Learned:
-    """Return what was learned, beside the parent cut by these masks and by random ones."""
-    values, masks = objective.masks.settled(), objective.masks
-    weights = gates.Folded(_Weights(objective.model, checkpoint), values)
-    plan, chance = gates.plan_of(values), gates.plan_of(_random(masks))
-    shape = plan.child(checkpoint.arch)
-    judged = ids[:: max(1, len(ids) // JUDGED)][:JUDGED]
+def _keep(model: nn.Module, path: Path, ranks: Ranks) -> None:
+    """Write all weights in float32, one at a time; all processes must take part."""
+    stream = models.whole_tensors(model)
+    if not ranks.first:
+        for _ in stream:
+            pass
+        return
+    specs = {name: Spec("F32", tuple(w.shape)) for name, w in model.named_parameters()}
+    with TensorWriter(path, specs) as writer:
+        for name, tensor in stream:
+            writer.write(name, tensor.cpu())
 
-    def loss(reader: Reader, kept: Plan) -> float:
-        from prunecli.stats import run
-        from prunecli.stats.removals import sequence_losses
 
-        runner = run.Runner(surgery.Child(reader, kept, shape), compute, report)
-        return float(sequence_losses(runner, judged).sum()) / (judged[:, 1:].numel())
+def judge(
+    checkpoint: Checkpoint, lesson: Lesson, learned: Learned, compute: Compute, report: Report
+) -> dict[str, Any]:
+    """Return the losses on some of the rows: of what was learned, of the parent cut by the same
+    masks, and of the parent cut by random masks of the same shape, `DRAWS` times.
+    """
+    from prunecli.stats import run
+    from prunecli.stats.removals import sequence_losses
 
-    share = {
-        axis: float(gates.chance_of_zero(alpha.detach()).mean())
-        for axis, alpha in masks.log_alpha.items()
+    judged, shape = lesson.rows.some(JUDGED), learned.plan.child(checkpoint.arch)
+
+    def loss(reader: Reader, plan: Plan) -> float:
+        runner = run.Runner(surgery.Child(reader, plan, shape), compute, report)
+        return float(sequence_losses(runner, judged).sum()) / judged[:, 1:].numel()
+
+    losses: dict[str, Any] = {
+        "learned": loss(learned.weights, learned.plan),
+        "parent_with_learned_masks": loss(checkpoint, learned.plan),
+        "parent_with_random_masks": [
+            loss(checkpoint, gates.plan_of(values))
+            for values in _random(learned.gates, lesson.seed)
+        ],
     }
-    tail = losses[-max(1, len(losses) // 20) :]
-    results = {
-        "variant": None
-        if any(p.requires_grad for p in objective.model.parameters())
-        else ("masks alone, weights frozen"),
-        "steps": loop.steps,
-        "batch_size": loop.batch_size,
-        "tokens": loop.steps * loop.batch_size * ids.shape[1],
-        "mask_loss": sum(tail) / len(tail),
-        "expected_sparsity": share,
-        "target_sparsity": masks.target,
-        "multipliers": {axis: two.detach().tolist() for axis, two in masks.multipliers.items()},
-        "domain_weights": loop.order.weights.tolist() if isinstance(loop.order, Mixture) else None,
-        "judged_windows": len(judged),
-        "loss": {
-            "learned": loss(weights, plan),
-            "parent_with_learned_masks": loss(checkpoint, plan),
-            "parent_with_random_masks": loss(checkpoint, chance),
-        },
-    }
-    told = results["loss"]
-    assert isinstance(told, dict)
+    random = losses["parent_with_random_masks"]
     report.note(
-        f"loss {told['learned']:.4f}; of the parent with these masks "
-        f"{told['parent_with_learned_masks']:.4f}, with random masks of the same shape "
-        f"{told['parent_with_random_masks']:.4f}"
+        f"loss on {len(judged)} windows of D: {losses['learned']:.4f}; of the parent with these "
+        f"masks {losses['parent_with_learned_masks']:.4f}, with random masks of the same shape "
+        f"{sum(random) / DRAWS:.4f} ({min(random):.4f} to {max(random):.4f} in {DRAWS} draws)"
     )
-    return Learned(plan, weights, results)
+    return {"judged_windows": len(judged), "loss": losses}
 
 
-def _random(masks: Gates) -> dict[str, Tensor]:
-    """Return gates of the same shape that keep units at random."""
-    draw = torch.Generator().manual_seed(masks.seed)
-    return {
-        axis: gates.settled(torch.randn(alpha.shape, generator=draw), masks.keep[axis])
-        for axis, alpha in masks.log_alpha.items()
-    }
+def _random(values: Values, seed: int) -> list[dict[str, Tensor]]:
+    """Return gates of the same shape that keep units at random, `DRAWS` times."""
+    # other numbers than those that the gates began with
+    draw = torch.Generator().manual_seed(((seed << 8) + 1) % (1 << 63))
+    return [
+        {
+            axis: gates.settled(
+                torch.randn(found.shape, generator=draw), int((found != 0).sum(-1).max())
+            )
+            for axis, found in values.items()
+        }
+        for _ in range(DRAWS)
+    ]

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from prunecli.io.rows import Rows
 from prunecli.settings import Training
 from prunecli.training import schedule
 from prunecli.training.domains import Mixture
 from prunecli.training.masks import Masks
 from prunecli.training.model import Objective, whole
-from prunecli.training.order import Order
+from prunecli.training.order import Numbered, Order
 from prunecli.training.ranks import Ranks
 
 
@@ -45,7 +44,7 @@ class Loop:
     def __init__(
         self,
         objective: Objective,
-        rows: Rows,
+        rows: Numbered,
         settings: Training,
         masks: Masks,
         ranks: Ranks,

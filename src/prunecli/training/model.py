@@ -4,7 +4,7 @@ Weights are float32 whatever the checkpoint's storage type. With several process
 sharded by FSDP2, layer by layer; each process reads its own part of the memory-mapped files.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -44,6 +44,11 @@ class Objective(nn.Module):
     def trained(self) -> nn.Module:
         """Everything that is trained, and that a state must hold."""
         return self.model
+
+    @property
+    def beside(self) -> list[nn.Module]:
+        """What is trained beside the model: small, and float32 whatever the compute type."""
+        return []
 
     def groups(self) -> list[dict[str, Any]]:
         """Return parameters for the optimiser; `share` is a group's learning rate beside the peak.
@@ -92,13 +97,36 @@ def build(
     recompute: bool = False,
     compile: bool = False,
 ) -> Objective:
-    """Return the objective on this process's device, with the checkpoint's weights."""
-    made = bare(checkpoint.arch, ranks.device)
+    """Return the objective of `train` on this process's device, with the checkpoint's weights."""
+    caps = Cap.of(checkpoint.arch), Cap.of((teacher or checkpoint).arch)
+
+    def make(model: nn.Module, theirs: nn.Module | None) -> Objective:
+        return Objective(model, theirs, dtype, kd_weight, temperature, caps)
+
+    return assemble(checkpoint, teacher, ranks, make, recompute=recompute, compile=compile)
+
+
+def assemble(
+    checkpoint: Checkpoint,
+    teacher: Checkpoint | None,
+    ranks: Ranks,
+    make: Callable[[nn.Module, nn.Module | None], Objective],
+    *,
+    recompute: bool = False,
+    compile: bool = False,
+    frozen: bool = False,
+) -> Objective:
+    """Return the objective that `make` makes of the model and its teacher, weights filled in."""
+    made = bare(checkpoint.arch, ranks.device).requires_grad_(not frozen)
     if recompute:
         _recompute(made)
     theirs = None if teacher is None else bare(teacher.arch, ranks.device).requires_grad_(False)
-    caps = Cap.of(checkpoint.arch), Cap.of((teacher or checkpoint).arch)
-    objective = Objective(made, theirs, dtype, kd_weight, temperature, caps)
+    objective = make(made, theirs)
+    dtype = objective.dtype
+    for part in objective.beside:
+        part.to(ranks.device)
+        if ranks.mesh is not None:
+            _shard(part, ranks, torch.float32)
     pairs = [(made, checkpoint)]
     if theirs is not None and teacher is not None:
         pairs.append((theirs, teacher))

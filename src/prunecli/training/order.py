@@ -5,15 +5,33 @@ the rows trained on, as a multiset, depend on the numbers of rows and steps only
 two runs with other orders are still token-matched.
 """
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import torch
 
-from prunecli.io.rows import Rows
+
+class Numbered(Protocol):
+    """Rows of equal length with numbers from `start` on: what a loop reads."""
+
+    @property
+    def start(self) -> int:
+        """The number of the first row."""
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens per row."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Sequence[int]) -> torch.Tensor:
+        """Return rows by their numbers: int64 [rows, length]."""
 
 
 class Order:
     """The order of `needed` rows out of a range, again and again if it is shorter."""
 
-    def __init__(self, rows: Rows, needed: int, seed: int) -> None:
+    def __init__(self, rows: Numbered, needed: int, seed: int) -> None:
         self.rows, self.needed, self.seed = rows, needed, seed
         self._epoch: tuple[int, torch.Tensor] | None = None
 
@@ -26,6 +44,10 @@ class Order:
             generator = torch.Generator().manual_seed(((self.seed << 20) + epoch) % (1 << 63))
             self._epoch = epoch, torch.randperm(size, generator=generator)
         return self.rows.start + int(self._epoch[1][inside])
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return what must be saved between two steps: nothing."""
+        return {}
 
     def batch(self, step: int, size: int, part: slice) -> list[int]:
         """Return the rows of `part` of a step's batch of `size`."""

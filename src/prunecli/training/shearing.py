@@ -11,6 +11,7 @@ gradients, draws are a function of seed and step, the output head is not multipl
 gates (its masked forward does not do that either), and a unit of the heads is a KV group.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from prunecli.allocate import Sizes
 from prunecli.arch import Arch
 from prunecli.stock import Cap
 from prunecli.training import gates
-from prunecli.training.model import Objective
+from prunecli.training.model import Objective, whole
 
 MASK_WARMUP = 0.2
 MEAN, DEVIATION = 5.0, 0.01  # of log alpha at the start
@@ -58,6 +59,15 @@ class Gates(nn.Module):
             for axis, alpha in self.log_alpha.items()
         }
 
+    def forward(
+        self, uniform: Mapping[str, Tensor], share: float
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Return gates drawn by these numbers, and the constraint at this share of the targets."""
+        values = {
+            axis: gates.sample(alpha, uniform[axis]) for axis, alpha in self.log_alpha.items()
+        }
+        return values, self.penalty(share)
+
     def penalty(self, share: float) -> Tensor:
         """Return the Lagrangian's constraint at this share of the targets."""
         total = torch.zeros((), device=next(self.parameters()).device)
@@ -68,19 +78,24 @@ class Gates(nn.Module):
         return total
 
     def settled(self) -> dict[str, Tensor]:
-        """Return the gates of the shape that was asked for, without noise."""
+        """Return the gates of the shape that was asked for, without noise; all processes must."""
         return {
-            axis: gates.settled(alpha.detach(), self.keep[axis]).cpu()
+            axis: gates.settled(whole(alpha.detach()), self.keep[axis]).cpu()
             for axis, alpha in self.log_alpha.items()
         }
 
-
-class _Trained(nn.Module):
-    """Weights and gates together, as one module for a state."""
-
-    def __init__(self, model: nn.Module, masks: Gates) -> None:
-        super().__init__()
-        self.model, self.masks = model, masks
+    def figures(self) -> dict[str, Any]:
+        """Return how near the constraint is, and its multipliers; all processes must."""
+        return {
+            "expected_sparsity": {
+                axis: float(gates.chance_of_zero(whole(alpha.detach())).mean())
+                for axis, alpha in self.log_alpha.items()
+            },
+            "target_sparsity": self.target,
+            "multipliers": {
+                axis: whole(two.detach()).tolist() for axis, two in self.multipliers.items()
+            },
+        }
 
 
 class Shearing(Objective):
@@ -90,21 +105,21 @@ class Shearing(Objective):
         self, model: nn.Module, arch: Arch, masks: Gates, dtype: torch.dtype, mask_share: float
     ) -> None:
         super().__init__(model, None, dtype, 0.0, 1.0, (Cap.of(arch), Cap()))
-        self._trained, self.mask_share = _Trained(model, masks), mask_share
+        self.masks, self.mask_share = masks, mask_share
         self.values: dict[str, Tensor] = {}
         self._uniform: dict[str, Tensor] = {}
         self._share = 0.0
         gates.attach(model, arch, lambda: self.values)
 
     @property
-    def masks(self) -> Gates:
-        """The gates."""
-        return self._trained.masks
-
-    @property
     def trained(self) -> nn.Module:
         """Weights and gates."""
-        return self._trained
+        return nn.ModuleDict({"model": self.model, "masks": self.masks})
+
+    @property
+    def beside(self) -> list[nn.Module]:
+        """The gates."""
+        return [self.masks]
 
     def groups(self) -> list[dict[str, Any]]:
         """Return weights (unless they are frozen), log alpha, and multipliers that go up."""
@@ -126,10 +141,6 @@ class Shearing(Objective):
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return sums over the tokens of ids [B, T]: loss with constraint, CE, zero."""
-        masks = self.masks
-        self.values = {
-            axis: gates.sample(alpha, self._uniform[axis])
-            for axis, alpha in masks.log_alpha.items()
-        }
+        self.values, penalty = self.masks(self._uniform, self._share)
         total, ce, none = super().forward(ids)
-        return total + masks.penalty(self._share) * (ids.shape[0] * (ids.shape[1] - 1)), ce, none
+        return total + penalty * (ids.shape[0] * (ids.shape[1] - 1)), ce, none

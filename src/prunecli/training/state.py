@@ -77,7 +77,7 @@ def _alone_is_fine() -> Iterator[None]:
 
 def _state(loop: Loop) -> dict[str, Any]:
     model, optimizer = get_state_dict(loop.objective.trained, loop.optimizer)
-    return {"model": model, "optimizer": optimizer}
+    return {"model": model, "optimizer": optimizer, "order": loop.order.state()}
 
 
 class Log:

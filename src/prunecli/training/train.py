@@ -20,6 +20,7 @@ from prunecli.report import SILENT, Report
 from prunecli.settings import Compute, Made, Output, Training
 from prunecli.sparsity import Held, check_masks, sparse_tensors
 from prunecli.training import job as jobs
+from prunecli.training.curves import curve, final
 from prunecli.training.job import Job
 from prunecli.training.track import open_tracker
 from prunecli.writing import Written, size_results, write_tensors
@@ -35,7 +36,6 @@ LOG = "train.jsonl"
 SWEEP_FILE = "sweep.json"
 # what pruning (or being a twin) made of the model, which training does not change
 SHAPED = ("method", "granularity", "ratio", "ratio_total", "ratio_embedding")
-CURVE = 1000  # points of the curve in the sidecar
 # dense bfloat16 FLOP/s, from the makers' data sheets
 PEAKS = {
     "B200": 2250e12, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12,
@@ -181,8 +181,6 @@ def _held(job: Job, report: Report) -> Held:
 def _results(job: Job, log: list[dict[str, Any]], lr: float, held: Held) -> dict[str, Any]:
     """Return what the sidecar reports of a run; `log` has a line per step."""
     losses = [line["loss"] for line in log]
-    tail = losses[-max(1, len(losses) // 20) :]
-    every = -(-len(losses) // CURVE)
     parent = job.checkpoint.sidecar.results if job.checkpoint.sidecar else {}
     return {
         **{name: parent[name] for name in SHAPED if name in parent},
@@ -192,14 +190,8 @@ def _results(job: Job, log: list[dict[str, Any]], lr: float, held: Held) -> dict
         "tokens": job.tokens,
         "epochs": job.steps * job.batch_size / len(job.rows),
         "lr": lr,
-        "loss": sum(tail) / len(tail),
-        "curve": {
-            "every": every,
-            "loss": [
-                sum(losses[i : i + every]) / len(losses[i : i + every])
-                for i in range(0, len(losses), every)
-            ],
-        },
+        "loss": final(losses),
+        "curve": curve(losses),
         "evaluations": [
             {"step": line["step"], "tokens": line["tokens"], "loss": line["eval_loss"]}
             for line in log
