@@ -85,23 +85,23 @@ def prune(
     checkpoint = Checkpoint(model)
     place.check_place(out, output, [checkpoint.folder])
     prepared = prepare(request, checkpoint)
-    if output.dry_run:
-        return Made(out, results=prepared.expected)
-    check_device(compute)
-    needed = 0 if plan_only else prepared.bytes
-    lesson = None
+    lesson, expected = None, prepared.expected
+    resolved = {**prepared.options, "dtype": compute.dtype}
     if learns:
         from prunecli.training import learning
 
         lesson = learning.prepare(checkpoint, data, settings, report)
-        needed += lesson.state_bytes(checkpoint.arch.total_params)
-    place.check_disk(out, needed)
+        expected = {**expected, **lesson.expected(checkpoint.arch.total_params)}
+        resolved["steps"] = lesson.steps
+    if output.dry_run:
+        return Made(out, results=expected)
+    check_device(compute)
+    place.check_disk(out, expected.get("disk_bytes", 0) + (0 if plan_only else prepared.bytes))
     digest = checkpoint.digest(report)
     decider = Decider(request, checkpoint, digest, compute, report)
     source = decider.source() if lesson is None else Source(lesson.inputs, lesson.tokens)
     inputs = [checkpoint.as_input(digest), *source.inputs]
     kind: sidecar.Kind = "plan" if plan_only else "checkpoint"
-    resolved = {**prepared.options, "dtype": compute.dtype}
     key = sidecar.key(kind, resolved, inputs)
     if same := place.same_already(out, output, key):
         return same

@@ -140,7 +140,8 @@ def search(
 
         lesson = learning.prepare(checkpoint, data or Data(), settings, report)
         source = Source(lesson.inputs, lesson.tokens)
-        place.check_disk(out, lesson.state_bytes(checkpoint.arch.total_params))
+        resolved["steps"] = lesson.steps
+        place.check_disk(out, lesson.expected(checkpoint.arch.total_params)["disk_bytes"])
     elif chosen.needs:
         source = read_tokens(checkpoint, data or Data(), report)
     if not allow_overlap:

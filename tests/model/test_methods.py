@@ -217,7 +217,10 @@ def test_every_depth_candidate_is_that_of_the_naive_loop(llama, calibration):
 
 
 def naive_loss(folder, ids, layers) -> float:
-    """Return the mean loss of a stock model from which all but these layers were deleted."""
+    """Return the mean loss of a stock model from which all but these layers were deleted.
+
+    What its layers are given depends on their numbers in the whole model: windows, positions.
+    """
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -225,14 +228,17 @@ def naive_loss(folder, ids, layers) -> float:
     for index, layer in enumerate(kept):
         layer.self_attn.layer_idx = index
     model.model.layers, model.config.num_hidden_layers = kept, len(kept)
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = [model.config.layer_types[i] for i in layers]
     with torch.no_grad():
         logits = model(ids.long(), use_cache=False).logits[:, :-1].flatten(0, 1)
     return float(torch.nn.functional.cross_entropy(logits, ids[:, 1:].long().flatten()))
 
 
-def test_greedy_removal_is_that_of_the_naive_loop(calibration, tmp_path):
+@pytest.mark.parametrize("name", ["llama", "gemma3", "smollm3"])
+def test_greedy_removal_is_that_of_the_naive_loop(name, calibration, tmp_path):
     """Round by round on whole models, each tried and kept as SLEB says."""
-    model = tiny.make(tmp_path / "m", "llama", num_hidden_layers=6)
+    model = tiny.make(tmp_path / "m", name, num_hidden_layers=6)
     ids = load_file(calibration.rsplit(":", 1)[0])["ids"]
     alive, gone = list(range(6)), []
     for _ in range(3):
@@ -249,7 +255,7 @@ def test_greedy_removal_is_that_of_the_naive_loop(calibration, tmp_path):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_taylor_scores_are_those_of_autograd(family, tied, calibration, tmp_path):
+def test_taylor_scores_and_choice_are_those_of_autograd(family, tied, calibration, tmp_path):
     """Streamed layer by layer against one backward pass through a whole stock model."""
     from transformers import AutoModelForCausalLM
 
@@ -260,11 +266,18 @@ def test_taylor_scores_are_those_of_autograd(family, tied, calibration, tmp_path
     whole = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     logits = whole(ids.long(), use_cache=False).logits[:, :-1].flatten(0, 1)
     torch.nn.functional.cross_entropy(logits, ids[:, 1:].long().flatten()).backward()
-    for i, layer in enumerate(whole.model.layers):
-        naive = sum(
-            float((w.detach().double() * w.grad.double()).abs().sum()) for w in layer.parameters()
-        )
-        assert float(found[f"model.layers.{i}:out.taylor"]) == pytest.approx(naive, rel=1e-4)
+    naive = [
+        sum(float((w.detach().double() * w.grad.double()).abs().sum()) for w in layer.parameters())
+        for layer in whole.model.layers
+    ]
+    assert [float(found[f"model.layers.{i}:out.taylor"]) for i in range(4)] == pytest.approx(
+        naive, rel=1e-4
+    )
+    made = cut(
+        model, tmp_path / "o", "shortened-llama", calibration, Amount(layers=3),
+        options={"protect": "1,1"},
+    )  # fmt: skip
+    assert made.results["removed_layers"] == [1 if naive[1] < naive[2] else 2]
 
 
 def naive_slopes(model, ids):

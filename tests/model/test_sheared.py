@@ -329,6 +329,21 @@ def test_domains_of_unequal_lengths(llama, calibration, tmp_path):
         run(llama, tmp_path / "o", calibration, options={**FEW, "domains": other})
 
 
+def test_a_dry_run_tells_what_a_run_takes(llama, calibration, tmp_path):
+    told = [
+        run(
+            llama, tmp_path / "o", calibration, output=Output(dry_run=True),
+            options={**FEW, "freeze_weights": frozen},
+        ).results
+        for frozen in (False, True)
+    ]  # fmt: skip
+    params = Arch.read(llama).total_params
+    assert [entry["steps"] for entry in told] == [12, 12]
+    assert told[0]["tokens"] == 12 * 4 * 32
+    assert [entry["state_bytes"] for entry in told] == [16 * params, 4 * params]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_ratio_means_flaps_shape(llama, calibration, tmp_path):
     found = [
         prune(

@@ -119,11 +119,19 @@ class Lesson:
         """How many tokens D has, other domains included."""
         return len(self.rows) * self.rows.seq_len
 
-    def state_bytes(self, params: int) -> int:
-        """Return what a state and the learned weights take on disk, of a model of this size."""
-        moments = 0 if self.options["freeze_weights"] else 2
-        # a new state is whole before the old one goes
-        return 4 * params * (2 * (1 + moments) + 1)
+    def expected(self, params: int) -> dict[str, Any]:
+        """Return what a dry run tells; `state_bytes` are weights, moments and gradients in memory,
+        `disk_bytes` states and the learned weights.
+        """
+        frozen = self.options["freeze_weights"]
+        per_step = self.options["batch_size"] * self.rows.seq_len
+        return {
+            "steps": self.steps,
+            "tokens": self.steps * per_step,
+            "state_bytes": (4 if frozen else 16) * params,
+            # a new state is whole before the old one goes
+            "disk_bytes": 4 * params * (2 * (1 if frozen else 3) + 1),
+        }
 
 
 def prepare(
