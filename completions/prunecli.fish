@@ -88,7 +88,7 @@ complete -c prunecli -n "__fish_seen_subcommand_from prune" -l stats -r -d 'stat
 complete -c prunecli -n "__fish_seen_subcommand_from prune" -l scores -r -d 'scores made by score'
 complete -c prunecli -n "__fish_seen_subcommand_from prune" -l plan -r -d 'carry out this plan; no amount is needed'
 complete -c prunecli -n "__fish_seen_subcommand_from prune" -l plan-only -d 'write the plan to OUT.json instead of pruning'
-complete -c prunecli -n "__fish_seen_subcommand_from prune" -l keep -r -d 'keep statistics and scores in this folder'
+complete -c prunecli -n "__fish_seen_subcommand_from prune" -l keep -r -d 'keep statistics, scores and plan in this folder'
 complete -c prunecli -n "__fish_seen_subcommand_from prune" -l restart -d 'begin anew instead of resuming OUT.partial'
 complete -c prunecli -n "__fish_seen_subcommand_from prune" -l compat -x -a 'official' -d 'follow the quirks of the method\'s official code'
 complete -c prunecli -n "__fish_seen_subcommand_from prune" -l seed -r -d 'seed of every random draw [default: 0]'

@@ -16,7 +16,7 @@ from prunecli.errors import UsageError
 from prunecli.io import output as place
 from prunecli.io import sidecar
 from prunecli.io.checkpoint import Checkpoint, Reader
-from prunecli.io.sidecar import Recorder, Sidecar
+from prunecli.io.sidecar import Kind, Recorder, Sidecar
 from prunecli.methods import registry
 from prunecli.pipeline import Source, check_device, with_recipe
 from prunecli.report import SILENT, Report
@@ -29,7 +29,7 @@ from prunecli.zeros import Sparsifier
 if TYPE_CHECKING:
     import torch
 
-Record = Callable[[dict[str, Any], dict[str, Any]], Sidecar]
+Record = Callable[[Kind, dict[str, Any], dict[str, Any]], Sidecar]
 
 
 def prune(
@@ -57,9 +57,10 @@ def prune(
 
     Give `method` and `amount`, or `plan`. `stats` or `scores` skip the steps before them; a plan
     together with a method takes its biases from statistics. `keep` is a folder for the files of
-    the steps between. Methods that learn keep their state in OUT.partial and go on from there,
-    unless `restart`; `stop` is asked at every step, and ends them with Stopped. Under `torchrun`,
-    which is for them alone, all processes call this; the first one writes.
+    the steps between: statistics, scores, plan. Methods that learn keep their state in OUT.partial
+    and go on from there, unless `restart`; `stop` is asked at every step, and ends them with
+    Stopped. Under `torchrun`, which is for them alone, all processes call this; the first one
+    writes.
     Raises UsageError, InputError, OutputExists, PruneError.
     """
     compute, output = compute or Compute(), output or Output()
@@ -101,12 +102,11 @@ def prune(
     decider = Decider(request, checkpoint, digest, compute, report)
     source = decider.source() if lesson is None else Source(lesson.inputs, lesson.tokens)
     inputs = [checkpoint.as_input(digest), *source.inputs]
-    kind: sidecar.Kind = "plan" if plan_only else "checkpoint"
-    key = sidecar.key(kind, resolved, inputs)
+    key = sidecar.key("plan" if plan_only else "checkpoint", resolved, inputs)
     if same := place.same_already(out, output, key):
         return same
 
-    def record(outputs: dict[str, Any], results: dict[str, Any]) -> Sidecar:
+    def record(kind: Kind, outputs: dict[str, Any], results: dict[str, Any]) -> Sidecar:
         return recorder.sidecar(
             kind,
             resolved,
@@ -164,10 +164,13 @@ def _cut(out: str, decision: Decision, decider: Decider, record: Record) -> Made
             "changes the scale of the others, which no score accounts for"
         )
     results = {**plan_results(plan, arch, shape), **decision.results}
+    kept = record("plan", {"params": shape.total_params}, {**results, **plan.to_json()})
     if request.plan_only:
-        made = record({"params": shape.total_params}, {**results, **plan.to_json()})
-        place.write_json(out, made.text())
-        return Made(out, made.dump(), made.results)
+        place.write_json(out, kept.text())
+        return Made(out, kept.dump(), kept.results)
+    rotated = request.method is not None and request.method.rotates
+    if request.keep is not None and not rotated:
+        place.write_json(f"{request.keep}/plan.json", kept.text())
     child = surgery.Child(decision.weights, plan, shape, decision.tensors, request.biased)
     if shape.family is not arch.family:
         report.note(
@@ -192,6 +195,7 @@ def _write(
     with place.staged(out) as temporary:
         written = write_tensors(temporary, child.arch, specs, shards, stream)
         made = record(
+            "checkpoint",
             {"digest": written.digest, "params": child.arch.total_params},
             {**_results(checkpoint.arch, child.arch, written), **results()},
         )

@@ -65,8 +65,8 @@ class Request:
         if self.method is None:
             return
         name = self.method.name
-        if self.method.learned and (self.stats or self.scores or self.plan or self.keep):
-            raise UsageError(f"'{name}' learns what stays: it reads and keeps no scores")
+        if self.method.learned and (self.stats or self.scores or self.plan):
+            raise UsageError(f"'{name}' learns what stays: it reads no scores and no plan")
         if self.method.rotates and (self.plan or self.plan_only):
             raise UsageError(
                 f"'{name}' turns the residual stream first, which no plan of indices tells",

@@ -508,12 +508,15 @@ def test_three_steps_give_the_bytes_of_one(method, options, llama, calibration, 
         assert kept == Path(path).read_bytes()
     plan = str(tmp_path / "plan.json")
     if registry.get(method).rotates:
+        assert not (tmp_path / "kept" / "plan.json").exists()
         with pytest.raises(PruneError, match="no plan of indices"):
             cut(llama, tmp_path / "plan.json", method, calibration, plan_only=True)
         return
     prune(
         str(llama), plan, method=method, amount=HALF, options=options, scores=scores, plan_only=True
     )
+    kept = [json.loads(Path(p).read_text()) for p in (plan, tmp_path / "kept" / "plan.json")]
+    assert kept[0]["results"] == kept[1]["results"]
     again = prune(
         str(llama),
         str(tmp_path / "planned"),

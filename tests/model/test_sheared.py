@@ -369,9 +369,18 @@ def test_bad_options(llama, calibration, tmp_path, options, kind, message):
         run(llama, tmp_path / "o", calibration, options=options)
 
 
+def test_the_plan_is_kept(llama, calibration, tmp_path):
+    """The parent's own weights, cut by the masks that were learned."""
+    made = run(llama, tmp_path / "o", calibration, keep=str(tmp_path / "k"))
+    assert [path.name for path in (tmp_path / "k").iterdir()] == ["plan.json"]
+    cut = prune(str(llama), str(tmp_path / "c"), plan=str(tmp_path / "k" / "plan.json"))
+    assert cut.results["kept"] == made.results["kept"]
+    assert cut.sidecar["tokens"]["trained"] == []
+
+
 def test_there_are_no_scores_to_keep(llama, calibration, tmp_path):
-    with pytest.raises(UsageError, match="reads and keeps no scores"):
-        run(llama, tmp_path / "o", calibration, keep=str(tmp_path / "k"))
+    with pytest.raises(UsageError, match="reads no scores and no plan"):
+        run(llama, tmp_path / "o", calibration, stats=str(tmp_path / "s.safetensors"))
     with pytest.raises(UsageError, match="learns what stays inside prune"):
         score(str(llama), str(tmp_path / "c.safetensors"), method="sheared-llama")
     with pytest.raises(UsageError, match="reads no statistics"):

@@ -44,7 +44,7 @@ def prune(
         bool, option("plan-only", "write the plan to OUT.json instead of pruning")
     ] = False,
     keep: Annotated[
-        str | None, option("keep", "keep statistics and scores in this folder", metavar="DIR")
+        str | None, option("keep", "keep statistics, scores and plan in this folder", metavar="DIR")
     ] = None,
     restart: options.Restart = False,
     compat: options.CompatOption = None,
