@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 MODEL := build/smollm2
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help install test soak outside experiment golden check docs shells demo bench methods throughput scratch clean
+.PHONY: help install test soak outside experiment golden check docs shells demo bench methods masks throughput scratch clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -33,8 +33,8 @@ install: $(VENV)/installed ## the package and its tools, into .venv
 test: install ## the fast tests
 	HF_HUB_OFFLINE=1 pytest -n 2 -m 'not slow and not shells and not golden and not outside'
 
-soak: install ## the long tests
-	HF_HUB_OFFLINE=1 pytest -m slow
+soak: install ## the long tests, and the whole matrix of methods and families
+	HF_HUB_OFFLINE=1 pytest -m 'slow or matrix'
 
 outside: install ## the toy experiment, and the report in a browser (needs chromium)
 	HF_HUB_OFFLINE=1 pytest -m outside -rs
@@ -69,6 +69,9 @@ bench: $(MODEL)/model.safetensors ## cost of every method as multiples of a forw
 
 methods: $(MODEL)/model.safetensors ## every method at one ratio: perplexity, seconds, memory
 	python benchmarks/methods.py $(MODEL) build/methods
+
+masks: $(MODEL)/model.safetensors ## learned masks against random ones (an hour)
+	benchmarks/masks.sh $(MODEL) build/masks
 
 throughput: $(VENV)/demo ## tokens per second of training, against a bare loop and the HF Trainer
 	python benchmarks/throughput.py

@@ -19,8 +19,10 @@ run() { # NAME COMMAND...: makes NAME unless it is there
 }
 
 measure() { # NAME WHAT: a row of the table
-    [[ -e $1.json ]] || prunecli eval --allow-overlap --out "$1.json" "$1" >&2
-    python - "$1.json" "$2" <<'PY'
+    local name
+    name=$(basename "$1").eval.json
+    [[ -e $name ]] || prunecli eval --allow-overlap --out "$name" "$1" >&2
+    python - "$name" "$2" <<'PY'
 import json, sys
 found = json.load(open(sys.argv[1]))["results"]
 print(f"| {sys.argv[2]} | {found['loss']:.4f} | {found['perplexity']:.2f} |")
@@ -45,8 +47,33 @@ train="train $rows --steps 300 --lr 1e-4 --warmup 0.1 --weight-decay 0"
 
 # shellcheck disable=SC2086
 {
-    run learned $sheared "$model"
+    run learned $sheared --keep learned-kept "$model"
     run frozen $sheared --freeze-weights "$model"
-    run learned.json $sheared --plan-only "$model"
-    run frozen-plan.json $sheared --freeze-weights --plan-only "$model"
+    run learned-cut prune --plan learned-kept/plan.json "$model"
+    run flap-cut prune --method flap --bias drop --ratio 0.25 --data t.safetensors:ids "$model"
+    for seed in 1 2 3; do
+        [[ -e random-$seed.json ]] || python - learned-kept/plan.json $seed random-$seed.json <<'PY'
+import json, random, sys
+source, seed, out = sys.argv[1:]
+keep, draw = json.load(open(source))["results"]["keep"], random.Random(int(seed))
+keep["ffn"] = [sorted(draw.sample(range(1536), len(kept))) for kept in keep["ffn"]]
+json.dump({"keep": keep}, open(out, "w"))
+PY
+        run random-$seed-cut prune --plan random-$seed.json "$model"
+    done
+    for name in learned random-1 flap; do
+        run $name-trained $train $name-cut
+    done
 }
+echo "| what | loss | perplexity |"
+echo "|---|---|---|"
+measure "$model" "the parent"
+measure learned "masks and weights learned together"
+measure frozen "masks alone learned (\`--freeze-weights\`)"
+measure learned-cut "the parent's weights, masks of the first"
+for seed in 1 2 3; do
+    measure random-$seed-cut "the parent's weights, random masks"
+done
+measure random-1-trained "random masks, weights then trained on the same rows"
+measure learned-trained "masks of the first, the parent's weights then trained on the same rows"
+measure flap-trained "FLAP without biases, weights then trained on the same rows"

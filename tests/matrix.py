@@ -23,4 +23,4 @@ def pytest_terminal_summary(terminalreporter):
     for method in methods.names():
         marks = (cells.get((method, name), ".").ljust(len(name)) for name in names)
         terminalreporter.write_line(" ".join([method.ljust(wide), *marks]).rstrip())
-    terminalreporter.write_line("+ holds  r refused, with the reason  F failed  . in `make soak`")
+    terminalreporter.write_line("+ holds  r refused, with the reason  F failed  . not in this run")

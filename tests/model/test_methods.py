@@ -68,9 +68,8 @@ def matrix():
     for row, method in enumerate(registry.names()):
         for column, family in enumerate(families.names()):
             short = family == "llama" or row % len(families.names()) == column
-            yield pytest.param(
-                method, family, marks=[] if short else pytest.mark.slow, id=f"{method}-{family}"
-            )
+            marks = [pytest.mark.matrix, *([] if short else [pytest.mark.slow])]
+            yield pytest.param(method, family, marks=marks, id=f"{method}-{family}")
 
 
 @pytest.mark.parametrize(("method", "family"), [*matrix()])
