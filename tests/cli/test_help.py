@@ -129,8 +129,8 @@ def test_options_of_methods() -> None:
     for name in registry.names():
         for option in registry.get(name).options:
             assert name in found[option.name].help
-            told = "" if option.default is None else str(option.default)
-        assert told in found[option.name].help
+            told = "" if option.default in (None, False, "") else str(option.default)
+            assert told in found[option.name].help
 
 
 def test_choices_are_those_of_the_library() -> None:

@@ -7,9 +7,9 @@ import typer
 from prunecli.cli import console, options
 from prunecli.cli.options import option
 from prunecli.errors import UsageError
-from prunecli.settings import Compute, Data
 
 
+@options.takes(options.DATA, options.STREAM, options.OUTPUT, options.TALK, options.CONFIG)
 def calibrate(
     context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="IN", help="model folder, hf:org/name, or -")],
@@ -17,34 +17,16 @@ def calibrate(
     methods: Annotated[
         str, option("for", "methods to collect statistics for, with commas", metavar="M[,M...]")
     ],
-    data: options.DataOption = Data.source,
-    sampler: options.Sampler = None,
-    nsamples: options.Nsamples = None,
-    seq_len: options.SeqLen = None,
-    tokenizer: options.Tokenizer = None,
     ratio: options.Ratio = None,
     layers: options.Layers = None,
     compat: options.CompatOption = None,
-    seed: options.Seed = Data.seed,
-    device: options.Device = Compute.device,
-    dtype: options.Dtype = Compute.dtype,
-    buffer: options.Buffer = Compute.buffer,
-    threads: options.Threads = None,
-    force: options.Force = False,
-    skip_existing: options.SkipExisting = False,
-    dry_run: options.DryRun = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    config: options.Config = None,
-    print_config: options.PrintConfig = False,
 ) -> None:
     """Collect the statistics that methods need, of the dense model, into a file.
 
     One pass serves any number of methods. --ratio or --layers is for minitron-depth, which tries
     every block of as many layers as will go.
     """
-    report = options.settings(context, quiet=quiet, verbose=verbose)
+    report = options.settings(context)
     (folder,) = options.from_stdin(model)
     names = [name.strip() for name in methods.split(",") if name.strip()]
     if not names:
@@ -55,14 +37,14 @@ def calibrate(
         folder or "",
         out,
         methods=names,
-        data=options.data_of(context.params, data),
+        data=options.data_of(context.params),
         amount=options.amount_of(context.params),
         compat=compat is not None,
         compute=options.compute_of(context.params),
-        output=options.output(force, skip_existing, dry_run),
+        output=options.output(context.params),
         report=report,
     )
-    console.print_made(made, json, dry_run)
+    console.print_made(made, context.params)
 
 
 EXAMPLES = (

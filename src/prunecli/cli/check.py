@@ -10,6 +10,7 @@ from prunecli.cli.options import option
 from prunecli.errors import CheckFailed
 
 
+@options.takes(options.TALK, options.CONFIG)
 def check(
     context: typer.Context,
     paths: Annotated[
@@ -18,22 +19,17 @@ def check(
     deep: Annotated[
         bool, option("deep", "read every byte: digests, no NaN and no infinity")
     ] = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    config: options.Config = None,
-    print_config: options.PrintConfig = False,
 ) -> None:
     """Tell whether folders and files are what they say they are; exit 3 if one is not.
 
     Headers, index, names and shapes, sidecar and id; cheap unless --deep.
     """
-    report = options.settings(context, quiet=quiet, verbose=verbose)
+    report = options.settings(context)
     from prunecli.checks import check as problems_of
 
     given = options.read_paths() if paths == ["-"] else paths
     found = {path: problems_of(path, deep=deep, report=report) for path in given}
-    if json:
+    if context.params["json"]:
         rows = [{"path": path, "results": {"problems": p}} for path, p in found.items()]
         print(jsonlib.dumps({"results": rows}))
     else:

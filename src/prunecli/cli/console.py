@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any, TypeVar
 
@@ -85,9 +85,9 @@ def print_objects(made: list[Made]) -> None:
     print(json.dumps(objects[0] if len(objects) == 1 else many))
 
 
-def print_made(made: Made, as_json: bool, dry_run: bool = False) -> None:
-    """Print what was made: its path as typed, or with --json one object."""
-    if as_json or dry_run:
+def print_made(made: Made, values: Mapping[str, Any]) -> None:
+    """Print what was made: its path as typed, or with --json or --dry-run one object."""
+    if values["json"] or values["dry_run"]:
         print(json.dumps(as_object(made)))
     else:
         print(made.path)

@@ -8,9 +8,10 @@ import typer
 from prunecli.cli import console, options
 from prunecli.cli.options import option
 from prunecli.errors import UsageError
-from prunecli.settings import Compute, Data, Made, Tasks
+from prunecli.settings import Data, Made, Tasks
 
 
+@options.takes(options.WINDOWS, options.STREAM, options.OUTPUT, options.TALK, options.CONFIG)
 def evaluate(
     context: typer.Context,
     models: Annotated[
@@ -26,10 +27,6 @@ def evaluate(
             metavar="D",
         ),
     ] = None,
-    sampler: options.Sampler = None,
-    nsamples: options.Nsamples = None,
-    seq_len: options.SeqLen = None,
-    tokenizer: options.Tokenizer = None,
     tasks: Annotated[
         str | None,
         option(
@@ -70,63 +67,49 @@ def evaluate(
     allow_overlap: Annotated[
         bool, option("allow-overlap", "accept windows that the model was calibrated on")
     ] = False,
-    seed: options.Seed = Data.seed,
-    device: options.Device = Compute.device,
-    dtype: options.Dtype = Compute.dtype,
-    buffer: options.Buffer = Compute.buffer,
-    threads: options.Threads = None,
     restart: options.Restart = False,
-    force: options.Force = False,
-    skip_existing: options.SkipExisting = False,
-    dry_run: options.DryRun = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    config: options.Config = None,
-    print_config: options.PrintConfig = False,
 ) -> None:
     """Measure loss (nats per token) and perplexity on held-out tokens, and accuracy on tasks.
 
     Logits and log-probabilities are fp32. With --out, what was measured is kept in OUT.partial
     and not measured again when the same command is given once more.
     """
-    report = options.settings(context, quiet=quiet, verbose=verbose)
+    report, values = options.settings(context), context.params
     folders = options.models_of(models, out)
     from prunecli.evaluation.evaluate import evaluate as measure
     from prunecli.evaluation.suite import suite as of_suite
 
-    sources = [options.data_of(context.params, d) for d in data or []]
+    sources = [options.data_of(values, d) for d in data or []]
     names = tuple(filter(None, (name.strip() for name in (tasks or "").split(","))))
     if suite is not None:
         more, of_paper = of_suite(suite, compat == "official")
-        sources += [replace(one, tokenizer=tokenizer) for one in more]
+        sources += [replace(one, tokenizer=values["tokenizer"]) for one in more]
         names = tuple(dict.fromkeys((*of_paper, *names)))
     elif compat is not None:
         raise UsageError("--compat belongs to --suite")
     if not names and (include_path or limit or allow_code or batch_size):
         raise UsageError("--include-path, --allow-code, --limit and --batch-size belong to --tasks")
-    wanted = Tasks(names, include_path, limit, batch_size, allow_code, tokenizer)
+    wanted = Tasks(names, include_path, limit, batch_size, allow_code, values["tokenizer"])
     made: list[Made] = []
     try:
         for folder in folders:
             made.append(
                 measure(
                     folder,
-                    data=sources
-                    or ([] if names else [options.data_of(context.params, Data.source)]),
+                    data=sources or ([] if names else [options.data_of(values, Data.source)]),
                     tasks=wanted,
                     restart=restart,
                     allow_overlap=allow_overlap,
                     out=out,
-                    compute=options.compute_of(context.params),
-                    output=options.output(force, skip_existing, dry_run),
+                    compute=options.compute_of(values),
+                    output=options.output(values),
                     report=report,
                 )
             )
     finally:
         # what was measured before a failure is not lost
         if made:
-            _print(made, json or dry_run)
+            _print(made, values["json"] or values["dry_run"])
 
 
 def _print(made: list[Made], as_json: bool) -> None:

@@ -8,6 +8,7 @@ from prunecli.cli import console, options
 from prunecli.cli.options import option
 
 
+@options.takes(options.OUTPUT, options.TALK)
 def init(
     context: typer.Context,
     out: Annotated[str, typer.Argument(metavar="OUT", help="folder to write")],
@@ -50,18 +51,12 @@ def init(
     dtype: Annotated[
         str, option("dtype", "storage type; auto is that of --like or of the config")
     ] = "auto",
-    force: options.Force = False,
-    skip_existing: options.SkipExisting = False,
-    dry_run: options.DryRun = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Make a checkpoint with random weights: a scratch twin, or from a config.json.
 
     With --compat official a sparse twin keeps embeddings and norms, as the paper's script does.
     """
-    report = options.settings(context, quiet=quiet, verbose=verbose)
+    report = options.settings(context)
     from prunecli import initialise
 
     made = initialise.init(
@@ -75,10 +70,10 @@ def init(
         seed=seed,
         dtype=dtype,
         tokenizer=tokenizer,
-        output=options.output(force, skip_existing, dry_run),
+        output=options.output(context.params),
         report=report,
     )
-    console.print_made(made, json, dry_run)
+    console.print_made(made, context.params)
 
 
 EXAMPLES = (

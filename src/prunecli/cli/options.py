@@ -8,7 +8,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -234,18 +234,81 @@ Stats = Annotated[
 ]
 
 
-def settings(context: typer.Context, *, quiet: bool = False, verbose: bool = False) -> StderrReport:
+Group = Mapping[str, tuple[Any, Any]]  # parameters by name: annotation and default
+Command = Callable[..., None]
+
+AMOUNT: Group = {
+    "ratio": (Ratio, None),
+    "sparsity": (Sparsity, None),
+    "layers": (Layers, None),
+    "hidden": (Hidden, None),
+    "heads": (Heads, None),
+    "ffn": (Ffn, None),
+    "params": (Params, None),
+    "arch": (ArchFile, None),
+}
+WINDOWS: Group = {
+    "sampler": (Sampler, None),
+    "nsamples": (Nsamples, None),
+    "seq_len": (SeqLen, None),
+    "tokenizer": (Tokenizer, None),
+}
+DATA: Group = {"data": (DataOption, Data.source), **WINDOWS}
+COMPUTE: Group = {
+    "seed": (Seed, Data.seed),
+    "device": (Device, Compute.device),
+    "dtype": (Dtype, Compute.dtype),
+    "threads": (Threads, None),
+}
+STREAM: Group = {**COMPUTE, "buffer": (Buffer, Compute.buffer)}
+OUTPUT: Group = {
+    "force": (Force, False),
+    "skip_existing": (SkipExisting, False),
+    "dry_run": (DryRun, False),
+}
+TALK: Group = {"json": (Json, False), "quiet": (Quiet, False), "verbose": (Verbose, False)}
+CONFIG: Group = {"config": (Config, None), "print_config": (PrintConfig, False)}
+
+
+def takes(*groups: Group) -> Callable[[Command], Command]:
+    """Give a command the options of these groups beside its own.
+
+    It finds their values in `context.params`. Of two parameters with one name its own counts.
+    """
+
+    def with_options(command: Command) -> Command:
+        signature = inspect.signature(command)
+        own = signature.parameters
+        more = {name: entry for group in groups for name, entry in group.items()}
+        parameters = list(own.values()) + [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=kind)
+            for name, (kind, value) in more.items()
+            if name not in own
+        ]
+
+        def wrapped(**values: Any) -> None:
+            command(**{name: values[name] for name in own})
+
+        wrapped.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        wrapped.__doc__, wrapped.__name__ = command.__doc__, command.__name__
+        return wrapped
+
+    return with_options
+
+
+def settings(context: typer.Context, *, silent: bool = False) -> StderrReport:
     """Print the configuration if asked; set up what is global; return the listener."""
     resolved(context)
-    threads = context.params.get("threads")
-    if threads:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
-    return StderrReport(quiet, verbose)
+    values = context.params
+    if values.get("threads"):
+        os.environ["OMP_NUM_THREADS"] = str(values["threads"])
+    return StderrReport(values["quiet"] or silent, values["verbose"] and not silent)
 
 
-def output(force: bool, skip_existing: bool, dry_run: bool) -> Output:
+def output(values: Mapping[str, Any]) -> Output:
     """Return what may happen to OUT."""
-    return Output(force, skip_existing, dry_run, tuple(sys.argv))
+    flags = {name: values.get(name, False) for name in OUTPUT}
+    return Output(**flags, argv=tuple(sys.argv))
 
 
 def read_paths() -> list[str]:
@@ -297,79 +360,65 @@ def method_options() -> dict[str, list[str]]:
     return found
 
 
-def with_method_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options that the methods' records declare, as keyword arguments.
+def _method_group() -> Group:
+    """Return the options that the methods' records declare; None means that it was not given."""
+    owners = method_options()
+    return {name: (_method_option(name, methods), None) for name, methods in owners.items()}
 
-    The command takes them as `**method_options`; None means that it was not given.
-    """
-    signature = inspect.signature(command)
-    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    for name, methods in method_options().items():
-        entry = next(o for o in registry.get(methods[0]).options if o.name == name)
-        flag = name.replace("_", "-")
-        choices = f" ({'|'.join(entry.choices)})" if entry.choices else ""
-        defaults = {
-            method: str(option.default)
-            for method in methods
-            for option in registry.get(method).options
-            if option.name == name
-        }
-        told = "" if entry.default is None else f" [{entry.default}]"
-        if len(set(defaults.values())) > 1:
-            told = " [" + "; ".join(f"{m}: {default}" for m, default in defaults.items()) + "]"
-        annotation = Annotated[
-            entry.type | None,  # type: ignore[name-defined]
-            typer.Option(
-                f"--{flag}",
-                help=f"{', '.join(methods)}: {entry.help}{choices}{told}",
-                metavar="|".join(entry.choices) or None,
-                autocompletion=_completer(entry.choices),
-                envvar=f"PRUNECLI_{name.upper()}",
-                show_envvar=False,
-            ),
-        ]
-        kind = inspect.Parameter.KEYWORD_ONLY
-        own.append(inspect.Parameter(name, kind, default=None, annotation=annotation))
 
-    def wrapped(**values: Any) -> None:
-        command(**values)
-
-    wrapped.__signature__ = signature.replace(parameters=own)  # type: ignore[attr-defined]
-    wrapped.__doc__, wrapped.__name__ = command.__doc__, command.__name__
-    return wrapped
+def _method_option(name: str, methods: list[str]) -> Any:
+    options = {m: next(o for o in registry.get(m).options if o.name == name) for m in methods}
+    entry = options[methods[0]]
+    defaults = {method: str(option.default) for method, option in options.items()}
+    told = "" if entry.default in (None, False, "") else f" [{entry.default}]"
+    if len(set(defaults.values())) > 1:
+        told = " [" + "; ".join(f"{m}: {default}" for m, default in defaults.items()) + "]"
+    return Annotated[
+        entry.type | None,
+        typer.Option(
+            f"--{name.replace('_', '-')}",
+            help=f"{', '.join(methods)}: {entry.help}{told}",
+            metavar="|".join(entry.choices) or None,
+            autocompletion=_completer(entry.choices),
+            envvar=f"PRUNECLI_{name.upper()}",
+            show_envvar=False,
+        ),
+    ]
 
 
 def _completer(choices: tuple[str, ...]) -> Callable[[], list[str]] | None:
     return (lambda: list(choices)) if choices else None
 
 
-def chosen_options(method: str | None, values: dict[str, Any]) -> dict[str, Any]:
+def chosen_options(method: str | None, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the method options that were given; raise UsageError for those it does not have."""
-    given = {name: value for name, value in values.items() if value is not None}
-    if method is None:
-        return given
-    known = {entry.name for entry in registry.get(method).options}
+    owners = method_options()
+    given = {name: values[name] for name in owners if values.get(name) is not None}
+    known = [entry.name for entry in registry.get(method).options] if method else list(given)
     for name in given:
         if name not in known:
             raise UsageError(
                 f"method '{method}' has no option --{name.replace('_', '-')}",
-                f"it belongs to {', '.join(method_options()[name])}",
+                f"it belongs to {', '.join(owners[name])}",
             )
     return given
 
 
-def amount_of(values: dict[str, Any]) -> Amount:
+def amount_of(values: Mapping[str, Any]) -> Amount:
     """Return the amount among a command's arguments."""
     return Amount(**{name: values.get(name) for name in Amount.__dataclass_fields__})
 
 
-def data_of(values: dict[str, Any], source: str) -> Data:
-    """Return the tokens to read among a command's arguments."""
-    fields = ("sampler", "nsamples", "seq_len", "seed", "tokenizer")
-    return Data(source, **{name: values[name] for name in fields})
+def data_of(values: Mapping[str, Any], source: str | None = None) -> Data:
+    """Return the tokens to read among a command's arguments; `source` takes the place of --data."""
+    fields = (*WINDOWS, "seed")
+    return Data(source or values["data"], **{name: values[name] for name in fields})
 
 
-def compute_of(values: dict[str, Any]) -> Compute:
+def compute_of(values: Mapping[str, Any]) -> Compute:
     """Return device, compute type and buffer among a command's arguments."""
     fields = ("device", "dtype", "buffer")
     return Compute(**{name: values[name] for name in fields if name in values})
+
+
+METHOD: Group = _method_group()

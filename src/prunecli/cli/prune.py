@@ -1,6 +1,6 @@
 """`prunecli prune`."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -8,29 +8,23 @@ from prunecli.cli import console, options
 from prunecli.cli.options import option
 from prunecli.cli.signals import first_signal
 from prunecli.methods import registry
-from prunecli.settings import Compute, Data
 from prunecli.training import world
 
 
-@options.with_method_options
+@options.takes(
+    options.AMOUNT,
+    options.DATA,
+    options.METHOD,
+    options.STREAM,
+    options.OUTPUT,
+    options.TALK,
+    options.CONFIG,
+)
 def prune(
     context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="IN", help="model folder, hf:org/name, or -")],
     out: Annotated[str, typer.Argument(metavar="OUT", help="folder to write")],
     method: Annotated[str | None, option("method", "pruning method", metavar="M")] = None,
-    ratio: options.Ratio = None,
-    sparsity: options.Sparsity = None,
-    layers: options.Layers = None,
-    hidden: options.Hidden = None,
-    heads: options.Heads = None,
-    ffn: options.Ffn = None,
-    params: options.Params = None,
-    arch: options.ArchFile = None,
-    data: options.DataOption = Data.source,
-    sampler: options.Sampler = None,
-    nsamples: options.Nsamples = None,
-    seq_len: options.SeqLen = None,
-    tokenizer: options.Tokenizer = None,
     recipe: Annotated[
         str | None,
         option("recipe", "calibration set and settings of the paper, or of the official code"),
@@ -48,20 +42,6 @@ def prune(
     ] = None,
     restart: options.Restart = False,
     compat: options.CompatOption = None,
-    seed: options.Seed = Data.seed,
-    device: options.Device = Compute.device,
-    dtype: options.Dtype = Compute.dtype,
-    buffer: options.Buffer = Compute.buffer,
-    threads: options.Threads = None,
-    force: options.Force = False,
-    skip_existing: options.SkipExisting = False,
-    dry_run: options.DryRun = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    config: options.Config = None,
-    print_config: options.PrintConfig = False,
-    **method_options: Any,
 ) -> None:
     """Prune a model into a folder that stock transformers loads.
 
@@ -72,9 +52,11 @@ def prune(
     on; under torchrun the model is sharded over all processes.
     """
     first = world.is_first()
-    report = options.settings(context, quiet=quiet or not first, verbose=verbose and first)
-    folder, stats, scores, plan, arch = options.from_stdin(model, stats, scores, plan, arch)
-    given = options.chosen_options(method, method_options)
+    report = options.settings(context, silent=not first)
+    folder, stats, scores, plan, arch = options.from_stdin(
+        model, stats, scores, plan, context.params["arch"]
+    )
+    given = options.chosen_options(method, context.params)
     from prunecli import pruning
 
     # what learns is stopped between two steps, everything else at once
@@ -86,7 +68,7 @@ def prune(
             method=method,
             amount=options.amount_of({**context.params, "arch": arch}),
             options=given,
-            data=options.data_of(context.params, data),
+            data=options.data_of(context.params),
             recipe=recipe,
             stats=stats,
             scores=scores,
@@ -95,13 +77,13 @@ def prune(
             keep=keep,
             compat=compat is not None,
             compute=options.compute_of(context.params),
-            output=options.output(force, skip_existing, dry_run),
+            output=options.output(context.params),
             restart=restart,
             report=report,
             stop=stop,
         )
     if first:
-        console.print_made(made, json, dry_run)
+        console.print_made(made, context.params)
 
 
 EXAMPLES = (

@@ -2,7 +2,7 @@
 
 import json as jsonlib
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -11,10 +11,11 @@ from prunecli.cli.options import option
 from prunecli.cli.signals import first_signal
 from prunecli.errors import UsageError
 from prunecli.methods import registry
-from prunecli.settings import Compute, Data
 
 
-@options.with_method_options
+@options.takes(
+    options.DATA, options.METHOD, options.STREAM, options.OUTPUT, options.TALK, options.CONFIG
+)
 def search_arch(
     context: typer.Context,
     model: Annotated[
@@ -38,11 +39,6 @@ def search_arch(
     paper: Annotated[
         bool, option("paper", "print the candidates of the paper's Tables 5-7; needs no IN")
     ] = False,
-    data: options.DataOption = Data.source,
-    sampler: options.Sampler = None,
-    nsamples: options.Nsamples = None,
-    seq_len: options.SeqLen = None,
-    tokenizer: options.Tokenizer = None,
     eval_data: Annotated[
         str, option("eval-data", "held-out D to judge shapes on", metavar="D")
     ] = "builtin:evaluation",
@@ -52,20 +48,6 @@ def search_arch(
     format: Annotated[str, option("format", "how --paper prints")] = "csv",
     restart: options.Restart = False,
     compat: options.CompatOption = None,
-    seed: options.Seed = Data.seed,
-    device: options.Device = Compute.device,
-    dtype: options.Dtype = Compute.dtype,
-    buffer: options.Buffer = Compute.buffer,
-    threads: options.Threads = None,
-    force: options.Force = False,
-    skip_existing: options.SkipExisting = False,
-    dry_run: options.DryRun = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    config: options.Config = None,
-    print_config: options.PrintConfig = False,
-    **method_options: Any,
 ) -> None:
     """Search the shape of least loss within a budget: --params, --flops or --ratio.
 
@@ -73,22 +55,26 @@ def search_arch(
     text; sheared-llama learns masks for each. OUT.json is what `prune --arch` reads; it tells all
     candidates. Stopped, the same command goes on with the shapes that are left.
     """
-    report = options.settings(context, quiet=quiet, verbose=verbose)
+    report = options.settings(context)
     if paper:
         if model or out or method:
             raise UsageError("--paper needs no model", "leave out IN, OUT and --method")
         from prunecli.tables.reference import searched
 
         found = searched()
-        print(jsonlib.dumps({"results": found.objects()}) if json else found.render(format))
+        print(
+            jsonlib.dumps({"results": found.objects()})
+            if context.params["json"]
+            else found.render(format)
+        )
         return
     if model is None or out is None or method is None:
         raise UsageError("search-arch takes --method M IN OUT.json", "or --paper")
     (folder,) = options.from_stdin(model)
-    given = options.chosen_options(method, method_options)
+    given = options.chosen_options(method, context.params)
     from prunecli.search import search
 
-    own = options.data_of(context.params, data)
+    own = options.data_of(context.params)
     with first_signal(report, wanted=registry.get(method).learned) as stop:
         made = search(
             folder or "",
@@ -105,11 +91,11 @@ def search_arch(
             compat=compat is not None,
             restart=restart,
             compute=options.compute_of(context.params),
-            output=options.output(force, skip_existing, dry_run),
+            output=options.output(context.params),
             report=report,
             stop=stop,
         )
-    console.print_made(made, json, dry_run)
+    console.print_made(made, context.params)
 
 
 EXAMPLES = (

@@ -6,9 +6,10 @@ import typer
 
 from prunecli.cli import console, options
 from prunecli.cli.options import option
-from prunecli.settings import Compute, Made, Timing
+from prunecli.settings import Made, Timing
 
 
+@options.takes(options.COMPUTE, options.OUTPUT, options.TALK, options.CONFIG)
 def speed(
     context: typer.Context,
     models: Annotated[
@@ -46,30 +47,18 @@ def speed(
     out: Annotated[
         str | None, option("out", "also write the sidecar there", metavar="F.json")
     ] = None,
-    seed: options.Seed = Timing.seed,
-    device: options.Device = Compute.device,
-    dtype: options.Dtype = Compute.dtype,
-    threads: options.Threads = None,
-    force: options.Force = False,
-    skip_existing: options.SkipExisting = False,
-    dry_run: options.DryRun = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    config: options.Config = None,
-    print_config: options.PrintConfig = False,
 ) -> None:
     """Count parameters, FLOPs and cache bytes; time prefill, decoding and training steps.
 
     A speedup is the median over rounds of the base's time over this model's, both taken in turns;
     models beside a base are loaded twice, in either order, and measured for so many rounds each.
     """
-    report = options.settings(context, quiet=quiet, verbose=verbose)
+    report, values = options.settings(context), context.params
     folders = options.models_of(models, out)
     from prunecli.speeds import speed as measured
 
     quantities = tuple(filter(None, (name.strip() for name in measure.split(","))))
-    timing = Timing(quantities, batch_size, decode_tokens, warmup, rounds, compile, seed)
+    timing = Timing(quantities, batch_size, decode_tokens, warmup, rounds, compile, values["seed"])
     made: list[Made] = []
     try:
         for folder in folders:
@@ -83,8 +72,8 @@ def speed(
                     flops_only=flops_only,
                     official=compat == "official",
                     out=out,
-                    compute=options.compute_of(context.params),
-                    output=options.output(force, skip_existing, dry_run),
+                    compute=options.compute_of(values),
+                    output=options.output(values),
                     report=report,
                 )
             )
@@ -94,7 +83,7 @@ def speed(
     finally:
         # what was measured before a failure is not lost
         if made:
-            _print(made, json or dry_run)
+            _print(made, values["json"] or values["dry_run"])
 
 
 def _print(made: list[Made], as_json: bool) -> None:

@@ -10,6 +10,7 @@ from prunecli.cli.options import option
 from prunecli.errors import UsageError
 
 
+@options.takes(options.TALK, options.CONFIG)
 def table(
     context: typer.Context,
     paths: Annotated[
@@ -60,18 +61,13 @@ def table(
         option("budget", "tokens that --advise may spend on training [the most measured]", min=1),
     ] = None,
     force: options.Force = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    config: options.Config = None,
-    print_config: options.PrintConfig = False,
 ) -> None:
     """Print sidecars as one of the paper's tables, with its own rows if asked; draw its figures.
 
     Folders are searched to any depth. An evaluation meets its model by id. Differences stand only
     between models that are proven token-matched; those inside their noise are in brackets.
     """
-    report = options.settings(context, quiet=quiet, verbose=verbose)
+    report = options.settings(context)
     if budget is not None and not advise:
         raise UsageError("--budget belongs to --advise")
     if advise and (layout or figure or plot or html):
@@ -86,9 +82,9 @@ def table(
         from prunecli.tables.advice import advise as advised
 
         found = advised(models, reference, budget)
-        print(jsonlib.dumps({"results": found.results}) if json else found.text)
+        print(jsonlib.dumps({"results": found.results}) if context.params["json"] else found.text)
         return
-    written = options.output(force, False, False)
+    written = options.output(context.params)
     for name, path in (("plot", plot), ("html", html)):
         if path is not None:
             verb.check_file(name, path, written)
@@ -108,7 +104,11 @@ def table(
             return
         drawing.save(plot)
     if plot is None and html is None:
-        print(jsonlib.dumps({"results": made.objects()}) if json else made.render(format))
+        print(
+            jsonlib.dumps({"results": made.objects()})
+            if context.params["json"]
+            else made.render(format)
+        )
     else:
         for path in filter(None, (plot, html)):
             report.detail(f"wrote {path}")

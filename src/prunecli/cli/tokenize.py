@@ -9,6 +9,7 @@ from prunecli.cli.options import option
 from prunecli.settings import SHARD_TOKENS
 
 
+@options.takes(options.OUTPUT, options.TALK, options.CONFIG)
 def tokenize(
     context: typer.Context,
     data: Annotated[
@@ -50,21 +51,13 @@ def tokenize(
         int | None, option("workers", "processes [default: one per core]", min=1)
     ] = None,
     restart: options.Restart = False,
-    force: options.Force = False,
-    skip_existing: options.SkipExisting = False,
-    dry_run: options.DryRun = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    config: options.Config = None,
-    print_config: options.PrintConfig = False,
 ) -> None:
     """Turn text into token rows of one length for training.
 
     Documents follow each other with a separator between, without padding. The rows depend on text
     and tokenizer alone; a stopped run goes on from OUT.partial. OUT holds the tokenizer too.
     """
-    report = options.settings(context, quiet=quiet, verbose=verbose)
+    report = options.settings(context)
     source = options.from_stdin(data)[0] or ""
     from prunecli.tokenizing import tokenize as make
 
@@ -79,10 +72,10 @@ def tokenize(
         shard_tokens=shard_tokens,
         workers=workers,
         restart=restart,
-        output=options.output(force, skip_existing, dry_run),
+        output=options.output(context.params),
         report=report,
     )
-    console.print_made(made, json, dry_run)
+    console.print_made(made, context.params)
 
 
 EXAMPLES = (

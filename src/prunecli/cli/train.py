@@ -11,6 +11,7 @@ from prunecli.settings import Compute, Training
 from prunecli.training import world
 
 
+@options.takes(options.COMPUTE, options.OUTPUT, options.TALK, options.CONFIG)
 def train(
     context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="IN", help="model folder, hf:org/name, or -")],
@@ -99,19 +100,9 @@ def train(
         option("track", "also send figures there (an extra)", metavar="tensorboard|wandb|trackio"),
     ] = None,
     seed: Annotated[int, option("seed", "seed of the order of rows, and of dropout")] = 0,
-    device: options.Device = Compute.device,
     dtype: Annotated[
         str, option("dtype", "compute type; auto is float32 on a CPU, bfloat16 on a GPU")
     ] = Compute.dtype,
-    threads: options.Threads = None,
-    force: options.Force = False,
-    skip_existing: options.SkipExisting = False,
-    dry_run: options.DryRun = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    config: options.Config = None,
-    print_config: options.PrintConfig = False,
 ) -> None:
     """Train a model on token rows: from scratch, or after pruning with its zeros held.
 
@@ -120,7 +111,7 @@ def train(
     trained on are recorded, so that table can tell which runs are token-matched.
     """
     first = world.is_first()
-    report = options.settings(context, quiet=quiet or not first, verbose=verbose and first)
+    report = options.settings(context, silent=not first)
     folder = options.from_stdin(model)[0] or ""
     fields = {name: context.params.get(name) for name in Training.__dataclass_fields__}
     from prunecli.training.train import train as run
@@ -131,12 +122,12 @@ def train(
             out,
             Training(**fields),  # type: ignore[arg-type]
             compute=options.compute_of(context.params),
-            output=options.output(force, skip_existing, dry_run),
+            output=options.output(context.params),
             report=report,
             stop=stop,
         )
     if first:
-        console.print_made(made, json, dry_run)
+        console.print_made(made, context.params)
 
 
 EXAMPLES = (
