@@ -45,7 +45,7 @@ def main() -> None:
         )
         measured = run("eval", "--allow-overlap", out)["results"]
         rows.append((name, measured, made["sidecar"], " ".join(sizes)))
-    print("| method | ratio | parameters | perplexity | seconds | peak MB | sizes |")
+    print("| method | ratio | non-zero | perplexity | seconds | peak MB | sizes |")
     print("|---|---|---|---|---|---|---|")
     for name, measured, record, sizes in rows:
         ratio = record["results"]["ratio"] if record else 0

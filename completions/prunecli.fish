@@ -130,7 +130,7 @@ complete -c prunecli -n "__fish_seen_subcommand_from search-arch" -l flops -r -d
 complete -c prunecli -n "__fish_seen_subcommand_from search-arch" -l ratio -r -d 'fraction of the decoder-block linear parameters to remove or zero, in (0,1)'
 complete -c prunecli -n "__fish_seen_subcommand_from search-arch" -l multiple -r -d 'hidden and FFN sizes are multiples of this [128 at hidden 4096, less below] [x>=1]'
 complete -c prunecli -n "__fish_seen_subcommand_from search-arch" -l paper -d 'print the candidates of the paper\'s Tables 5-7; needs no IN'
-complete -c prunecli -n "__fish_seen_subcommand_from search-arch" -l eval-data -r -d 'held-out D to judge shapes on [default: builtin:evaluation]'
+complete -c prunecli -n "__fish_seen_subcommand_from search-arch" -l eval-data -r -d 'held-out D to judge shapes on, in windows as --data [default: builtin:evaluation]'
 complete -c prunecli -n "__fish_seen_subcommand_from search-arch" -l allow-overlap -d 'accept held-out text that was calibrated on'
 complete -c prunecli -n "__fish_seen_subcommand_from search-arch" -l format -x -a 'rich md csv tex json' -d 'how --paper prints [default: csv]'
 complete -c prunecli -n "__fish_seen_subcommand_from search-arch" -l restart -d 'begin anew instead of resuming OUT.partial'

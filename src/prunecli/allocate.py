@@ -83,12 +83,9 @@ def pattern(amount: Amount, arch: Arch) -> Pattern:
     return Pattern(1 - keep / group, keep, group)
 
 
-def sizes(method: Method, amount: Amount, arch: Arch, structure: str | None = None) -> Sizes:
-    """Return the sizes that `amount` means for a structured method.
-
-    Raises UsageError for amounts of the wrong kind, InputError for those that cannot be reached,
-    with the nearest that can.
-    """
+def _sizes(method: Method, options: Mapping[str, Any], amount: Amount, arch: Arch) -> Sizes:
+    """Return the sizes that `amount` means where every layer may be cut."""
+    structure = options.get("structure")
     if amount.sparsity is not None:
         raise UsageError(
             f"--sparsity is for methods that set weights to zero, '{method.name}' removes "
@@ -105,25 +102,27 @@ def sizes(method: Method, amount: Amount, arch: Arch, structure: str | None = No
             f"use one of --ratio, --params, --arch, {_flags(method)}",
         )
     if shape:
-        return _exact(method, shape, arch)
-    if amount.ratio is not None:
-        ratio = _in_range(amount.ratio)
-        target = round(arch.block_params * (1 - ratio), 6)
-        found = _for_block_params(method, target, ratio, arch, structure)
-        return _reached(found, ratio, method, arch, structure)
-    assert amount.params is not None
-    return _for_params(method, amount.params, arch, structure)
+        found = _exact(method, shape, arch)
+    elif amount.ratio is not None:
+        target = round(arch.block_params * (1 - _in_range(amount.ratio)), 6)
+        found = _for_block_params(method, target, amount.ratio, arch, structure)
+    else:
+        assert amount.params is not None
+        found = _for_params(method, amount.params, arch, structure)
+    _check_protected(method, options, found.layers, arch)
+    return found if found.ratio is None else _reached(found, method, arch, structure)
 
 
-def with_untouched(method: Method, options: Mapping[str, Any], amount: Amount, arch: Arch) -> Sizes:
-    """Return the sizes that `amount` means where a method leaves some layers as they are.
+def sizes(method: Method, options: Mapping[str, Any], amount: Amount, arch: Arch) -> Sizes:
+    """Return the sizes that `amount` means for a structured method with these options.
 
-    The others lose the more, so that the ratio is that of the whole model. Raises as `sizes` does.
+    Where a method leaves some layers as they are, the others lose the more, so that the ratio is
+    that of the whole model. Raises UsageError for amounts of the wrong kind, InputError for those
+    that cannot be reached, with the nearest that can, or that protected layers had to go for.
     """
-    structure = options.get("structure")
     ends = method.protects(options) if method.protects and "layers" not in method.axes else (0, 0)
     if not any(ends):
-        return sizes(method, amount, arch, structure)
+        return _sizes(method, options, amount, arch)
     cut = arch.layers - sum(ends)
     if cut < 1:
         raise InputError(
@@ -140,12 +139,10 @@ def with_untouched(method: Method, options: Mapping[str, Any], amount: Amount, a
                 f"protect fewer, or stay below {cut / arch.layers:g}",
             )
         amount = replace(amount, ratio=inner)
-    found = sizes(method, amount, arch, structure)
-    return replace(found, ratio=None, untouched=ends)
+    return replace(_sizes(method, options, amount, arch), ratio=None, untouched=ends)
 
 
-def check_protected(method: Method, options: Mapping[str, Any], layers: int, arch: Arch) -> None:
-    """Raise InputError if so few `layers` would stay that protected ones had to go."""
+def _check_protected(method: Method, options: Mapping[str, Any], layers: int, arch: Arch) -> None:
     if method.protects is None or "layers" not in method.axes:
         return
     first, last = method.protects(options)
@@ -263,30 +260,36 @@ def _possible(found: Sizes, arch: Arch) -> bool:
     return min(kept) >= 1 and kept != (arch.layers, arch.hidden, arch.kv_heads, arch.ffn)
 
 
-def _reached(
-    found: Sizes, ratio: float, method: Method, arch: Arch, structure: str | None
-) -> Sizes:
+def _reached(found: Sizes, method: Method, arch: Arch, structure: str | None) -> Sizes:
     """Return `found`, or raise InputError with the nearest ratio that can be reached."""
+    ratio = found.ratio
+    assert ratio is not None
     if _possible(found, arch):
         return found
-
-    def reachable(candidate: float) -> bool:
-        target = arch.block_params * (1 - candidate)
-        return _possible(_for_block_params(method, target, candidate, arch, structure), arch)
-
-    # what is out of reach lies at the ends: bisect from the asked ratio towards the middle
-    out, inside = ratio, 0.5
-    if not reachable(inside):
+    nearest = _nearest(ratio, method, arch, structure)
+    if nearest is None:
         raise InputError(f"--ratio {ratio:g} cannot be reached: the model is too small")
-    for _ in range(40):
-        middle = (out + inside) / 2
-        out, inside = (out, middle) if reachable(middle) else (middle, inside)
-    target = arch.block_params * (1 - inside)
-    nearest = _for_block_params(method, target, inside, arch, structure)
     raise InputError(
         f"--ratio {ratio:g} cannot be reached by '{method.name}' on this model",
         f"the nearest reachable ratio is {1 - block_params(nearest, arch) / arch.block_params:g}",
     )
+
+
+def _nearest(ratio: float, method: Method, arch: Arch, structure: str | None) -> Sizes | None:
+    """Return the possible sizes nearest to a ratio that cannot be reached."""
+
+    def at(candidate: float) -> Sizes:
+        target = arch.block_params * (1 - candidate)
+        return _for_block_params(method, target, candidate, arch, structure)
+
+    # what is out of reach lies at the ends: bisect from the asked ratio towards the middle
+    out, inside = ratio, 0.5
+    if not _possible(at(inside), arch):
+        return None
+    for _ in range(40):
+        middle = (out + inside) / 2
+        out, inside = (out, middle) if _possible(at(middle), arch) else (middle, inside)
+    return at(inside)
 
 
 def block_params(found: Sizes, arch: Arch) -> float:
@@ -326,7 +329,11 @@ def _for_params(method: Method, params: float, arch: Arch, structure: str | None
         low, high = (low, middle) if fits(at(middle)) else (middle, high)
     found = at(high)
     if not _possible(found, arch) or _total(found, arch) > params:
-        raise InputError(f"--params {params:g} cannot be reached by '{method.name}' on this model")
+        nearest = _nearest(1.0, method, arch, structure)
+        told = f"the nearest is {_total(nearest, arch)}" if nearest else "the model is too small"
+        raise InputError(
+            f"--params {params:g} cannot be reached by '{method.name}' on this model", told
+        )
     return found
 
 

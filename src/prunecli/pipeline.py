@@ -128,8 +128,7 @@ def skipped(methods: list[Method], amount: Amount, checkpoint: Checkpoint) -> in
                     f"'{method.name}' tries out what it removes",
                     "say how many with --ratio or --layers",
                 )
-            kept = allocate.sizes(method, amount, checkpoint.arch).layers
-            allocate.check_protected(method, method.resolve({}), kept, checkpoint.arch)
+            kept = allocate.sizes(method, method.resolve({}), amount, checkpoint.arch).layers
             return checkpoint.arch.layers - kept
     if amount != Amount():
         raise UsageError("the statistics of these methods do not depend on an amount")

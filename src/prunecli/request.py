@@ -140,8 +140,7 @@ def prepare(request: Request, checkpoint: Checkpoint) -> Prepared:
         )
     if method.rotates:
         arch = rotate.untied(arch)
-    sizes = allocate.with_untouched(method, request.options, request.amount, arch)
-    allocate.check_protected(method, request.options, sizes.layers, arch)
+    sizes = allocate.sizes(method, request.options, request.amount, arch)
     options |= {"sizes": asdict(sizes)}
     # the shape must have a container before anything is computed; of ragged plans the widest has
     widest = sizes.widest(arch)

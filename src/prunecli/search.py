@@ -220,7 +220,7 @@ def _candidates(
     ]
     if budget.quantity != "flops":
         amount = Amount(ratio=ratio) if ratio is not None else Amount(params=budget.most)
-        own = allocate.with_untouched(method, options, amount, arch)
+        own = allocate.sizes(method, options, amount, arch)
         if any(own.untouched):
             raise UsageError("a search makes equal layers", "leave out --protect")
         found.append((own, DEFAULT))

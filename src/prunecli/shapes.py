@@ -23,6 +23,7 @@ from prunecli.writing import FLOPS_TOKENS
 LEAST = 0.96  # of the budget
 NARROWEST, WIDEST = 2.0, 4.0  # FFN channels per hidden channel
 HIDDEN_SHARES = (3 / 4, 27 / 32)
+UNITS = {"params": "parameters", "block_params": "block-linear parameters", "flops": "FLOPs"}
 GRAIN = 128  # of a parent with hidden 4096 or more
 
 
@@ -81,8 +82,10 @@ def candidates(axes: tuple[str, ...], arch: Arch, budget: Budget, multiple: int)
     for hidden, kv_heads in _grid(axes, arch, multiple):
         least, most = _widths(axes, arch, hidden)
         child = _widest(arch, hidden, kv_heads, budget, multiple, most)
-        if child is None:
+        if child is None and multiple <= most:
             near.append(_shape(arch, hidden, kv_heads, max(multiple, least)))
+        elif child is None:
+            continue
         elif budget.cost(child) < LEAST * budget.most or child.ffn < least:
             near.append(child)
         elif child.sizes != arch.sizes:
@@ -97,7 +100,7 @@ def candidates(axes: tuple[str, ...], arch: Arch, budget: Budget, multiple: int)
             f"{nearest.heads}, ffn {nearest.ffn}"
         )
     raise InputError(
-        f"no shape has {LEAST:.0%} to 100% of {budget.most:.0f} {budget.quantity}", told
+        f"no shape has {LEAST:.0%} to 100% of {budget.most:.0f} {UNITS[budget.quantity]}", told
     )
 
 

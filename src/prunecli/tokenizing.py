@@ -6,6 +6,7 @@ that follow each other without padding; the incomplete row at the end is left ou
 
 import os
 from collections.abc import Iterable
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +142,8 @@ def _check(
 ) -> None:
     if seq_len < 2:
         raise UsageError(f"--seq-len {seq_len}: expected at least 2")
-    if tokens is not None and tokens < seq_len:
-        raise UsageError(f"--tokens {tokens:.0f} is less than one row of {seq_len}")
+    if tokens is not None and not seq_len <= tokens < inf:
+        raise UsageError(f"--tokens {tokens:.0f} is not one row of {seq_len}, or more")
     if train_tokenizer is None and tokenizer is None:
         raise UsageError(
             "no tokenizer was given", "use --tokenizer DIR, or --train-tokenizer VOCAB"

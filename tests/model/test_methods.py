@@ -444,12 +444,34 @@ def test_the_first_and_last_layers_stay(calibration, tmp_path):
         )
 
 
-def test_protected_layers_are_never_let_go(llama, calibration, tmp_path):
+@pytest.mark.parametrize(
+    ("amount", "gone"), [(Amount(layers=1), 3), (Amount(ratio=0.75), 3), (Amount(ratio=0.99), 4)]
+)
+def test_protected_layers_are_never_let_go(amount, gone, llama, calibration, tmp_path):
     with pytest.raises(
-        PruneError, match=r"3 of 4 layers would go.*protects the first 1 and the la"
+        PruneError, match=rf"{gone} of 4 layers would go.*protects the first 1 and the last 1"
     ):
-        cut(llama, tmp_path / "out", "sleb", calibration, Amount(layers=1))
+        cut(llama, tmp_path / "out", "sleb", calibration, amount)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", ["flap", "minitron-depth", "minitron-width", "slicegpt-global"])
+def test_a_number_of_parameters_out_of_reach(method, llama, calibration, tmp_path):
+    """The error names the smallest number that can be had, and that one can."""
+    options = {"bias": "drop"} if method == "flap" else {}
+
+    def reach(params):
+        return cut(
+            llama, tmp_path / "out", method, calibration, Amount(params=params), options=options,
+            output=Output(dry_run=True),
+        ).results["params"]  # fmt: skip
+
+    with pytest.raises(PruneError, match=f"cannot be reached by '{method}'") as caught:
+        reach(100)
+    least = int(str(caught.value).split()[-1])
+    assert reach(least) == least
+    with pytest.raises(PruneError, match=f"nearest is {least}$"):
+        reach(least - 1)
 
 
 def test_scores_of_fewer_removals_do_not_do(llama, calibration, tmp_path):

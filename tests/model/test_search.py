@@ -172,7 +172,8 @@ def test_the_same_again_is_accepted(llama, calibration, held_out, tmp_path):
         ({"ratio": 1.5}, UsageError, "between 0 and 1"),
         ({"ratio": None, "params": 1e9}, InputError, "is not below"),
         ({"ratio": None, "params": 20.0}, InputError, r"no shape has 96% to 100%.*nearest has"),
-        ({"ratio": None, "flops": 1e3}, InputError, r"no shape.*flops.*the nearest has"),
+        ({"multiple": 500}, InputError, r"no shape.*block-linear parameters; .*smaller --multiple"),
+        ({"ratio": None, "flops": 1e3}, InputError, r"no shape.*FLOPs.*the nearest has"),
     ],
 )
 def test_bad_requests(llama, calibration, held_out, tmp_path, change, kind, message):

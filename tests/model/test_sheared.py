@@ -361,6 +361,7 @@ def test_a_ratio_means_flaps_shape(llama, calibration, tmp_path):
     [
         ({"batch_size": 0}, UsageError, "expected more than 0"),
         ({"lr": -1.0}, UsageError, "expected more than 0"),
+        ({"tokens": float("nan")}, UsageError, "expected more than 0"),
         ({"tokens": 10.0}, InputError, "less than one step"),
     ],
 )

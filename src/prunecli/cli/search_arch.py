@@ -40,7 +40,7 @@ def search_arch(
         bool, option("paper", "print the candidates of the paper's Tables 5-7; needs no IN")
     ] = False,
     eval_data: Annotated[
-        str, option("eval-data", "held-out D to judge shapes on", metavar="D")
+        str, option("eval-data", "held-out D to judge shapes on, in windows as --data", metavar="D")
     ] = "builtin:evaluation",
     allow_overlap: Annotated[
         bool, option("allow-overlap", "accept held-out text that was calibrated on")

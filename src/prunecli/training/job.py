@@ -1,7 +1,7 @@
 """What a run will do, checked as a whole before its first step."""
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
 from typing import Any
 
 from prunecli.errors import InputError, UsageError
@@ -153,7 +153,7 @@ def _check_numbers(training: Training) -> None:
     }  # fmt: skip
     for name, bound in least.items():
         value = getattr(training, name)
-        if value is not None and value < bound:
+        if value is not None and not bound <= value < inf:
             raise UsageError(f"--{name.replace('_', '-')} {value}: expected at least {bound}")
     for name in ("warmup", "floor"):
         if not 0 <= getattr(training, name) <= 1:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import accumulate
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +143,8 @@ def prepare(
     Rows that `tokenize` made are read as they are needed. Raises UsageError or InputError for a run
     that makes no sense.
     """
-    for name in ("batch_size", "lr", "mask_lr", "domain_every"):
-        if not options[name] > 0:
+    for name in ("tokens", "batch_size", "lr", "mask_lr", "domain_every"):
+        if options[name] is not None and not 0 < options[name] < inf:
             raise UsageError(f"--{name.replace('_', '-')} {options[name]}: expected more than 0")
     batch_size = options["batch_size"]
     job.share(batch_size)
