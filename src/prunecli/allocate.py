@@ -120,7 +120,7 @@ def sizes(method: Method, options: Mapping[str, Any], amount: Amount, arch: Arch
     that of the whole model. Raises UsageError for amounts of the wrong kind, InputError for those
     that cannot be reached, with the nearest that can, or that protected layers had to go for.
     """
-    ends = method.protects(options) if method.protects and "layers" not in method.axes else (0, 0)
+    ends = untouched(method, options)
     if not any(ends):
         return _sizes(method, options, amount, arch)
     cut = arch.layers - sum(ends)
@@ -140,6 +140,13 @@ def sizes(method: Method, options: Mapping[str, Any], amount: Amount, arch: Arch
             )
         amount = replace(amount, ratio=inner)
     return replace(_sizes(method, options, amount, arch), ratio=None, untouched=ends)
+
+
+def untouched(method: Method, options: Mapping[str, Any]) -> tuple[int, int]:
+    """Return how many of the first and of the last layers keep all heads and channels."""
+    if method.protects is None or "layers" in method.axes:
+        return 0, 0
+    return method.protects(options)
 
 
 def _check_protected(method: Method, options: Mapping[str, Any], layers: int, arch: Arch) -> None:
@@ -195,6 +202,9 @@ def _exact(method: Method, shape: dict[str, int], arch: Arch) -> Sizes:
             )
         if not 1 <= size <= getattr(arch, axis):
             raise InputError(f"--{axis} {size}: the model has {getattr(arch, axis)}")
+    if all(size == getattr(arch, axis) for axis, size in shape.items()):
+        told = ", ".join(f"--{axis} {size}" for axis, size in shape.items())
+        raise InputError(f"{told}: the model has this size already", "ask for less")
     heads = shape.get("heads", arch.heads)
     if heads % arch.group:
         nearest = max(1, round(heads / arch.group)) * arch.group

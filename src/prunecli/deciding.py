@@ -57,11 +57,12 @@ def learned(
     lesson: "Lesson",
     folder: Path,
     *,
+    name: str,
     compute: Compute,
     report: Report,
     stop: Callable[[], bool],
 ) -> "Learned | None":
-    """Learn what stays, with state and weights in `folder`.
+    """Learn what stays, with state and weights in `folder`, which the user knows as `name`.
 
     All processes of `torchrun` take part; the first one gets what was learned, the others None.
     Raises what `learning.learn` does.
@@ -72,7 +73,7 @@ def learned(
         processes.barrier()
         found = learning.learn(
             checkpoint, sizes, lesson, folder, processes,
-            compute=compute, report=report, stop=stop,
+            name=name, compute=compute, report=report, stop=stop,
         )  # fmt: skip
     return found if processes.first else None
 
@@ -82,13 +83,15 @@ def judged(
     checkpoint: Checkpoint,
     lesson: "Lesson",
     found: "Learned",
+    *,
     compute: Compute,
     report: Report,
+    stop: Callable[[], bool],
 ) -> Decision:
-    """Decide as it was learned, having looked how well that is."""
+    """Decide as it was learned, having looked how well that is; Stopped when `stop` says so."""
     from prunecli.training import learning
 
-    losses = learning.judge(checkpoint, lesson, found, compute, report)
+    losses = learning.judge(checkpoint, lesson, found, compute=compute, report=report, stop=stop)
     results: dict[str, Any] = {"learned": {**found.results, **losses}}
     if lesson.trained is None:
         # a variant is no run of the method, in tables neither
@@ -116,14 +119,17 @@ class Decider:
         """Return where statistics, scores or the plan come from; nothing is computed yet."""
         request, method = self.request, self.request.method
         plan_inputs: list[Input] = []
+        seen: list[Input] = []
         if request.plan is not None:
             plan, made = read_plan(request.plan)
             if made is not None and made.inputs[0].digest != self.digest:
                 raise InputError(f"the plan in '{request.plan}' was made from another model")
             content = sidecar.key("plan", plan.to_json(), [])
             plan_inputs = [Input(role="plan", id=made.id if made else None, digest=content)]
+            # what the plan was decided on
+            seen = [e for e in (made.inputs if made else []) if e.role == "calibration"]
             if not request.biased:
-                return Source(plan_inputs)
+                return Source([*plan_inputs, *seen], sum(map(_tokens, seen)))
         if method is None or not method.needs:
             return Source([], tensors={})
         if request.scores is not None:
@@ -139,7 +145,13 @@ class Decider:
             found = open_stats(request.stats, self.checkpoint, self.digest, method, request.compat)
         else:
             found = read_tokens(self.checkpoint, request.data, self.report)
-        return Source([*plan_inputs, *found.inputs], found.calibration, found.tensors, found.found)
+        more = [entry for entry in seen if entry not in found.inputs]
+        return Source(
+            [*plan_inputs, *more, *found.inputs],
+            found.calibration + sum(map(_tokens, more)),
+            found.tensors,
+            found.found,
+        )
 
     def decide(self, source: Source, sizes: Sizes | None) -> Decision:
         """Return what stays, and out of which weights; `sizes` are None for a plan."""
@@ -231,3 +243,9 @@ class Decider:
                 gone = [unit for unit in range(total) if unit not in set(units)]
                 columns[:, gone] = 0
         return scores
+
+
+def _tokens(entry: Input) -> int:
+    """Return how many tokens a calibration input has."""
+    told = entry.model_extra or {}
+    return int(told["nsamples"]) * int(told["seq_len"])

@@ -121,6 +121,7 @@ def skipped(methods: list[Method], amount: Amount, checkpoint: Checkpoint) -> in
     """Return how many layers go, where a method must know that before it can calibrate."""
     from prunecli.stats.models import OF_MODELS
 
+    gone = set()
     for method in methods:
         if any(OF_MODELS[name].of_amount for name in _of_models(method.needs)):
             if amount == Amount():
@@ -129,10 +130,11 @@ def skipped(methods: list[Method], amount: Amount, checkpoint: Checkpoint) -> in
                     "say how many with --ratio or --layers",
                 )
             kept = allocate.sizes(method, method.resolve({}), amount, checkpoint.arch).layers
-            return checkpoint.arch.layers - kept
-    if amount != Amount():
+            gone.add(checkpoint.arch.layers - kept)
+    if amount != Amount() and not gone:
         raise UsageError("the statistics of these methods do not depend on an amount")
-    return None
+    # an amount means the same number of layers for all
+    return gone.pop() if gone else None
 
 
 def collect(
@@ -386,7 +388,9 @@ def scores_of(
             if point != "model"
             for i in range(arch.layers)
         }
-        whole = {name: stats[name] for name in stats if not name.startswith("model.")}
+        # a file may hold what other methods read too
+        wanted = tuple(need.collector for need in method.needs if need.points == ("model",))
+        whole = {name: stats[name] for name in stats if wanted and name.startswith(wanted)}
         found: dict[str, torch.Tensor] = method.score_layers({**by_layer, **whole}, options)
         return found
     scores: dict[str, torch.Tensor] = {}

@@ -84,23 +84,27 @@ def prune(
     if world.size() > 1 and not learns:
         raise UsageError("only methods that learn run in several processes", "leave out torchrun")
     checkpoint = Checkpoint(model)
-    place.check_place(out, output, [checkpoint.folder])
+    place.check_place(out, output, [checkpoint.folder, *request.read])
+    if keep is not None:
+        place.check_beside(keep, checkpoint.folder, out)
     prepared = prepare(request, checkpoint)
     lesson, expected = None, prepared.expected
     resolved = {**prepared.options, "dtype": compute.dtype}
     if learns:
         from prunecli.training import learning
 
-        lesson = learning.prepare(checkpoint, data, settings, report)
+        lesson = learning.prepare(checkpoint, data, settings, compute, report)
         expected = {**expected, **lesson.expected(checkpoint.arch.total_params)}
-        resolved["steps"] = lesson.steps
+        resolved |= lesson.recorded
     if output.dry_run:
         return Made(out, results=expected)
     check_device(compute)
     place.check_disk(out, expected.get("disk_bytes", 0) + (0 if plan_only else prepared.bytes))
     digest = checkpoint.digest(report)
     decider = Decider(request, checkpoint, digest, compute, report)
-    source = decider.source() if lesson is None else Source(lesson.inputs, lesson.tokens)
+    source = (
+        decider.source() if lesson is None else Source(lesson.inputs, lesson.calibration_tokens)
+    )
     inputs = [checkpoint.as_input(digest), *source.inputs]
     key = sidecar.key("plan" if plan_only else "checkpoint", resolved, inputs)
     if same := place.same_already(out, output, key):
@@ -131,11 +135,14 @@ def prune(
         if world.is_first():
             stack.enter_context(place.partial(out, key, restart))
         found = learned(
-            checkpoint, prepared.sizes, lesson, folder, compute=compute, report=report, stop=stop
-        )
+            checkpoint, prepared.sizes, lesson, folder,
+            name=f"{out.rstrip('/')}.partial", compute=compute, report=report, stop=stop,
+        )  # fmt: skip
         if found is None:
             return Made(out)
-        decision = judged(chosen, checkpoint, lesson, found, compute, report)
+        decision = judged(
+            chosen, checkpoint, lesson, found, compute=compute, report=report, stop=stop
+        )
         made = _cut(out, decision, decider, record)
         place.remove(folder)
     return made

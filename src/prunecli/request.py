@@ -12,6 +12,7 @@ from prunecli.arch import Arch
 from prunecli.errors import InputError, UsageError
 from prunecli.io import sidecar
 from prunecli.io.checkpoint import Checkpoint
+from prunecli.io.rows import place_of
 from prunecli.io.sidecar import Sidecar
 from prunecli.methods._base import Method, Pattern
 from prunecli.plan import Plan
@@ -32,6 +33,14 @@ class Request:
     plan_only: bool
     keep: str | None
     compat: bool
+
+    @property
+    def read(self) -> list[Path | None]:
+        """Every file and folder that is read beside the model."""
+        domains = str(self.options.get("domains", "")).split(",")
+        data = [place_of(source.strip()) for source in (self.data.source, *domains)]
+        files = (self.stats, self.scores, self.plan, self.amount.arch)
+        return data + [Path(path) for path in files if path]
 
     @property
     def biased(self) -> bool:

@@ -9,6 +9,7 @@ has a run of its own for every candidate.
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,12 @@ from prunecli import allocate, shapes, surgery
 from prunecli.allocate import Sizes
 from prunecli.arch import Arch
 from prunecli.deciding import learned
-from prunecli.errors import InputError, UsageError
+from prunecli.errors import InputError, PruneError, UsageError
 from prunecli.evaluation import perplexity
 from prunecli.io import output as place
 from prunecli.io import sidecar
 from prunecli.io.checkpoint import Checkpoint
+from prunecli.io.rows import place_of
 from prunecli.io.sidecar import Recorder
 from prunecli.methods import registry
 from prunecli.methods._base import Method
@@ -44,6 +46,7 @@ from prunecli.writing import FLOPS_TOKENS
 
 if TYPE_CHECKING:
     from prunecli.io.tokens import Tokens
+    from prunecli.training.learning import Lesson
 
 SCORES = "scores.safetensors"
 GRID, DEFAULT = "grid", "default"
@@ -104,6 +107,7 @@ def search(
     Raises UsageError, InputError (no shape meets the budget, or the texts overlap), OutputExists.
     """
     compute, output = compute or Compute(), output or Output()
+    data, eval_data = data or Data(), eval_data or Data()
     recorder = Recorder("search-arch", output.argv)
     if not out.endswith(".json"):
         raise UsageError(f"OUT '{out}' must end in .json")
@@ -112,12 +116,13 @@ def search(
     chosen = registry.get(method)
     settings = chosen.resolve(options or {})
     shapes.searchable(chosen)
+    _check_equal(chosen, settings)
     checkpoint = Checkpoint(model)
-    place.check_place(out, output, [checkpoint.folder])
+    read = [place_of(source.source) for source in (data, eval_data)]
+    place.check_place(out, output, [checkpoint.folder, *read])
     budget = shapes.budget(checkpoint.arch, params, flops, ratio)
     step = multiple or shapes.grain(checkpoint.arch)
-    biased = chosen.compensates and settings["bias"] == "keep"
-    tried = _candidates(chosen, checkpoint.arch, budget, step, ratio, settings, biased)
+    tried = _candidates(chosen, checkpoint.arch, budget, step, ratio, settings, report)
     resolved = {
         "method": method,
         "options": settings,
@@ -127,24 +132,25 @@ def search(
         "candidates": [candidate.name for candidate in tried],
         "dtype": compute.dtype,
     }
-    if output.dry_run:
-        told = [candidate.told(checkpoint.arch) for candidate in tried]
-        return Made(out, results={**resolved, "candidates": told})
-    check_device(compute)
-    held_out = perplexity.read(checkpoint, eval_data or Data(), report)
-    if not allow_overlap:
-        perplexity.refuse_overlap(checkpoint, held_out)
-    source, lesson = Source([]), None
+    lesson, expected = None, {"candidates": [c.told(checkpoint.arch) for c in tried]}
     if chosen.learned:
         from prunecli.training import learning
 
-        lesson = learning.prepare(checkpoint, data or Data(), settings, report)
-        source = Source(lesson.inputs, lesson.tokens)
-        resolved["steps"] = lesson.steps
-        place.check_disk(out, lesson.expected(checkpoint.arch.total_params)["disk_bytes"])
+        lesson = learning.prepare(checkpoint, data, settings, compute, report)
+        resolved |= lesson.recorded
+        expected |= lesson.expected(checkpoint.arch.total_params)
+    if output.dry_run:
+        return Made(out, results={**resolved, **expected})
+    check_device(compute)
+    place.check_disk(out, expected.get("disk_bytes", 0))  # type: ignore[arg-type]
+    held_out = perplexity.read(checkpoint, eval_data, report)
+    source = Source([])
+    if lesson is not None:
+        source = Source(lesson.inputs, lesson.calibration_tokens)
     elif chosen.needs:
-        source = read_tokens(checkpoint, data or Data(), report)
+        source = read_tokens(checkpoint, data, report)
     if not allow_overlap:
+        perplexity.refuse_overlap(checkpoint, held_out)
         _refuse_shared(source, held_out)
     digest = checkpoint.digest(report)
     inputs = [
@@ -156,33 +162,18 @@ def search(
     if same := place.same_already(out, output, key):
         return same
     with place.partial(out, key, restart) as folder:
-        if lesson is None:
+        name = f"{out}.partial"
+        if lesson is not None:
+            child_of = _learning(checkpoint, lesson, name, compute, report, stop)
+        else:
             scored = score_options(chosen, settings, compat)
             scores = _scores(chosen, checkpoint, digest, source, scored, folder, compute, report)
-
-        def child_of(candidate: Candidate, own: Path) -> surgery.Child:
-            if lesson is not None:
-                found = learned(
-                    checkpoint, candidate.sizes, lesson, own,
-                    compute=compute, report=report, stop=stop,
-                )  # fmt: skip
-                assert found is not None
-                return surgery.Child(found.weights, found.plan, candidate.arch)
-            plan = allocate.plan(
-                chosen, candidate.sizes, scores, checkpoint.arch, settings.get("structure")
-            )
-            return surgery.Child(checkpoint, plan, candidate.arch, scores, biased)
-
-        losses: dict[str, float] = {}
-        for candidate in report.track(tried, "trying shapes", len(tried), "shapes"):
-            file, own = folder / f"{candidate.name}.json", folder / candidate.name
-            if not file.exists():
-                own.mkdir(exist_ok=True)
-                loss = _loss(child_of(candidate, own), held_out, compute, report)
-                place.replace_text(file, json.dumps(loss))
-                place.remove(own)
-            losses[candidate.name] = json.loads(file.read_text("utf-8"))
-        results = _results(tried, losses, checkpoint.arch, budget, source, held_out)
+            child_of = _scoring(chosen, checkpoint, settings, scores)
+        outcomes = {
+            candidate.name: _outcome(candidate, child_of, folder, held_out, compute, report)
+            for candidate in report.track(tried, "trying shapes", len(tried), "shapes")
+        }
+        results = _results(tried, outcomes, checkpoint.arch, budget, source, held_out)
         record = recorder.sidecar(
             "arch",
             resolved,
@@ -196,12 +187,20 @@ def search(
         place.write_json(out, record.text())
         place.remove(folder)
     best = results["candidates"][0]
+    told = [entry["loss"] for entry in results["candidates"] if entry["loss"] is not None]
     report.note(
         f"{len(tried)} shapes: hidden {best['hidden']}, heads {best['heads']}, ffn {best['ffn']} "
-        f"has the least loss, {best['loss']:.4f}; the most is "
-        f"{results['candidates'][-1]['loss']:.4f}"
+        f"has the least loss, {told[0]:.4f}; the most is {told[-1]:.4f}"
     )
     return Made(out, record.dump(), results)
+
+
+def _check_equal(method: Method, options: Mapping[str, Any]) -> None:
+    """Raise UsageError for options that make layers of unequal sizes, which are no shape."""
+    if any(allocate.untouched(method, options)):
+        raise UsageError("a search makes equal layers", "leave out --protect")
+    if str(options.get("structure")).startswith("AL"):
+        raise UsageError("a search makes equal layers", "use --structure UL-UM or UL-MM")
 
 
 def _candidates(
@@ -211,25 +210,99 @@ def _candidates(
     multiple: int,
     ratio: float | None,
     options: Mapping[str, Any],
-    biased: bool,
+    report: Report,
 ) -> list[Candidate]:
     """Return the shapes of the grid, and that of a bare `prune` where the budget is its kind."""
-    found = [
-        (Sizes(s.layers, s.hidden, s.kv_heads, s.ffn), GRID)
-        for s in shapes.candidates(method.axes, arch, budget, multiple)
-    ]
+    biased = method.compensates and options["bias"] == "keep"
+    grid = shapes.candidates(method.axes, arch, budget, multiple, biased)
+    for why in grid.refused:
+        report.note(f"left out: {why}")
+    found = [Candidate(Sizes(s.layers, s.hidden, s.kv_heads, s.ffn), s, GRID) for s in grid.shapes]
     if budget.quantity != "flops":
         amount = Amount(ratio=ratio) if ratio is not None else Amount(params=budget.most)
-        own = allocate.sizes(method, options, amount, arch)
-        if any(own.untouched):
-            raise UsageError("a search makes equal layers", "leave out --protect")
-        found.append((own, DEFAULT))
-    made: dict[str, Candidate] = {}
-    for size, role in found:
-        child = arch.child(hidden=size.hidden, kv_heads=size.kv_heads, ffn=size.ffn, biased=biased)
-        candidate = Candidate(size, child, role)
-        made[candidate.name] = candidate
-    return list(made.values())
+        try:
+            own = allocate.sizes(method, options, amount, arch)
+            # a bare `prune` keeps what a ratio rounds to: up to one FFN channel more
+            shape, narrower = (
+                arch.child(hidden=own.hidden, kv_heads=own.kv_heads, ffn=ffn, biased=biased)
+                for ffn in (own.ffn, max(1, own.ffn - 1))
+            )
+        except InputError as error:
+            report.note(f"left out: the default shape, {error}")
+        else:
+            if budget.cost(narrower) <= budget.most:
+                found.append(Candidate(own, shape, DEFAULT))
+            else:
+                report.note(
+                    f"left out: the default shape, which has {budget.cost(shape):.0f} of "
+                    f"{budget.most:.0f} {shapes.UNITS[budget.quantity]}"
+                )
+    return list({candidate.name: candidate for candidate in found}.values())
+
+
+Child = Callable[[Candidate, Path], surgery.Child]
+
+
+def _scoring(
+    method: Method, checkpoint: Checkpoint, options: Mapping[str, Any], scores: Tensors
+) -> Child:
+    """Return a function that cuts the parent to a shape by its scores."""
+    biased = method.compensates and options["bias"] == "keep"
+
+    def child_of(candidate: Candidate, own: Path) -> surgery.Child:
+        structure = options.get("structure")
+        plan = allocate.plan(method, candidate.sizes, scores, checkpoint.arch, structure)
+        return surgery.Child(checkpoint, plan, candidate.arch, scores, biased)
+
+    return child_of
+
+
+def _learning(
+    checkpoint: Checkpoint,
+    lesson: "Lesson",
+    name: str,
+    compute: Compute,
+    report: Report,
+    stop: Callable[[], bool],
+) -> Child:
+    """Return a function that learns masks for a shape, with its state in a folder of its own."""
+
+    def child_of(candidate: Candidate, own: Path) -> surgery.Child:
+        found = learned(
+            checkpoint, candidate.sizes, lesson, own,
+            name=name, compute=compute, report=report, stop=stop,
+        )  # fmt: skip
+        assert found is not None, "a search runs in one process"
+        return surgery.Child(found.weights, found.plan, candidate.arch)
+
+    return child_of
+
+
+def _outcome(
+    candidate: Candidate,
+    child_of: Child,
+    folder: Path,
+    held_out: "Tokens",
+    compute: Compute,
+    report: Report,
+) -> dict[str, Any]:
+    """Return the loss of a shape, or why there is none; from its file if it was tried before."""
+    file, own = folder / f"{candidate.name}.json", folder / candidate.name
+    if not file.exists():
+        own.mkdir(exist_ok=True)
+        outcome: dict[str, Any] = {"loss": None}
+        try:
+            outcome["loss"] = _loss(child_of(candidate, own), held_out, compute, report)
+        except PruneError as error:
+            if type(error) is not PruneError:
+                raise
+            # a loss that is no number: this shape will not do, others may
+            outcome["failed"] = str(error)
+            report.note(f"{candidate.name}: {error}")
+        place.replace_text(file, json.dumps(outcome))
+        place.remove(own)
+    found: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    return found
 
 
 def _refuse_shared(source: Source, held_out: "Tokens") -> None:
@@ -279,19 +352,25 @@ def _loss(child: surgery.Child, held_out: "Tokens", compute: Compute, report: Re
 
 def _results(
     tried: list[Candidate],
-    losses: Mapping[str, float],
+    outcomes: Mapping[str, dict[str, Any]],
     parent: Arch,
     budget: Budget,
     source: Source,
     held_out: "Tokens",
 ) -> dict[str, Any]:
-    ranked = sorted(tried, key=lambda candidate: losses[candidate.name])
+    def loss(candidate: Candidate) -> float:
+        found = outcomes[candidate.name]["loss"]
+        return inf if found is None else float(found)
+
+    ranked = sorted(tried, key=loss)
+    if loss(ranked[0]) == inf:
+        raise PruneError(f"no shape has a loss: {outcomes[ranked[0].name]['failed']}")
     best = ranked[0].told(parent)
     return {
         "arch": {axis: best[axis] for axis in ("layers", "hidden", "heads", "kv_heads", "ffn")},
-        "loss": losses[ranked[0].name],
+        "loss": loss(ranked[0]),
         "budget": {"quantity": budget.quantity, "most": budget.most},
-        "candidates": [{**c.told(parent), "loss": losses[c.name]} for c in ranked],
+        "candidates": [{**c.told(parent), **outcomes[c.name]} for c in ranked],
         "calibration_tokens": source.calibration,
         "evaluation_tokens": held_out.ids.shape[0] * (held_out.ids.shape[1] - 1),
     }

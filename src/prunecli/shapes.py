@@ -14,6 +14,7 @@ of Tables 6 and 7, and nine of the twelve of Table 5.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isfinite
+from typing import NamedTuple
 
 from prunecli.arch import Arch
 from prunecli.errors import InputError, UsageError
@@ -73,25 +74,42 @@ def grain(arch: Arch) -> int:
     return size
 
 
-def candidates(axes: tuple[str, ...], arch: Arch, budget: Budget, multiple: int) -> list[Arch]:
+class Grid(NamedTuple):
+    """The shapes of a grid that use up a budget, and those that no stock container holds: why."""
+
+    shapes: list[Arch]
+    refused: list[str]
+
+
+def candidates(
+    axes: tuple[str, ...], arch: Arch, budget: Budget, multiple: int, biased: bool = False
+) -> Grid:
     """Return the shapes of a grid that use up a budget, or raise InputError with the nearest.
 
-    `axes` are those that a method cuts; layers stay.
+    `axes` are those that a method cuts; layers stay. `biased` shapes have FLAP's biases.
     """
-    near, found = [], []
+    near: list[Arch] = []
+    found: list[Arch] = []
+    refused: list[str] = []
     for hidden, kv_heads in _grid(axes, arch, multiple):
         least, most = _widths(axes, arch, hidden)
-        child = _widest(arch, hidden, kv_heads, budget, multiple, most)
-        if child is None and multiple <= most:
-            near.append(_shape(arch, hidden, kv_heads, max(multiple, least)))
-        elif child is None:
+        family = _Widths(arch, hidden, kv_heads, biased)
+        if multiple > most:
             continue
-        elif budget.cost(child) < LEAST * budget.most or child.ffn < least:
+        try:
+            child = family.widest(budget, multiple, most) or family.at(max(multiple, least))
+        except InputError as error:
+            refused.append(f"hidden {hidden} with {kv_heads * arch.group} heads: {error}")
+            continue
+        fits = LEAST * budget.most <= budget.cost(child) <= budget.most and child.ffn >= least
+        if not fits:
             near.append(child)
         elif child.sizes != arch.sizes:
             found.append(child)
     if found:
-        return found
+        return Grid(found, refused)
+    if refused and not near:
+        raise InputError(f"no shape can be written: {refused[0]}")
     nearest = min(near, key=lambda child: abs(budget.cost(child) - budget.most), default=None)
     told = "choose a smaller --multiple"
     if nearest is not None:
@@ -135,20 +153,26 @@ def _widths(axes: tuple[str, ...], arch: Arch, hidden: int) -> tuple[int, int]:
     return int(min(NARROWEST, own) * hidden), min(arch.ffn, int(max(WIDEST, own) * hidden))
 
 
-def _widest(
-    arch: Arch, hidden: int, kv_heads: int, budget: Budget, multiple: int, most: int
-) -> Arch | None:
-    """Return the shape with the widest FFN within the budget, None if the narrowest costs more."""
+@dataclass(frozen=True)
+class _Widths:
+    """The shapes of one hidden size and one number of KV groups, which differ in their FFN."""
 
-    def fits(steps: int) -> bool:
-        return budget.cost(_shape(arch, hidden, kv_heads, steps * multiple)) <= budget.most
+    arch: Arch
+    hidden: int
+    kv_heads: int
+    biased: bool
 
-    low, high = 0, most // multiple
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return _shape(arch, hidden, kv_heads, low * multiple) if low else None
+    def at(self, ffn: int) -> Arch:
+        """Return the shape with this FFN; raise InputError where no container holds it."""
+        return self.arch.child(
+            hidden=self.hidden, kv_heads=self.kv_heads, ffn=ffn, biased=self.biased
+        )
 
-
-def _shape(arch: Arch, hidden: int, kv_heads: int, ffn: int) -> Arch:
-    return arch.child(hidden=hidden, kv_heads=kv_heads, ffn=ffn)
+    def widest(self, budget: Budget, multiple: int, most: int) -> Arch | None:
+        """Return the widest shape within the budget, None if the narrowest costs more."""
+        low, high = 0, most // multiple
+        while low < high:
+            middle = (low + high + 1) // 2
+            fits = budget.cost(self.at(middle * multiple)) <= budget.most
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return self.at(low * multiple) if low else None

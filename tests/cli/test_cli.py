@@ -318,6 +318,17 @@ def test_print_config_is_read_back(run, called, tmp_path) -> None:
 # -- commands that need no stub -------------------------------------------------------------------
 
 
+def test_variables_of_other_methods_are_ignored(run, called, monkeypatch) -> None:
+    monkeypatch.setenv("PRUNECLI_BATCH_SIZE", "4")
+    monkeypatch.setenv("PRUNECLI_STRUCTURE", "UL-UM")
+    assert run("prune", "--method", "flap", "--ratio", "0.5", "in", "out").code == 0
+    assert called["options"] == {"structure": "UL-UM"}
+    assert run("prune", "--plan", "p.json", "in", "out").code == 0
+    assert called["options"] == {}
+    ended = run("prune", "--method", "flap", "--lr", "1", "--ratio", "0.5", "in", "out")
+    assert ended.code == 2 and "it belongs to sheared-llama" in ended.err
+
+
 def test_check_tells_what_is_wrong(run, monkeypatch) -> None:
     found = {"good": [], "bad": ["torn", "bent"]}
     # by its module: the package offers the verb under the same name

@@ -121,6 +121,16 @@ def test_two_processes_are_one_run(files, alone, tmp_path) -> None:
     assert log(tmp_path / "o")[-1]["eval_loss"] == pytest.approx(loss, rel=1e-5)
 
 
+def test_validation_changes_nothing(files, tmp_path) -> None:
+    """Weights gathered for a forward in bfloat16 are not those that are written."""
+    more = ["--dtype", "bfloat16", "--eval-data", files[1] + ":180:187"]
+    for name, options in (("with", more), ("without", more[:2])):
+        ended = finish(command(TWO, *files, tmp_path / name, *options))
+        assert ended.returncode == 0, ended.stderr
+    one, two = (tmp_path / name / "model.safetensors" for name in ("with", "without"))
+    assert one.read_bytes() == two.read_bytes()
+
+
 @pytest.mark.parametrize(("first", "then"), [(TWO, ALONE), (ALONE, TWO)], ids=["2to1", "1to2"])
 def test_states_resume_on_other_numbers(files, alone, tmp_path, first, then) -> None:
     kill_after_a_save(command(first, *files, tmp_path / "o"), tmp_path / "o")

@@ -186,6 +186,18 @@ def test_too_little_disk(model, tmp_path, monkeypatch):
     refused(tmp_path, 4, "too little disk", "free")
 
 
+def test_what_a_state_takes_counts_as_free(tmp_path, monkeypatch):
+    """A run that filled the disk can go on: its state is gone on from, or cleared."""
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(output.shutil, "disk_usage", lambda path: usage(1, 1, 1000))
+    out = str(tmp_path / "o")
+    with pytest.raises(InputError, match="too little disk"):
+        output.check_disk(out, 3000)
+    (tmp_path / "o.partial" / "step-1").mkdir(parents=True)
+    (tmp_path / "o.partial" / "step-1" / "x").write_bytes(bytes(2500))
+    output.check_disk(out, 3000)
+
+
 def test_tokens(model, tmp_path):
     other = tiny.tokens(tmp_path / "other.safetensors", vocab=50000)
     refused(tmp_path, 4, "259", method="wanda", data=Data(other))

@@ -550,6 +550,70 @@ def test_three_steps_give_the_bytes_of_one(method, options, llama, calibration, 
     assert again.results["ratio"] == made.results["ratio"]
 
 
+def test_one_file_of_statistics_serves_many(llama, calibration, tmp_path):
+    """What other methods read beside is no part of a method's scores."""
+    many = ["shortgpt", "shortened-llama", "minitron-depth", "slicegpt-global", "llm-pruner"]
+    stats = str(tmp_path / "s.safetensors")
+    calibrate(str(llama), stats, methods=many, amount=HALF, data=Data(calibration))
+    for method in many:
+        options, files = ON_TINY.get(method, {}), []
+        for name, settings in (("all", {"stats": stats}), ("own", {"data": Data(calibration)})):
+            if name == "own" and method == "minitron-depth":
+                settings["amount"] = HALF
+            files.append(tmp_path / f"{method}-{name}.safetensors")
+            score(str(llama), str(files[-1]), method=method, options=options, **settings)
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_an_amount_that_one_of_many_cannot(llama, calibration, tmp_path):
+    with pytest.raises(PruneError, match="'sleb' protects the first 1"):
+        calibrate(
+            str(llama), str(tmp_path / "s.safetensors"), methods=["minitron-depth", "sleb"],
+            amount=Amount(layers=1), data=Data(calibration),
+        )  # fmt: skip
+
+
+def test_gradients_in_sixteen_bits(llama, calibration):
+    """They are those of a sum: a mean over all tokens is too small for half precision."""
+    ids = load_file(calibration.rsplit(":", 1)[0])["ids"]
+    exact, rounded = (
+        gradients.gradients(
+            run.Runner(Checkpoint(str(llama)), Compute(dtype=dtype)), ids, ["taylor"]
+        )
+        for dtype in ("float32", "bfloat16")
+    )
+    for name, value in exact.items():
+        assert float(rounded[name]) == pytest.approx(float(value), rel=0.1)
+
+
+def test_a_plan_tells_what_it_was_decided_on(llama, calibration, tmp_path):
+    from prunecli.evaluation.evaluate import evaluate
+
+    options = {"bias": "drop"}
+    plan = tmp_path / "p.json"
+    cut(llama, plan, "flap", calibration, options=options, plan_only=True)
+    made = prune(str(llama), str(tmp_path / "o"), plan=str(plan))
+    assert made.sidecar["tokens"]["calibration"] == 8 * 32
+    with pytest.raises(PruneError, match="8 of 8 evaluation windows were calibrated on"):
+        evaluate(str(tmp_path / "o"), data=[Data(calibration)])
+    # read again for the biases, the same text counts once
+    again = cut(llama, tmp_path / "b", "flap", calibration, amount=None, plan=str(plan))
+    assert again.sidecar["tokens"]["calibration"] == 8 * 32
+
+
+def test_nothing_that_is_read_is_written_to(llama, calibration, tmp_path):
+    rows = tmp_path / "t.safetensors"
+    rows.write_bytes(Path(calibration.rsplit(":", 1)[0]).read_bytes())
+    for keep, what in ((llama, "the input"), (llama / "x", "the input"), (tmp_path / "o", "OUT")):
+        with pytest.raises(PruneError, match=f"lies in {what}"):
+            cut(llama, tmp_path / "o", "flap", calibration, keep=str(keep))
+    with pytest.raises(PruneError, match="is the input itself"):
+        cut(llama, rows, "magnitude", f"{rows}:ids", output=Output(force=True))
+    with pytest.raises(PruneError, match="contains the input"):
+        cut(llama, tmp_path, "magnitude", f"{rows}:ids", output=Output(force=True))
+    assert not (llama / "x").exists() and not (tmp_path / "o").exists()
+
+
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt", "wanda-sp"])
 def test_one_pass_variant_of_sequential_methods(method, llama, calibration, tmp_path):
     stats = str(tmp_path / "s.safetensors")

@@ -11,6 +11,7 @@ from prunecli.errors import InputError, PruneError, Stopped, UsageError
 from prunecli.evaluation import perplexity
 from prunecli.evaluation.evaluate import evaluate
 from prunecli.pruning import prune
+from prunecli.report import Report
 from prunecli.search import search
 from prunecli.settings import Amount, Data, Output
 from prunecli.tables import reference
@@ -46,7 +47,7 @@ def test_the_rule_gives_the_papers_ffn_columns():
 def test_grids_hold_nothing_that_the_paper_lacks():
     budget = shapes.budget(reference.parent(), 4_540_600_320, None, None)
     for axes, count in ((("heads", "ffn"), 5), (("hidden", "heads", "ffn"), 10)):
-        found = shapes.candidates(axes, reference.parent(), budget, 128)
+        found = shapes.candidates(axes, reference.parent(), budget, 128).shapes
         assert len(found) == count
         assert all(0.96 * budget.most <= arch.total_params <= budget.most for arch in found)
 
@@ -180,6 +181,60 @@ def test_bad_requests(llama, calibration, held_out, tmp_path, change, kind, mess
     with pytest.raises(kind, match=message):
         run(llama, tmp_path / "a.json", calibration, held_out, **change)
     assert not (tmp_path / "a.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "options"), [("flap", {"structure": "AL-AM"}), ("llm-pruner", {"protect": "1,1"})]
+)
+def test_ragged_layers_are_no_shape(method, options, llama, calibration, held_out, tmp_path):
+    with pytest.raises(UsageError, match="a search makes equal layers"):
+        run(
+            llama, tmp_path / "a.json", calibration, held_out, method, options=options,
+            ratio=None, flops=2e8,
+        )  # fmt: skip
+
+
+def test_a_shape_that_nothing_holds_is_left_out(calibration, held_out, tmp_path):
+    notes: list[str] = []
+
+    class Told(Report):
+        def note(self, message: str) -> None:
+            notes.append(message)
+
+    sizes = {"hidden_size": 40, "num_attention_heads": 8, "num_key_value_heads": 4}
+    model = tiny.make(tmp_path / "m", "gemma2", **sizes)
+    made = run(model, tmp_path / "a.json", calibration, held_out, "llm-pruner", report=Told())
+    assert {entry["heads"] for entry in made.results["candidates"]} == {4, 8}
+    assert any("left out: hidden 40 with 6 heads" in note for note in notes)
+    with pytest.raises(InputError, match=r"no shape can be written: .*use --bias drop"):
+        run(model, tmp_path / "b.json", calibration, held_out, options={"bias": "keep"})
+
+
+def test_a_default_shape_beyond_the_budget_is_left_out(calibration, held_out, tmp_path):
+    """UL-UM rounds whole groups: of three it takes one for a half."""
+    model = tiny.make(tmp_path / "m", "llama", num_key_value_heads=3)
+    options = {"structure": "UL-UM", "bias": "drop"}
+    made = run(model, tmp_path / "a.json", calibration, held_out, ratio=0.5, options=options)
+    assert {entry["role"] for entry in made.results["candidates"]} == {"grid"}
+
+
+def test_a_shape_without_a_loss_comes_last(llama, calibration, held_out, tmp_path, monkeypatch):
+    from prunecli import search as module
+
+    real, calls = perplexity.result, []
+
+    def failing(*args):
+        calls.append(1)
+        if len(calls) == 1:
+            raise PruneError("the loss is nan")
+        return real(*args)
+
+    monkeypatch.setattr(module.perplexity, "result", failing)
+    made = run(llama, tmp_path / "a.json", calibration, held_out)
+    *others, last = made.results["candidates"]
+    assert last["loss"] is None and "nan" in last["failed"]
+    assert made.results["loss"] == others[0]["loss"] and others
+    table([str(tmp_path)], "table6")
 
 
 def test_held_out_text_must_be_held_out(llama, calibration, tmp_path):

@@ -241,6 +241,33 @@ def test_asked_to_stop_it_saves_first(llama, calibration, tmp_path):
     assert whole.read_bytes() == cut.read_bytes()
 
 
+def test_asked_to_stop_at_the_end_it_keeps_what_was_learned(llama, calibration, tmp_path):
+    asked = []
+
+    def stop():
+        asked.append(1)
+        return len(asked) > 14  # twelve steps, two of the losses that are reported
+
+    with pytest.raises(Stopped, match="with all masks learned"):
+        run(llama, tmp_path / "cut", calibration, stop=stop)
+    run(llama, tmp_path / "cut", calibration)
+    run(llama, tmp_path / "whole", calibration)
+    whole, cut = (tmp_path / name / "model.safetensors" for name in ("whole", "cut"))
+    assert whole.read_bytes() == cut.read_bytes()
+
+
+def test_a_frozen_state_has_no_weights(llama, calibration, tmp_path):
+    frozen = {**FEW, "freeze_weights": True}
+    with pytest.raises(Stopped):
+        run(llama, tmp_path / "o", calibration, options=frozen, stop=lambda: True)
+    state = sum(f.stat().st_size for f in (tmp_path / "o.partial").rglob("*") if f.is_file())
+    assert state < (llama / "model.safetensors").stat().st_size / 2
+    run(llama, tmp_path / "o", calibration, options=frozen)
+    run(llama, tmp_path / "whole", calibration, options=frozen)
+    whole, cut = (tmp_path / name / "model.safetensors" for name in ("whole", "o"))
+    assert whole.read_bytes() == cut.read_bytes()
+
+
 def test_the_state_of_another_run(llama, calibration, tmp_path):
     with pytest.raises(Stopped):
         run(llama, tmp_path / "o", calibration, stop=lambda: True)
@@ -248,6 +275,14 @@ def test_the_state_of_another_run(llama, calibration, tmp_path):
     with pytest.raises(OutputExists, match="--restart"):
         run(llama, tmp_path / "o", calibration, options=other)
     run(llama, tmp_path / "o", calibration, options=other, restart=True)
+    # rows have no seed, their order has, and so have gates
+    with pytest.raises(Stopped):
+        run(llama, tmp_path / "s", calibration, stop=lambda: True)
+    with pytest.raises(OutputExists, match="--restart"):
+        prune(
+            str(llama), str(tmp_path / "s"), method="sheared-llama", amount=SMALL, options=FEW,
+            data=Data(calibration, seed=1),
+        )  # fmt: skip
     with pytest.raises(UsageError, match="methods that learn"):
         prune(str(llama), str(tmp_path / "x"), method="magnitude", amount=SMALL, restart=True)
 
@@ -259,6 +294,57 @@ def naive_update(weights, losses, reference):
     ]
     mixed = [(1 - 1e-4) * r / sum(raised) + 1e-4 / len(raised) for r in raised]
     return [m / sum(mixed) for m in mixed]
+
+
+def test_evaluation_has_no_noise(llama, calibration):
+    """As many gates at zero as are expected to be, whatever the step has drawn."""
+    from prunecli.training import model as models
+    from prunecli.training.ranks import Ranks
+
+    arch = Arch.read(llama)
+    masks = shearing.Gates(arch, Sizes(4, 36, 1, 40), seed=0)
+    with torch.no_grad():
+        masks.log_alpha["ffn"][:, :20] = -100.0
+    ranks = Ranks(0, 1, torch.device("cpu"), None)
+    objective = models.assemble(
+        Checkpoint(str(llama)), None, ranks,
+        lambda model, _: shearing.Shearing(model, arch, masks, torch.float32, 1.0),
+    )  # fmt: skip
+    objective.model.eval()
+    found = []
+    for step in (0, 1):
+        objective.begin(step, 10)
+        with torch.no_grad():
+            found.append([float(part) for part in objective(IDS)])
+    assert found[0] == found[1] and found[0][0] == found[0][1]
+    gone = (objective.values["ffn"] == 0).sum(1)
+    # 20 channels whose chance is 0.9529, 60 of 0.002
+    assert gone.tolist() == [19] * 4
+    assert float(objective.values["hidden"].max()) == pytest.approx(0.99603, abs=5e-6)
+
+
+def test_what_was_gated_can_be_forgotten(llama):
+    """Gates hold the model and the model its gates: taken off, both go without a collector."""
+    import gc
+    import weakref
+
+    from prunecli.training import model as models
+    from prunecli.training.ranks import Ranks
+
+    arch = Arch.read(llama)
+    masks = shearing.Gates(arch, Sizes(4, 36, 1, 40), seed=0)
+    objective = models.assemble(
+        Checkpoint(str(llama)), None, Ranks(0, 1, torch.device("cpu"), None),
+        lambda model, _: shearing.Shearing(model, arch, masks, torch.float32, 1.0),
+    )  # fmt: skip
+    gc.disable()
+    try:
+        weight = weakref.ref(objective.model.model.layers[0].mlp.down_proj.weight)
+        objective.release()
+        del objective
+        assert weight() is None
+    finally:
+        gc.enable()
 
 
 def test_mixtures_follow_the_losses():
@@ -289,6 +375,10 @@ def test_domains_are_loaded_by_loss(llama, calibration, tmp_path, monkeypatch):
     record = sidecar.read(tmp_path / "whole")
     assert sidecar.inconsistency(record) == ""
     assert sum(entry.role == "calibration" for entry in record.inputs) == 2
+    told = record.dump()
+    assert told["options"]["dtype"] == "float32" and told["options"]["seed"] == 0
+    del told["run"]
+    assert str(tmp_path) not in json.dumps(told)
     real = learning.Loop.step
 
     def failing(self, step, stop=False):
@@ -311,7 +401,7 @@ def test_rows_are_read_as_they_are_needed(llama, calibration, tmp_path):
     made = run(llama, tmp_path / "o", f"{calibration}:2:7")
     (trained,) = made.sidecar["tokens"]["trained"]
     assert trained["range"] == [2, 7] and trained["count"] == 12 * 4 * 32
-    assert made.sidecar["tokens"]["calibration"] == 5 * 32
+    assert made.sidecar["tokens"]["calibration"] == 0  # they are counted as trained on
     entry = next(entry for entry in made.sidecar["inputs"] if entry["role"] == "calibration")
     assert entry["windows"] == [] and entry["range"] == [2, 7]
     with pytest.raises(InputError, match="2 of 3 evaluation windows were"):
@@ -321,6 +411,18 @@ def test_rows_are_read_as_they_are_needed(llama, calibration, tmp_path):
     run(llama, tmp_path / "f", f"{calibration}:2:7", options=frozen)
     with pytest.raises(InputError, match="2 of 3 evaluation windows were calibrated"):
         evaluate(str(tmp_path / "f"), data=[Data(f"{calibration}:5:8")])
+
+
+def test_only_what_is_read_is_recorded(llama, calibration, tmp_path):
+    """A short run on a long D leaves the rest for evaluation."""
+    from prunecli.evaluation.evaluate import evaluate
+
+    made = run(llama, tmp_path / "o", calibration, options={"tokens": 3 * 32, "batch_size": 1})
+    (trained,) = made.sidecar["tokens"]["trained"]
+    assert trained["range"] == [0, 3]
+    evaluate(str(tmp_path / "o"), data=[Data(f"{calibration}:3:8")])
+    with pytest.raises(InputError, match="1 of 6 evaluation windows"):
+        evaluate(str(tmp_path / "o"), data=[Data(f"{calibration}:2:8")])
 
 
 def test_domains_of_unequal_lengths(llama, calibration, tmp_path):
@@ -354,6 +456,11 @@ def test_a_ratio_means_flaps_shape(llama, calibration, tmp_path):
         for name in ("flap", "sheared-llama")
     ]  # fmt: skip
     assert found[0] == found[1]
+
+
+def test_a_shape_that_changes_nothing(llama, calibration, tmp_path):
+    with pytest.raises(InputError, match="--ffn 80: the model has this size already"):
+        run(llama, tmp_path / "o", calibration, Amount(ffn=80))
 
 
 @pytest.mark.parametrize(

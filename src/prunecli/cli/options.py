@@ -390,13 +390,20 @@ def _completer(choices: tuple[str, ...]) -> Callable[[], list[str]] | None:
     return (lambda: list(choices)) if choices else None
 
 
-def chosen_options(method: str | None, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the method options that were given; raise UsageError for those it does not have."""
-    owners = method_options()
+def chosen_options(method: str | None, context: typer.Context) -> dict[str, Any]:
+    """Return the method options that were given; raise UsageError for those it does not have.
+
+    Variables of the environment may be meant for other methods and commands: those it does not have
+    are ignored.
+    """
+    owners, values = method_options(), context.params
     given = {name: values[name] for name in owners if values.get(name) is not None}
-    known = [entry.name for entry in registry.get(method).options] if method else list(given)
-    for name in given:
-        if name not in known:
+    known = [entry.name for entry in registry.get(method).options] if method else []
+    for name in [name for name in given if name not in known]:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "ENVIRONMENT":
+            del given[name]
+        elif method:
             raise UsageError(
                 f"method '{method}' has no option --{name.replace('_', '-')}",
                 f"it belongs to {', '.join(owners[name])}",

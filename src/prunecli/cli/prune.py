@@ -56,7 +56,7 @@ def prune(
     folder, stats, scores, plan, arch = options.from_stdin(
         model, stats, scores, plan, context.params["arch"]
     )
-    given = options.chosen_options(method, context.params)
+    given = options.chosen_options(method, context)
     from prunecli import pruning
 
     # what learns is stopped between two steps, everything else at once

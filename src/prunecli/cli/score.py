@@ -27,7 +27,7 @@ def score(
     """
     report = options.settings(context)
     folder, stats = options.from_stdin(model, stats)
-    given = options.chosen_options(method, context.params)
+    given = options.chosen_options(method, context)
     from prunecli import pipeline
 
     made = pipeline.score(

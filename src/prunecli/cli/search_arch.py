@@ -71,7 +71,7 @@ def search_arch(
     if model is None or out is None or method is None:
         raise UsageError("search-arch takes --method M IN OUT.json", "or --paper")
     (folder,) = options.from_stdin(model)
-    given = options.chosen_options(method, context.params)
+    given = options.chosen_options(method, context)
     from prunecli.search import search
 
     own = options.data_of(context.params)

@@ -3,7 +3,7 @@
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from prunecli.settings import Made, Output
 MARK = "key"
 
 
-def check_place(out: str, output: Output, inputs: list[Path]) -> None:
+def check_place(out: str, output: Output, inputs: Sequence[Path | None]) -> None:
     """Refuse an OUT that is one of the inputs or lies inside one, or exists without --force.
 
     Raises InputError or OutputExists. Even --force only replaces what prunecli made.
@@ -22,7 +22,7 @@ def check_place(out: str, output: Output, inputs: list[Path]) -> None:
     if not out.strip():
         raise InputError("OUT is empty", "name the output")
     place = Path(out).resolve()
-    for path in inputs:
+    for path in filter(None, inputs):
         source = path.resolve()
         if place == source:
             raise InputError(f"OUT '{out}' is the input itself", "choose another OUT")
@@ -41,6 +41,14 @@ def check_place(out: str, output: Output, inputs: list[Path]) -> None:
         raise OutputExists(f"OUT '{out}' exists", "use --force, or --skip-existing, or move it")
     if not sidecar.path_of(place).exists():
         raise OutputExists(f"OUT '{out}' exists and was not made by prunecli", "move it away")
+
+
+def check_beside(folder: str, model: Path, out: str) -> None:
+    """Raise InputError unless files kept in `folder` harm neither the input nor OUT."""
+    place = Path(folder).resolve()
+    for what, other in (("the input", model.resolve()), ("OUT", Path(out).resolve())):
+        if place == other or other in place.parents:
+            raise InputError(f"--keep '{folder}' lies in {what}", "choose another folder")
 
 
 def occupied(place: Path) -> bool:
@@ -65,11 +73,15 @@ def same_already(out: str, output: Output, key: str) -> Made | None:
 
 
 def check_disk(out: str, needed: int) -> None:
-    """Raise InputError if the disk of OUT has fewer than `needed` bytes free."""
+    """Raise InputError if the disk of OUT has fewer than `needed` bytes free.
+
+    What the state of an unfinished run takes counts as free: it is gone on from, or cleared.
+    """
     place = Path(out).resolve()
     while not place.exists():
         place = place.parent
-    free = shutil.disk_usage(place).free
+    state = sum(path.lstat().st_size for path in partial_of(out).rglob("*"))
+    free = shutil.disk_usage(place).free + state
     if needed > free:
         raise InputError(
             f"too little disk for '{out}': needs {needed / 1e9:.2f} GB, free {free / 1e9:.2f} GB",

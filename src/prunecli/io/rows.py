@@ -124,6 +124,13 @@ def split(data: str) -> tuple[str, int | None, int | None]:
     return match["path"], int(start) if start else None, int(stop) if stop else None
 
 
+def place_of(data: str) -> Path | None:
+    """Return the file or folder that D lies in, None where it is a name."""
+    file, tensor, _ = data.partition(f"{TENSOR_FILE}:")
+    path = Path(file + TENSOR_FILE if tensor else split(data)[0]) if data else None
+    return path if path is not None and path.exists() else None
+
+
 def is_rows(data: str) -> bool:
     """Return whether `data` names a folder of rows, or an integer tensor in a file."""
     if data.endswith(TENSOR_FILE) or f"{TENSOR_FILE}:" in data:

@@ -39,13 +39,12 @@ def gradients(runner: Runner, ids: Tensor, names: list[str]) -> Stats:
                 after = runner.forward(layer, i, states[i][rows].to(runner.device))
                 states[i + 1][rows] = after.to(states[0].device)
     flowing = states.pop()
-    tokens = ids.shape[0] * (ids.shape[1] - 1)
     for rows in steps:
-        flowing[rows] = runner.loss_gradient(flowing[rows], ids[rows], tokens).to(flowing.device)
+        flowing[rows] = runner.loss_gradient(flowing[rows], ids[rows]).to(flowing.device)
     found: Stats = {}
     for i in runner.report.track(range(depth)[::-1], "running back", depth, "layers"):
         layer = runner.layer(i).requires_grad_(True)
-        slopes = _back(runner, layer, i, states.pop(), flowing)
+        slopes = _back(runner, layer, i, states.pop(), flowing, ids[:, 1:].numel())
         for name in names:
             for part, value in OF_GRADIENTS[name].of(slopes, runner.arch).items():
                 found[f"{runner.arch.point(i, 'block')}.{part}"] = value.cpu()
@@ -53,9 +52,12 @@ def gradients(runner: Runner, ids: Tensor, names: list[str]) -> Stats:
 
 
 def _back(
-    runner: Runner, layer: nn.Module, i: int, entering: Tensor, flowing: Tensor
+    runner: Runner, layer: nn.Module, i: int, entering: Tensor, flowing: Tensor, tokens: int
 ) -> list[Slopes]:
-    """Take `flowing` [N, T, D] back through a layer, in place; return its weights' slopes."""
+    """Take `flowing` [N, T, D] back through a layer, in place; return its weights' slopes.
+
+    What flows is the gradient of the loss summed over all `tokens` that are predicted.
+    """
     axes = {name: tensor.axes for name, tensor in runner.arch.tensors().items()}
     weights = dict(layer.named_parameters())
     sums = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
@@ -68,9 +70,9 @@ def _back(
         flowing[row : row + 1] = before.grad.to(flowing.device)
         for name, weight in weights.items():
             assert weight.grad is not None
-            slope = weight.grad.float()
+            slope = weight.grad.float() / tokens
             sums[name] += slope
-            # the flow is that of a mean over all sequences
+            # of a mean over one sequence, where the slope is that of one over all
             squares[name].addcmul_(slope, slope, value=len(entering))
             weight.grad = None
     return [

@@ -13,12 +13,13 @@ def residual_gram(runner: Runner, ids: Tensor) -> Tensor:
     x has unit root mean square; points are the inputs of all norms: what enters a layer, what its
     attention leaves, and what the last layer leaves.
     """
-    gram = torch.zeros(runner.arch.hidden, runner.arch.hidden, dtype=torch.float64)
+    size = (runner.arch.hidden, runner.arch.hidden)
+    gram = torch.zeros(size, dtype=torch.float64, device=runner.device)
 
     def add(states: Tensor) -> None:
         flat = states.flatten(0, -2).double()
         flat = flat / flat.square().mean(1, keepdim=True).sqrt().clamp(min=1e-30)
-        gram.add_((flat.T @ flat).cpu())
+        gram.addmm_(flat.T, flat)
 
     hidden, depth = runner.embed(ids), runner.arch.layers
     norms = runner.arch.norms()
@@ -31,4 +32,4 @@ def residual_gram(runner: Runner, ids: Tensor) -> Tensor:
             hidden[rows] = after.to(hidden.device)
     for rows in batches(ids):
         add(hidden[rows].to(runner.device))
-    return gram
+    return gram.cpu()

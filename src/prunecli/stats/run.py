@@ -69,6 +69,7 @@ class Runner:
             stub.forward = self._note
         self._noted: list[tuple[Tensor, dict[str, Any]]] = []
         self._roots: dict[str, Tensor] = {}
+        self._head: Tensor | None = None
         self._context: tuple[int, list[dict[str, Any]]] | None = None
 
     def _note(self, hidden_states: Tensor, **given: Any) -> Tensor:
@@ -156,8 +157,11 @@ class Runner:
         total, target = self._scored(states, targets)
         return (total - target).double().view(len(ids), -1).sum(1).cpu()
 
-    def loss_gradient(self, hidden: Tensor, ids: Tensor, tokens: int) -> Tensor:
-        """Return the gradient [B, T, D] of these sequences' summed loss over `tokens`."""
+    def loss_gradient(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """Return the gradient [B, T, D] of these sequences' summed loss in the compute type.
+
+        Of the sum, not the mean, which is too small for a type of sixteen bits.
+        """
         before = hidden.detach().to(self.device).requires_grad_(True)
         normed = self._normed(before)
         states = normed.detach().float().flatten(0, 1)
@@ -171,7 +175,7 @@ class Runner:
                 chance = (logits - total[:, None]).exp()
                 chance.scatter_add_(1, local[:, None], -inside.float()[:, None])
                 flow += (chance * self._cap.slope(logits)) @ piece
-        flow = (flow / tokens).view(normed.shape).to(normed.dtype)
+        flow = flow.view(normed.shape).to(normed.dtype)
         torch.autograd.backward(normed, flow)
         assert before.grad is not None
         return before.grad
@@ -194,9 +198,12 @@ class Runner:
 
     def _pieces(self, targets: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield pieces [V', D] of the head in fp32, which targets are inside, and where."""
-        head = self._root("model.embed_tokens.weight" if self.arch.tied else "lm_head.weight")
+        if self._head is None:
+            name = "model.embed_tokens.weight" if self.arch.tied else "lm_head.weight"
+            self._head = self._root(name).to(self.device)
+        head = self._head
         for start in range(0, self.arch.vocab, VOCAB_CHUNK):
-            piece = head[start : start + VOCAB_CHUNK].to(self.device).float()
+            piece = head[start : start + VOCAB_CHUNK].float()
             inside = (targets >= start) & (targets < start + len(piece))
             yield piece, inside, (targets - start).clamp(0, len(piece) - 1)
 

@@ -163,7 +163,7 @@ def _grid(table: str, ratio: str) -> dict[tuple[int, int], int]:
     dense = parent()
     within = shapes_of.budget(dense, BUDGETS[ratio], None, None)
     grid = shapes_of.candidates(GRIDS[table], dense, within, shapes_of.grain(dense))
-    return {(shape.hidden, shape.heads): shape.ffn for shape in grid}
+    return {(shape.hidden, shape.heads): shape.ffn for shape in grid.shapes}
 
 
 def _shape(row: dict[str, str]) -> Entry:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from prunecli.arch import Arch
 from prunecli.io.checkpoint import Reader
@@ -41,19 +42,25 @@ def sample(log_alpha: Tensor, uniform: Tensor) -> Tensor:
     return (soft * (HIGH - LOW) + LOW).clamp(0, 1)
 
 
+def limited(log_alpha: Tensor) -> Tensor:
+    """Return log alpha within its limits."""
+    return log_alpha.clamp(-LIMIT, LIMIT)
+
+
 def chance_of_zero(log_alpha: Tensor) -> Tensor:
     """Return the probability that a drawn gate is zero."""
     return torch.sigmoid(BETA * log(-LOW / HIGH) - log_alpha).clamp(EPSILON, 1 - EPSILON)
 
 
-def settled(log_alpha: Tensor, keep: int) -> Tensor:
+def settled(log_alpha: Tensor, keep: int | Tensor) -> Tensor:
     """Return gates [..., n] without noise: the `keep` greatest of each row, the others zero.
 
-    Of equal ones the unit with the lower index goes first.
+    `keep` may differ from row to row: [..., 1]. Of equal ones the unit with the lower index goes
+    first.
     """
-    order = log_alpha.argsort(dim=-1, stable=True)
-    gone = order[..., : log_alpha.shape[-1] - keep]
-    return torch.sigmoid(SHARPNESS * log_alpha / BETA).scatter(-1, gone, 0.0)
+    rank = log_alpha.argsort(dim=-1, stable=True).argsort(dim=-1)
+    soft = torch.sigmoid(SHARPNESS * limited(log_alpha) / BETA)
+    return soft.where(rank >= log_alpha.shape[-1] - keep, 0.0)
 
 
 def plan_of(values: Values) -> Plan:
@@ -121,8 +128,12 @@ def inputs(arch: Arch) -> dict[str, Gated]:
     }
 
 
-def attach(model: nn.Module, arch: Arch, values: Callable[[], Values]) -> None:
-    """Have a stock model multiply by the gates that `values()` returns at the time of a forward."""
+def attach(model: nn.Module, arch: Arch, values: Callable[[], Values]) -> list[RemovableHandle]:
+    """Have a stock model multiply by the gates that `values()` returns at the time of a forward.
+
+    Returns what takes the gates off again.
+    """
+    handles = []
 
     def times(gated: Gated, x: Tensor) -> Tensor:
         factor = gated.factor(values(), arch)
@@ -152,16 +163,21 @@ def attach(model: nn.Module, arch: Arch, values: Callable[[], Values]) -> None:
         if len(tensor.axes) == 1 and tensor.axes[0] in NORMED and not name.endswith(".bias"):
             norm = model.get_submodule(name.removesuffix(".weight"))
             before, after = over(tensor.axes[0], tensor.layer)
-            norm.register_forward_pre_hook(before)
-            norm.register_forward_hook(after)
+            handles.append(norm.register_forward_pre_hook(before))
+            handles.append(norm.register_forward_hook(after))
     for name, gated in outputs(arch).items():
-        model.get_submodule(name).register_forward_hook(
-            lambda module, given, output, gated=gated: times(gated, output)
+        handles.append(
+            model.get_submodule(name).register_forward_hook(
+                lambda module, given, output, gated=gated: times(gated, output)
+            )
         )
     for name, gated in inputs(arch).items():
-        model.get_submodule(name).register_forward_pre_hook(
-            lambda module, given, gated=gated: (times(gated, given[0]),)
+        handles.append(
+            model.get_submodule(name).register_forward_pre_hook(
+                lambda module, given, gated=gated: (times(gated, given[0]),)
+            )
         )
+    return handles
 
 
 class Folded(Reader):

@@ -11,7 +11,7 @@ from prunecli.io.checkpoint import Checkpoint
 from prunecli.io.rows import Rows
 from prunecli.io.sidecar import Input, Trained
 from prunecli.report import Report
-from prunecli.settings import Data, Training
+from prunecli.settings import Compute, Data, Training
 from prunecli.training import world
 from prunecli.training.track import library
 
@@ -325,3 +325,15 @@ def _held_out(
                 "take other rows (ROWS:A:B), or --allow-overlap",
             )
     return found
+
+
+def dtype_of(compute: Compute) -> str:
+    """Return the compute type: float32 on a CPU unless asked, bfloat16 where a GPU has it."""
+    import torch
+
+    from prunecli.stats.run import device_of
+
+    device = device_of(compute)
+    if compute.dtype != "auto":
+        return compute.dtype
+    return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"

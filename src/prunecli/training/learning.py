@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from prunecli import surgery
 from prunecli.allocate import Sizes
-from prunecli.errors import InputError, PruneError, Stopped, UsageError
+from prunecli.errors import InputError, Stopped, UsageError
 from prunecli.io import rows as row_sets
 from prunecli.io import sidecar
 from prunecli.io import tokens as windows
@@ -25,15 +25,16 @@ from prunecli.io.tensorfile import Spec, TensorWriter, read_tensor
 from prunecli.plan import Plan
 from prunecli.report import Report
 from prunecli.settings import Compute, Data, Training
-from prunecli.training import gates, job, state
+from prunecli.training import gates, job
 from prunecli.training import model as models
 from prunecli.training.curves import curve, final
 from prunecli.training.domains import Mixture
 from prunecli.training.gates import Values
-from prunecli.training.loop import Loop
+from prunecli.training.loop import Loop, Step
 from prunecli.training.masks import Masks
 from prunecli.training.ranks import Ranks
 from prunecli.training.shearing import Gates, Shearing
+from prunecli.training.steps import Run
 
 SHORTEST = 300  # steps, where one pass over D is less
 STATES = 10  # saved over a run
@@ -96,15 +97,24 @@ class Joined:
 class Lesson:
     """A run with every default resolved: its rows, its steps, and what is recorded of it.
 
-    `calibration` are the inputs that rows come from; `trained` is None where only masks are.
+    `dtype` is the compute type, `calibration` are the inputs that rows come from; `trained` is None
+    where only masks are.
     """
 
     rows: Joined
     steps: int
     options: Mapping[str, Any]
     seed: int
+    dtype: str
     calibration: list[Input]
     trained: Trained | None
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What decides the result beside the inputs; these tell what domains there are."""
+        names = [(entry.model_extra or {})["source"] for entry in self.calibration[1:]]
+        options = {**self.options, "domains": ",".join(names)}
+        return {"options": options, "steps": self.steps, "seed": self.seed, "dtype": self.dtype}
 
     @property
     def inputs(self) -> list[Input]:
@@ -116,9 +126,9 @@ class Lesson:
         return [*self.calibration, Input.model_validate({**first, **told})]
 
     @property
-    def tokens(self) -> int:
-        """How many tokens D has, other domains included."""
-        return len(self.rows) * self.rows.seq_len
+    def calibration_tokens(self) -> int:
+        """How many tokens were read without training weights on them, domains included."""
+        return 0 if self.trained else len(self.rows) * self.rows.seq_len
 
     def expected(self, params: int) -> dict[str, Any]:
         """Return what a dry run tells; `state_bytes` are weights, moments and gradients in memory,
@@ -130,13 +140,17 @@ class Lesson:
             "steps": self.steps,
             "tokens": self.steps * per_step,
             "state_bytes": (4 if frozen else 16) * params,
-            # a new state is whole before the old one goes
-            "disk_bytes": 4 * params * (2 * (1 if frozen else 3) + 1),
+            # a new state is whole before the old one goes; gates are next to nothing
+            "disk_bytes": 0 if frozen else 4 * params * (2 * 3 + 1),
         }
 
 
 def prepare(
-    checkpoint: Checkpoint, data: Data, options: Mapping[str, Any], report: Report
+    checkpoint: Checkpoint,
+    data: Data,
+    options: Mapping[str, Any],
+    compute: Compute,
+    report: Report,
 ) -> Lesson:
     """Return a run over D and other domains: `tokens`, or one pass over them, 300 steps at least.
 
@@ -169,11 +183,15 @@ def prepare(
     if needed > len(rows):
         times = needed / len(rows)
         report.note(f"D is read {times:.1f} times: {steps} steps of {batch_size} x {rows.seq_len}")
+    if len(opened) == 1 and needed < len(rows):
+        opened = [_first(needed, *opened[0])]
+        rows = Joined([opened[0][0]])
     calibration = [entry for _, entry in opened]
     trained = None
     if not options["freeze_weights"]:
-        trained = _trained(calibration, len(rows), needed, needed * rows.seq_len)
-    return Lesson(rows, steps, options, data.seed, calibration, trained)
+        trained = _trained(calibration, len(rows), needed * rows.seq_len)
+    dtype = job.dtype_of(compute)
+    return Lesson(rows, steps, options, data.seed, dtype, calibration, trained)
 
 
 def _open(checkpoint: Checkpoint, data: Data, report: Report) -> tuple[Rows | Windows, Input]:
@@ -195,14 +213,25 @@ def _open(checkpoint: Checkpoint, data: Data, report: Report) -> tuple[Rows | Wi
     return Windows(drawn.ids), sidecar.tokens_input("calibration", drawn.meta, drawn.windows)
 
 
-def _trained(calibration: list[Input], rows: int, needed: int, count: int) -> Trained:
-    """Return what weights are trained on: the first rows of one D, or all domains as one set."""
+def _first(count: int, rows: Rows | Windows, entry: Input) -> tuple[Rows | Windows, Input]:
+    """Return the first rows of a D, and what is recorded of these: no more are read."""
+    told = {**(entry.model_extra or {}), "nsamples": count}
+    if isinstance(rows, Windows):
+        told["windows"] = told["windows"][:count]
+        return Windows(rows.ids[:count]), entry.model_copy(update=told)
+    told["range"] = [rows.start, rows.start + count]
+    return replace(rows, stop=rows.start + count), entry.model_copy(update=told)
+
+
+def _trained(calibration: list[Input], rows: int, count: int) -> Trained:
+    """Return what weights are trained on: the rows of one D, or all domains as one set."""
     if len(calibration) > 1:
         digests = " ".join(entry.digest for entry in calibration)
         return Trained(rows=sha256(digests.encode()).hexdigest(), range=(0, rows), count=count)
-    told = row_sets.trained_on(calibration[0].model_dump())
-    first, digest = (told.range[0], told.rows) if told else (0, calibration[0].digest)
-    return Trained(rows=digest, range=(first, first + min(rows, needed)), count=count)
+    told = row_sets.trained_on(calibration[0].model_extra or {})
+    if told is not None:
+        return Trained(rows=told.rows, range=told.range, count=count)
+    return Trained(rows=calibration[0].digest, range=(0, rows), count=count)
 
 
 @dataclass(frozen=True)
@@ -233,21 +262,20 @@ def learn(
     folder: Path,
     ranks: Ranks,
     *,
+    name: str,
     compute: Compute,
     report: Report,
     stop: Callable[[], bool],
 ) -> Learned:
     """Learn masks for these sizes, and the weights with them; all processes take part.
 
-    The state lies in `folder` and is gone on from; the weights are left there. `stop` is asked at
-    every step; when it says so, the state is saved and Stopped raised. Raises PruneError where the
-    loss is no number.
+    The state lies in `folder`, which the user knows as `name`, and is gone on from; the weights are
+    left there. `stop` is asked at every step; when it says so, the state is saved and Stopped
+    raised. Raises PruneError where the loss is no number.
     """
-    from prunecli.stats.run import dtype_of
-
     options, rows = lesson.options, lesson.rows
     masks = Gates(checkpoint.arch, sizes, lesson.seed)
-    dtype, share = dtype_of(compute, checkpoint), options["mask_lr"] / options["lr"]
+    dtype, share = getattr(torch, lesson.dtype), options["mask_lr"] / options["lr"]
 
     def make(model: nn.Module, teacher: nn.Module | None) -> Shearing:
         return Shearing(model, checkpoint.arch, masks, dtype, share)
@@ -256,6 +284,7 @@ def learn(
         checkpoint, None, ranks, make,
         recompute=options["activation_checkpointing"], frozen=options["freeze_weights"],
     )  # fmt: skip
+    assert isinstance(objective, Shearing)
     mixture = Mixture(rows.sizes, lesson.seed) if len(rows.sizes) > 1 else None
     settings = Training("", seed=lesson.seed, weight_decay=0.0, warmup=0.1)
     loop = Loop(
@@ -267,11 +296,27 @@ def learn(
     if mixture is not None:
         reference = _domain_losses(checkpoint, mixture, rows, compute)
         mixing = _Mixing(mixture, rows, options["domain_every"], reference)
-    losses = _train(loop, folder, lesson.steps, mixing, report, stop)
-    values, figures = masks.settled(), masks.figures()
-    _keep(objective.model, folder / WEIGHTS, ranks)
+
+    def line_of(step: int, done: Step) -> dict[str, Any]:
+        if mixing is None or (step + 1) % mixing.every:
+            return {}
+        mixing.look(loop)
+        return {"weights": mixing.mixture.weights.tolist()}
+
+    every = -(-lesson.steps // STATES)
+    run = Run(folder, name, "learning masks", every, 1, True, report, stop)
+    try:
+        lines = run.take(loop, line_of, lambda line: report.live(f"loss {line['loss']:.4f}"))
+        values, figures = masks.settled(), masks.figures()
+        weights: Reader = checkpoint
+        if lesson.trained is not None:
+            _keep(objective.model, folder / WEIGHTS, ranks)
+            weights = _Kept(folder / WEIGHTS, checkpoint)
+    finally:
+        objective.release()
+    losses = [line["loss"] for line in lines]
     results = {
-        "variant": "masks alone, weights frozen" if options["freeze_weights"] else None,
+        "variant": None if lesson.trained else "masks alone, weights frozen",
         "steps": lesson.steps,
         "batch_size": options["batch_size"],
         "tokens": lesson.steps * options["batch_size"] * rows.seq_len,
@@ -280,8 +325,7 @@ def learn(
         **figures,
         "domain_weights": None if mixture is None else mixture.weights.tolist(),
     }
-    weights = gates.Folded(_Kept(folder / WEIGHTS, checkpoint), values)
-    return Learned(gates.plan_of(values), weights, values, results)
+    return Learned(gates.plan_of(values), gates.Folded(weights, values), values, results)
 
 
 @dataclass
@@ -315,55 +359,6 @@ def _domain_losses(
     return torch.stack(found).double()
 
 
-def _train(
-    loop: Loop,
-    folder: Path,
-    steps: int,
-    mixing: _Mixing | None,
-    report: Report,
-    stop: Callable[[], bool],
-) -> list[float]:
-    """Take all steps that are left, saving now and then; return the losses of all.
-
-    Only the first process keeps a log, and with it the losses.
-    """
-    saved, first = state.saved(folder), loop.ranks.first
-    start = state.step_of(saved[-1]) if saved else 0
-    if saved:
-        state.load(saved[-1], loop)
-        if first:
-            report.note(f"resuming '{folder.name}' at step {start} of {steps}")
-    log = state.Log(folder, start) if first else None
-    every = -(-steps // STATES)
-    try:
-        for step in report.track(range(start, steps), "learning masks", steps - start, "steps"):
-            done = loop.step(step, stop())
-            if not done.finite:
-                raise PruneError(
-                    f"the loss of step {step + 1} is {done.loss}", "use a lower --lr or --mask-lr"
-                )
-            line: dict[str, Any] = {"step": step + 1, "loss": done.loss}
-            if mixing is not None and (step + 1) % mixing.every == 0:
-                mixing.look(loop)
-                line["weights"] = mixing.mixture.weights.tolist()
-            if log is not None:
-                log.add(line)
-            report.live(f"loss {done.loss:.4f}")
-            if (step + 1) % every == 0 or step + 1 == steps or done.stop:
-                if log is not None:
-                    log.sync()
-                state.save(folder, step + 1, loop, 1)
-            if done.stop and step + 1 < steps:
-                raise Stopped(
-                    f"stopped after step {step + 1} of {steps}; '{folder.name}' keeps the state",
-                    "the same command goes on",
-                )
-    finally:
-        if log is not None:
-            log.close()
-    return [line["loss"] for line in log.lines] if log is not None else []
-
-
 def _keep(model: nn.Module, path: Path, ranks: Ranks) -> None:
     """Write all weights in float32, one at a time; all processes must take part."""
     stream = models.whole_tensors(model)
@@ -378,10 +373,18 @@ def _keep(model: nn.Module, path: Path, ranks: Ranks) -> None:
 
 
 def judge(
-    checkpoint: Checkpoint, lesson: Lesson, learned: Learned, compute: Compute, report: Report
+    checkpoint: Checkpoint,
+    lesson: Lesson,
+    learned: Learned,
+    *,
+    compute: Compute,
+    report: Report,
+    stop: Callable[[], bool],
 ) -> dict[str, Any]:
     """Return the losses on some of the rows: of what was learned, of the parent cut by the same
     masks, and of the parent cut by random masks of the same shape, `DRAWS` times.
+
+    Raises Stopped when `stop` says so in between.
     """
     from prunecli.stats import run
     from prunecli.stats.removals import sequence_losses
@@ -389,6 +392,8 @@ def judge(
     judged, shape = lesson.rows.some(JUDGED), learned.plan.child(checkpoint.arch)
 
     def loss(reader: Reader, plan: Plan) -> float:
+        if stop():
+            raise Stopped("stopped, with all masks learned", "the same command goes on")
         runner = run.Runner(surgery.Child(reader, plan, shape), compute, report)
         return float(sequence_losses(runner, judged).sum()) / judged[:, 1:].numel()
 

@@ -5,6 +5,7 @@ any dropout follow from the number. So whatever is saved between two steps resum
 """
 
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from torch import nn
@@ -105,7 +106,11 @@ class Loop:
         model = self.objective.model
         norm = whole(nn.utils.clip_grad_norm_(model.parameters(), settings.clip))
         loss, kl_mean = float(sums[0]) / self.predicted, float(sums[1]) / self.predicted
-        finite = bool(torch.isfinite(norm)) and bool(torch.isfinite(sums).all())
+        beside = [p for part in self.objective.beside for p in part.parameters()]
+        # never clipped, but they must be numbers too
+        besides = whole(nn.utils.clip_grad_norm_(beside, inf))
+        finite = bool(torch.isfinite(torch.stack([norm, besides.to(norm)])).all())
+        finite = finite and bool(torch.isfinite(sums).all())
         if finite:
             self.optimizer.step()
             self.masks.on_weights()
@@ -136,6 +141,9 @@ class Loop:
             if len(mine):
                 share += ce.double()
         model.model.train()
+        if ranks.mesh is not None:
+            # a forward without a backward leaves the root's weights gathered, in the compute type
+            self.objective.reshard()  # type: ignore[operator]
         return float(ranks.sum(share)) / (len(ids) * (ids.shape[1] - 1))
 
 

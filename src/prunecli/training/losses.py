@@ -64,7 +64,8 @@ class _Loss(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             weight = head.to(hidden.dtype)
             d_hidden = torch.empty_like(hidden) if wanted else None
-            d_head = torch.zeros_like(head, dtype=torch.float32) if wanted else None
+            trained = wanted and ctx.needs_input_grad[1]
+            d_head = torch.zeros_like(head, dtype=torch.float32) if trained else None
             sums = torch.zeros(2, device=hidden.device)
             size = max(1, PIECE // len(head))
             for start in range(0, len(hidden), size):
@@ -73,23 +74,24 @@ class _Loss(torch.autograd.Function):
                 bend = cap.slope(logits)
                 ce, kl, slope = _piece(logits, labels[piece], _at(teacher, piece), wanted)
                 sums += torch.stack([ce, kl])
-                if d_hidden is not None and d_head is not None:
+                if d_hidden is not None:
                     slope = (slope * bend).to(hidden.dtype)
                     d_hidden[piece] = slope @ weight
+                if d_head is not None:
                     d_head += (slope.T @ hidden[piece]).float()
         mix = teacher.weight if teacher else 0.0
         square = teacher.temperature**2 if teacher else 1.0
         total = (1 - mix) * sums[0] + mix * square * sums[1]
-        if d_hidden is not None and d_head is not None:
-            ctx.save_for_backward(d_hidden, d_head.to(head.dtype))
+        ctx.save_for_backward(d_hidden, None if d_head is None else d_head.to(head.dtype))
         ce, kl = sums[0].clone(), sums[1].clone()
         ctx.mark_non_differentiable(ce, kl)
         return total, ce, kl
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden, d_head = ctx.saved_tensors
-        return d_hidden * slopes[0].to(d_hidden.dtype), d_head * slopes[0], None, None, None, None
+        of_hidden = d_hidden * slopes[0].to(d_hidden.dtype)
+        return of_hidden, None if d_head is None else d_head * slopes[0], None, None, None, None
 
 
 def _at(teacher: Distillation | None, piece: slice) -> Distillation | None:

@@ -7,8 +7,9 @@ s is the expected share of zero gates of an axis (a vector over the layers for K
 channels), t its target, which rises from 0 over the first fifth of the steps. Axes whose size is
 to stay have no mask. Gates (gates.py) are drawn once per step; multipliers, two per axis, go up by
 the same AdamW. As the official code, except: masks and multipliers stand outside the clipping of
-gradients, draws are a function of seed and step, the output head is not multiplied by the hidden
-gates (its masked forward does not do that either), and a unit of the heads is a KV group.
+gradients, log alpha is held within its limits once per step, draws are a function of seed and step,
+the output head is not multiplied by the hidden gates (its masked forward does not do that either),
+and a unit of the heads is a KV group.
 """
 
 from collections.abc import Mapping
@@ -77,6 +78,15 @@ class Gates(nn.Module):
             total = total + (first * off + second * off**2).mean()
         return total
 
+    def steady(self) -> dict[str, Tensor]:
+        """Return gates without noise, as many at zero as are expected to be; all processes must."""
+        found = {}
+        for axis, alpha in self.log_alpha.items():
+            now = whole(alpha.detach())
+            zeros = gates.chance_of_zero(gates.limited(now)).sum(-1, keepdim=True).round()
+            found[axis] = gates.settled(now, now.shape[-1] - zeros)
+        return found
+
     def settled(self) -> dict[str, Tensor]:
         """Return the gates of the shape that was asked for, without noise; all processes must."""
         return {
@@ -88,7 +98,7 @@ class Gates(nn.Module):
         """Return how near the constraint is, and its multipliers; all processes must."""
         return {
             "expected_sparsity": {
-                axis: float(gates.chance_of_zero(whole(alpha.detach())).mean())
+                axis: float(gates.chance_of_zero(gates.limited(whole(alpha.detach()))).mean())
                 for axis, alpha in self.log_alpha.items()
             },
             "target_sparsity": self.target,
@@ -109,12 +119,20 @@ class Shearing(Objective):
         self.values: dict[str, Tensor] = {}
         self._uniform: dict[str, Tensor] = {}
         self._share = 0.0
-        gates.attach(model, arch, lambda: self.values)
+        self._handles = gates.attach(model, arch, lambda: self.values)
+
+    def release(self) -> None:
+        """Take the gates off the model, which holds on to this otherwise, as this to the model."""
+        for handle in self._handles:
+            handle.remove()
 
     @property
     def trained(self) -> nn.Module:
-        """Weights and gates."""
-        return nn.ModuleDict({"model": self.model, "masks": self.masks})
+        """Gates, and the weights unless they are frozen."""
+        parts: dict[str, nn.Module] = {"masks": self.masks}
+        if any(weight.requires_grad for weight in self.model.parameters()):
+            parts["model"] = self.model
+        return nn.ModuleDict(parts)
 
     @property
     def beside(self) -> list[nn.Module]:
@@ -140,7 +158,13 @@ class Shearing(Objective):
             alpha.clamp_(-gates.LIMIT, gates.LIMIT)
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return sums over the tokens of ids [B, T]: loss with constraint, CE, zero."""
+        """Return sums over the tokens of ids [B, T]: loss with constraint, CE, zero.
+
+        In evaluation gates are steady, and there is no constraint.
+        """
+        if not self.model.training:
+            self.values = self.masks.steady()
+            return super().forward(ids)
         self.values, penalty = self.masks(self._uniform, self._share)
         total, ce, none = super().forward(ids)
         return total + penalty * (ids.shape[0] * (ids.shape[1] - 1)), ce, none

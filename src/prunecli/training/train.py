@@ -6,7 +6,6 @@ State lives in OUT.partial, each of its parts whole or absent; the same command 
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from prunecli.errors import PruneError, Stopped
 from prunecli.io import output as place
 from prunecli.io import sidecar
 from prunecli.io.checkpoint import Checkpoint
-from prunecli.io.rows import split
+from prunecli.io.rows import place_of
 from prunecli.io.sidecar import Recorder, Sidecar
 from prunecli.report import SILENT, Report
 from prunecli.settings import Compute, Made, Output, Training
@@ -63,10 +62,10 @@ def train(
     recorder = Recorder("train", output.argv)
     checkpoint = Checkpoint(model)
     sources = (training.data, training.eval_data, training.teacher)
-    read = [Path(split(source)[0]) for source in sources if source]
-    place.check_place(out, output, [checkpoint.folder, *(path for path in read if path.exists())])
+    read = [place_of(source) for source in sources if source]
+    place.check_place(out, output, [checkpoint.folder, *read])
     job = jobs.prepare(checkpoint, training, report)
-    dtype = _dtype(compute)
+    dtype = jobs.dtype_of(compute)
     options = job.options(dtype)
     if output.dry_run:
         return Made(out, results={**options, **_expected(job)})
@@ -135,18 +134,6 @@ def train(
         f"{made.run.seconds:.0f} s"
     )
     return Made(out, made.dump(), made.results)
-
-
-def _dtype(compute: Compute) -> str:
-    """Return the compute type: float32 on a CPU unless asked, bfloat16 where a GPU has it."""
-    import torch
-
-    from prunecli.stats.run import device_of
-
-    device = device_of(compute)
-    if compute.dtype != "auto":
-        return compute.dtype
-    return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
 
 
 def _expected(job: Job) -> dict[str, Any]:
@@ -269,16 +256,16 @@ class _Run:
                 place.replace_text(file, json.dumps(curves))
         fill(self.objective.model, job.checkpoint, self.ranks)
 
-        def final(lr: float) -> float:
+        def reached(lr: float) -> float:
             losses = curves[str(lr)]
             tail = losses[-max(1, steps // 10) :]
             return sum(tail) / len(tail) if len(losses) == steps else float("inf")
 
-        best = min(job.lrs, key=final)
-        if final(best) == float("inf"):
+        best = min(job.lrs, key=reached)
+        if reached(best) == float("inf"):
             raise PruneError("no learning rate of the sweep stays finite")
         if self.ranks.first:
-            told = ", ".join(f"{lr:g}: {final(lr):.4f}" for lr in job.lrs)
+            told = ", ".join(f"{lr:g}: {reached(lr):.4f}" for lr in job.lrs)
             self.report.note(f"sweep over {steps} steps: {told}; taking {best:g}")
             if best in (job.lrs[0], job.lrs[-1]):
                 self.report.note("the best rate lies at the edge of the sweep")
@@ -291,57 +278,37 @@ class _Run:
 
     def train(self, loop: "Loop", options: dict[str, Any]) -> list[dict[str, Any]]:
         """Take all steps that are left; return one record per step, validations among them."""
-        from prunecli.training import state
+        from prunecli.training import steps
 
         job, ranks, training = self.job, self.ranks, self.job.training
-        saved = state.saved(self.folder)
-        start = state.step_of(saved[-1]) if saved else 0
-        if saved:
-            state.load(saved[-1], loop)
-            if ranks.first:
-                self.report.note(f"resuming '{self.name}' at step {start} of {job.steps}")
-        log = state.Log(self.folder, start) if ranks.first else None
-        lines: list[dict[str, Any]] = log.lines if log else []
+        run = steps.Run(
+            self.folder, self.name, "training", job.save_every, training.keep_states, False,
+            self.report, self.stop,
+        )  # fmt: skip
         tracker = None
         if ranks.first:
             name = self.folder.stem
             board = self.folder.parent / "tensorboard" / name
             tracker = open_tracker(training.track, board, name, options)
-        clock = perf_counter()
+        clock, taken = perf_counter(), 0
+
+        def line_of(step: int, done: "Step") -> dict[str, Any]:
+            nonlocal taken
+            taken += 1
+            line = self._line(step, done, taken / (perf_counter() - clock))
+            if job.held_out is not None and _due(step, job.eval_every, job.steps):
+                line["eval_loss"] = loop.evaluate(job.held_out.ids)
+            return line
+
+        def told(line: dict[str, Any]) -> None:
+            if tracker is not None:
+                tracker.add(line["step"], {k: v for k, v in line.items() if k != "step"})
+            self._show(line)
+
         try:
-            left = job.steps - start
-            for step in self.report.track(range(start, job.steps), "training", left, "steps"):
-                done = loop.step(step, self.stop())
-                if not done.finite:
-                    state.save(self.folder, step, loop, training.keep_states)
-                    raise PruneError(
-                        f"the loss of step {step + 1} is {done.loss} (gradient {done.grad_norm}); "
-                        f"'{self.name}' keeps the state after step {step}",
-                        "the same command goes on from there; or --restart with a lower --lr",
-                    )
-                line = self._line(step, done, clock, start)
-                if job.held_out is not None and _due(step, job.eval_every, job.steps):
-                    line["eval_loss"] = loop.evaluate(job.held_out.ids)
-                if log is not None:
-                    log.add(line)
-                if tracker is not None:
-                    tracker.add(step + 1, {k: v for k, v in line.items() if k != "step"})
-                self._show(line)
-                wanted = (step + 1) % job.save_every == 0 and step + 1 < job.steps
-                if wanted or done.stop:
-                    if log is not None:
-                        log.sync()
-                    state.save(self.folder, step + 1, loop, training.keep_states)
-                if done.stop and step + 1 < job.steps:
-                    raise Stopped(
-                        f"stopped after step {step + 1} of {job.steps}; '{self.name}' keeps the "
-                        "state",
-                        "the same command goes on",
-                    )
+            lines = run.take(loop, line_of, told)
             self.masks.check()
         finally:
-            if log is not None:
-                log.close()
             if tracker is not None:
                 tracker.close()
         return lines
@@ -374,19 +341,13 @@ class _Run:
         for _ in self._stored():
             pass
 
-    def _line(self, step: int, done: "Step", clock: float, start: int) -> dict[str, Any]:
+    def _line(self, step: int, done: "Step", rate: float) -> dict[str, Any]:
+        """Return what the log tells of a step beside its loss; `rate` is in steps per second."""
         per_step = self.job.batch_size * self.job.rows.seq_len
-        line: dict[str, Any] = {
-            "step": step + 1,
-            "tokens": (step + 1) * per_step,
-            "loss": done.loss,
-            "lr": done.lr,
-            "grad_norm": done.grad_norm,
-        }
+        line = {"tokens": (step + 1) * per_step, "lr": done.lr, "grad_norm": done.grad_norm}
         if done.kl is not None:
             line["kl"] = done.kl
-        rate = (step + 1 - start) * per_step / (perf_counter() - clock)
-        return {**line, "tokens_per_second": round(rate, 1)}
+        return {**line, "tokens_per_second": round(rate * per_step, 1)}
 
     def _show(self, line: dict[str, Any]) -> None:
         rate = line["tokens_per_second"]
