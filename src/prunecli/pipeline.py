@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunecli import allocate, memory
+from prunecli.arch import Arch
 from prunecli.errors import InputError, UsageError
 from prunecli.io import output as place
 from prunecli.io import sidecar, tokens
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 Tensors = Mapping[str, "torch.Tensor"]
 MAKERS = {"stats": "calibrate", "scores": "score"}
-MARKS = {"moments": "sumsq", "taylor_channels": "heads"}
 
 
 class TensorFile(Mapping[str, "torch.Tensor"]):
@@ -352,7 +352,7 @@ def open_stats(
     assert source.tensors is not None
     last = checkpoint.arch.layers - 1
     for need in method.needed(compat):
-        mark = MARKS.get(need.collector, need.collector)
+        mark = _mark(need.collector, checkpoint.arch)
         for point in need.points:
             start = "" if point == "model" else checkpoint.arch.point(last, point) + "."
             if not any(name.startswith(start + mark) for name in source.tensors):
@@ -362,6 +362,19 @@ def open_stats(
                     + (" --compat official`" if need.compat else "`"),
                 )
     return source
+
+
+def _mark(collector: str, arch: Arch) -> str:
+    """Return the name of something that a file with this statistic has at each of its points."""
+    from prunecli.stats import registry as collectors
+    from prunecli.stats.gradients import OF_GRADIENTS
+    from prunecli.stats.models import OF_MODELS
+
+    if collector in OF_MODELS:
+        return collector
+    if collector in OF_GRADIENTS:
+        return next(iter(OF_GRADIENTS[collector].lengths(arch)))
+    return collectors.make(collector).yields[-1]
 
 
 def merged(parts: "Iterator[dict[str, torch.Tensor]]") -> "dict[str, torch.Tensor]":

@@ -368,6 +368,15 @@ def test_moments_and_gram_of_any_split(sizes, seed, merge):
     assert torch.allclose(gram.result()["gram"], flat.T @ flat, rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "name", ["absmean", "block-influence", "feature-norm", "fluctuation", "gram", "moments"]
+)
+def test_collectors_yield_what_they_say(name):
+    collector = statistics.make(name)
+    collector.observe(*[random(2, 5, 3)] * (2 if name == "block-influence" else 1))
+    assert tuple(collector.result()) == collector.yields
+
+
 def test_moments_keep_their_precision_in_float32():
     rows = random(64, 32, 2) + torch.tensor([0.0, 1000.0])
     collector = Moments()

@@ -36,8 +36,9 @@ class Option:
 class Need:
     """A statistic that a method reads: which collector, at which points of a layer.
 
-    Points: `q`, `o`, `gate`, `down` (the inputs of these projections), `block` (a layer's input
-    and output), `model` (the whole model's loss). `compat` needs are only met for
+    Points: `q`, `o`, `gate`, `down` (the inputs of these projections), `block` (a layer as a whole:
+    its input and output, or its weights and their gradients), `model` (the model as a whole: its
+    losses, its residual stream). `compat` needs are only met for
     `--compat official`, the others only without it, `None` always.
     """
 

@@ -11,7 +11,12 @@ class Collector(Protocol):
 
     `observe` gets [B, T, I] in the compute type: at an input point that input, at `block` the
     layer's input and output. States are float32 or better.
+
+    Attributes:
+        yields: the names of what `result` returns.
     """
+
+    yields: tuple[str, ...]
 
     def observe(self, *tensors: "torch.Tensor") -> None:
         """Take one batch into the state."""

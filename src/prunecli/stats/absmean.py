@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 class AbsMean:
     """Collects `absmean` [I] in fp64; its root is the L2 norm over sequences."""
 
+    yields = ("absmean",)
+
     def __init__(self) -> None:
         self.sum: torch.Tensor | None = None
 

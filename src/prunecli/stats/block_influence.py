@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 class BlockInfluence:
     """Collects `block_influence` [1] in fp64, over tokens; cosines are fp32."""
 
+    yields = ("block_influence",)
+
     def __init__(self) -> None:
         self.count, self.cosines = 0, 0.0
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 class FeatureNorm:
     """Collects `feature_norm` [I]: mean over sequences of the squared norm over tokens."""
 
+    yields = ("feature_norm",)
+
     def __init__(self) -> None:
         self.sequences = 0
         self.mean: torch.Tensor | None = None

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 class Fluctuation:
     """Collects `fluctuation` [I]; the order of the sequences matters, so states do not merge."""
 
+    yields = ("fluctuation",)
+
     def __init__(self) -> None:
         self.sequences = 0
         self.mean: torch.Tensor | None = None

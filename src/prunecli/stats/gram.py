@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 class Gram:
     """Collects `gram` = sum over tokens of x x^T, [I, I] in fp32 (fp64 for fp64 inputs)."""
 
+    yields = ("gram",)
+
     def __init__(self) -> None:
         self.sum_II: torch.Tensor | None = None
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 class Moments:
     """Collects `count`, `mean`, `var` (unbiased) and `sumsq` = M2 + n mean^2 per feature [I]."""
 
+    yields = ("count", "mean", "var", "sumsq")
+
     def __init__(self) -> None:
         self.count = 0
         self.mean: torch.Tensor | None = None
