@@ -132,7 +132,8 @@ def search(
         "candidates": [candidate.name for candidate in tried],
         "dtype": compute.dtype,
     }
-    lesson, expected = None, {"candidates": [c.told(checkpoint.arch) for c in tried]}
+    lesson = None
+    expected: dict[str, Any] = {"candidates": [c.told(checkpoint.arch) for c in tried]}
     if chosen.learned:
         from prunecli.training import learning
 
@@ -142,7 +143,7 @@ def search(
     if output.dry_run:
         return Made(out, results={**resolved, **expected})
     check_device(compute)
-    place.check_disk(out, expected.get("disk_bytes", 0))  # type: ignore[arg-type]
+    place.check_disk(out, expected.get("disk_bytes", 0))
     held_out = perplexity.read(checkpoint, eval_data, report)
     source = Source([])
     if lesson is not None:
