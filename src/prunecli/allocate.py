@@ -108,7 +108,7 @@ def _sizes(method: Method, options: Mapping[str, Any], amount: Amount, arch: Arc
         found = _for_block_params(method, target, amount.ratio, arch, structure)
     else:
         assert amount.params is not None
-        found = _for_params(method, amount.params, arch, structure)
+        found = _for_params(method, options, amount.params, arch)
     _check_protected(method, options, found.layers, arch)
     return found if found.ratio is None else _reached(found, method, arch, structure)
 
@@ -318,12 +318,13 @@ def _total(found: Sizes, arch: Arch) -> int:
     ).total_params
 
 
-def _for_params(method: Method, params: float, arch: Arch, structure: str | None) -> Sizes:
+def _for_params(method: Method, options: Mapping[str, Any], params: float, arch: Arch) -> Sizes:
     """Return the default sizes at the smallest ratio that leaves at most `params` parameters."""
     if not 0 < params < arch.total_params:
         raise InputError(
             f"--params {params:g} is not below the model's {arch.total_params} parameters"
         )
+    structure = options.get("structure")
 
     def at(ratio: float) -> Sizes:
         target = arch.block_params * (1 - ratio)
@@ -340,6 +341,8 @@ def _for_params(method: Method, params: float, arch: Arch, structure: str | None
     found = at(high)
     if not _possible(found, arch) or _total(found, arch) > params:
         nearest = _nearest(1.0, method, arch, structure)
+        if nearest:
+            _check_protected(method, options, nearest.layers, arch)
         told = f"the nearest is {_total(nearest, arch)}" if nearest else "the model is too small"
         raise InputError(
             f"--params {params:g} cannot be reached by '{method.name}' on this model", told

@@ -32,7 +32,7 @@ from prunecli.pipeline import (
 )
 from prunecli.plan import Plan
 from prunecli.report import Report
-from prunecli.request import Request, read_plan
+from prunecli.request import SCORES, STATS, Request, read_plan
 from prunecli.settings import Compute, Output
 
 if TYPE_CHECKING:
@@ -107,6 +107,7 @@ class Decider:
     checkpoint: Checkpoint
     digest: str
     compute: Compute
+    output: Output
     report: Report
 
     @property
@@ -179,14 +180,19 @@ class Decider:
             weights = rotate.Rotated(weights, scores["rotation"], sizes.hidden)
         return Decision(plan, weights, scores)
 
+    @property
+    def _kept(self) -> Output:
+        """What may happen to files kept of an earlier run: the same as to OUT."""
+        return Output(force=self.output.force, skip_existing=self.output.skip_existing)
+
     def _collect(self, source: Source, skip: int | None) -> Tensors:
         assert source.found is not None
         needs = self.method.needed(self.request.compat)
-        if self.request.keep is None:
+        if STATS not in self.request.kept:
             return merged(
                 collect(self.checkpoint, source.found, needs, skip, self.compute, self.report)
             )
-        path = f"{self.request.keep}/stats.safetensors"
+        path = f"{self.request.keep}/{STATS}"
         write_stats(
             path,
             self.checkpoint,
@@ -196,22 +202,22 @@ class Decider:
             skip=skip if any(need.points == ("model",) for need in needs) else None,
             compat=self.request.compat,
             compute=self.compute,
-            output=Output(force=True),
+            output=self._kept,
             report=self.report,
         )
         return TensorFile(Path(path))
 
     def _keep_scores(self, source: Source, stats: Tensors, options: dict[str, Any]) -> None:
-        if self.request.keep is not None:
+        if SCORES in self.request.kept:
             write_scores(
-                f"{self.request.keep}/scores.safetensors",
+                f"{self.request.keep}/{SCORES}",
                 self.checkpoint,
                 self.digest,
                 self.method,
                 source,
                 stats,
                 options=options,
-                output=Output(force=True),
+                output=self._kept,
             )
 
     def _score_layerwise(

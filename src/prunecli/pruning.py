@@ -20,7 +20,7 @@ from prunecli.io.sidecar import Kind, Recorder, Sidecar
 from prunecli.methods import registry
 from prunecli.pipeline import Source, check_device, with_recipe
 from prunecli.report import SILENT, Report
-from prunecli.request import Request, plan_results, prepare, scored_with
+from prunecli.request import PLAN, Request, plan_results, prepare, scored_with
 from prunecli.settings import Amount, Compute, Data, Made, Output
 from prunecli.training import world
 from prunecli.writing import Written, size_results, write_tensors
@@ -86,7 +86,7 @@ def prune(
     checkpoint = Checkpoint(model)
     place.check_place(out, output, [checkpoint.folder, *request.read])
     if keep is not None:
-        place.check_beside(keep, checkpoint.folder, out)
+        place.check_kept(keep, request.kept, checkpoint.folder, out, output)
     prepared = prepare(request, checkpoint)
     lesson, expected = None, prepared.expected
     resolved = {**prepared.options, "dtype": compute.dtype}
@@ -101,7 +101,7 @@ def prune(
     check_device(compute)
     place.check_disk(out, expected.get("disk_bytes", 0) + (0 if plan_only else prepared.bytes))
     digest = checkpoint.digest(report)
-    decider = Decider(request, checkpoint, digest, compute, report)
+    decider = Decider(request, checkpoint, digest, compute, output, report)
     source = (
         decider.source() if lesson is None else Source(lesson.inputs, lesson.calibration_tokens)
     )
@@ -109,6 +109,8 @@ def prune(
     key = sidecar.key("plan" if plan_only else "checkpoint", resolved, inputs)
     if same := place.same_already(out, output, key):
         return same
+    if PLAN in request.kept:
+        place.same_already(f"{keep}/{PLAN}", output, sidecar.key("plan", resolved, inputs))
 
     def record(kind: Kind, outputs: dict[str, Any], results: dict[str, Any]) -> Sidecar:
         return recorder.sidecar(
@@ -175,9 +177,8 @@ def _cut(out: str, decision: Decision, decider: Decider, record: Record) -> Made
     if request.plan_only:
         place.write_json(out, kept.text())
         return Made(out, kept.dump(), kept.results)
-    rotated = request.method is not None and request.method.rotates
-    if request.keep is not None and not rotated:
-        place.write_json(f"{request.keep}/plan.json", kept.text())
+    if PLAN in request.kept:
+        place.write_json(f"{request.keep}/{PLAN}", kept.text())
     child = surgery.Child(decision.weights, plan, shape, decision.tensors, request.biased)
     if shape.family is not arch.family:
         report.note(

@@ -18,6 +18,8 @@ from prunecli.methods._base import Method, Pattern
 from prunecli.plan import Plan
 from prunecli.settings import Amount, Data
 
+STATS, SCORES, PLAN = "stats.safetensors", "scores.safetensors", "plan.json"
+
 
 @dataclass(frozen=True)
 class Request:
@@ -41,6 +43,22 @@ class Request:
         data = [place_of(source.strip()) for source in (self.data.source, *domains)]
         files = (self.stats, self.scores, self.plan, self.amount.arch)
         return data + [Path(path) for path in files if path]
+
+    @property
+    def kept(self) -> list[str]:
+        """The files of the steps between that `keep` gets."""
+        if self.keep is None or self.method is None:
+            return []
+        scored = self.scores is None and not self.method.learned
+        if self.method.sequential and self.stats is None:
+            # statistics of half-pruned layers are of no use elsewhere
+            scored = False
+        made = {
+            STATS: scored and self.stats is None and bool(self.method.needs),
+            SCORES: scored,
+            PLAN: not self.method.rotates,
+        }
+        return [name for name, kept in made.items() if kept]
 
     @property
     def biased(self) -> bool:

@@ -39,6 +39,7 @@ from prunecli.pipeline import (
     write_scores,
 )
 from prunecli.report import SILENT, Report
+from prunecli.request import SCORES
 from prunecli.settings import Amount, Compute, Data, Made, Output
 from prunecli.shapes import Budget
 from prunecli.training import world
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
     from prunecli.io.tokens import Tokens
     from prunecli.training.learning import Lesson
 
-SCORES = "scores.safetensors"
 GRID, DEFAULT = "grid", "default"
 
 

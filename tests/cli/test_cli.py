@@ -255,6 +255,14 @@ def test_stdin_stands_for_one_path(run, called) -> None:
     assert "model" not in called
 
 
+@pytest.mark.parametrize("seed", ["-1", "4294967296", "9" * 30])
+def test_seeds_that_no_generator_takes(seed, run, called) -> None:
+    ended = run(*PRUNE, "--seed", seed, "in", "out")
+    assert ended.code == 2 and "--seed" in ended.err
+    assert ended.err.count("\n") == 1
+    assert not called
+
+
 # -- configuration --------------------------------------------------------------------------------
 
 

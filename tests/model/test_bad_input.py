@@ -178,6 +178,9 @@ def test_places(model, tmp_path):
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     refused(tmp_path, 5, "exists", out="mine")
     refused(tmp_path, 5, "not made by prunecli", out="mine", output=Output(force=True))
+    (tmp_path / "mine.json").write_text('{"kind": "of my own"}')
+    foreign = {"out": "mine.json", "output": Output(force=True), "plan_only": True}
+    refused(tmp_path, 5, "not made by prunecli", method="shortgpt", **foreign)
 
 
 def test_too_little_disk(model, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 import tiny
 from matrix import CELL
 from prunecli.arch import Arch
-from prunecli.errors import PruneError
+from prunecli.errors import OutputExists, PruneError
 from prunecli.families import registry as families
 from prunecli.io.checkpoint import Checkpoint
 from prunecli.methods import registry
@@ -433,19 +433,26 @@ def test_the_first_and_last_layers_stay(calibration, tmp_path):
     assert made.results["removed_layers"] == [4, 5, 6]
     with pytest.raises(PruneError, match=r"4 of 9 layers would go.*at most 3 can.*--protect"):
         cut(model, tmp_path / "b", "shortened-llama", calibration, Amount(layers=5))
-    with pytest.raises(PruneError, match="expected FIRST,LAST"):
-        cut(
-            model,
-            tmp_path / "b",
-            "shortened-llama",
-            calibration,
-            Amount(layers=6),
-            options={"protect": "four"},
-        )
+    for wrong in ("four", "1", "-1,0", "²,0"):
+        with pytest.raises(PruneError, match="expected FIRST,LAST"):
+            cut(
+                model,
+                tmp_path / "b",
+                "shortened-llama",
+                calibration,
+                Amount(layers=6),
+                options={"protect": wrong},
+            )
 
 
 @pytest.mark.parametrize(
-    ("amount", "gone"), [(Amount(layers=1), 3), (Amount(ratio=0.75), 3), (Amount(ratio=0.99), 4)]
+    ("amount", "gone"),
+    [
+        (Amount(layers=1), 3),
+        (Amount(ratio=0.75), 3),
+        (Amount(ratio=0.99), 4),
+        (Amount(params=1), 3),
+    ],
 )
 def test_protected_layers_are_never_let_go(amount, gone, llama, calibration, tmp_path):
     with pytest.raises(
@@ -612,6 +619,57 @@ def test_nothing_that_is_read_is_written_to(llama, calibration, tmp_path):
     with pytest.raises(PruneError, match="contains the input"):
         cut(llama, tmp_path, "magnitude", f"{rows}:ids", output=Output(force=True))
     assert not (llama / "x").exists() and not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("name", ["stats.safetensors", "scores.safetensors", "plan.json"])
+def test_kept_files_of_others_stay(name, llama, calibration, tmp_path):
+    keep = tmp_path / "k"
+    keep.mkdir()
+    (keep / name).write_text('{"mine": 1}')
+    for output, told in ((Output(), "use --force"), (Output(force=True), "not made by prunecli")):
+        with pytest.raises(OutputExists, match=rf"{name}', which is to be kept, exists.*{told}"):
+            cut(llama, tmp_path / "o", "llm-pruner", calibration, keep=str(keep), output=output)
+    with pytest.raises(OutputExists):
+        cut(
+            llama, tmp_path / "o", "llm-pruner", calibration,
+            keep=str(keep), output=Output(skip_existing=True),
+        )  # fmt: skip
+    assert (keep / name).read_text() == '{"mine": 1}'
+    assert [path.name for path in keep.iterdir() if path.suffix == ".json"] <= ["plan.json"]
+    assert not (tmp_path / "o").exists()
+
+
+def test_kept_files_are_replaced_or_taken_like_out(llama, calibration, tmp_path):
+    kept = {"keep": str(tmp_path / "k")}
+    cut(llama, tmp_path / "a", "llm-pruner", calibration, **kept)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "k").iterdir()}
+    with pytest.raises(OutputExists, match="use --force, or --skip-existing"):
+        cut(llama, tmp_path / "b", "llm-pruner", calibration, **kept)
+    # the same run once more takes what is there
+    skip = Output(skip_existing=True)
+    cut(llama, tmp_path / "b", "llm-pruner", calibration, output=skip, **kept)
+    after = {path.name: path.read_bytes() for path in (tmp_path / "k").iterdir()}
+    assert after.pop("plan.json") and before.pop("plan.json") and after == before
+    # another run has another plan
+    less = Amount(ratio=0.25)
+    with pytest.raises(OutputExists, match="from other inputs or options"):
+        cut(llama, tmp_path / "c", "llm-pruner", calibration, less, output=skip, **kept)
+    force = Output(force=True)
+    made = cut(llama, tmp_path / "c", "llm-pruner", calibration, less, output=force, **kept)
+    plan = json.loads((tmp_path / "k" / "plan.json").read_text())
+    assert plan["results"]["ratio"] == made.results["ratio"]
+    # statistics that are read are no statistics to keep
+    cut(
+        llama, tmp_path / "d", "flap", calibration, options={"bias": "drop"},
+        stats=_flap_stats(llama, calibration, tmp_path / "own"), keep=str(tmp_path / "own"),
+    )  # fmt: skip
+
+
+def _flap_stats(model, calibration, folder):
+    folder.mkdir()
+    path = str(folder / "stats.safetensors")
+    calibrate(str(model), path, methods=["flap"], data=Data(calibration))
+    return path
 
 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt", "wanda-sp"])

@@ -496,6 +496,6 @@ def test_there_are_no_scores_to_keep(llama, calibration, tmp_path):
 
 
 def test_a_loss_that_is_no_number(llama, calibration, tmp_path):
-    with pytest.raises(PruneError, match=r"loss of step .* is nan.*lower --lr"):
+    with pytest.raises(PruneError, match=r"loss of step .* is nan.*lower learning rates"):
         run(llama, tmp_path / "o", calibration, options={**FEW, "lr": 1e30})
     assert not (tmp_path / "o").exists()

@@ -160,7 +160,8 @@ SkipExisting = Annotated[
 ]
 Restart = Annotated[bool, option("restart", "begin anew instead of resuming OUT.partial")]
 DryRun = Annotated[bool, option("dry-run", "check everything cheap, tell what would be done")]
-Seed = Annotated[int, option("seed", "seed of every random draw")]
+# what every library's generator takes
+Seed = Annotated[int, option("seed", "seed of every random draw", min=0, max=2**32 - 1)]
 Device = Annotated[str, option("device", "where to compute; auto takes a GPU if there is one")]
 Dtype = Annotated[
     str,

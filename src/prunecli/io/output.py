@@ -35,20 +35,32 @@ def check_place(out: str, output: Output, inputs: Sequence[Path | None]) -> None
             if not parent.is_dir():
                 raise InputError(f"OUT '{out}' lies under '{parent.name}', which is a file")
             break
-    if not occupied(place) or output.skip_existing:
-        return
-    if not output.force:
-        raise OutputExists(f"OUT '{out}' exists", "use --force, or --skip-existing, or move it")
-    if not sidecar.path_of(place).exists():
-        raise OutputExists(f"OUT '{out}' exists and was not made by prunecli", "move it away")
+    _check_free(f"OUT '{out}'", place, output)
 
 
-def check_beside(folder: str, model: Path, out: str) -> None:
-    """Raise InputError unless files kept in `folder` harm neither the input nor OUT."""
+def check_kept(folder: str, names: Sequence[str], model: Path, out: str, output: Output) -> None:
+    """Refuse to keep these files in `folder`, as an OUT that exists, or lies in IN, is refused.
+
+    Raises InputError or OutputExists.
+    """
     place = Path(folder).resolve()
     for what, other in (("the input", model.resolve()), ("OUT", Path(out).resolve())):
         if place == other or other in place.parents:
             raise InputError(f"--keep '{folder}' lies in {what}", "choose another folder")
+    if place.is_file():
+        raise InputError(f"--keep '{folder}' is a file", "name a folder")
+    for name in names:
+        _check_free(f"'{Path(folder, name)}', which is to be kept,", place / name, output)
+
+
+def _check_free(told: str, place: Path, output: Output) -> None:
+    """Raise OutputExists unless nothing is there, or what prunecli made and may be replaced."""
+    if not occupied(place):
+        return
+    if not (output.force or output.skip_existing):
+        raise OutputExists(f"{told} exists", "use --force, or --skip-existing, or move it")
+    if not sidecar.is_ours(place):
+        raise OutputExists(f"{told} exists and was not made by prunecli", "move it away")
 
 
 def occupied(place: Path) -> bool:
@@ -64,8 +76,8 @@ def same_already(out: str, output: Output, key: str) -> Made | None:
     place = Path(out)
     if not output.skip_existing or not occupied(place):
         return None
-    found = sidecar.read_if_any(place)
-    if found is None or found.id != key:
+    found = sidecar.read(place)
+    if found.id != key:
         raise OutputExists(
             f"OUT '{out}' exists and was made from other inputs or options", "use --force"
         )

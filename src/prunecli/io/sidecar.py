@@ -202,6 +202,15 @@ def read_if_any(artefact: str | Path) -> Sidecar | None:
     return read(artefact) if path_of(artefact).exists() else None
 
 
+def is_ours(artefact: str | Path) -> bool:
+    """Return whether an artefact has a sidecar, of whatever version."""
+    try:
+        record = json.loads(path_of(artefact).read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and {"schema", "kind", "id"} <= record.keys()
+
+
 class Recorder:
     """Collects what a sidecar needs while a command runs; made when the command starts."""
 

@@ -79,7 +79,7 @@ def layers_of(protect: str) -> tuple[int, int]:
     from prunecli.errors import UsageError
 
     first, comma, last = protect.partition(",")
-    if not (comma and first.strip().isdigit() and last.strip().isdigit()):
+    if not (comma and first.strip().isdecimal() and last.strip().isdecimal()):
         raise UsageError(f"--protect '{protect}': expected FIRST,LAST, two numbers of layers")
     return int(first), int(last)
 

@@ -64,7 +64,7 @@ class Run:
                     raise PruneError(
                         f"the loss of step {step + 1} is {done.loss} (gradient {done.grad_norm}); "
                         f"'{self.name}' keeps the state after step {step}",
-                        "the same command goes on from there; or --restart with a lower --lr",
+                        "the same command goes on from there, --restart takes lower learning rates",
                     )
                 line = {"step": step + 1, "loss": done.loss, **line_of(step, done)}
                 if log is not None:
