@@ -49,6 +49,7 @@ train="train $rows --steps 300 --lr 1e-4 --warmup 0.1 --weight-decay 0"
 {
     run learned $sheared --keep learned-kept "$model"
     run frozen $sheared --freeze-weights "$model"
+    run slow $sheared --freeze-weights --mask-lr 0.1 "$model"
     run learned-cut prune --plan learned-kept/plan.json "$model"
     run flap-cut prune --method flap --bias drop --ratio 0.25 --data t.safetensors:ids "$model"
     for seed in 1 2 3; do
@@ -70,10 +71,12 @@ echo "|---|---|---|"
 measure "$model" "the parent"
 measure learned "masks and weights learned together"
 measure frozen "masks alone learned (\`--freeze-weights\`)"
+measure slow "masks alone, \`--mask-lr 0.1\`: a tenth of the default"
 measure learned-cut "the parent's weights, masks of the first"
 for seed in 1 2 3; do
     measure random-$seed-cut "the parent's weights, random masks"
 done
+measure flap-cut "the parent's weights, cut by FLAP without biases"
 measure random-1-trained "random masks, weights then trained on the same rows"
 measure learned-trained "masks of the first, the parent's weights then trained on the same rows"
 measure flap-trained "FLAP without biases, weights then trained on the same rows"
