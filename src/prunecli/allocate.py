@@ -235,14 +235,14 @@ def _for_block_params(
         layers = floor(target / (arch.block_params / arch.layers) + 0.5)
         return Sizes(layers, arch.hidden, arch.kv_heads, arch.ffn, ratio)
     if method.axes == ("hidden",):
-        hidden = nearest_width(arch, arch.hidden * target / arch.block_params)
+        hidden = _nearest_width(arch, arch.hidden * target / arch.block_params)
         return Sizes(arch.layers, hidden, arch.kv_heads, arch.ffn, ratio)
     if "hidden" in method.axes and "heads" not in method.axes:
         # h s (a + 3 f s) = per_layer, for one factor s of hidden and FFN
         attention = arch.hidden * (arch.length("heads") + arch.length("kv_heads")) * 2
         mlp = 3 * arch.hidden * arch.ffn
         factor = (sqrt(attention**2 + 4 * mlp * per_layer) - attention) / (2 * mlp)
-        hidden = nearest_width(arch, arch.hidden * factor)
+        hidden = max(_width_step(arch), _nearest_width(arch, arch.hidden * factor))
         return _fill_ffn(Sizes(arch.layers, hidden, arch.kv_heads, 0, ratio), per_layer, arch)
     # Fractions such as 0.7 * 10 fall just short in floating point
     kv_heads = arch.kv_heads - floor(ratio * arch.kv_heads + 1e-9)
@@ -259,10 +259,14 @@ def _fill_ffn(found: Sizes, per_layer: float, arch: Arch) -> Sizes:
     return replace(found, ffn=min(arch.ffn, arch.ffn - removed))
 
 
-def nearest_width(arch: Arch, hidden: float) -> int:
-    """Return the hidden size nearest to `hidden` that the parent's own container holds."""
-    step = arch.heads if arch.family.hidden_divides else 1
-    return min(arch.hidden, max(step, floor(hidden / step + 0.5) * step))
+def _nearest_width(arch: Arch, hidden: float) -> int:
+    """Return the hidden size nearest to `hidden` that the parent's own container holds, or 0."""
+    step = _width_step(arch)
+    return min(arch.hidden, floor(hidden / step + 0.5) * step)
+
+
+def _width_step(arch: Arch) -> int:
+    return arch.heads if arch.family.hidden_divides else 1
 
 
 def _possible(found: Sizes, arch: Arch) -> bool:

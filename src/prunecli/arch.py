@@ -18,6 +18,7 @@ from prunecli.families._base import CONFIG_KEYS, Axes, Family
 GROUPS = ("embedding", "attention", "ffn", "norms", "biases", "head")
 BIASED = ("self_attn.o_proj", "mlp.down_proj")
 EXPLICIT = ("heads", "kv_heads", "head_dim")
+ATTENTION = {"full_attention", "sliding_attention"}
 POINTS = ("q", "o", "gate", "down")
 
 
@@ -43,6 +44,11 @@ class Arch:
             raise InputError(
                 "config.json has no model_type", "is this a Hugging Face model folder?"
             )
+        if isinstance(config.get("text_config"), dict):
+            raise InputError(
+                f"config.json is that of more than a language model: '{config['model_type']}'",
+                "save its language model as a folder of its own",
+            )
         self.family: Family = registry.of_model_type(config["model_type"])
         self.layers = self._size("layers")
         self.hidden = self._size("hidden")
@@ -54,6 +60,13 @@ class Arch:
         if self.heads % self.kv_heads:
             raise InputError(
                 f"config.json has {self.heads} heads, not a multiple of {self.kv_heads} KV heads"
+            )
+
+        self._check_lists()
+        if self.config.get("quantization_config"):
+            raise InputError(
+                "config.json has a quantization_config",
+                "dequantise the model first, or remove the key if that was done",
             )
 
     @classmethod
@@ -76,6 +89,22 @@ class Arch:
     def get(self, key: str) -> Any:
         """Return a value of config.json, or what its absence means in this family."""
         return self.config[key] if key in self.config else self.family.defaults.get(key)
+
+    def _check_lists(self) -> None:
+        for key in self.family.layer_lists:
+            entries = self.config.get(key)
+            if not isinstance(entries, list):
+                continue
+            if len(entries) != self.layers:
+                raise InputError(
+                    f"config.json: {key} has {len(entries)} entries, expected one for each of "
+                    f"{self.layers} layers"
+                )
+            if key == "layer_types" and (odd := set(map(str, entries)) - ATTENTION):
+                raise InputError(
+                    f"config.json: layer_types has '{min(odd)}', expected "
+                    f"{' or '.join(sorted(ATTENTION))}"
+                )
 
     def _size(self, axis: str, otherwise: int | None = None) -> int:
         key = CONFIG_KEYS[axis]

@@ -20,7 +20,7 @@ from prunecli.io.sidecar import Kind, Recorder, Sidecar
 from prunecli.methods import registry
 from prunecli.pipeline import Source, check_device, with_recipe
 from prunecli.report import SILENT, Report
-from prunecli.request import PLAN, Request, plan_results, prepare, scored_with
+from prunecli.request import PLAN, Request, check_planned, plan_results, prepare, scored_with
 from prunecli.settings import Amount, Compute, Data, Made, Output
 from prunecli.training import world
 from prunecli.writing import Written, size_results, write_tensors
@@ -69,6 +69,8 @@ def prune(
     if method is not None:
         chosen = registry.get(method)
         data, settings = with_recipe(chosen, recipe, data, settings)
+        if plan is not None:
+            check_planned(plan, settings)
         if scores is not None:
             settings = {**scored_with(scores, chosen, settings), **settings}
         settings = chosen.resolve(settings)

@@ -126,6 +126,19 @@ def scored_with(path: str, method: Method, given: Mapping[str, Any]) -> dict[str
     return options
 
 
+def check_planned(path: str, given: Mapping[str, Any]) -> None:
+    """Raise UsageError for options, beside that of biases, that had no part in the plan."""
+    made = read_plan(path)[1]
+    decided = made.options["options"] if made is not None else {}
+    for name, value in given.items():
+        if name != "bias" and (name not in decided or decided[name] != value):
+            raise UsageError(
+                f"--plan says already what goes, --{name.replace('_', '-')} {value} has no part "
+                "in it",
+                "leave it out",
+            )
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A request checked against a model: what will be recorded, and what to expect."""

@@ -20,7 +20,7 @@ from prunecli.deciding import learned
 from prunecli.errors import InputError, PruneError, UsageError
 from prunecli.evaluation import perplexity
 from prunecli.io import output as place
-from prunecli.io import sidecar
+from prunecli.io import sidecar, tokens
 from prunecli.io.checkpoint import Checkpoint
 from prunecli.io.rows import place_of
 from prunecli.io.sidecar import Recorder
@@ -46,7 +46,6 @@ from prunecli.training import world
 from prunecli.writing import FLOPS_TOKENS
 
 if TYPE_CHECKING:
-    from prunecli.io.tokens import Tokens
     from prunecli.training.learning import Lesson
 
 GRID, DEFAULT = "grid", "default"
@@ -283,7 +282,7 @@ def _outcome(
     candidate: Candidate,
     child_of: Child,
     folder: Path,
-    held_out: "Tokens",
+    held_out: tokens.Tokens,
     compute: Compute,
     report: Report,
 ) -> dict[str, Any]:
@@ -306,8 +305,11 @@ def _outcome(
     return found
 
 
-def _refuse_shared(source: Source, held_out: "Tokens") -> None:
+def _refuse_shared(source: Source, held_out: tokens.Tokens) -> None:
     shared = perplexity.calibrated(source.inputs, held_out)
+    if not shared and source.found is not None:
+        # the same text, in windows that begin elsewhere
+        shared = tokens.contained(held_out.ids, source.found.ids)
     if shared:
         raise InputError(
             f"{shared} of {len(held_out.windows)} evaluation windows are calibrated on",
@@ -341,7 +343,7 @@ def _scores(
     return found
 
 
-def _loss(child: surgery.Child, held_out: "Tokens", compute: Compute, report: Report) -> float:
+def _loss(child: surgery.Child, held_out: tokens.Tokens, compute: Compute, report: Report) -> float:
     """Return the mean loss in nats per token; raise PruneError if it is no number."""
     from prunecli.stats import run
     from prunecli.stats.removals import sequence_losses
@@ -357,7 +359,7 @@ def _results(
     parent: Arch,
     budget: Budget,
     source: Source,
-    held_out: "Tokens",
+    held_out: tokens.Tokens,
 ) -> dict[str, Any]:
     def loss(candidate: Candidate) -> float:
         found = outcomes[candidate.name]["loss"]

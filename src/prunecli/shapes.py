@@ -61,7 +61,9 @@ def budget(arch: Arch, params: float | None, flops: float | None, ratio: float |
             raise UsageError(f"--ratio {ratio:g} is not between 0 and 1", "0.5 removes half")
         return Budget("block_params", round((1 - ratio) * arch.block_params))
     found = Budget("params" if params is not None else "flops", value)
-    if not (isfinite(value) and 0 < value < found.cost(arch)):
+    if not (isfinite(value) and value > 0):
+        raise UsageError(f"{flag} {value:g}: expected a positive number")
+    if value >= found.cost(arch):
         raise InputError(f"{flag} {value:g} is not below the model's {found.cost(arch):.0f}")
     return found
 

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.arch import Arch
+from prunecli.errors import InputError
+
+LONGEST = 200  # characters of a foreign message
 
 
 class Cap(NamedTuple):
@@ -52,13 +55,24 @@ def model_config(arch: Arch) -> Any:
 def bare(arch: Arch, device: torch.device) -> Any:
     """Return the model of a shape, in evaluation, with the attention that stock code chooses.
 
-    Buffers are on the device.
+    Buffers are on the device. Raises InputError for a config.json that transformers refuses.
     """
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
-    with init_empty_weights(include_buffers=False):
-        model: nn.Module = AutoModelForCausalLM.from_config(model_config(arch), dtype=torch.float32)
+    try:
+        with init_empty_weights(include_buffers=False):
+            model: nn.Module = AutoModelForCausalLM.from_config(
+                model_config(arch), dtype=torch.float32
+            )
+    except Exception as error:
+        # its config classes and look-ups raise errors of many kinds
+        why = (str(error).splitlines() or [""])[0]
+        raise InputError(
+            f"transformers cannot build the model of config.json: {type(error).__name__}: "
+            f"{why[:LONGEST]}",
+            "is config.json as it came with the model?",
+        ) from error
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))

@@ -255,6 +255,15 @@ def test_stdin_stands_for_one_path(run, called) -> None:
     assert "model" not in called
 
 
+def test_a_value_that_is_of_no_use(run, called, monkeypatch) -> None:
+    told = "--ratio 'abc' should be a valid number"
+    assert told in run("prune", "--method", "wanda", "--ratio=abc", "in", "out").err
+    monkeypatch.setenv("PRUNECLI_RATIO", "abc")
+    ended = run("prune", "--method", "wanda", "in", "out")
+    assert ended.code == 2 and "--ratio 'abc' (from PRUNECLI_RATIO) should be" in ended.err
+    assert not called
+
+
 @pytest.mark.parametrize("seed", ["-1", "4294967296", "9" * 30])
 def test_seeds_that_no_generator_takes(seed, run, called) -> None:
     ended = run(*PRUNE, "--seed", seed, "in", "out")

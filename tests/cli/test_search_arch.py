@@ -25,6 +25,7 @@ def test_the_papers_candidates_need_no_model(run):
     assert (chosen["params"], chosen["flops"]) == ("4507045888", "17683470876672")
     assert len(json.loads(run("search-arch", "--paper", "--json").out)["results"]) == 27
     assert run("search-arch", "--paper", "in/", "out.json").code == 2
+    assert run("search-arch", "--paper", "--ratio", "0.5").code == 2
     assert run("search-arch").code == 2
 
 

@@ -88,6 +88,25 @@ def test_unknown_family_and_tensor(model, tmp_path):
     refused(tmp_path, 4, "'lama'", "did you mean 'llama'")
 
 
+@pytest.mark.parametrize(
+    ("family", "change", "words"),
+    [
+        ("gemma3", {"layer_types": ["full_attention"] * 3}, ("layer_types has 3 entries", "4")),
+        ("gemma3", {"layer_types": ["foo"] * 4}, ("layer_types has 'foo'",)),
+        ("smollm3", {"no_rope_layers": [1, 0]}, ("no_rope_layers has 2 entries",)),
+        ("qwen2", {"layer_types": ["linear_attention"] * 4}, ("'linear_attention'",)),
+        ("llama", {"hidden_act": "fooact"}, ("transformers cannot build", "fooact")),
+        ("llama", {"rope_parameters": {"rope_type": "foo"}}, ("transformers cannot build",)),
+        ("llama", {"quantization_config": {"bits": 4}}, ("quantization_config", "dequantise")),
+        ("gemma3", {"text_config": {"hidden_size": 8}}, ("more than a language model",)),
+    ],
+)
+def test_config_that_transformers_refuses(family, change, words, calibration, tmp_path):
+    tiny.make(tmp_path / "in", family)
+    configure(tmp_path / "in", **change)
+    refused(tmp_path, 4, *words, method="shortgpt", data=Data(calibration))
+
+
 def test_missing_tensor_and_wrong_shape(model, tmp_path):
     name = "model.layers.1.mlp.up_proj.weight"
     rewrite(model, lambda t: t.__setitem__(name, torch.ones(3, 48)))
@@ -168,6 +187,13 @@ def test_names(model, tmp_path):
     refused(tmp_path, 2, "unknown method 'wnda'", "did you mean 'wanda'", method="wnda")
     refused(tmp_path, 2, "no option --bias", options={"bias": "keep"})
     refused(tmp_path, 2, "did you mean 'UL-UM'", method="flap", options={"structure": "UL-M"})
+    (tmp_path / "p.json").write_text('{"keep": {"layers": [0, 1, 2]}}')
+    decided = {"plan": str(tmp_path / "p.json"), "amount": None}
+    for method, options in (("flap", {"metric": "IFV"}), ("shortened-llama", {"protect": "1,1"})):
+        refused(
+            tmp_path, 2, "--plan says already", *options, *options.values(),
+            method=method, options=options, **decided,
+        )  # fmt: skip
 
 
 def test_places(model, tmp_path):

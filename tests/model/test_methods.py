@@ -462,6 +462,13 @@ def test_protected_layers_are_never_let_go(amount, gone, llama, calibration, tmp
     assert not (tmp_path / "out").exists()
 
 
+def test_a_hidden_size_below_one_head_each(llama, calibration, tmp_path):
+    with pytest.raises(PruneError, match=r"nearest reachable ratio is 0\.875"):
+        cut(llama, tmp_path / "out", "slicegpt-global", calibration, Amount(ratio=0.99))
+    made = cut(llama, tmp_path / "out", "slicegpt-global", calibration, Amount(ratio=0.875))
+    assert made.results["ratio"] == 0.875
+
+
 @pytest.mark.parametrize("method", ["flap", "minitron-depth", "minitron-width", "slicegpt-global"])
 def test_a_number_of_parameters_out_of_reach(method, llama, calibration, tmp_path):
     """The error names the smallest number that can be had, and that one can."""

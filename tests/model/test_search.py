@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import tiny
 from prunecli import shapes
@@ -171,6 +172,7 @@ def test_the_same_again_is_accepted(llama, calibration, held_out, tmp_path):
         ({"params": 1e5}, UsageError, "one budget, got 2"),
         ({"ratio": None}, UsageError, "one budget, got 0"),
         ({"ratio": 1.5}, UsageError, "between 0 and 1"),
+        ({"ratio": None, "flops": float("nan")}, UsageError, "--flops nan: expected a positive"),
         ({"ratio": None, "params": 1e9}, InputError, "is not below"),
         ({"ratio": None, "params": 20.0}, InputError, r"no shape has 96% to 100%.*nearest has"),
         ({"multiple": 500}, InputError, r"no shape.*block-linear parameters; .*smaller --multiple"),
@@ -240,6 +242,11 @@ def test_a_shape_without_a_loss_comes_last(llama, calibration, held_out, tmp_pat
 def test_held_out_text_must_be_held_out(llama, calibration, tmp_path):
     with pytest.raises(PruneError, match="evaluation windows are calibrated on"):
         run(llama, tmp_path / "a.json", calibration, Data(calibration))
+    # in windows that begin elsewhere, it is the same text
+    whole = load_file(calibration.rsplit(":", 1)[0])["ids"].flatten()
+    save_file({"ids": whole[5 : 5 + 7 * 32].view(7, 32)}, tmp_path / "s.safetensors")
+    with pytest.raises(PruneError, match="7 of 7 evaluation windows are calibrated on"):
+        run(llama, tmp_path / "a.json", calibration, Data(f"{tmp_path / 's.safetensors'}:ids"))
 
 
 def test_flops_budget(llama, calibration, held_out, tmp_path):

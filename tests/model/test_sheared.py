@@ -495,6 +495,11 @@ def test_there_are_no_scores_to_keep(llama, calibration, tmp_path):
         calibrate(str(llama), str(tmp_path / "s.safetensors"), methods=["sheared-llama"])
 
 
+def test_a_domain_given_twice(llama, calibration, tmp_path):
+    with pytest.raises(InputError, match="the same text twice"):
+        run(llama, tmp_path / "o", calibration, options={**FEW, "domains": calibration})
+
+
 def test_a_loss_that_is_no_number(llama, calibration, tmp_path):
     with pytest.raises(PruneError, match=r"loss of step .* is nan.*lower learning rates"):
         run(llama, tmp_path / "o", calibration, options={**FEW, "lr": 1e30})

@@ -1,14 +1,18 @@
 """Training: the loop against bare torch, exact resuming, masks, distillation, and bad input."""
 
 import json
+import os
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from traceback import StackSummary
 
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint.api import CheckpointException
 
 import tiny
 from prunecli.errors import InputError, OutputExists, PruneError, Stopped, UsageError
@@ -16,7 +20,7 @@ from prunecli.initialise import init
 from prunecli.io import rows as row_sets
 from prunecli.pruning import prune
 from prunecli.settings import Amount, Compute, Data, Output, Training
-from prunecli.training import schedule
+from prunecli.training import schedule, state
 from prunecli.training.job import SWEEP
 from prunecli.training.loop import Loop
 from prunecli.training.order import Order
@@ -163,6 +167,34 @@ def test_killed_between_saves(llama, ids, tmp_path, monkeypatch, at) -> None:
     train(str(llama), str(tmp_path / "cut"), settings)
     assert same(tmp_path / "whole", tmp_path / "cut")
     assert curve(tmp_path / "whole") == curve(tmp_path / "cut")
+
+
+def test_a_state_that_cannot_be_read(llama, ids, tmp_path) -> None:
+    out, settings = str(tmp_path / "o"), Training(ids, steps=6, batch_size=4, save_every=2)
+    train(str(llama), str(tmp_path / "whole"), settings)
+    with pytest.raises(Stopped):
+        train(str(llama), out, settings, stop=stop_after(3))
+    newest = sorted((tmp_path / "o.partial").glob("step-*"))[-1]
+    os.truncate(newest / "__0_0.distcp", 100)
+    with pytest.raises(InputError, match=rf"state '{newest.name}' in 'o.partial'.*--restart"):
+        train(str(llama), out, settings)
+    # without it, the one before is gone on from
+    shutil.rmtree(newest)
+    train(str(llama), out, settings)
+    assert same(tmp_path / "whole", tmp_path / "o")
+
+
+def test_a_state_that_cannot_be_written(llama, ids, tmp_path, monkeypatch) -> None:
+    settings = Training(ids, steps=6, batch_size=4, save_every=2)
+
+    def full(*args, **settings):
+        cause = OSError(28, "No space left on device")
+        raise CheckpointException("write", {0: (cause, StackSummary())})
+
+    monkeypatch.setattr(state.state_dict_saver, "save", full)
+    with pytest.raises(PruneError, match=r"after step 2: OSError.*No space.*same command goes on"):
+        train(str(llama), str(tmp_path / "o"), settings)
+    assert not (tmp_path / "o").exists()
 
 
 def test_state_of_another_run(llama, ids, tmp_path) -> None:

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prunecli.io.rows import overlap
+from prunecli.io.sidecar import Trained
 from prunecli.stock import Cap
 from prunecli.training import losses, schedule
 from prunecli.training.losses import NO_CAP, Distillation, next_token_loss
@@ -103,3 +105,13 @@ def test_loss_without_gradients_changes_nothing() -> None:
     with torch.no_grad():
         total, _, _ = next_token_loss(hidden, head, labels)
     assert float(total) == pytest.approx(float(naive(hidden, head, labels, None)), rel=1e-6)
+
+
+RANGES = st.tuples(st.integers(0, 20), st.integers(0, 20)).map(lambda two: tuple(sorted(two)))
+
+
+@given(RANGES, st.lists(st.tuples(st.sampled_from("ab"), RANGES), max_size=5))
+def test_shared_rows_count_once(own, others) -> None:
+    records = [Trained(rows=rows, range=(a, b), count=1) for rows, (a, b) in others]
+    seen = {row for rows, (a, b) in others if rows == "a" for row in range(a, b)}
+    assert overlap(Trained(rows="a", range=own, count=1), records) == len(seen & set(range(*own)))

@@ -115,8 +115,20 @@ def main() -> None:
         _unexpected(f"{type(error).__name__}: {error}" if str(error) else "out of memory")
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error of the parser
-            _fail(error.format_message(), 2)
+            _fail(_parsing(error), 2)
         _unexpected(f"internal error: {type(error).__name__}: {error}")
+
+
+def _parsing(error: Any) -> str:
+    """Return what the parser refuses; for a value that is of no use, which and where it is from."""
+    parameter, cause = getattr(error, "param", None), error.__cause__
+    if parameter is None or not hasattr(cause, "errors"):
+        return str(error.format_message())
+    (first, *_), flag = cause.errors(), parameter.opts[0]
+    value, variable = first["input"], getattr(parameter, "envvar", None)
+    given = any(argument.split("=")[0] in parameter.opts for argument in sys.argv)
+    source = f" (from {variable})" if variable and not given and variable in os.environ else ""
+    return f"{flag} '{value}'{source} {first['msg'].removeprefix('Input ')}"
 
 
 def _unexpected(what: str) -> None:

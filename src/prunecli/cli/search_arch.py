@@ -57,8 +57,10 @@ def search_arch(
     """
     report = options.settings(context)
     if paper:
-        if model or out or method:
-            raise UsageError("--paper needs no model", "leave out IN, OUT and --method")
+        if model or out or method or params or flops or ratio:
+            raise UsageError(
+                "--paper needs no model and no budget", "leave out IN, OUT and what to search"
+            )
         from prunecli.tables.reference import searched
 
         found = searched()

@@ -214,12 +214,12 @@ def _given(path: str) -> Rows:
 
 
 def overlap(one: Trained, others: Iterable[Trained]) -> int:
-    """Return how many rows a record has in common with others."""
-    return sum(
-        max(0, min(one.range[1], other.range[1]) - max(one.range[0], other.range[0]))
-        for other in others
-        if one.rows == other.rows
-    )
+    """Return how many rows a record has in common with others, each counted once."""
+    count, end = 0, one.range[0]
+    for first, stop in sorted(other.range for other in others if other.rows == one.rows):
+        end, start = max(end, min(stop, one.range[1])), max(end, first)
+        count += max(0, end - start)
+    return count
 
 
 def trained_on(meta: dict[str, Any]) -> Trained | None:

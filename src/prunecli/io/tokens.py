@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 BUILTIN_SIZE = (32, 512)  # windows, tokens of each
 TEXT_SIZE = (128, 2048)
+RUN = 32  # tokens in a row that two texts hardly share by chance
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,30 @@ def load(
         {**meta, "nsamples": count, "seq_len": length, "digest": tensor_digest(ids)},
         [sha256(row.numpy().astype("<i4").tobytes()).hexdigest()[:16] for row in ids],
     )
+
+
+def contained(ids: "torch.Tensor", among: "torch.Tensor") -> int:
+    """Return how many windows [N, T] mostly stand in other windows [M, S], wherever they begin.
+
+    That is: of whose runs of 32 tokens (a quarter of a shorter window) more than half do.
+    """
+    import torch
+
+    run = max(1, min(RUN, ids.shape[1] // 4, among.shape[1] // 4))
+    draw = torch.Generator().manual_seed(0)
+    factors = torch.randint(-(1 << 62), 1 << 62, (run,), generator=draw)
+
+    def hashes(window: "torch.Tensor") -> "torch.Tensor":
+        return (window.long().unfold(0, run, 1) * factors).sum(1)
+
+    known = torch.cat([hashes(window) for window in among]).sort().values
+
+    def stands(window: "torch.Tensor") -> bool:
+        own = hashes(window)
+        nearest = torch.searchsorted(known, own).clamp(max=len(known) - 1)
+        return bool((known[nearest] == own).double().mean() > 0.5)
+
+    return sum(map(stands, ids))
 
 
 def open_rows(data: Data, folder: str) -> tuple[rows.Rows, dict[str, Any]]:

@@ -168,6 +168,8 @@ def prepare(
     ]
     if len({found.seq_len for found, _ in opened}) > 1:
         raise InputError("the domains have windows of unequal lengths", "give a --seq-len")
+    if len({entry.digest for _, entry in opened}) < len(opened):
+        raise InputError("the domains have the same text twice", "name every D once")
     rows = Joined([found for found, _ in opened])
     per_step = batch_size * rows.seq_len
     steps = max(len(rows) // batch_size, SHORTEST)

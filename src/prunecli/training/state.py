@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
+from prunecli.errors import InputError, PruneError
 from prunecli.io import output as place
 from prunecli.training.loop import Loop
 
@@ -24,7 +26,7 @@ LOG = "log.jsonl"
 def save(folder: Path, step: int, loop: Loop, keep: int) -> None:
     """Save the state after `step` steps, then drop all but the last `keep` states.
 
-    All processes must take part.
+    All processes must take part. Raises PruneError when it cannot be written.
     """
     final = folder / NAME.format(step)
     temporary = folder / f".{final.name}.tmp"
@@ -33,10 +35,16 @@ def save(folder: Path, step: int, loop: Loop, keep: int) -> None:
         temporary.mkdir()
     loop.ranks.barrier()
     loop.masks.check()
-    with _alone_is_fine():
-        state_dict_saver.save(
-            _state(loop), checkpoint_id=temporary, no_dist=loop.ranks.mesh is None
-        )
+    try:
+        with _alone_is_fine():
+            state_dict_saver.save(
+                _state(loop), checkpoint_id=temporary, no_dist=loop.ranks.mesh is None
+            )
+    except CheckpointException as error:
+        raise PruneError(
+            f"cannot save the state after step {step}: {_cause(error)}",
+            "the same command goes on from the state before",
+        ) from error
     if loop.ranks.first:
         place.publish(temporary, final)
         for path in saved(folder)[:-keep]:
@@ -55,16 +63,28 @@ def step_of(path: Path) -> int:
 
 
 def load(path: Path, loop: Loop) -> None:
-    """Make a state that of the loop."""
+    """Make a state that of the loop; raise InputError when it cannot be read."""
     state = _state(loop)
-    with _alone_is_fine():
-        state_dict_loader.load(state, checkpoint_id=path, no_dist=loop.ranks.mesh is None)
+    try:
+        with _alone_is_fine():
+            state_dict_loader.load(state, checkpoint_id=path, no_dist=loop.ranks.mesh is None)
+    except CheckpointException as error:
+        raise InputError(
+            f"cannot read the state '{path.name}' in '{path.parent.name}': {_cause(error)}",
+            "remove it to go on from the one before, or --restart",
+        ) from error
     set_state_dict(
         loop.objective.trained,
         loop.optimizer,
         model_state_dict=state["model"],
         optim_state_dict=state["optimizer"],
     )
+
+
+def _cause(error: CheckpointException) -> str:
+    """Return what went wrong on the first process that failed."""
+    cause, _ = next(iter(error.failures.values()))
+    return f"{type(cause).__name__}: {cause}"
 
 
 @contextmanager
