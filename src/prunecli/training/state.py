@@ -84,7 +84,7 @@ def load(path: Path, loop: Loop) -> None:
 def _cause(error: CheckpointException) -> str:
     """Return what went wrong on the first process that failed."""
     cause, _ = next(iter(error.failures.values()))
-    return f"{type(cause).__name__}: {cause}"
+    return f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
 
 
 @contextmanager
