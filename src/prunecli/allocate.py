@@ -83,8 +83,10 @@ def pattern(amount: Amount, arch: Arch) -> Pattern:
     return Pattern(1 - keep / group, keep, group)
 
 
-def _sizes(method: Method, options: Mapping[str, Any], amount: Amount, arch: Arch) -> Sizes:
-    """Return the sizes that `amount` means where every layer may be cut."""
+def _sizes(
+    method: Method, options: Mapping[str, Any], amount: Amount, arch: Arch, cut: float = 1.0
+) -> Sizes:
+    """Return the sizes that `amount` means for the share of layers that may be cut."""
     structure = options.get("structure")
     if amount.sparsity is not None:
         raise UsageError(
@@ -110,7 +112,7 @@ def _sizes(method: Method, options: Mapping[str, Any], amount: Amount, arch: Arc
         assert amount.params is not None
         found = _for_params(method, options, amount.params, arch)
     _check_protected(method, options, found.layers, arch)
-    return found if found.ratio is None else _reached(found, method, arch, structure)
+    return found if found.ratio is None else _reached(found, method, arch, structure, cut)
 
 
 def sizes(method: Method, options: Mapping[str, Any], amount: Amount, arch: Arch) -> Sizes:
@@ -139,7 +141,8 @@ def sizes(method: Method, options: Mapping[str, Any], amount: Amount, arch: Arch
                 f"protect fewer, or stay below {cut / arch.layers:g}",
             )
         amount = replace(amount, ratio=inner)
-    return replace(_sizes(method, options, amount, arch), ratio=None, untouched=ends)
+    found = _sizes(method, options, amount, arch, cut / arch.layers)
+    return replace(found, ratio=None, untouched=ends)
 
 
 def untouched(method: Method, options: Mapping[str, Any]) -> tuple[int, int]:
@@ -274,18 +277,22 @@ def _possible(found: Sizes, arch: Arch) -> bool:
     return min(kept) >= 1 and kept != (arch.layers, arch.hidden, arch.kv_heads, arch.ffn)
 
 
-def _reached(found: Sizes, method: Method, arch: Arch, structure: str | None) -> Sizes:
-    """Return `found`, or raise InputError with the nearest ratio that can be reached."""
+def _reached(found: Sizes, method: Method, arch: Arch, structure: str | None, cut: float) -> Sizes:
+    """Return `found`, or raise InputError with the nearest ratio that can be reached.
+
+    Ratios told are those of the whole model, of whose layers the share `cut` is cut.
+    """
     ratio = found.ratio
     assert ratio is not None
     if _possible(found, arch):
         return found
     nearest = _nearest(ratio, method, arch, structure)
     if nearest is None:
-        raise InputError(f"--ratio {ratio:g} cannot be reached: the model is too small")
+        raise InputError(f"--ratio {ratio * cut:g} cannot be reached: the model is too small")
+    reached = 1 - block_params(nearest, arch) / arch.block_params
     raise InputError(
-        f"--ratio {ratio:g} cannot be reached by '{method.name}' on this model",
-        f"the nearest reachable ratio is {1 - block_params(nearest, arch) / arch.block_params:g}",
+        f"--ratio {ratio * cut:g} cannot be reached by '{method.name}' on this model",
+        f"the nearest reachable ratio is {reached * cut:g}",
     )
 
 

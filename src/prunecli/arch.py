@@ -63,11 +63,6 @@ class Arch:
             )
 
         self._check_lists()
-        if self.config.get("quantization_config"):
-            raise InputError(
-                "config.json has a quantization_config",
-                "dequantise the model first, or remove the key if that was done",
-            )
 
     @classmethod
     def read(cls, folder: str | Path) -> "Arch":

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from prunecli import allocate, rotate
 from prunecli.allocate import Sizes
 from prunecli.errors import InputError
+from prunecli.io import output as place
 from prunecli.io import sidecar
 from prunecli.io.checkpoint import Checkpoint, Reader
 from prunecli.io.sidecar import Input
@@ -26,6 +27,7 @@ from prunecli.pipeline import (
     open_stats,
     read_tokens,
     score_options,
+    scores_key,
     scores_of,
     write_scores,
     write_stats,
@@ -168,6 +170,9 @@ class Decider:
             assert sizes is not None
             scores = self._score_layerwise(source, sizes, options)
         else:
+            if SCORES in request.kept:
+                key = scores_key(self.checkpoint, self.digest, method, source, options)
+                place.same_already(f"{request.keep}/{SCORES}", self.output.beside, key)
             stats = source.tensors if source.tensors is not None else self._collect(source, skip)
             if request.plan is not None:
                 return Decision(read_plan(request.plan)[0], self.checkpoint, stats)
@@ -179,11 +184,6 @@ class Decider:
         if method.rotates:
             weights = rotate.Rotated(weights, scores["rotation"], sizes.hidden)
         return Decision(plan, weights, scores)
-
-    @property
-    def _kept(self) -> Output:
-        """What may happen to files kept of an earlier run: the same as to OUT."""
-        return Output(force=self.output.force, skip_existing=self.output.skip_existing)
 
     def _collect(self, source: Source, skip: int | None) -> Tensors:
         assert source.found is not None
@@ -202,7 +202,7 @@ class Decider:
             skip=skip if any(need.points == ("model",) for need in needs) else None,
             compat=self.request.compat,
             compute=self.compute,
-            output=self._kept,
+            output=self.output.beside,
             report=self.report,
         )
         return TensorFile(Path(path))
@@ -217,7 +217,7 @@ class Decider:
                 source,
                 stats,
                 options=options,
-                output=self._kept,
+                output=self.output.beside,
             )
 
     def _score_layerwise(

@@ -15,6 +15,10 @@ class PruneError(Exception):
         super().__init__(f"{what}; {remedy}" if remedy else what)
 
 
+class NotANumber(PruneError):
+    """A loss is NaN or infinite (exit status 1)."""
+
+
 class UsageError(PruneError):
     """Wrong usage or configuration, or an unknown name (exit status 2)."""
 

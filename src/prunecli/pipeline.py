@@ -222,6 +222,14 @@ def write_stats(
     )
 
 
+def scores_key(
+    checkpoint: Checkpoint, digest: str, method: Method, source: Source, options: dict[str, Any]
+) -> str:
+    """Return the id of what `write_scores` makes."""
+    scored = {"method": method.name, "options": options}
+    return sidecar.key("scores", scored, [checkpoint.as_input(digest), *source.inputs])
+
+
 def write_scores(
     out: str,
     checkpoint: Checkpoint,
@@ -510,9 +518,16 @@ def _write(
 
 
 def with_recipe(
-    method: Method, recipe: str | None, data: Data, options: Mapping[str, Any]
+    method: Method,
+    recipe: str | None,
+    data: Data,
+    options: Mapping[str, Any],
+    decided: bool = False,
 ) -> tuple[Data, dict[str, Any]]:
-    """Return data and options with a recipe's values wherever none were given."""
+    """Return data and options with a recipe's values wherever none were given.
+
+    Where what goes is `decided`, of the options only that of biases is taken.
+    """
     if recipe is None:
         return data, dict(options)
     if recipe not in method.recipes:
@@ -522,5 +537,9 @@ def with_recipe(
     default = asdict(Data())
     given = {name: value for name, value in asdict(data).items() if value != default[name]}
     fields = {name: value for name, value in values.items() if name in default}
-    settings = {name: value for name, value in values.items() if name not in default}
+    settings = {
+        name: value
+        for name, value in values.items()
+        if name not in default and (name == "bias" or not decided)
+    }
     return replace(data, **{**fields, **given}), {**settings, **options}

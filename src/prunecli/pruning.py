@@ -20,7 +20,7 @@ from prunecli.io.sidecar import Kind, Recorder, Sidecar
 from prunecli.methods import registry
 from prunecli.pipeline import Source, check_device, with_recipe
 from prunecli.report import SILENT, Report
-from prunecli.request import PLAN, Request, check_planned, plan_results, prepare, scored_with
+from prunecli.request import PLAN, Request, plan_results, planned_with, prepare, scored_with
 from prunecli.settings import Amount, Compute, Data, Made, Output
 from prunecli.training import world
 from prunecli.writing import Written, size_results, write_tensors
@@ -68,9 +68,9 @@ def prune(
     data, chosen, settings = data or Data(), None, dict(options or {})
     if method is not None:
         chosen = registry.get(method)
-        data, settings = with_recipe(chosen, recipe, data, settings)
         if plan is not None:
-            check_planned(plan, settings)
+            settings = planned_with(plan, chosen, settings)
+        data, settings = with_recipe(chosen, recipe, data, settings, decided=plan is not None)
         if scores is not None:
             settings = {**scored_with(scores, chosen, settings), **settings}
         settings = chosen.resolve(settings)
@@ -88,7 +88,7 @@ def prune(
     checkpoint = Checkpoint(model)
     place.check_place(out, output, [checkpoint.folder, *request.read])
     if keep is not None:
-        place.check_kept(keep, request.kept, checkpoint.folder, out, output)
+        place.check_kept(keep, request.kept, checkpoint.folder, out)
     prepared = prepare(request, checkpoint)
     lesson, expected = None, prepared.expected
     resolved = {**prepared.options, "dtype": compute.dtype}
@@ -112,7 +112,7 @@ def prune(
     if same := place.same_already(out, output, key):
         return same
     if PLAN in request.kept:
-        place.same_already(f"{keep}/{PLAN}", output, sidecar.key("plan", resolved, inputs))
+        place.same_already(f"{keep}/{PLAN}", output.beside, sidecar.key("plan", resolved, inputs))
 
     def record(kind: Kind, outputs: dict[str, Any], results: dict[str, Any]) -> Sidecar:
         return recorder.sidecar(

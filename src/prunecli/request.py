@@ -49,6 +49,7 @@ class Request:
         """The files of the steps between that `keep` gets."""
         if self.keep is None or self.method is None:
             return []
+        planned = not (self.plan_only or self.method.rotates)
         scored = self.scores is None and not self.method.learned
         if self.method.sequential and self.stats is None:
             # statistics of half-pruned layers are of no use elsewhere
@@ -56,7 +57,7 @@ class Request:
         made = {
             STATS: scored and self.stats is None and bool(self.method.needs),
             SCORES: scored,
-            PLAN: not self.method.rotates,
+            PLAN: planned,
         }
         return [name for name, kept in made.items() if kept]
 
@@ -126,10 +127,15 @@ def scored_with(path: str, method: Method, given: Mapping[str, Any]) -> dict[str
     return options
 
 
-def check_planned(path: str, given: Mapping[str, Any]) -> None:
-    """Raise UsageError for options, beside that of biases, that had no part in the plan."""
-    made = read_plan(path)[1]
-    decided = made.options["options"] if made is not None else {}
+def planned_with(path: str, method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that the plan in `path` was made with, with which the given must agree.
+
+    That of biases is free, and taken as given. Raises UsageError for options that had no part in
+    the plan.
+    """
+    made, decided = read_plan(path)[1], {}
+    if made is not None and made.options["method"] == method.name:
+        decided = {k: v for k, v in made.options["options"].items() if k != "bias"}
     for name, value in given.items():
         if name != "bias" and (name not in decided or decided[name] != value):
             raise UsageError(
@@ -137,6 +143,7 @@ def check_planned(path: str, given: Mapping[str, Any]) -> None:
                 "in it",
                 "leave it out",
             )
+    return {**decided, **given}
 
 
 @dataclass(frozen=True)

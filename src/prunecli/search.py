@@ -17,7 +17,7 @@ from prunecli import allocate, shapes, surgery
 from prunecli.allocate import Sizes
 from prunecli.arch import Arch
 from prunecli.deciding import learned
-from prunecli.errors import InputError, PruneError, UsageError
+from prunecli.errors import InputError, NotANumber, UsageError
 from prunecli.evaluation import perplexity
 from prunecli.io import output as place
 from prunecli.io import sidecar, tokens
@@ -117,7 +117,8 @@ def search(
     shapes.searchable(chosen)
     _check_equal(chosen, settings)
     checkpoint = Checkpoint(model)
-    read = [place_of(source.source) for source in (data, eval_data)]
+    domains = str(settings.get("domains", "")).split(",")
+    read = [place_of(name.strip()) for name in (data.source, eval_data.source, *domains)]
     place.check_place(out, output, [checkpoint.folder, *read])
     budget = shapes.budget(checkpoint.arch, params, flops, ratio)
     step = multiple or shapes.grain(checkpoint.arch)
@@ -293,10 +294,8 @@ def _outcome(
         outcome: dict[str, Any] = {"loss": None}
         try:
             outcome["loss"] = _loss(child_of(candidate, own), held_out, compute, report)
-        except PruneError as error:
-            if type(error) is not PruneError:
-                raise
-            # a loss that is no number: this shape will not do, others may
+        except NotANumber as error:
+            # this shape will not do, others may
             outcome["failed"] = str(error)
             report.note(f"{candidate.name}: {error}")
         place.replace_text(file, json.dumps(outcome))
@@ -344,7 +343,7 @@ def _scores(
 
 
 def _loss(child: surgery.Child, held_out: tokens.Tokens, compute: Compute, report: Report) -> float:
-    """Return the mean loss in nats per token; raise PruneError if it is no number."""
+    """Return the mean loss in nats per token; raise NotANumber if it is none."""
     from prunecli.stats import run
     from prunecli.stats.removals import sequence_losses
 
@@ -367,7 +366,7 @@ def _results(
 
     ranked = sorted(tried, key=loss)
     if loss(ranked[0]) == inf:
-        raise PruneError(f"no shape has a loss: {outcomes[ranked[0].name]['failed']}")
+        raise NotANumber(f"no shape has a loss: {outcomes[ranked[0].name]['failed']}")
     best = ranked[0].told(parent)
     return {
         "arch": {axis: best[axis] for axis in ("layers", "hidden", "heads", "kv_heads", "ffn")},

@@ -79,6 +79,11 @@ class Output:
     dry_run: bool = False
     argv: tuple[str, ...] = ()
 
+    @property
+    def beside(self) -> "Output":
+        """What may happen to files kept beside OUT: those of the same run are taken as they are."""
+        return Output(force=self.force, skip_existing=not self.force)
+
 
 @dataclass
 class Made:

@@ -65,12 +65,13 @@ def bare(arch: Arch, device: torch.device) -> Any:
             model: nn.Module = AutoModelForCausalLM.from_config(
                 model_config(arch), dtype=torch.float32
             )
+    except MemoryError:
+        raise
     except Exception as error:
         # its config classes and look-ups raise errors of many kinds
-        why = (str(error).splitlines() or [""])[0]
+        why = f"{type(error).__name__} {' '.join(str(error).split())}"
         raise InputError(
-            f"transformers cannot build the model of config.json: {type(error).__name__}: "
-            f"{why[:LONGEST]}",
+            f"transformers cannot build the model of config.json: {why[:LONGEST]}",
             "is config.json as it came with the model?",
         ) from error
     for module in model.modules():

@@ -13,7 +13,8 @@ def folders(llama, tmp_path):
     return str(llama), *texts, tmp_path
 
 
-def test_the_papers_candidates_need_no_model(run):
+def test_the_papers_candidates_need_no_model(run, monkeypatch):
+    monkeypatch.setenv("PRUNECLI_RATIO", "0.5")
     ended = run("search-arch", "--paper")
     assert ended.code == 0 and ended.err == ""
     header, *rows = (line.split(",") for line in ended.out.splitlines())

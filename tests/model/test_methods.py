@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 import tiny
 from matrix import CELL
+from prunecli import deciding
 from prunecli.arch import Arch
 from prunecli.errors import OutputExists, PruneError
 from prunecli.families import registry as families
@@ -16,7 +17,7 @@ from prunecli.io.checkpoint import Checkpoint
 from prunecli.methods import registry
 from prunecli.methods._base import Pattern
 from prunecli.methods._masks import drop_mask
-from prunecli.pipeline import calibrate, score
+from prunecli.pipeline import calibrate, score, with_recipe
 from prunecli.pruning import prune
 from prunecli.report import Report
 from prunecli.settings import Amount, Compute, Data, Output
@@ -633,34 +634,34 @@ def test_kept_files_of_others_stay(name, llama, calibration, tmp_path):
     keep = tmp_path / "k"
     keep.mkdir()
     (keep / name).write_text('{"mine": 1}')
-    for output, told in ((Output(), "use --force"), (Output(force=True), "not made by prunecli")):
-        with pytest.raises(OutputExists, match=rf"{name}', which is to be kept, exists.*{told}"):
+    for output in (Output(), Output(force=True), Output(skip_existing=True)):
+        with pytest.raises(OutputExists, match=rf"{name}', which is to be kept, .*not made by"):
             cut(llama, tmp_path / "o", "llm-pruner", calibration, keep=str(keep), output=output)
-    with pytest.raises(OutputExists):
-        cut(
-            llama, tmp_path / "o", "llm-pruner", calibration,
-            keep=str(keep), output=Output(skip_existing=True),
-        )  # fmt: skip
     assert (keep / name).read_text() == '{"mine": 1}'
-    assert [path.name for path in keep.iterdir() if path.suffix == ".json"] <= ["plan.json"]
+    assert [path.name for path in keep.iterdir()] == [name]
     assert not (tmp_path / "o").exists()
 
 
-def test_kept_files_are_replaced_or_taken_like_out(llama, calibration, tmp_path):
+def test_kept_files_are_taken_or_replaced(llama, calibration, tmp_path, monkeypatch):
     kept = {"keep": str(tmp_path / "k")}
     cut(llama, tmp_path / "a", "llm-pruner", calibration, **kept)
     before = {path.name: path.read_bytes() for path in (tmp_path / "k").iterdir()}
-    with pytest.raises(OutputExists, match="use --force, or --skip-existing"):
-        cut(llama, tmp_path / "b", "llm-pruner", calibration, **kept)
     # the same run once more takes what is there
-    skip = Output(skip_existing=True)
-    cut(llama, tmp_path / "b", "llm-pruner", calibration, output=skip, **kept)
+    cut(llama, tmp_path / "b", "llm-pruner", calibration, **kept)
     after = {path.name: path.read_bytes() for path in (tmp_path / "k").iterdir()}
     assert after.pop("plan.json") and before.pop("plan.json") and after == before
     # another run has another plan
     less = Amount(ratio=0.25)
     with pytest.raises(OutputExists, match="from other inputs or options"):
-        cut(llama, tmp_path / "c", "llm-pruner", calibration, less, output=skip, **kept)
+        cut(llama, tmp_path / "c", "llm-pruner", calibration, less, **kept)
+    # and other scores are told before statistics are collected
+    for name in ("stats.safetensors", "plan.json"):
+        (tmp_path / "k" / name).unlink()
+    mixed = {"options": {"taylor": "mix"}, **kept}
+    monkeypatch.setattr(deciding, "write_stats", None)
+    with pytest.raises(OutputExists, match=r"scores\.safetensors' exists and was made from other"):
+        cut(llama, tmp_path / "c", "llm-pruner", calibration, **mixed)
+    monkeypatch.undo()
     force = Output(force=True)
     made = cut(llama, tmp_path / "c", "llm-pruner", calibration, less, output=force, **kept)
     plan = json.loads((tmp_path / "k" / "plan.json").read_text())
@@ -670,6 +671,45 @@ def test_kept_files_are_replaced_or_taken_like_out(llama, calibration, tmp_path)
         llama, tmp_path / "d", "flap", calibration, options={"bias": "drop"},
         stats=_flap_stats(llama, calibration, tmp_path / "own"), keep=str(tmp_path / "own"),
     )  # fmt: skip
+
+
+def test_a_plan_alone_is_not_kept(llama, calibration, tmp_path):
+    (tmp_path / "k").mkdir()
+    (tmp_path / "k" / "plan.json").write_text("{}")
+    kept = {"keep": str(tmp_path / "k"), "plan_only": True}
+    cut(llama, tmp_path / "p.json", "llm-pruner", calibration, **kept)
+    assert (tmp_path / "k" / "plan.json").read_text() == "{}"
+    (tmp_path / "f").write_text("")
+    with pytest.raises(PruneError, match="lies under 'f', which is a file"):
+        cut(llama, tmp_path / "o", "llm-pruner", calibration, keep=str(tmp_path / "f" / "k"))
+
+
+def test_options_of_a_plan(llama, calibration, tmp_path):
+    """They are those that it was made with; of a recipe only text and biases count."""
+    plan = str(tmp_path / "p.json")
+    cut(
+        llama, plan, "flap", calibration, plan_only=True,
+        options={"metric": "IFV", "bias": "drop"},
+    )  # fmt: skip
+    planned = {"plan": plan, "amount": None}
+    made = cut(llama, tmp_path / "a", "flap", calibration, options={"bias": "drop"}, **planned)
+    assert made.sidecar["options"]["options"]["metric"] == "IFV"
+    flap = registry.get("flap")
+    assert with_recipe(flap, "official", Data(), {}, decided=True)[1].keys() <= {"bias"}
+    assert "structure" in with_recipe(flap, "official", Data(), {})[1]
+    with pytest.raises(PruneError, match="--metric WIFV has no part in it"):
+        cut(llama, tmp_path / "c", "flap", calibration, options={"metric": "WIFV"}, **planned)
+
+
+@pytest.mark.parametrize(("ratio", "nearest"), [(0.49, True), (0.5, False)])
+def test_ratios_beside_protected_layers(ratio, nearest, llama, calibration, tmp_path):
+    options = {"protect": "1,1"}
+    with pytest.raises(PruneError, match=rf"--ratio {ratio} cannot") as caught:
+        cut(llama, tmp_path / "o", "llm-pruner", calibration, Amount(ratio=ratio), options=options)
+    if nearest:
+        amount = Amount(ratio=float(str(caught.value).rsplit(" ", 1)[1]))
+        made = cut(llama, tmp_path / "o", "llm-pruner", calibration, amount, options=options)
+        assert made.results["ratio"] == pytest.approx(amount.ratio, abs=0.01)
 
 
 def _flap_stats(model, calibration, folder):

@@ -3,20 +3,23 @@
 import json
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
 from prunecli import shapes
 from prunecli.arch import Arch
-from prunecli.errors import InputError, PruneError, Stopped, UsageError
+from prunecli.errors import InputError, NotANumber, PruneError, Stopped, UsageError
 from prunecli.evaluation import perplexity
 from prunecli.evaluation.evaluate import evaluate
+from prunecli.io import tokens
 from prunecli.pruning import prune
 from prunecli.report import Report
 from prunecli.search import search
 from prunecli.settings import Amount, Data, Output
 from prunecli.tables import reference
 from prunecli.tables.verb import table
+from prunecli.training import state
 
 
 @pytest.fixture
@@ -228,7 +231,7 @@ def test_a_shape_without_a_loss_comes_last(llama, calibration, held_out, tmp_pat
     def failing(*args):
         calls.append(1)
         if len(calls) == 1:
-            raise PruneError("the loss is nan")
+            raise NotANumber("the loss is nan")
         return real(*args)
 
     monkeypatch.setattr(module.perplexity, "result", failing)
@@ -247,6 +250,24 @@ def test_held_out_text_must_be_held_out(llama, calibration, tmp_path):
     save_file({"ids": whole[5 : 5 + 7 * 32].view(7, 32)}, tmp_path / "s.safetensors")
     with pytest.raises(PruneError, match="7 of 7 evaluation windows are calibrated on"):
         run(llama, tmp_path / "a.json", calibration, Data(f"{tmp_path / 's.safetensors'}:ids"))
+    padding = torch.full((24,), 7)
+    rows = [torch.cat([torch.randint(259, (8,)), padding]) for _ in range(4)]
+    assert tokens.contained(torch.stack(rows[:2]), torch.stack(rows[2:])) == 0
+    assert tokens.contained(torch.randint(9, (9, 6)), torch.randint(9, (9, 6))) == 0
+
+
+def test_a_full_disk_is_no_outcome_of_a_shape(llama, calibration, held_out, tmp_path, monkeypatch):
+    def full(*args):
+        raise PruneError("cannot save the state")
+
+    monkeypatch.setattr(state, "save", full)
+    options = {"tokens": 4 * 4 * 32, "batch_size": 4}
+    with pytest.raises(PruneError, match="cannot save the state"):
+        run(
+            llama, tmp_path / "a.json", calibration, held_out,
+            method="sheared-llama", options=options,
+        )  # fmt: skip
+    assert not list((tmp_path / "a.json.partial").glob("*.json"))
 
 
 def test_flops_budget(llama, calibration, held_out, tmp_path):

@@ -1,6 +1,7 @@
 """Sheared LLaMA: gates against their formulas, masked models against cut ones, runs as a whole."""
 
 import json
+from dataclasses import replace
 from math import log
 
 import pytest
@@ -17,9 +18,10 @@ from prunecli.io import sidecar
 from prunecli.io.checkpoint import Checkpoint
 from prunecli.pipeline import calibrate, score
 from prunecli.pruning import prune
-from prunecli.settings import Amount, Data, Output
+from prunecli.settings import Amount, Data, Output, Training
 from prunecli.training import gates, learning, shearing
 from prunecli.training.domains import Mixture
+from prunecli.training.train import train
 
 IDS = torch.randint(259, (2, 24), generator=torch.Generator().manual_seed(4))
 SMALL = Amount(layers=3, hidden=36, heads=3, ffn=40)
@@ -498,6 +500,23 @@ def test_there_are_no_scores_to_keep(llama, calibration, tmp_path):
 def test_a_domain_given_twice(llama, calibration, tmp_path):
     with pytest.raises(InputError, match="the same text twice"):
         run(llama, tmp_path / "o", calibration, options={**FEW, "domains": calibration})
+    with pytest.raises(InputError, match="the same text twice"):
+        run(llama, tmp_path / "o", f"{calibration}:0:5", options={**FEW, "domains": calibration})
+
+
+def test_rows_of_domains_are_known_to_be_trained_on(llama, calibration, tmp_path):
+    """Two parts of one set are two domains; others of them are another training."""
+    parts = [f"{calibration}:0:3", f"{calibration}:3:6", f"{calibration}:5:8"]
+    seen = []
+    for number, other in enumerate(parts[1:]):
+        out = tmp_path / f"o{number}"
+        made = run(llama, out, parts[0], options={**FEW, "domains": other})
+        seen.append(made.sidecar["tokens"]["trained"][0]["rows"])
+    assert seen[0] != seen[1]
+    settings = Training(f"{calibration}:2:8", steps=1, batch_size=1)
+    with pytest.raises(PruneError, match="rows were trained on by an ancestor"):
+        train(str(tmp_path / "o0"), str(tmp_path / "t"), settings)
+    train(str(tmp_path / "o0"), str(tmp_path / "t"), replace(settings, data=f"{calibration}:6:8"))
 
 
 def test_a_loss_that_is_no_number(llama, calibration, tmp_path):

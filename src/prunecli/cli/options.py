@@ -412,6 +412,12 @@ def chosen_options(method: str | None, context: typer.Context) -> dict[str, Any]
     return given
 
 
+def typed(context: typer.Context, name: str) -> bool:
+    """Return whether an option stands on the command line, unlike one of the environment."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def amount_of(values: Mapping[str, Any]) -> Amount:
     """Return the amount among a command's arguments."""
     return Amount(**{name: values.get(name) for name in Amount.__dataclass_fields__})

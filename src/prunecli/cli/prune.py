@@ -57,6 +57,9 @@ def prune(
         model, stats, scores, plan, context.params["arch"]
     )
     given = options.chosen_options(method, context)
+    if plan is not None:
+        # what a variable or a file says for all runs has no say in a plan that is made
+        given = {k: v for k, v in given.items() if k == "bias" or options.typed(context, k)}
     from prunecli import pruning
 
     # what learns is stopped between two steps, everything else at once

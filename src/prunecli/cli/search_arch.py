@@ -57,7 +57,8 @@ def search_arch(
     """
     report = options.settings(context)
     if paper:
-        if model or out or method or params or flops or ratio:
+        searching = ("method", "params", "flops", "ratio", "multiple")
+        if model or out or any(options.typed(context, name) for name in searching):
             raise UsageError(
                 "--paper needs no model and no budget", "leave out IN, OUT and what to search"
             )

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from math import exp, isfinite
 from typing import Any
 
-from prunecli.errors import InputError, PruneError
+from prunecli.errors import InputError, NotANumber
 from prunecli.io import rows, tokens
 from prunecli.io.checkpoint import Checkpoint
 from prunecli.io.sidecar import Input
@@ -53,12 +53,12 @@ def calibrated(inputs: Iterable[Input], found: "tokens.Tokens") -> int:
 
 
 def result(found: "tokens.Tokens", windows: list[float]) -> dict[str, Any]:
-    """Return the figures of one D; raise PruneError if the model's outputs are no numbers."""
+    """Return the figures of one D; raise NotANumber if the model's outputs are no numbers."""
     length = found.ids.shape[1]
     predicted = len(windows) * (length - 1)
     loss = sum(windows) / predicted
     if not isfinite(loss):
-        raise PruneError(f"the loss on '{found.meta['source']}' is {loss}", "is the model intact?")
+        raise NotANumber(f"the loss on '{found.meta['source']}' is {loss}", "is the model intact?")
     return {
         "source": found.meta["source"],
         "digest": found.meta["digest"],

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from prunecli.arch import Arch
 from prunecli.errors import InputError, PruneError
-from prunecli.io import sidecar
+from prunecli.io import rows, sidecar
 from prunecli.io.output import write_text
 from prunecli.io.tensorfile import (
     Spec,
@@ -112,6 +112,11 @@ class Checkpoint(Reader):
     def __init__(self, model: str) -> None:
         self.folder = locate(model)
         self.arch = Arch.read(self.folder)
+        if self.arch.config.get("quantization_config"):
+            raise InputError(
+                "config.json has a quantization_config",
+                "dequantise the model first, or take the key out if its weights are plain",
+            )
         self._files = self._locate_tensors()
         headers = {path: read_header(path) for path in sorted(set(self._files.values()))}
         self.specs: dict[str, Spec] = {}
@@ -229,7 +234,16 @@ class Checkpoint(Reader):
     @property
     def trained(self) -> list[sidecar.Trained]:
         """The rows that this model and its ancestors are known to have been trained on."""
-        return self.sidecar.tokens.trained if self.sidecar else []
+        if self.sidecar is None:
+            return []
+        found = list(self.sidecar.tokens.trained)
+        for step in self.sidecar.history:
+            told = [(entry.role, entry.model_extra or {}) for entry in step.inputs]
+            if any(role == "rows" and "passes" in meta for role, meta in told):
+                # what was read as several domains counts as one set of rows: these are its parts
+                parts = (rows.trained_on(meta) for role, meta in told if role == "calibration")
+                found += filter(None, parts)
+        return found
 
 
 def tag_along(folder: Path) -> list[Path]:

@@ -30,16 +30,16 @@ def check_place(out: str, output: Output, inputs: Sequence[Path | None]) -> None
             raise InputError(f"OUT '{out}' lies inside the input", "choose another OUT")
         if place in source.parents:
             raise InputError(f"OUT '{out}' contains the input", "choose another OUT")
-    for parent in place.parents:
-        if parent.exists():
-            if not parent.is_dir():
-                raise InputError(f"OUT '{out}' lies under '{parent.name}', which is a file")
-            break
-    _check_free(f"OUT '{out}'", place, output)
+    _check_above(f"OUT '{out}'", place)
+    if not occupied(place):
+        return
+    if not (output.force or output.skip_existing):
+        raise OutputExists(f"OUT '{out}' exists", "use --force, or --skip-existing, or move it")
+    _check_ours(f"OUT '{out}'", place)
 
 
-def check_kept(folder: str, names: Sequence[str], model: Path, out: str, output: Output) -> None:
-    """Refuse to keep these files in `folder`, as an OUT that exists, or lies in IN, is refused.
+def check_kept(folder: str, names: Sequence[str], model: Path, out: str) -> None:
+    """Refuse to keep these files in `folder` where that harms the input, OUT, or files of others.
 
     Raises InputError or OutputExists.
     """
@@ -47,18 +47,21 @@ def check_kept(folder: str, names: Sequence[str], model: Path, out: str, output:
     for what, other in (("the input", model.resolve()), ("OUT", Path(out).resolve())):
         if place == other or other in place.parents:
             raise InputError(f"--keep '{folder}' lies in {what}", "choose another folder")
-    if place.is_file():
-        raise InputError(f"--keep '{folder}' is a file", "name a folder")
+    _check_above(f"--keep '{folder}'", place / "file")
     for name in names:
-        _check_free(f"'{Path(folder, name)}', which is to be kept,", place / name, output)
+        if occupied(place / name):
+            _check_ours(f"'{Path(folder, name)}', which is to be kept,", place / name)
 
 
-def _check_free(told: str, place: Path, output: Output) -> None:
-    """Raise OutputExists unless nothing is there, or what prunecli made and may be replaced."""
-    if not occupied(place):
-        return
-    if not (output.force or output.skip_existing):
-        raise OutputExists(f"{told} exists", "use --force, or --skip-existing, or move it")
+def _check_above(told: str, place: Path) -> None:
+    for parent in place.parents:
+        if parent.exists():
+            if not parent.is_dir():
+                raise InputError(f"{told} lies under '{parent.name}', which is a file")
+            break
+
+
+def _check_ours(told: str, place: Path) -> None:
     if not sidecar.is_ours(place):
         raise OutputExists(f"{told} exists and was not made by prunecli", "move it away")
 
@@ -79,7 +82,7 @@ def same_already(out: str, output: Output, key: str) -> Made | None:
     found = sidecar.read(place)
     if found.id != key:
         raise OutputExists(
-            f"OUT '{out}' exists and was made from other inputs or options", "use --force"
+            f"'{out}' exists and was made from other inputs or options", "use --force"
         )
     return Made(out, found.dump(), found.results)
 

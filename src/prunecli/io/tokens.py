@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 BUILTIN_SIZE = (32, 512)  # windows, tokens of each
 TEXT_SIZE = (128, 2048)
-RUN = 32  # tokens in a row that two texts hardly share by chance
+RUN, SHORTEST_RUN = 32, 8  # tokens in a row that two texts hardly share by chance
 
 
 @dataclass(frozen=True)
@@ -85,21 +85,27 @@ def load(
 def contained(ids: "torch.Tensor", among: "torch.Tensor") -> int:
     """Return how many windows [N, T] mostly stand in other windows [M, S], wherever they begin.
 
-    That is: of whose runs of 32 tokens (a quarter of a shorter window) more than half do.
+    That is: of whose runs of 32 tokens (a quarter of a shorter window, 8 at least) more than half
+    do, those of one token over and over left out.
     """
     import torch
 
-    run = max(1, min(RUN, ids.shape[1] // 4, among.shape[1] // 4))
+    run = min(RUN, ids.shape[1] // 4, among.shape[1] // 4)
+    if run < SHORTEST_RUN:
+        return 0
     draw = torch.Generator().manual_seed(0)
     factors = torch.randint(-(1 << 62), 1 << 62, (run,), generator=draw)
 
     def hashes(window: "torch.Tensor") -> "torch.Tensor":
-        return (window.long().unfold(0, run, 1) * factors).sum(1)
+        runs = window.long().unfold(0, run, 1)
+        return (runs * factors).sum(1)[(runs != runs[:, :1]).any(1)]
 
     known = torch.cat([hashes(window) for window in among]).sort().values
 
     def stands(window: "torch.Tensor") -> bool:
         own = hashes(window)
+        if not len(own) or not len(known):
+            return False
         nearest = torch.searchsorted(known, own).clamp(max=len(known) - 1)
         return bool((known[nearest] == own).double().mean() > 0.5)
 

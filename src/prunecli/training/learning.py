@@ -168,7 +168,8 @@ def prepare(
     ]
     if len({found.seq_len for found, _ in opened}) > 1:
         raise InputError("the domains have windows of unequal lengths", "give a --seq-len")
-    if len({entry.digest for _, entry in opened}) < len(opened):
+    read = [_rows_of(entry) for _, entry in opened]
+    if any(row_sets.overlap(one, read[:number]) for number, one in enumerate(read)):
         raise InputError("the domains have the same text twice", "name every D once")
     rows = Joined([found for found, _ in opened])
     per_step = batch_size * rows.seq_len
@@ -225,15 +226,20 @@ def _first(count: int, rows: Rows | Windows, entry: Input) -> tuple[Rows | Windo
     return replace(rows, stop=rows.start + count), entry.model_copy(update=told)
 
 
+def _rows_of(entry: Input) -> Trained:
+    """Return which rows a D has, given or drawn."""
+    meta = entry.model_extra or {}
+    drawn = Trained(rows=entry.digest, range=(0, meta["nsamples"]), count=0)
+    return row_sets.trained_on(meta) or drawn
+
+
 def _trained(calibration: list[Input], rows: int, count: int) -> Trained:
     """Return what weights are trained on: the rows of one D, or all domains as one set."""
-    if len(calibration) > 1:
-        digests = " ".join(entry.digest for entry in calibration)
-        return Trained(rows=sha256(digests.encode()).hexdigest(), range=(0, rows), count=count)
-    told = row_sets.trained_on(calibration[0].model_extra or {})
-    if told is not None:
-        return Trained(rows=told.rows, range=told.range, count=count)
-    return Trained(rows=calibration[0].digest, range=(0, rows), count=count)
+    read = [_rows_of(entry) for entry in calibration]
+    if len(read) == 1:
+        return read[0].model_copy(update={"count": count})
+    told = " ".join(f"{one.rows} {one.range}" for one in read)
+    return Trained(rows=sha256(told.encode()).hexdigest(), range=(0, rows), count=count)
 
 
 @dataclass(frozen=True)
@@ -273,7 +279,7 @@ def learn(
 
     The state lies in `folder`, which the user knows as `name`, and is gone on from; the weights are
     left there. `stop` is asked at every step; when it says so, the state is saved and Stopped
-    raised. Raises PruneError where the loss is no number.
+    raised. Raises NotANumber where the loss is none.
     """
     options, rows = lesson.options, lesson.rows
     masks = Gates(checkpoint.arch, sizes, lesson.seed)

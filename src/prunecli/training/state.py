@@ -62,16 +62,21 @@ def step_of(path: Path) -> int:
     return int(path.name.split("-")[1])
 
 
-def load(path: Path, loop: Loop) -> None:
-    """Make a state that of the loop; raise InputError when it cannot be read."""
+def load(path: Path, loop: Loop, name: str) -> None:
+    """Make a state that of the loop; raise InputError when it cannot be read.
+
+    The user knows its folder as `name`.
+    """
     state = _state(loop)
     try:
         with _alone_is_fine():
             state_dict_loader.load(state, checkpoint_id=path, no_dist=loop.ranks.mesh is None)
     except CheckpointException as error:
         raise InputError(
-            f"cannot read the state '{path.name}' in '{path.parent.name}': {_cause(error)}",
-            "remove it to go on from the one before, or --restart",
+            f"cannot read the state '{path.name}' in '{name}': {_cause(error)}",
+            "remove it to go on from the one before"
+            if len(saved(path.parent)) > 1
+            else "--restart begins anew",
         ) from error
     set_state_dict(
         loop.objective.trained,

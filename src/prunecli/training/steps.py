@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prunecli.errors import PruneError, Stopped
+from prunecli.errors import NotANumber, Stopped
 from prunecli.report import Report
 from prunecli.training import state
 from prunecli.training.loop import Loop, Step
@@ -43,13 +43,13 @@ class Run:
 
         `line_of` says what the log tells of a step beside its number and loss, all processes ask
         it; `told` is given each whole line, on the first process.
-        Raises Stopped when asked to end, and PruneError where the loss is no number; the state is
+        Raises Stopped when asked to end, and NotANumber where the loss is no number; the state is
         saved either way.
         """
         saved, first, steps = state.saved(self.folder), loop.ranks.first, loop.steps
         start = state.step_of(saved[-1]) if saved else 0
         if saved:
-            state.load(saved[-1], loop)
+            state.load(saved[-1], loop, self.name)
             if first:
                 self.report.note(f"resuming '{self.name}' at step {start} of {steps}")
         log = state.Log(self.folder, start) if first else None
@@ -61,7 +61,7 @@ class Run:
                     if log is not None:
                         log.sync()
                     state.save(self.folder, step, loop, self.keep)
-                    raise PruneError(
+                    raise NotANumber(
                         f"the loss of step {step + 1} is {done.loss} (gradient {done.grad_norm}); "
                         f"'{self.name}' keeps the state after step {step}",
                         "the same command goes on from there, --restart takes lower learning rates",
