@@ -1,6 +1,7 @@
 """Tiny random models of every family, made by stock transformers, and tokens to go with them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +72,15 @@ def logits(folder: Path | str, ids: torch.Tensor) -> torch.Tensor:
 def sidecar(folder: Path | str) -> dict[str, Any]:
     """Return a folder's sidecar as plain JSON."""
     return json.loads((Path(folder) / "prunecli.json").read_text())
+
+
+def same(one: Path | str, other: Path | str) -> bool:
+    """Return whether two folders hold the same bytes of weights."""
+    files = [Path(folder, "model.safetensors").read_bytes() for folder in (one, other)]
+    return files[0] == files[1]
+
+
+def stop_after(steps: int) -> Callable[[], bool]:
+    """Return a `stop` that says so when it is asked for the time `steps`, and from then on."""
+    asked = iter(range(steps + 1))
+    return lambda: next(asked, steps) >= steps - 1

@@ -255,6 +255,11 @@ def _for_block_params(
     return _fill_ffn(Sizes(arch.layers, arch.hidden, kv_heads, 0, ratio), per_layer, arch)
 
 
+def _for_ratio(method: Method, ratio: float, arch: Arch, structure: str | None) -> Sizes:
+    target = arch.block_params * (1 - ratio)
+    return _for_block_params(method, target, ratio, arch, structure)
+
+
 def _fill_ffn(found: Sizes, per_layer: float, arch: Arch) -> Sizes:
     """Return `found` with the FFN width that leaves at least `per_layer` parameters a layer."""
     rest = per_layer - _layer_params(arch, found.hidden, found.kv_heads, 0)
@@ -300,8 +305,7 @@ def _nearest(ratio: float, method: Method, arch: Arch, structure: str | None) ->
     """Return the possible sizes nearest to a ratio that cannot be reached."""
 
     def at(candidate: float) -> Sizes:
-        target = arch.block_params * (1 - candidate)
-        return _for_block_params(method, target, candidate, arch, structure)
+        return _for_ratio(method, candidate, arch, structure)
 
     # what is out of reach lies at the ends: bisect from the asked ratio towards the middle
     out, inside = ratio, 0.5
@@ -338,8 +342,7 @@ def _for_params(method: Method, options: Mapping[str, Any], params: float, arch:
     structure = options.get("structure")
 
     def at(ratio: float) -> Sizes:
-        target = arch.block_params * (1 - ratio)
-        return _for_block_params(method, target, ratio, arch, structure)
+        return _for_ratio(method, ratio, arch, structure)
 
     def fits(found: Sizes) -> bool:
         smallest = min(found.layers, found.hidden, found.kv_heads, found.ffn)

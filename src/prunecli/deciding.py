@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from prunecli import allocate, rotate
 from prunecli.allocate import Sizes
 from prunecli.errors import InputError
-from prunecli.io import output as place
 from prunecli.io import sidecar
 from prunecli.io.checkpoint import Checkpoint, Reader
 from prunecli.io.sidecar import Input
@@ -27,7 +26,6 @@ from prunecli.pipeline import (
     open_stats,
     read_tokens,
     score_options,
-    scores_key,
     scores_of,
     write_scores,
     write_stats,
@@ -170,14 +168,10 @@ class Decider:
             assert sizes is not None
             scores = self._score_layerwise(source, sizes, options)
         else:
-            if SCORES in request.kept:
-                key = scores_key(self.checkpoint, self.digest, method, source, options)
-                place.same_already(f"{request.keep}/{SCORES}", self.output.beside, key)
-            stats = source.tensors if source.tensors is not None else self._collect(source, skip)
             if request.plan is not None:
+                stats = self._stats(source, skip)
                 return Decision(read_plan(request.plan)[0], self.checkpoint, stats)
-            scores = scores_of(method, self.checkpoint, stats, options)
-            self._keep_scores(source, stats, options)
+            scores = self._scores(source, skip, options)
         assert sizes is not None
         plan = allocate.plan(method, sizes, scores, arch, request.structure)
         weights: Reader = self.checkpoint
@@ -185,7 +179,9 @@ class Decider:
             weights = rotate.Rotated(weights, scores["rotation"], sizes.hidden)
         return Decision(plan, weights, scores)
 
-    def _collect(self, source: Source, skip: int | None) -> Tensors:
+    def _stats(self, source: Source, skip: int | None) -> Tensors:
+        if source.tensors is not None:
+            return source.tensors
         assert source.found is not None
         needs = self.method.needed(self.request.compat)
         if STATS not in self.request.kept:
@@ -207,18 +203,21 @@ class Decider:
         )
         return TensorFile(Path(path))
 
-    def _keep_scores(self, source: Source, stats: Tensors, options: dict[str, Any]) -> None:
-        if SCORES in self.request.kept:
-            write_scores(
-                f"{self.request.keep}/{SCORES}",
-                self.checkpoint,
-                self.digest,
-                self.method,
-                source,
-                stats,
-                options=options,
-                output=self.output.beside,
-            )
+    def _scores(self, source: Source, skip: int | None, options: dict[str, Any]) -> Tensors:
+        if SCORES not in self.request.kept:
+            return scores_of(self.method, self.checkpoint, self._stats(source, skip), options)
+        path = f"{self.request.keep}/{SCORES}"
+        write_scores(
+            path,
+            self.checkpoint,
+            self.digest,
+            self.method,
+            source,
+            lambda: self._stats(source, skip),
+            options=options,
+            output=self.output.beside,
+        )
+        return TensorFile(Path(path))
 
     def _score_layerwise(
         self, source: Source, sizes: Sizes, options: dict[str, Any]

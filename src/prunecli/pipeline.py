@@ -222,29 +222,21 @@ def write_stats(
     )
 
 
-def scores_key(
-    checkpoint: Checkpoint, digest: str, method: Method, source: Source, options: dict[str, Any]
-) -> str:
-    """Return the id of what `write_scores` makes."""
-    scored = {"method": method.name, "options": options}
-    return sidecar.key("scores", scored, [checkpoint.as_input(digest), *source.inputs])
-
-
 def write_scores(
     out: str,
     checkpoint: Checkpoint,
     digest: str,
     method: Method,
     source: Source,
-    stats: Tensors,
+    stats: Callable[[], Tensors],
     *,
     options: dict[str, Any],
     output: Output,
 ) -> Made:
-    """Score a model by its statistics, into a file."""
+    """Score a model by its statistics, into a file; they are asked for if it is not there yet."""
     return _write(
         out,
-        lambda: iter([scores_of(method, checkpoint, stats, options)]),
+        lambda: iter([scores_of(method, checkpoint, stats(), options)]),
         Recorder("score", output.argv),
         output,
         kind="scores",
@@ -343,12 +335,16 @@ def score(
         source = Source([], tensors={})
     else:
         source = read_tokens(checkpoint, data or Data(), report)
-        needs = chosen.needed(compat)
+
+    def tensors() -> Tensors:
+        if source.tensors is not None:
+            return source.tensors
         assert source.found is not None
-        source.tensors = merged(collect(checkpoint, source.found, needs, skip, compute, report))
-    assert source.tensors is not None
+        needs = chosen.needed(compat)
+        return merged(collect(checkpoint, source.found, needs, skip, compute, report))
+
     return write_scores(
-        out, checkpoint, digest, chosen, source, source.tensors, options=settings, output=output
+        out, checkpoint, digest, chosen, source, tensors, options=settings, output=output
     )
 
 

@@ -14,7 +14,7 @@ from prunecli.io import sidecar
 from prunecli.io.checkpoint import Checkpoint
 from prunecli.io.rows import place_of
 from prunecli.io.sidecar import Sidecar
-from prunecli.methods._base import Method, Pattern
+from prunecli.methods._base import Method, Pattern, domains_of
 from prunecli.plan import Plan
 from prunecli.settings import Amount, Data
 
@@ -39,8 +39,7 @@ class Request:
     @property
     def read(self) -> list[Path | None]:
         """Every file and folder that is read beside the model."""
-        domains = str(self.options.get("domains", "")).split(",")
-        data = [place_of(source.strip()) for source in (self.data.source, *domains)]
+        data = [place_of(name) for name in (self.data.source, *domains_of(self.options))]
         files = (self.stats, self.scores, self.plan, self.amount.arch)
         return data + [Path(path) for path in files if path]
 
@@ -64,8 +63,7 @@ class Request:
     @property
     def biased(self) -> bool:
         """Whether removed channels leave a bias."""
-        compensates = self.method is not None and self.method.compensates
-        return compensates and self.options["bias"] == "keep"
+        return self.method is not None and self.method.biased(self.options)
 
     @property
     def structure(self) -> str | None:

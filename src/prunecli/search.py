@@ -25,7 +25,7 @@ from prunecli.io.checkpoint import Checkpoint
 from prunecli.io.rows import place_of
 from prunecli.io.sidecar import Recorder
 from prunecli.methods import registry
-from prunecli.methods._base import Method
+from prunecli.methods._base import Method, domains_of
 from prunecli.pipeline import (
     Source,
     TensorFile,
@@ -117,8 +117,8 @@ def search(
     shapes.searchable(chosen)
     _check_equal(chosen, settings)
     checkpoint = Checkpoint(model)
-    domains = str(settings.get("domains", "")).split(",")
-    read = [place_of(name.strip()) for name in (data.source, eval_data.source, *domains)]
+    sources = (data.source, eval_data.source, *domains_of(settings))
+    read = [place_of(name) for name in sources]
     place.check_place(out, output, [checkpoint.folder, *read])
     budget = shapes.budget(checkpoint.arch, params, flops, ratio)
     step = multiple or shapes.grain(checkpoint.arch)
@@ -214,7 +214,7 @@ def _candidates(
     report: Report,
 ) -> list[Candidate]:
     """Return the shapes of the grid, and that of a bare `prune` where the budget is its kind."""
-    biased = method.compensates and options["bias"] == "keep"
+    biased = method.biased(options)
     grid = shapes.candidates(method.axes, arch, budget, multiple, biased)
     for why in grid.refused:
         report.note(f"left out: {why}")
@@ -248,7 +248,7 @@ def _scoring(
     method: Method, checkpoint: Checkpoint, options: Mapping[str, Any], scores: Tensors
 ) -> Child:
     """Return a function that cuts the parent to a shape by its scores."""
-    biased = method.compensates and options["bias"] == "keep"
+    biased = method.biased(options)
 
     def child_of(candidate: Candidate, own: Path) -> surgery.Child:
         structure = options.get("structure")
@@ -328,11 +328,14 @@ def _scores(
 ) -> Tensors:
     """Return the dense parent's scores, kept in a file for the case that the search is stopped."""
     path = folder / SCORES
+
+    def stats() -> Tensors:
+        if source.found is None:
+            return {}
+        needs = method.needed(options["compat"])
+        return merged(collect(checkpoint, source.found, needs, None, compute, report))
+
     if not sidecar.path_of(str(path)).exists():
-        stats: Tensors = {}
-        if source.found is not None:
-            needs = method.needed(options["compat"])
-            stats = merged(collect(checkpoint, source.found, needs, None, compute, report))
         write_scores(
             str(path), checkpoint, digest, method, source, stats,
             options=options, output=Output(force=True),

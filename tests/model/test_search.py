@@ -98,14 +98,9 @@ def test_masks_are_learned_for_every_shape(llama, calibration, held_out, tmp_pat
     assert found[0]["loss"] == pytest.approx(measured["loss"], rel=1e-6)
     assert best.results["sizes"]["hidden"] == found[0]["hidden"]
 
-    asked = []
-
-    def stop():
-        asked.append(1)
-        return len(asked) == 6  # in the second shape
-
+    within_the_second = tiny.stop_after(6)
     with pytest.raises(Stopped):
-        run(llama, tmp_path / "b.json", calibration, held_out, **sheared, stop=stop)
+        run(llama, tmp_path / "b.json", calibration, held_out, **sheared, stop=within_the_second)
     assert len(list((tmp_path / "b.json.partial").glob("*.json"))) == 1
     again = run(llama, tmp_path / "b.json", calibration, held_out, **sheared)
     assert again.results == made.results

@@ -25,6 +25,7 @@ from prunecli.training.job import SWEEP
 from prunecli.training.loop import Loop
 from prunecli.training.order import Order
 from prunecli.training.train import train
+from tiny import same, stop_after
 
 LENGTH = 16
 
@@ -56,18 +57,8 @@ def log(folder) -> list[dict]:
     return [json.loads(line) for line in (Path(folder) / "train.jsonl").read_text().splitlines()]
 
 
-def same(one, other) -> bool:
-    files = [Path(folder, "model.safetensors").read_bytes() for folder in (one, other)]
-    return files[0] == files[1]
-
-
 def curve(folder) -> list[tuple]:
     return [(line["step"], line["loss"], line["grad_norm"], line["lr"]) for line in log(folder)]
-
-
-def stop_after(steps: int):
-    asked = iter(range(steps + 1))
-    return lambda: next(asked, steps) >= steps - 1
 
 
 def bare(folder, data: str, steps: int, batch: int, lr: float) -> tuple[list[float], dict]:

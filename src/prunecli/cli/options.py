@@ -401,8 +401,7 @@ def chosen_options(method: str | None, context: typer.Context) -> dict[str, Any]
     given = {name: values[name] for name in owners if values.get(name) is not None}
     known = [entry.name for entry in registry.get(method).options] if method else []
     for name in [name for name in given if name not in known]:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "ENVIRONMENT":
+        if _source(context, name) == "ENVIRONMENT":
             del given[name]
         elif method:
             raise UsageError(
@@ -414,8 +413,12 @@ def chosen_options(method: str | None, context: typer.Context) -> dict[str, Any]
 
 def typed(context: typer.Context, name: str) -> bool:
     """Return whether an option stands on the command line, unlike one of the environment."""
+    return _source(context, name) == "COMMANDLINE"
+
+
+def _source(context: typer.Context, name: str) -> str:
     source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
+    return source.name if source is not None else ""
 
 
 def amount_of(values: Mapping[str, Any]) -> Amount:

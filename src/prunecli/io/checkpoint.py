@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -80,7 +81,7 @@ def _from_hub(name: str) -> Path:
     return Path(folder)
 
 
-class Reader:
+class Reader(ABC):
     """What reads like a checkpoint: a shape, and tensors by name.
 
     Attributes:
@@ -90,9 +91,9 @@ class Reader:
     arch: Arch
     specs: dict[str, Spec]
 
+    @abstractmethod
     def tensor(self, name: str) -> "torch.Tensor":
         """Return one tensor."""
-        raise NotImplementedError
 
     def stream(self) -> "Iterator[tuple[str, torch.Tensor]]":
         """Yield every tensor with its name, each made as it is asked for."""

@@ -84,6 +84,12 @@ def layers_of(protect: str) -> tuple[int, int]:
     return int(first), int(last)
 
 
+def domains_of(options: Mapping[str, Any]) -> list[str]:
+    """Return every D that options name beside `--data`."""
+    names = (name.strip() for name in options.get("domains", "").split(","))
+    return [name for name in names if name]
+
+
 Formula = Callable[..., Any]
 
 
@@ -135,6 +141,10 @@ class Method:
                     f"{suggest(str(value), list(choices))}"
                 )
         return {name: given.get(name, option.default) for name, option in known.items()}
+
+    def biased(self, options: Mapping[str, Any]) -> bool:
+        """Return whether removed channels leave a bias."""
+        return self.compensates and options["bias"] == "keep"
 
     def needed(self, compat: bool) -> tuple[Need, ...]:
         """Return the statistics to collect, for the paper's formula or for the official code's."""

@@ -22,6 +22,7 @@ from prunecli.io.checkpoint import Checkpoint, Reader
 from prunecli.io.rows import Rows
 from prunecli.io.sidecar import Input, Trained
 from prunecli.io.tensorfile import Spec, TensorWriter, read_tensor
+from prunecli.methods._base import domains_of
 from prunecli.plan import Plan
 from prunecli.report import Report
 from prunecli.settings import Compute, Data, Training
@@ -162,10 +163,8 @@ def prepare(
             raise UsageError(f"--{name.replace('_', '-')} {options[name]}: expected more than 0")
     batch_size = options["batch_size"]
     job.share(batch_size)
-    others = filter(None, (name.strip() for name in options["domains"].split(",")))
-    opened = [
-        _open(checkpoint, replace(data, source=name), report) for name in (data.source, *others)
-    ]
+    sources = (data.source, *domains_of(options))
+    opened = [_open(checkpoint, replace(data, source=name), report) for name in sources]
     if len({found.seq_len for found, _ in opened}) > 1:
         raise InputError("the domains have windows of unequal lengths", "give a --seq-len")
     read = [_rows_of(entry) for _, entry in opened]
