@@ -174,13 +174,15 @@ def test_terminated_cleans_up(run, called) -> None:
     assert cleaned
 
 
-def test_a_reader_that_left_is_no_complaint() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_left_is_no_complaint(unbuffered) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     ended = subprocess.run(
         [Path(sys.executable).with_name("prunecli"), "methods"],
         stdout=writer,
         stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
     )
     os.close(writer)
     assert ended.stderr == b""

@@ -97,6 +97,8 @@ def main() -> None:
         _fail(f"unknown command '{arguments[0]}'{suggest(arguments[0], list(COMMANDS))}", 2)
     try:
         status = app(arguments or ["--help"], standalone_mode=False)
+        # a reader that has left is met here, not when the interpreter ends
+        sys.stdout.flush()
         sys.exit(status or (0 if arguments else 2))
     except PruneError as error:
         if not world.is_first():
