@@ -10,10 +10,11 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+FAST := not slow and not shells and not golden and not outside
 MODEL := build/smollm2
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help install test soak outside experiment golden check docs shells demo bench methods masks throughput scratch clean
+.PHONY: help install test portable foreign floors ceilings soak outside experiment golden check docs shells demo bench methods masks throughput scratch clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -31,7 +32,13 @@ $(VENV)/demo: $(VENV)/installed
 install: $(VENV)/installed ## the package and its tools, into .venv
 
 test: install ## the fast tests
-	HF_HUB_OFFLINE=1 pytest -n 2 -m 'not slow and not shells and not golden and not outside'
+	HF_HUB_OFFLINE=1 pytest -n 2 -m '$(FAST)'
+
+portable: install ## the fast tests under three instruction sets, with 1 and with 2 threads
+	tests/portable.sh 'default avx2 avx512' '1 2' -n 2 -m '$(FAST)'
+
+foreign: install ## processes, masks and resumption under another instruction set than this CPU's
+	tests/portable.sh foreign 2 -m '$(FAST)' -k 'process or mask or resum or kill or signal or same'
 
 soak: install ## the long tests, and the whole matrix of methods and families
 	HF_HUB_OFFLINE=1 pytest -m 'slow or matrix'
