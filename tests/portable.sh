@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The tests under other instruction sets than this CPU's best, and with other numbers of threads:
-#   tests/portable.sh "default avx2 avx512" "1 2" [PYTEST ARGUMENTS]
+# A command under other instruction sets than this CPU's best, and with other numbers of threads:
+#   tests/portable.sh "default avx2 avx512" "1 2" COMMAND...
+# It finds the set in PRUNECLI_TEST_SET, the threads in PRUNECLI_TEST_THREADS and OMP_NUM_THREADS.
 # `foreign` stands for the best set below this CPU's own. Sets that the CPU lacks are left out.
 set -euo pipefail
 sets=$1 threads=$2
@@ -26,7 +27,7 @@ for set in ${sets//foreign/$foreign}; do
     for count in $threads; do
         echo "== $set, $count thread(s)"
         ATEN_CPU_CAPABILITY=$set ONEDNN_MAX_CPU_ISA=$(onednn "$set") \
-            MKL_ENABLE_INSTRUCTIONS=$(mkl "$set") PRUNECLI_TEST_THREADS=$count \
-            HF_HUB_OFFLINE=1 pytest "$@"
+            MKL_ENABLE_INSTRUCTIONS=$(mkl "$set") HF_HUB_OFFLINE=1 \
+            PRUNECLI_TEST_SET=$set PRUNECLI_TEST_THREADS=$count OMP_NUM_THREADS=$count "$@"
     done
 done
