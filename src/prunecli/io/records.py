@@ -72,7 +72,10 @@ def choose(kinds: Mapping[str, str], asked: str | None, place: str) -> str:
     if column not in kinds:
         raise InputError(f"{place} has no column '{column}': {', '.join(kinds) or 'it is empty'}")
     if kinds[column] not in (STRING, BYTES):
-        raise InputError(f"{place} has no string in '{column}': it holds {kinds[column]}")
+        raise InputError(
+            f"{place} has no string in '{column}': it holds {kinds[column]}",
+            "" if asked else "name another column with --text-column",
+        )
     return column
 
 

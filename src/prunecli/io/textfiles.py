@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,7 @@ EXPECTED = f"expected {', '.join(FORMATS)}, plain, {' or '.join(CODECS)}"
 # bytes held at once, so that no small compressed file fills the memory
 LARGEST_JSON = 1 << 28  # a line, or an array
 LARGEST_FILE = 1 << 32  # a .txt, or (on disk) a compressed .parquet
+PIECE = 1 << 20
 BOM = b"\xef\xbb\xbf"
 LFS = b"version https://git-lfs.github.com/spec/"
 SHOWN = 5
@@ -77,11 +79,10 @@ def _found(path: Path) -> tuple[list[Path], list[Path]]:
             raise InputError(f"'{path}' is no regular file", "write the text into a file first")
         return [path], []
     try:
-        entries = list(_below(path, set()))
+        entries = sorted(_below(path), key=lambda entry: entry.relative_to(path).as_posix())
+        files = [entry for entry in entries if format_of(entry)[0] and entry.is_file()]
     except OSError as error:
-        raise InputError(f"cannot read '{error.filename}': {error.strerror}") from None
-    entries.sort(key=lambda entry: entry.relative_to(path).as_posix())
-    files = [entry for entry in entries if format_of(entry)[0] and entry.is_file()]
+        raise InputError(f"cannot read '{error.filename or path}': {error.strerror}") from None
     read = set(files)
     others = [entry for entry in entries if entry not in read]
     for entry in others:
@@ -92,19 +93,22 @@ def _found(path: Path) -> tuple[list[Path], list[Path]]:
     return files, others
 
 
-def _below(folder: Path, seen: set[Path]) -> Iterator[Path]:
+def _below(folder: Path) -> Iterator[Path]:
     """Yield what a folder holds, nested folders opened, hidden names left out.
 
     Links are followed, but no folder is opened twice: one met again is yielded itself.
     """
-    seen.add(folder.resolve())
-    for entry in sorted(folder.iterdir()):
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir() and entry.resolve() not in seen:
-            yield from _below(entry, seen)
-        else:
-            yield entry
+    seen, waiting = {folder.resolve()}, deque([folder])
+    while waiting:
+        # of a folder and a link to it beside it, the folder is opened
+        for entry in sorted(waiting.popleft().iterdir(), key=lambda e: (e.is_symlink(), e.name)):
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir() and (real := entry.resolve()) not in seen:
+                seen.add(real)
+                waiting.append(entry)
+            else:
+                yield entry
 
 
 def _read(path: Path, reading: Reading) -> Iterator[str]:
@@ -150,9 +154,18 @@ def unzstd(raw: Any, **_: Any) -> io.BufferedReader:
     return io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd"))
 
 
+def _at_most(most: int, stream: IO[bytes]) -> bytearray:
+    """Return what is left of a stream, but no more than a piece beyond so many bytes."""
+    content = bytearray()
+    # piece by piece, since one read of so many would set aside the memory for all of them
+    while len(content) <= most and (piece := stream.read(PIECE)):
+        content += piece
+    return content
+
+
 def _text(path: Path, codec: str, reading: Reading) -> Iterator[str]:
     with _opened(path, codec) as stream:
-        content = stream.read(LARGEST_FILE + 1)
+        content = _at_most(LARGEST_FILE, stream)
     if len(content) > LARGEST_FILE:
         raise InputError(f"'{path}' is one text of more than {LARGEST_FILE >> 30} GiB", "split it")
     try:
@@ -196,7 +209,7 @@ def _whole(path: Path, codec: str, reading: Reading) -> Iterator[tuple[str, dict
                 return None
         except ValueError:
             pass  # the first line of many, or a bad one
-        content = start + stream.read(LARGEST_JSON + 1 - len(start))
+        content = start + _at_most(LARGEST_JSON - len(start), stream)
     array = content.removeprefix(BOM).lstrip().startswith(b"[")
     if len(content) > LARGEST_JSON:
         if array:
@@ -225,7 +238,7 @@ def _items(path: Path, values: list[Any], reading: Reading) -> Iterator[tuple[st
             reading.bad(f"{place} is no JSON object", 'expected {"text": "..."}')
 
 
-def _parsed(content: bytes) -> Any:
+def _parsed(content: bytes | bytearray) -> Any:
     """Return the value of UTF-8 JSON; raise ValueError, in words for users, if it is none."""
     try:
         return json.loads(content.removeprefix(BOM).decode())
@@ -268,7 +281,7 @@ def _seekable(path: Path, codec: str) -> Iterator[IO[bytes]]:
             yield stream
             return
         with TemporaryFile() as copy:
-            while part := stream.read(1 << 20):
+            while part := stream.read(PIECE):
                 if copy.tell() + len(part) > LARGEST_FILE:
                     raise InputError(
                         f"'{path}' unpacks to more than {LARGEST_FILE >> 30} GiB", "unpack it first"

@@ -167,8 +167,8 @@ def _check_numbers(training: Training) -> None:
         library(training.track)
     if training.eval_every is not None and training.eval_data is None:
         raise UsageError("--eval-every needs held-out tokens", "add --eval-data")
-    if training.text_column is not None and training.eval_data is None:
-        raise UsageError("--text-column is that of held-out text", "add --eval-data")
+    if (training.text_column is not None or training.skip_bad) and training.eval_data is None:
+        raise UsageError("--text-column and --skip-bad are for held-out text", "add --eval-data")
 
 
 def check_rows(rows: Rows, checkpoint: Checkpoint) -> None:
