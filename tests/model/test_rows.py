@@ -264,3 +264,11 @@ def test_bad_lines_while_a_tokenizer_is_trained(made, bad_text, tmp_path) -> Non
     result = tokenize(str(bad_text), str(tmp_path / "o"), skip_bad=8, **options, restart=True)
     assert result.results["skipped"] == 8
     assert rows.open_rows(str(tmp_path / "o")).digest == rows.open_rows(str(made)).digest
+
+
+def test_a_dry_run_opens_the_text(made, bad_text, tmp_path) -> None:
+    options = {"seq_len": 16, "tokenizer": str(made), "output": Output(dry_run=True)}
+    with pytest.raises(InputError, match="line 1 of"):
+        tokenize(str(bad_text), str(tmp_path / "o"), **options)
+    assert tokenize(str(bad_text), str(tmp_path / "o"), skip_bad=8, **options).results
+    assert not list(tmp_path.glob("o*"))

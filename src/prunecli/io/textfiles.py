@@ -11,6 +11,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
@@ -42,7 +43,8 @@ SHOWN = 5
 def documents(path: Path, reading: Reading) -> Iterator[str]:
     """Return the documents of an existing file or folder.
 
-    Raises InputError at once if there is nothing to read, and while reading if a file is damaged.
+    Raises InputError at once if there is nothing to read or the first document cannot be, and while
+    reading for what comes later.
     """
     files, others = _found(path)
     if reading.column and all(format_of(file)[0] == ".txt" for file in files):
@@ -51,7 +53,8 @@ def documents(path: Path, reading: Reading) -> Iterator[str]:
         named = ", ".join(file.relative_to(path).as_posix() for file in others[:SHOWN])
         more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
         reading.report.note(f"not read as text in '{path}': {named}{more}")
-    return (document for file in files for document in _read(file, reading))
+    found = (document for file in files for document in _read(file, reading))
+    return chain(list(islice(found, 1)), found)
 
 
 def size(path: Path) -> int:
