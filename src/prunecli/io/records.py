@@ -66,7 +66,7 @@ def choose(kinds: Mapping[str, str], asked: str | None, place: str) -> str:
             raise InputError(
                 f"{place} has no column '{DEFAULT}' and {len(strings)} columns of strings: "
                 f"it has {', '.join(kinds) or 'nothing'}",
-                "name the one to read: --text-column NAME" if kinds else "",
+                "name the one to read: --text-column NAME" if strings else "",
             )
         return strings[0]
     if column not in kinds:

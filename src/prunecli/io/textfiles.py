@@ -125,10 +125,13 @@ def _read(path: Path, reading: Reading) -> Iterator[str]:
             rows = _whole(path, codec, reading) if kind == ".json" else None
             yield from texts(_lines(path, codec, reading) if rows is None else rows, reading)
     except (OSError, EOFError, zlib.error) as error:
-        why = getattr(error, "strerror", None) or first_line(error)
-        raise InputError(
-            f"cannot read '{path}': {why}", "is it whole? fetch it again" if codec else ""
-        ) from None
+        why = getattr(error, "strerror", None)
+        if codec and not why:
+            raise InputError(
+                f"cannot unpack '{path}': cut short, damaged, or no {codec} at all",
+                "fetch it again",
+            ) from None
+        raise InputError(f"cannot read '{path}': {why or first_line(error)}") from None
 
 
 @contextmanager
