@@ -19,6 +19,8 @@ class Data:
     seq_len: int | None = None
     seed: int = 0
     tokenizer: str | None = None
+    bos: str | None = None
+    special_tokens: str | None = None
     up_to: bool = False  # take as many windows as there are, and no more positions than there are
 
 
@@ -32,6 +34,7 @@ class Tasks:
     batch_size: int | None = None
     allow_code: bool = False
     tokenizer: str | None = None
+    bos: str | None = None
 
 
 @dataclass(frozen=True)

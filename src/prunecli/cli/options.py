@@ -16,6 +16,7 @@ import typer
 
 from prunecli.cli.console import StderrReport
 from prunecli.errors import UsageError, suggest
+from prunecli.io import tokenizer
 from prunecli.methods import registry
 from prunecli.settings import Amount, Compute, Data, Output
 
@@ -24,6 +25,8 @@ CHOICES = {
     "dtype": ("auto", "float32", "bfloat16"),
     "buffer": ("ram", "disk"),
     "compat": ("official",),
+    "bos": tokenizer.BOS,
+    "special-tokens": tokenizer.SPELLED_OUT,
     "sampler": ("docs", "concat-random", "concat-contiguous"),
     "recipe": ("paper", "official"),
     "layout": (
@@ -213,6 +216,21 @@ SeqLen = Annotated[
 Tokenizer = Annotated[
     str | None, option("tokenizer", "folder with the tokenizer [default: IN]", metavar="DIR")
 ]
+Bos = Annotated[
+    str | None,
+    option(
+        "bos",
+        "whether windows begin with beginning of sequence: auto is as the tokenizer begins a text "
+        "[auto]",
+    ),
+]
+SpecialTokens = Annotated[
+    str | None,
+    option(
+        "special-tokens",
+        "what those spelled out in a text become: text like any other, or their ids [text]",
+    ),
+]
 Ratio = Annotated[
     float | None,
     option("ratio", "fraction of the decoder-block linear parameters to remove or zero, in (0,1)"),
@@ -253,6 +271,8 @@ WINDOWS: Group = {
     "nsamples": (Nsamples, None),
     "seq_len": (SeqLen, None),
     "tokenizer": (Tokenizer, None),
+    "bos": (Bos, None),
+    "special_tokens": (SpecialTokens, None),
 }
 DATA: Group = {"data": (DataOption, Data.source), **WINDOWS}
 COMPUTE: Group = {
