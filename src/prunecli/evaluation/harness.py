@@ -204,6 +204,7 @@ class Harness:
             "sigma": sqrt(value * (1 - value) / count) if metric in METRICS else None,
             "n": count,
             "limit": self.wanted.limit,
+            "bos": self.wanted.bos or tokenizer.AUTO,
             "digest": task.digest,
             **{key: metrics[key] for key in METRICS if key in metrics},
             "metrics": metrics,

@@ -145,8 +145,8 @@ def partial_of(out: str) -> Path:
 def partial(out: str, key: str, restart: bool) -> Iterator[Path]:
     """Yield OUT.partial, the folder of an unfinished run; it stays when the block fails.
 
-    A folder without anything that a run could go on from is no state: it is removed when the block
-    fails, and taken whatever run it belonged to.
+    A folder without anything that a run could go on from is no state: it is taken whatever run it
+    belonged to. An empty one is removed when the block fails.
     Raises OutputExists if it belongs to a run with another key, or if that run is still going on.
     `restart` clears what is there.
     """
@@ -161,7 +161,7 @@ def partial(out: str, key: str, restart: bool) -> Iterator[Path]:
         except BlockingIOError:
             raise OutputExists(f"another process is at work in '{folder.name}'") from None
         mark = folder / MARK
-        if restart or not mark.exists() or not _has_state(folder):
+        if restart or not mark.exists() or not _holds(folder, LOGS):
             for path in folder.iterdir():
                 remove(path)
             replace_text(mark, key + "\n")
@@ -173,16 +173,16 @@ def partial(out: str, key: str, restart: bool) -> Iterator[Path]:
         try:
             yield folder
         finally:
-            if folder.exists() and not _has_state(folder):
+            if folder.exists() and not _holds(folder):
                 remove(folder)
     finally:
         os.close(handle)
 
 
-def _has_state(folder: Path) -> bool:
+def _holds(folder: Path, *beside: str) -> bool:
     # hidden files were being written; a log is of use only beside the state that it belongs to
     return any(
-        path.name != MARK and path.suffix != LOGS and not path.name.startswith(".")
+        path.name != MARK and path.suffix not in beside and not path.name.startswith(".")
         for path in folder.iterdir()
     )
 
