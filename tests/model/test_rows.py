@@ -349,7 +349,7 @@ def test_special_tokens_spelled_out(tmp_path, monkeypatch, workers) -> None:
         )  # fmt: skip
         document = [256, a, *inside, b, 257]
         assert all_ids(out).ravel().tolist() == (document * 8)[: 8 * len(document) // 2 * 2]
-        assert tiny.sidecar(out)["options"]["special_tokens"] == chosen or "text"
+        assert tiny.sidecar(out)["options"]["special_tokens"] == (chosen or "text")
 
 
 def test_a_failure_leaves_no_state_without_work(made, tmp_path) -> None:
