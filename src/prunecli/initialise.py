@@ -7,7 +7,7 @@ draw: gains 1, biases 0, matrices from a normal distribution whose width the sch
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import sqrt
 from pathlib import Path
@@ -20,7 +20,7 @@ from prunecli.io import sidecar
 from prunecli.io.checkpoint import Checkpoint, tag_along
 from prunecli.io.sidecar import Input, Recorder
 from prunecli.io.tensorfile import Spec, spec_of, torch_dtype
-from prunecli.io.tokenizer import BYTES, alphabet, byte_level, files_of
+from prunecli.io.tokenizer import AUTO, BYTES, END, alphabet, byte_level, files_of
 from prunecli.report import SILENT, Report
 from prunecli.settings import Made, Output
 from prunecli.sparsity import sparse_tensors
@@ -95,8 +95,9 @@ def init(
     smaller checkpoint whose weights go into the leading block of every tensor, its layers repeated
     to the new depth. `compat` keeps embeddings, norms and biases of `like`, as the paper's script
     for sparse scratch does. `dtype` `auto` is the twin's or the config's own, else float32.
-    `tokenizer` is a folder to copy it from, `bytes` (one token a byte), `none`, or `auto`: the
-    twin's, or bytes where the vocabulary has room for them.
+    `tokenizer` is a folder to copy it from, `bytes` (one token a byte, and an end of sequence where
+    the vocabulary has an id left, which the config then names), `none`, or `auto`: the twin's, or
+    bytes where the vocabulary has room for them.
     Raises UsageError, InputError for configs that no model can have, OutputExists.
     """
     output = output or Output()
@@ -109,10 +110,21 @@ def init(
         _check_smaller(smaller.arch, arch)
     folders = [found.folder for found in (twin, smaller) if found is not None]
     place.check_place(out, output, [*folders, *([Path(config)] if config else [])])
-    if twin is not None and tokenizer == "auto":
+    if twin is not None and tokenizer == AUTO:
         files = {path.name: path.read_bytes() for path in twin.tag_along()}
     else:
-        files = _tokenizer_files(tokenizer, arch, report)
+        tokenizer = _default_tokenizer(arch, report) if tokenizer == AUTO else tokenizer
+        files = _tokenizer_files(tokenizer, arch)
+    if tokenizer == "bytes":
+        # what a config names of another tokenizer would be bytes here
+        arch = Arch(
+            {
+                **arch.config,
+                **{f"{mark}_token_id": None for mark in ("bos", "pad")},
+                "eos_token_id": _end(arch),
+            }
+        )
+        shape = replace(shape, arch=arch)
     if output.dry_run:
         sizes = {"params_by_group": arch.params(), "sizes": arch.sizes}
         return Made(out, results={"params": arch.total_params, **sizes})
@@ -305,30 +317,49 @@ def _config_input(arch: Arch) -> Input:
     return Input(role="config", digest=digest)
 
 
-def _tokenizer_files(tokenizer: str, arch: Arch, report: Report) -> dict[str, bytes]:
+def _default_tokenizer(arch: Arch, report: Report) -> str:
+    """Return `bytes` where the vocabulary has room for them, else `none`, and say so."""
+    tokenizer, what = "bytes", "of bytes"
+    if arch.vocab < BYTES:
+        tokenizer, what = "none", f"left out, {arch.vocab} ids are too few"
+    elif _end(arch) is None:
+        what = f"of bytes, without an end of sequence: {arch.vocab} ids leave none for it"
+    report.note(f"tokenizer: {what} (--tokenizer DIR copies another one)")
+    return tokenizer
+
+
+def _tokenizer_files(tokenizer: str, arch: Arch) -> dict[str, bytes]:
     """Return the tokenizer's files by name."""
-    if tokenizer == "auto":
-        tokenizer = "bytes" if arch.vocab >= BYTES else "none"
-        what = "of bytes" if tokenizer == "bytes" else f"left out, {arch.vocab} ids are too few"
-        report.note(f"tokenizer: {what} (--tokenizer DIR copies another one)")
     if tokenizer == "none":
         return {}
     if tokenizer == "bytes":
         if arch.vocab < BYTES:
             raise InputError(f"a vocabulary of {arch.vocab} is too small for {BYTES} bytes")
-        return _byte_tokenizer()
+        return _byte_tokenizer(_end(arch) is not None)
     found = tag_along(Path(tokenizer))
     if not found:
         raise InputError(f"no tokenizer in '{tokenizer}'", "give its folder, `bytes` or `none`")
     return {path.name: path.read_bytes() for path in found}
 
 
-def _byte_tokenizer() -> dict[str, bytes]:
-    """Return a tokenizer that makes every byte of UTF-8 text a token."""
+def _end(arch: Arch) -> int | None:
+    """Return the end of sequence of a tokenizer of bytes: the id behind them, if there is one."""
+    return BYTES if arch.vocab > BYTES else None
+
+
+def _byte_tokenizer(ends: bool) -> dict[str, bytes]:
+    """Return a tokenizer that makes every byte of UTF-8 text a token; END has the id behind them.
+
+    Without an end of sequence neither tasks that generate nor documents in a row would know one.
+    """
     from tokenizers import models
 
     vocabulary = {byte: i for i, byte in enumerate(alphabet())}
-    return files_of(byte_level(models.BPE(vocabulary, [])))
+    bare = byte_level(models.BPE(vocabulary, []))
+    if not ends:
+        return files_of(bare)
+    bare.add_special_tokens([END])
+    return files_of(bare, eos_token=END)
 
 
 def _digest(files: dict[str, bytes]) -> str | None:

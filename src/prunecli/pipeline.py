@@ -26,6 +26,7 @@ from prunecli.io.tensorfile import (
     read_tensor,
     spec_of,
 )
+from prunecli.io.tokenizer import IDS, OFFICIAL
 from prunecli.methods import registry
 from prunecli.methods._base import LayerView, Method, Need
 from prunecli.report import SILENT, Report
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 
 Tensors = Mapping[str, "torch.Tensor"]
 MAKERS = {"stats": "calibrate", "scores": "score"}
+# how recipes that name a text turn it into tokens: the authors' codes call their tokenizers as for
+# a prompt, then cut windows, so that few of them begin with BOS
+OFFICIAL_TEXT = {"bos": OFFICIAL, "special_tokens": IDS}
 
 
 class TensorFile(Mapping[str, "torch.Tensor"]):
@@ -530,6 +534,8 @@ def with_recipe(
         known = ", ".join(method.recipes) or "none"
         raise UsageError(f"'{method.name}' has no recipe '{recipe}'", f"it has: {known}")
     values = method.recipes[recipe]
+    if "source" in values:
+        values = {**OFFICIAL_TEXT, **values}
     default = asdict(Data())
     given = {name: value for name, value in asdict(data).items() if value != default[name]}
     fields = {name: value for name, value in values.items() if name in default}

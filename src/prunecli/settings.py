@@ -19,6 +19,8 @@ class Data:
     seq_len: int | None = None
     seed: int = 0
     tokenizer: str | None = None
+    bos: str | None = None
+    special_tokens: str | None = None
     up_to: bool = False  # take as many windows as there are, and no more positions than there are
     text_column: str | None = None  # 'text', or else the only one of strings
     skip_bad: int = 0  # lines without text to pass over before one stops the run
@@ -34,6 +36,7 @@ class Tasks:
     batch_size: int | None = None
     allow_code: bool = False
     tokenizer: str | None = None
+    bos: str | None = None
 
 
 @dataclass(frozen=True)

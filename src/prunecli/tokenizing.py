@@ -1,14 +1,16 @@
 """The library verb `tokenize`: text into token rows of one length, for training.
 
-Documents are encoded without special tokens, each followed by the separator, and cut into rows
-that follow each other without padding; the incomplete row at the end is left out.
+Every document begins with what `bos` says and ends with the separator; they are cut into rows that
+follow each other without padding, and the incomplete row at the end is left out. A document without
+text gives nothing. The rules are in docs/tokens.md.
 """
 
 import os
 from collections.abc import Iterable
+from itertools import chain
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from prunecli.errors import InputError, OutputExists, UsageError
 from prunecli.io import documents, sidecar, textfiles, token_shards
@@ -16,11 +18,19 @@ from prunecli.io import output as place
 from prunecli.io.checkpoint import tag_along
 from prunecli.io.records import Reading
 from prunecli.io.sidecar import Input, Recorder
+from prunecli.io.token_shards import Encoding, Exact, at_lines
 from prunecli.io.tokenizer import (
+    AUTO,
+    BOS,
     BYTES,
+    END,
+    SPELLED_OUT,
+    TEXT,
+    Marks,
     Tokenizer,
     alphabet,
     byte_level,
+    check_choice,
     digest,
     files_of,
     present,
@@ -28,8 +38,6 @@ from prunecli.io.tokenizer import (
 )
 from prunecli.report import SILENT, Report
 from prunecli.settings import SHARD_TOKENS, Data, Made, Output
-
-END = "<|endoftext|>"
 
 
 def tokenize(
@@ -39,7 +47,9 @@ def tokenize(
     seq_len: int,
     tokenizer: str | None = None,
     train_tokenizer: int | None = None,
-    separator: str = "auto",
+    separator: str = AUTO,
+    bos: str = AUTO,
+    special_tokens: str = TEXT,
     tokens: float | None = None,
     part: str = "calibration",
     shard_tokens: int = SHARD_TOKENS,
@@ -54,30 +64,45 @@ def tokenize(
 
     `tokenizer` is a folder. `train_tokenizer` trains a byte-level BPE of that many ids on D
     instead; a `tokenizer` folder given beside it gets a copy. `separator` is an id, `none`, or
-    `auto`: the tokenizer's end (or beginning) of sequence. `tokens` stops after that many.
-    `text_column` names the column of D that is read, `skip_bad` lines of it may be without text.
+    `auto`: the tokenizer's end of sequence (or beginning). `bos` is `auto` (documents begin as the
+    tokenizer itself begins a text), `always` or `never`; `special_tokens` what those that are
+    spelled out become, `text` or `ids`. `tokens` stops after that many. `text_column` names the
+    column of D that is read, `skip_bad` lines of it may be without text.
     A stopped run goes on from its last finished shard, of about `shard_tokens`.
-    Raises UsageError, InputError, OutputExists.
+    Raises UsageError, InputError (no text among them), OutputExists.
     """
     output = output or Output()
     recorder = Recorder("tokenize", output.argv)
     workers = workers or len(os.sched_getaffinity(0))
     _check(seq_len, tokenizer, train_tokenizer, tokens)
+    check_choice("bos", bos, BOS)
     read = [Path(source)] if Path(source).exists() else []
     place.check_place(out, output, read)
     reading = Reading(text_column, skip_bad, report)
     text = documents.open_text(source, part, True, reading)
     if train_tokenizer is None:
         assert tokenizer is not None
-        made_with: dict[str, Any] = {"tokenizer": digest(tokenizer), "train_tokenizer": None}
+        encoder = Tokenizer(tokenizer, special_tokens)
+        marks = encoder.marks
+        made_with: dict[str, Any] = {"tokenizer": encoder.digest, "train_tokenizer": None}
     else:
+        check_choice("special-tokens", special_tokens, SPELLED_OUT)
+        marks = Marks(train_tokenizer, eos=0)  # see train_bpe
         made_with = {"tokenizer": None, "train_tokenizer": train_tokenizer}
+    front = marks.front(bos)
+    between = marks.separator(separator, front)
+    if separator == AUTO and between is None and not front:
+        report.note(
+            "the tokenizer has no end of sequence: documents follow unseparated (--separator ID)"
+        )
     options = {
         "source": text.name,
         "source_bytes": textfiles.size(read[0]) if read else None,
         "seq_len": seq_len,
         **made_with,
-        "separator": separator,
+        "separator": between,
+        "bos": front,
+        "special_tokens": special_tokens,
         "tokens": None if tokens is None else int(tokens),
         "text_column": text_column,
         "skip_bad": skip_bad,
@@ -87,35 +112,34 @@ def tokenize(
     if output.skip_existing and place.occupied(Path(out)):
         return _same(out, options)
     with place.partial(out, sidecar.key("rows", options, []), restart) as folder:
-        if train_tokenizer is None:
-            _copy_tokenizer(str(tokenizer), folder)
-        elif not present(str(folder)):
-            # tokenizer.json is the last of them: where it is, all are
-            for name, content in train_bpe(text.documents, train_tokenizer, report).items():
-                place.replace_bytes(folder / name, content)
-            reading = Reading(text_column, skip_bad)
-            text = documents.open_text(source, part, True, reading)
-        if tokenizer is not None and train_tokenizer is not None:
-            _give_tokenizer(folder, Path(tokenizer))
-        encoder = Tokenizer(str(folder))
-        between = _separator(separator, encoder, report)
+        if train_tokenizer is not None:
+            if not present(str(folder)):
+                # tokenizer.json is the last of them: where it is, all are
+                for name, content in train_bpe(text.documents, train_tokenizer, report).items():
+                    place.replace_bytes(folder / name, content)
+                reading = Reading(text_column, skip_bad)
+                text = documents.open_text(source, part, True, reading)
+            if tokenizer is not None:
+                _give_tokenizer(folder, Path(tokenizer))
+            encoder = Tokenizer(str(folder), special_tokens)
         shards = token_shards.Shards(
             folder,
             seq_len,
             max(1, shard_tokens // seq_len),
             None if tokens is None else int(tokens) // seq_len,
-            encoder.size,
+            marks.size,
         )
         sha, reading.skipped = token_shards.write(
-            shards, text.documents, str(folder), between, workers, report, reading
+            shards,
+            token_shards.pieces(text.documents, Exact(encoder)),
+            Encoding(str(tokenizer or folder), special_tokens, front, between),
+            workers,
+            report,
+            reading,
         )
         reading.tell(report)
         if not shards.rows:
-            place.remove(folder)
-            raise InputError(
-                f"'{source}' is too short: not one row of {seq_len} tokens",
-                "give more text or a smaller --seq-len",
-            )
+            _refuse_short(source, seq_len, sha)
         if tokens is not None and not shards.full:
             report.note(
                 f"'{source}' gives {shards.rows * seq_len} tokens in whole rows, not {tokens:.0f}"
@@ -125,7 +149,7 @@ def tokenize(
             "seq_len": seq_len,
             "tokens": shards.rows * seq_len,
             "tokenizer": encoder.digest,
-            "vocab": encoder.size,
+            "vocab": marks.size,
             "separator": between,
             "max_id": shards.digest.max_id,
             "shards": shards.count,
@@ -138,6 +162,13 @@ def tokenize(
             outputs={"digest": shards.digest.hexdigest()},
             results=results,
         )
+        if train_tokenizer is None:
+            _copy_tokenizer(str(tokenizer), folder)
+            if digest(str(folder)) != encoder.digest:
+                raise InputError(
+                    f"the tokenizer in '{tokenizer}' has changed since this run began",
+                    "use --restart",
+                )
         place.write_text(folder / sidecar.FOLDER_SIDECAR, made.text())
         for name in (token_shards.STATE, place.MARK):
             place.remove(folder / name)
@@ -174,18 +205,13 @@ def _same(out: str, options: dict[str, Any]) -> Made:
     return Made(out, found.dump(), found.results)
 
 
-def _separator(asked: str, tokenizer: Tokenizer, report: Report) -> int | None:
-    if asked == "none":
-        return None
-    if asked == "auto":
-        if tokenizer.separator is None:
-            report.note("the tokenizer has no end of sequence: documents follow unseparated")
-        return tokenizer.separator
-    if not asked.isdecimal() or int(asked) >= tokenizer.size:
-        raise UsageError(
-            f"--separator '{asked}': expected auto, none, or an id below {tokenizer.size}"
-        )
-    return int(asked)
+def _refuse_short(source: str, seq_len: int, sha: str) -> NoReturn:
+    if sha == token_shards.NO_TEXT:
+        raise InputError(f"'{source}' has no text: every document is empty", "give other text")
+    raise InputError(
+        f"'{source}' is too short: not one row of {seq_len} tokens",
+        "give more text or a smaller --seq-len",
+    )
 
 
 def _copy_tokenizer(source: str, folder: Path) -> None:
@@ -207,7 +233,7 @@ def _give_tokenizer(folder: Path, target: Path) -> None:
 def train_bpe(texts: Iterable[str], vocab: int, report: Report = SILENT) -> dict[str, bytes]:
     """Train a byte-level BPE of `vocab` ids, `<|endoftext|>` the first; return its files.
 
-    The same text gives the same tokenizer. Raises InputError if the text has too few merges.
+    The same text gives the same tokenizer. Raises InputError if there is no text, or too little.
     """
     from tokenizers import models, trainers
 
@@ -219,8 +245,11 @@ def train_bpe(texts: Iterable[str], vocab: int, report: Report = SILENT) -> dict
         show_progress=False,
     )
     report.note(f"training a tokenizer of {vocab} ids")
-    found = (well_formed(text) for text, _ in token_shards.pieces(texts))
-    bare.train_from_iterator(found, trainer)
+    found = (well_formed(piece.own) for piece in token_shards.pieces(texts, at_lines))
+    first = next(found, None)
+    if first is None:
+        raise InputError("there is no text to train a tokenizer on: every document is empty")
+    bare.train_from_iterator(chain([first], found), trainer)
     if bare.get_vocab_size() < vocab:
         raise InputError(
             f"the text has merges for {bare.get_vocab_size()} ids only, asked for {vocab}",

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -267,12 +268,85 @@ def test_bad_folders_and_models(model, folder, llama, tmp_path):
         (folder / "moved").rename(folder / "next4.jsonl")
 
 
-def test_a_tokenizer_without_special_tokens(folder, tmp_path):
+def of_bytes(folder: Path, vocab: int) -> str:
+    """Make a model with the tokenizer that `init` gives it."""
+    (folder / "c.json").write_text(json.dumps(tiny.config_of("llama", vocab_size=vocab)))
+    init(str(folder / "m"), config=str(folder / "c.json"))
+    return str(folder / "m")
+
+
+@pytest.mark.parametrize("vocab", [256, 300])
+def test_a_tokenizer_without_beginning_of_sequence(folder, tmp_path, vocab):
     """Bytes, as `init` gives them, have no token to begin a text with; lm-eval wants one."""
-    (tmp_path / "c.json").write_text(json.dumps(tiny.config_of("llama")))
-    init(str(tmp_path / "m"), config=str(tmp_path / "c.json"))
-    (task,) = evaluate(str(tmp_path / "m"), tasks=on(folder, "next4")).results["tasks"]
+    (task,) = evaluate(of_bytes(tmp_path, vocab), tasks=on(folder, "next4")).results["tasks"]
     assert task["n"] == 12
+
+
+@pytest.fixture
+def generation(tmp_path):
+    """A task whose answers are written: it stops at the end of sequence, or at a blank line."""
+    write_task(tmp_path / "tasks", "written", metrics=(), items=3)
+    file = tmp_path / "tasks" / "written.yaml"
+    text = file.read_text().replace("multiple_choice", "generate_until")
+    text = text.replace("doc_to_choice: choices\n", "").replace("metadata", METRIC + "metadata")
+    file.write_text(text)
+    return on(tmp_path / "tasks", "written")
+
+
+METRIC = """  - metric: exact_match
+generation_kwargs:
+  until: ["\\n\\n"]
+  max_gen_toks: 4
+"""
+
+
+def test_generation_with_the_tokenizer_of_init(generation, tmp_path):
+    model = of_bytes(tmp_path, 300)
+    (task,) = evaluate(model, tasks=generation).results["tasks"]
+    assert (task["n"], task["metric"], task["value"]) == (3, "exact_match", 0)
+
+
+def test_generation_needs_an_end_of_sequence(generation, tmp_path, monkeypatch):
+    monkeypatch.setattr(harness.Harness, "run", lambda *_: pytest.fail("ran a model"))
+    with pytest.raises(InputError, match=r"'written' generates text, .* no end of sequence to"):
+        evaluate(of_bytes(tmp_path, 256), tasks=generation)
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_tasks_begin_with_bos_as_data_does(model, folder, tmp_path, monkeypatch, adds):
+    from lm_eval.models.huggingface import HFLM
+    from tokenizers import Tokenizer, processors
+
+    first: dict[str, set[int]] = {}
+    real = HFLM._model_call
+
+    def call(self, inputs, *arguments, **settings):
+        first.setdefault(bos, set()).update(inputs[:, 0].tolist())
+        return real(self, inputs, *arguments, **settings)
+
+    monkeypatch.setattr(HFLM, "_model_call", call)
+    words = tmp_path / "words"
+    shutil.copytree(model, words, ignore=shutil.ignore_patterns("*.safetensors"))
+    bare = Tokenizer.from_file(str(words / "tokenizer.json"))
+    bare.add_special_tokens(["<s>"])
+    if adds:
+        bare.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 270)]
+        )
+    bare.save(str(words / "tokenizer.json"))
+    config = json.loads((words / "tokenizer_config.json").read_text())
+    (words / "tokenizer_config.json").write_text(json.dumps({**config, "bos_token": "<s>"}))
+    made = {}
+    for bos in ("auto", "always", "never"):
+        tasks = on(folder, "next4", bos=bos, tokenizer=str(words))
+        made[bos] = evaluate(model, tasks=tasks).sidecar
+        assert made[bos]["options"]["bos"] == bos
+    begins = {bos: 270 in ids for bos, ids in first.items()}
+    assert begins == {"auto": adds, "always": True, "never": False}
+    assert all(ids == {270} for bos, ids in first.items() if begins[bos])
+    assert len({record["id"] for record in made.values()}) == 3
+    with pytest.raises(InputError, match="--bos always: the tokenizer has no beginning"):
+        evaluate(model, tasks=on(folder, "next4", bos="always"))
 
 
 def test_bfloat16_has_fp32_log_probabilities(model, folder):

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
+from prunecli.checks import check
 from prunecli.errors import InputError, UsageError
 from prunecli.initialise import BASE_WIDTH, SCHEMES, init
 from prunecli.pruning import prune
@@ -70,6 +71,26 @@ def test_a_twin_is_not_its_rewound_parent(tmp_path) -> None:
     init(str(tmp_path / "twin"), like=str(tmp_path / "p"))
     parent, twin = weights(tmp_path / "parent"), weights(tmp_path / "twin")
     assert not any((parent[n] == twin[n])[twin[n] != 0].any() for n in twin if twin[n].dim() == 2)
+
+
+@pytest.mark.parametrize(("vocab", "end"), [(256, None), (257, 256), (300, 256)])
+def test_the_tokenizer_of_bytes_has_an_end_where_there_is_room(tmp_path, vocab, end) -> None:
+    """Ids that the config names of another tokenizer are bytes here."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    named = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    config = tiny.config_of("llama", vocab_size=vocab, **named)
+    (tmp_path / "c.json").write_text(json.dumps(config))
+    init(str(tmp_path / "m"), config=str(tmp_path / "c.json"))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "m")
+    assert (tokenizer.eos_token_id, tokenizer.bos_token_id) == (end, None)
+    assert tokenizer.decode(tokenizer("aé🙂")["input_ids"]) == "aé🙂"
+    written = AutoConfig.from_pretrained(tmp_path / "m")
+    assert [written.bos_token_id, written.eos_token_id, written.pad_token_id] == [None, end, None]
+    assert not check(str(tmp_path / "m"))
+    init(str(tmp_path / "none"), config=str(tmp_path / "c.json"), tokenizer="none")
+    kept = json.loads((tmp_path / "none" / "config.json").read_text())
+    assert {name: kept[name] for name in named} == named
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

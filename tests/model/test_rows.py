@@ -1,16 +1,19 @@
 """Token rows: text in, rows out, the same however many processes and interruptions there were."""
 
 import json
+import random
 import shutil
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import tiny
 from prunecli.checks import check
 from prunecli.errors import InputError, OutputExists, UsageError
 from prunecli.io import rows, token_shards
-from prunecli.io.tokenizer import Tokenizer
+from prunecli.io.token_shards import Encoding, Exact
+from prunecli.io.tokenizer import Tokenizer, alphabet, byte_level, files_of
 from prunecli.settings import Output
 from prunecli.tokenizing import tokenize
 
@@ -39,7 +42,7 @@ def test_rows_are_the_documents_in_a_row(made) -> None:
     tokenizer = Tokenizer(str(made))
     expected: list[int] = []
     for document in DOCUMENTS:
-        expected += [*tokenizer.encode_plain([document])[0], tokenizer.separator]
+        expected += [*tokenizer.encode_all([document])[0], tokenizer.marks.eos]
     ids = all_ids(made)
     assert ids.dtype == np.uint16
     assert ids.ravel().tolist() == expected[: ids.size]
@@ -109,7 +112,8 @@ def test_stopped_and_resumed(made, text, tmp_path, monkeypatch, after) -> None:
         calls.clear()
         monkeypatch.setattr(token_shards, "encoder", real)
         tokenize(str(text), str(fresh), **settings)
-        assert again < sum(1 for _ in token_shards._batches(token_shards.pieces(DOCUMENTS), len))
+        found = token_shards.pieces(DOCUMENTS, lambda text, at: None)
+        assert again < sum(1 for _ in token_shards._batches(found, lambda piece: None))
         assert rows.open_rows(str(fresh)).digest == rows.open_rows(out).digest
 
 
@@ -127,6 +131,7 @@ def test_resuming_refuses_other_text(made, tmp_path, monkeypatch) -> None:
 
     monkeypatch.setattr(token_shards.Shards, "_flush", dying)
     monkeypatch.setattr(token_shards, "PIECE", 100)
+    monkeypatch.setattr(token_shards, "CONTEXT", 40)
     settings = {"seq_len": 16, "tokenizer": str(made), "shard_tokens": 320, "workers": 1}
     with pytest.raises(Killed):
         tokenize(str(text), str(tmp_path / "o"), **settings)
@@ -154,14 +159,229 @@ def test_so_many_tokens(made, text, tmp_path, tokens) -> None:
     assert all_ids(out).tolist() == all_ids(made)[: tokens // 16].tolist()
 
 
-def test_long_documents_are_cut_at_line_ends(monkeypatch) -> None:
+def test_long_documents_are_cut_at_line_ends_to_train_a_tokenizer(monkeypatch) -> None:
     monkeypatch.setattr(token_shards, "PIECE", 10)
-    found = list(token_shards.pieces(["one\ntwo\nthree\nfour", "", "x" * 25]))
-    assert "".join(text for text, _ in found[:2]) == "one\ntwo\nthree\nfour"
-    assert [text for text, _ in found] == [
-        "one\ntwo\n", "three\nfour", "", "x" * 10, "x" * 10, "x" * 5,
+    documents = ["one\ntwo\nthree\nfour", "", "x" * 25]
+    found = list(token_shards.pieces(documents, token_shards.at_lines))
+    assert [piece.own for piece in found] == [
+        "one\ntwo\n", "three\nfour", "x" * 10, "x" * 10, "x" * 5,
     ]  # fmt: skip
-    assert [ends for _, ends in found] == [False, True, True, False, False, True]
+    assert [piece.first for piece in found] == [True, False, True, False, False]
+    assert [piece.last for piece in found] == [False, True, False, False, True]
+
+
+LLAMA2, LLAMA3, GPT2, MISTRAL, LEGACY = TOKENIZERS = (
+    "prepend", "digits in threes", "byte level", "metaspace first", "metaspace always",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def prose() -> str:
+    """Text with every kind of neighbours: paragraphs, runs of spaces, digits, no spaces at all."""
+    draw = random.Random(3)
+    words = ["the", "quick", "don't", "x=1;", "fox.", "2024", "1234567", "naïve", "日本語。", "🙂"]
+    gaps = [" "] * 12 + ["\n", "\n\n", "  ", "\t", "\n\n\n", " \n ", ""]
+    return "".join(draw.choice(words) + draw.choice(gaps) for _ in range(9000))
+
+
+def write_tokenizer(kind: str, folder, text: str) -> str:
+    """Write a BPE that cuts up text as this kind of tokenizer does, its merges learned from it."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    bare = Tokenizer(models.BPE(unk_token="<unk>"))
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind == GPT2)
+    if kind == LLAMA2:
+        bare.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
+    elif kind == LLAMA3:
+        pattern = Regex(r" ?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+        split = pre_tokenizers.Split(pattern, "isolated")
+        bare.pre_tokenizer = pre_tokenizers.Sequence([split, level])
+    elif kind == GPT2:
+        bare.pre_tokenizer = level
+    else:
+        scheme = "first" if kind == MISTRAL else "always"
+        bare.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, special_tokens=["<unk>", "</s>"], show_progress=False
+    )
+    # without a pre-tokenizer the trainer takes a whole text for one word
+    bare.train_from_iterator(text[:40000].split(" ") + ["\n\n", "  "] * 50, trainer)
+    for name, content in files_of(bare, eos_token="</s>", unk_token="<unk>").items():
+        (folder / name).write_bytes(content)
+    return str(folder)
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_a_long_document_has_the_tokens_of_the_whole(kind, prose, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(token_shards, "PIECE", 3000)
+    monkeypatch.setattr(token_shards, "CONTEXT", 200)
+    folder = write_tokenizer(kind, tmp_path, prose)
+    tokenizer = Tokenizer(folder)
+    found = list(token_shards.pieces([prose, "short", prose], Exact(tokenizer)))
+    assert len(found) > 2 * len(prose) / 4000
+    assert max(len(piece.text) for piece in found) < 3000 + 8 * 200
+    ids = token_shards.encoder(Encoding(folder, "text", [7], 1))(found)
+    whole, short = tokenizer.encode_all([prose, "short"])
+    assert ids.tolist() == [7, *whole, 1, 7, *short, 1, 7, *whole, 1]
+
+
+@pytest.mark.parametrize("run", ["1", "=", "\n", " ", "a"])
+@pytest.mark.parametrize("kind", [LLAMA2, LLAMA3])
+def test_a_long_run_is_not_cut(kind, run, prose, tmp_path, monkeypatch) -> None:
+    """What a tokenizer does within a run can hang on all of it, as on where it begins."""
+    monkeypatch.setattr(token_shards, "PIECE", 1000)
+    monkeypatch.setattr(token_shards, "CONTEXT", 200)
+    text = prose[:700] + run * 5000 + prose[:3000]
+    folder = write_tokenizer(kind, tmp_path, prose + 20 * (run * 64 + " "))
+    found = list(token_shards.pieces([text], Exact(Tokenizer(folder))))
+    assert len(found) > 2
+    assert max(len(piece.own) for piece in found) >= 5000
+    ids = token_shards.encoder(Encoding(folder, "text", [], None))(found)
+    assert ids.tolist() == Tokenizer(folder).encode_all([text])[0]
+
+
+@pytest.mark.parametrize("empty", ["", " \n\t"])
+def test_empty_documents_give_nothing(made, text, tmp_path, empty) -> None:
+    source = tmp_path / "holes.jsonl"
+    lines = text.read_text().splitlines()
+    hole = json.dumps({"text": empty})
+    source.write_text("\n".join([hole, hole, *lines[:20], hole, *lines[20:], hole]) + "\n")
+    tokenize(str(source), str(tmp_path / "rows"), seq_len=16, tokenizer=str(made))
+    assert rows.open_rows(str(tmp_path / "rows")).digest == rows.open_rows(str(made)).digest
+    source.write_text((hole + "\n") * 40)
+    for settings in ({"tokenizer": str(made)}, {"train_tokenizer": 300}):
+        with pytest.raises(InputError, match=r"no text.*: every document is empty"):
+            tokenize(str(source), str(tmp_path / "none"), seq_len=4, **settings)
+    assert not list(tmp_path.glob("none*"))
+
+
+def marked_tokenizer(folder, adds: bool, **special: str) -> str:
+    """Write a tokenizer of bytes with <s>, </s>; `adds`: it begins every text with <s>."""
+    from tokenizers import models, processors
+
+    bare = byte_level(models.BPE({byte: i for i, byte in enumerate(alphabet())}, []))
+    bare.add_special_tokens(["<s>", "</s>"])
+    if adds:
+        bare.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 256)]
+        )
+    folder.mkdir(parents=True)
+    for name, content in files_of(bare, **special).items():
+        (folder / name).write_bytes(content)
+    return str(folder)
+
+
+BOTH = {"bos_token": "<s>", "eos_token": "</s>"}
+
+
+@pytest.mark.parametrize(
+    ("adds", "special", "settings", "front", "behind"),
+    [
+        (True, BOTH, {}, [256], [257]),
+        (True, BOTH, {"bos": "never"}, [], [257]),
+        (False, BOTH, {}, [], [257]),
+        (False, BOTH, {"bos": "always"}, [256], [257]),
+        (False, BOTH, {"bos": "always", "separator": "none"}, [256], []),
+        (False, BOTH, {"separator": "7"}, [], [7]),
+        # without an end of sequence the beginning separates, once
+        (False, {"bos_token": "<s>"}, {}, [], [256]),
+        (True, {"bos_token": "<s>"}, {}, [256], []),
+        (False, {}, {}, [], []),
+    ],
+)
+def test_what_documents_begin_and_end_with(tmp_path, adds, special, settings, front, behind):
+    folder = marked_tokenizer(tmp_path / "tokenizer", adds, **special)
+    (tmp_path / "t.jsonl").write_text('{"text": "ab"}\n{"text": "c"}\n')
+    out = tmp_path / "rows"
+    made = tokenize(str(tmp_path / "t.jsonl"), str(out), seq_len=2, tokenizer=folder, **settings)
+    a, b, c = Tokenizer(folder).encode_all(["abc"])[0]
+    expected = [*front, a, b, *behind, *front, c, *behind]
+    assert all_ids(out).ravel().tolist() == expected[: len(expected) // 2 * 2]
+    assert made.sidecar["options"]["bos"] == front
+    assert made.sidecar["options"]["separator"] == (behind or [None])[0]
+
+
+def test_rows_differ_by_what_marks_documents(tmp_path) -> None:
+    """The tokenizer's digest is that of tokenizer.json, which does not name its BOS and EOS."""
+    folder = marked_tokenizer(tmp_path / "tokenizer", False, **BOTH)
+    (tmp_path / "t.txt").write_text("abcdefgh")
+    again = {"seq_len": 2, "tokenizer": folder, "output": Output(skip_existing=True)}
+    source, out = str(tmp_path / "t.txt"), str(tmp_path / "rows")
+    first = tokenize(source, out, **again)
+    assert tokenize(source, out, **again).sidecar == first.sidecar
+    for settings in ({"bos": "always"}, {"special_tokens": "ids"}):
+        with pytest.raises(OutputExists, match="other inputs or options"):
+            tokenize(source, out, **again, **settings)
+    marked_tokenizer(tmp_path / "other", False, eos_token="<s>")
+    with pytest.raises(OutputExists, match="other inputs or options"):
+        tokenize(source, out, **{**again, "tokenizer": str(tmp_path / "other")})
+
+
+def test_no_bos_to_begin_with(tmp_path) -> None:
+    folder = marked_tokenizer(tmp_path / "tokenizer", False, eos_token="</s>")
+    (tmp_path / "t.txt").write_text("abcdefgh")
+    for settings in ({"tokenizer": folder}, {"train_tokenizer": 300}):
+        with pytest.raises(InputError, match="--bos always: the tokenizer has no beginning of"):
+            tokenize(
+                str(tmp_path / "t.txt"), str(tmp_path / "o"), seq_len=2, bos="always", **settings
+            )
+    with pytest.raises(UsageError, match="--bos: unknown value 'sometimes'"):
+        tokenize(
+            str(tmp_path / "t.txt"), str(tmp_path / "o"), seq_len=2, bos="sometimes", **settings
+        )
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_special_tokens_spelled_out(tmp_path, monkeypatch, workers) -> None:
+    monkeypatch.setattr(token_shards, "BATCH", 10)
+    folder = marked_tokenizer(tmp_path / "tokenizer", True, **BOTH)
+    (tmp_path / "t.jsonl").write_text('{"text": "a</s>b"}\n' * 8)
+    a, b, *word = Tokenizer(folder).encode_all(["ab</s>"])[0]
+    assert len(word) == 4 and max(word) < 256
+    for chosen, inside in ((None, word), ("text", word), ("ids", [257])):
+        settings = {} if chosen is None else {"special_tokens": chosen}
+        out = tmp_path / f"{chosen}"
+        tokenize(
+            str(tmp_path / "t.jsonl"), str(out), seq_len=2, tokenizer=folder, workers=workers,
+            **settings,
+        )  # fmt: skip
+        document = [256, a, *inside, b, 257]
+        assert all_ids(out).ravel().tolist() == (document * 8)[: 8 * len(document) // 2 * 2]
+        assert tiny.sidecar(out)["options"]["special_tokens"] == (chosen or "text")
+
+
+def test_a_failure_leaves_no_state_without_work(made, tmp_path) -> None:
+    source, out = tmp_path / "t.jsonl", tmp_path / "out"
+    source.write_text('{"text": "one two three four"}\n{"text": null}\n')
+    with pytest.raises(InputError, match="line 2"):
+        tokenize(str(source), str(out), seq_len=4, tokenizer=str(made))
+    assert not list(tmp_path.glob("out*"))
+    # as it is left by SIGKILL before anything was done
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "key").write_text("of another run\n")
+    source.write_text('{"text": "one two three four"}\n')
+    tokenize(str(source), str(out), seq_len=4, tokenizer=str(made))
+    assert rows.open_rows(str(out)).seq_len == 4
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_an_unusable_tokenizer_is_named_before_any_work(made, text, tmp_path) -> None:
+    shutil.copytree(made, tmp_path / "bad")
+    (tmp_path / "bad" / "tokenizer.json").write_text("{")
+    for dry_run in (True, False):
+        with pytest.raises(InputError, match=r"cannot read the tokenizer in '.*bad'"):
+            tokenize(
+                str(text), str(tmp_path / "out"), seq_len=4, tokenizer=str(tmp_path / "bad"),
+                output=Output(dry_run=dry_run),
+            )  # fmt: skip
+        with pytest.raises(UsageError, match="an id below 300"):
+            tokenize(
+                str(text), str(tmp_path / "out"), seq_len=4, tokenizer=str(made), separator="300",
+                output=Output(dry_run=dry_run),
+            )  # fmt: skip
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_ranges_and_forms(made, tmp_path) -> None:

@@ -504,3 +504,18 @@ def test_twins(models, ids, tmp_path) -> None:
         assert not any(torch.equal(ours[n], theirs[n]) for n in ours if ours[n].dim() == 2)
         assert tiny.sidecar(twin)["results"]["method"] == "scratch"
         assert tiny.sidecar(twin)["history"][0]["inputs"][0]["id"] == tiny.sidecar(child)["id"]
+
+
+def test_a_log_alone_is_no_state(llama, ids, tmp_path, monkeypatch) -> None:
+    """A run that failed before its first save has nothing to go on from: another may begin."""
+
+    def dying(self, step, stop=False):
+        raise Killed
+
+    settings = Training(ids, steps=3, batch_size=4, lr="1e-3")
+    monkeypatch.setattr(Loop, "step", dying)
+    with pytest.raises(Killed):
+        train(str(llama), str(tmp_path / "o"), settings)
+    monkeypatch.undo()
+    train(str(llama), str(tmp_path / "o"), replace(settings, lr="1e-4"))
+    assert tiny.sidecar(tmp_path / "o")["options"]["lr"] == 1e-4

@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 
 from prunecli.errors import InputError, PruneError, UsageError
 from prunecli.io import hub, samplers, tokens
+from prunecli.methods import registry
+from prunecli.pipeline import with_recipe
 from prunecli.report import Report
 from prunecli.settings import Data
 
@@ -246,16 +248,93 @@ def test_fewer_windows_than_the_default_are_noted(load, tmp_path):
     assert any("gives 2 windows of 2048 tokens, not 128" in note for note in report.notes)
 
 
-def test_one_bos_where_the_tokenizer_adds_one(load, tmp_path):
-    with_bos = make_tokenizer(tmp_path / "bos", bos=True)
+@pytest.mark.parametrize(
+    ("adds", "bos", "begins"),
+    [
+        (True, None, True),
+        (True, "auto", True),
+        (True, "always", True),
+        (True, "never", False),
+        (False, "auto", False),
+        (False, "always", True),
+        (False, "never", False),
+    ],
+)
+@pytest.mark.parametrize("sampler", ["docs", "concat-random", "concat-contiguous"])
+def test_every_window_begins_with_bos(load, tmp_path, adds, bos, begins, sampler):
+    """auto: where the tokenizer itself begins a text with it, as lm-eval's tasks do."""
+    folder = make_tokenizer(tmp_path / "tokenizer", bos=adds)
     file = tmp_path / "corpus.txt"
-    file.write_text("abcd" * 100)
-    plain = load(str(file), nsamples=3, seq_len=20)
-    found = load(str(file), nsamples=3, seq_len=20, tokenizer=str(with_bos))
+    file.write_text(text_of(600))
+    settings = {"nsamples": 3, "sampler": sampler}
+    found = load(str(file), seq_len=20, tokenizer=str(folder), bos=bos, **settings)
+    assert found.ids.shape == (3, 20)
+    if begins:
+        assert (found.ids[:, 0] == BOS).all()
+        text = load(str(file), seq_len=19, **settings).ids
+        assert torch.equal(found.ids[:, 1:], text)
+    else:
+        assert torch.equal(found.ids, load(str(file), seq_len=20, **settings).ids)
+    assert found.meta["bos"] == ({"ids": [BOS], "before": "windows"} if begins else None)
+
+
+def test_official_windows_have_bos_where_their_texts_begin(load, tmp_path):
+    """As transformers encodes a text, cut into windows; only recipes ask for it."""
+    from transformers import AutoTokenizer
+
+    folder = str(make_tokenizer(tmp_path / "bos", bos=True))
+    text = "abcd</s>" * 100
+    (tmp_path / "corpus.txt").write_text(text)
+    official = {"bos": "official", "special_tokens": "ids", "tokenizer": folder}
+    found = load(str(tmp_path / "corpus.txt"), nsamples=3, seq_len=20, **official)
+    expected = AutoTokenizer.from_pretrained(folder)(text)["input_ids"]
+    assert found.ids.flatten().tolist() == expected[:60]
     assert (found.ids == BOS).sum() == 1
-    assert found.ids[0, 0] == BOS
-    assert torch.equal(found.ids.flatten()[1:], plain.ids.flatten()[:-1])
-    assert found.meta["tokenizer"] != plain.meta["tokenizer"]
+    assert found.meta["bos"] == {"ids": [BOS], "before": "text"}
+    assert found.meta["special_tokens"] == "ids"
+
+
+def test_recipes_take_texts_as_the_official_codes_do():
+    for name in registry.names():
+        method = registry.get(name)
+        for recipe, values in method.recipes.items():
+            data, options = with_recipe(method, recipe, Data(), {})
+            named = "source" in values
+            assert (data.bos, data.special_tokens) == (
+                ("official", "ids") if named else (None, None)
+            )
+            assert not {"bos", "special_tokens"} & options.keys()
+            assert with_recipe(method, recipe, Data(bos="never"), {})[0].bos == "never"
+
+
+def test_special_tokens_spelled_out_are_text(load, model, tmp_path):
+    (tmp_path / "corpus.txt").write_text("ab</s>c<pad>" * 4)
+    plain = load(str(tmp_path / "corpus.txt"), nsamples=1, seq_len=12)
+    assert decode(model, plain.ids[0]) == "ab</s>c<pad>"
+    assert plain.ids.max() < 256
+    ids = load(str(tmp_path / "corpus.txt"), nsamples=1, seq_len=5, special_tokens="ids").ids
+    a, b, c = plain.ids[0, [0, 1, 6]].tolist()
+    assert ids.tolist() == [[a, b, 257, c, 258]]
+    with pytest.raises(UsageError, match="--special-tokens: unknown value 'id'"):
+        load(str(tmp_path / "corpus.txt"), special_tokens="id")
+
+
+def test_no_bos_and_no_room(load, tmp_path):
+    folder = make_tokenizer(tmp_path / "tokenizer")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    (tmp_path / "corpus.txt").write_text("abcd" * 100)
+    with pytest.raises(InputError, match="--bos always: the tokenizer has no beginning"):
+        load(str(tmp_path / "corpus.txt"), seq_len=20, tokenizer=str(folder), bos="always")
+    with pytest.raises(UsageError, match="--bos: unknown value 'yes'"):
+        load(str(tmp_path / "corpus.txt"), seq_len=20, bos="yes")
+
+
+@pytest.mark.parametrize("sampler", ["docs", "concat-random", "concat-contiguous"])
+def test_a_corpus_of_empty_documents_is_refused(load, tmp_path, sampler):
+    file = tmp_path / "empty.jsonl"
+    file.write_text('{"text": "\\n\\n"}\n' * 40)
+    with pytest.raises(InputError, match=r"has no text|no document of 40 has more than"):
+        load(str(file), nsamples=2, seq_len=8, sampler=sampler)
 
 
 def test_the_folder_of_files_is_read_in_order_of_names(load, model, tmp_path):
@@ -379,6 +458,8 @@ def test_refused_tensors(load, rows, name):
         ({"seq_len": 5}, UsageError, r"used as it is \(8 sequences of 10 tokens\); .*--seq-len"),
         ({"sampler": "docs"}, UsageError, "used as it is .*--sampler"),
         ({"text_column": "body"}, UsageError, "used as it is .*--text-column"),
+        ({"bos": "always"}, UsageError, "used as it is .*--bos"),
+        ({"special_tokens": "ids"}, UsageError, "used as it is .*--special-tokens"),
         ({"max_positions": 9}, InputError, "10 tokens are too long: the model has 9 positions"),
         ({"vocab_size": 79}, InputError, "another vocabulary: id 79 >= vocab_size 79"),
         ({"nsamples": 0}, UsageError, "--nsamples 0"),
@@ -415,9 +496,9 @@ def test_unknown_sampler(load):
 
 
 FILE_REFUSALS = {
-    "empty.txt": (b"", "too short: not one window of 20 tokens"),
+    "empty.txt": (b"", "has no text"),
     "latin.txt": (b"caf\xe9 au lait " * 10, "is not UTF-8 text: .* at byte 3"),
-    "empty.jsonl": (b"\n\n", "too short"),
+    "empty.jsonl": (b"\n\n", "has no text"),
     "broken.jsonl": (b'{"text": "fine"}\n{"text": ', "line 2 of '.*broken.jsonl' is not JSON"),
     "list.jsonl": (b"[1]\n", "line 1 of .* is no JSON object"),
     "two.jsonl": (b'{"q": "a", "a": "b"}\n', "no column 'text' and 2 columns of strings: .* q, a"),

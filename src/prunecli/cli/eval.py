@@ -83,13 +83,17 @@ def evaluate(
     names = tuple(filter(None, (name.strip() for name in (tasks or "").split(","))))
     if suite is not None:
         more, of_paper = of_suite(suite, compat == "official")
-        sources += [replace(one, tokenizer=values["tokenizer"]) for one in more]
+        fields = ("tokenizer", "bos", "special_tokens")
+        asked = {name: values[name] for name in fields if values[name] is not None}
+        sources += [replace(one, **asked) for one in more]
         names = tuple(dict.fromkeys((*of_paper, *names)))
     elif compat is not None:
         raise UsageError("--compat belongs to --suite")
     if not names and (include_path or limit or allow_code or batch_size):
         raise UsageError("--include-path, --allow-code, --limit and --batch-size belong to --tasks")
-    wanted = Tasks(names, include_path, limit, batch_size, allow_code, values["tokenizer"])
+    wanted = Tasks(
+        names, include_path, limit, batch_size, allow_code, values["tokenizer"], values["bos"]
+    )
     made: list[Made] = []
     try:
         for folder in folders:

@@ -16,6 +16,7 @@ import typer
 
 from prunecli.cli.console import StderrReport
 from prunecli.errors import UsageError, suggest
+from prunecli.io import tokenizer
 from prunecli.methods import registry
 from prunecli.settings import Amount, Compute, Data, Output
 
@@ -24,6 +25,8 @@ CHOICES = {
     "dtype": ("auto", "float32", "bfloat16"),
     "buffer": ("ram", "disk"),
     "compat": ("official",),
+    "bos": tokenizer.BOS,
+    "special-tokens": tokenizer.SPELLED_OUT,
     "sampler": ("docs", "concat-random", "concat-contiguous"),
     "recipe": ("paper", "official"),
     "layout": (
@@ -220,6 +223,21 @@ TextColumn = Annotated[
 SkipBad = Annotated[
     int, option("skip-bad", "lines of D without text to pass over; one more stops the run", min=0)
 ]
+Bos = Annotated[
+    str | None,
+    option(
+        "bos",
+        "whether windows begin with beginning of sequence: auto is as the tokenizer begins a text "
+        "[auto]",
+    ),
+]
+SpecialTokens = Annotated[
+    str | None,
+    option(
+        "special-tokens",
+        "what those spelled out in a text become: text like any other, or their ids [text]",
+    ),
+]
 Ratio = Annotated[
     float | None,
     option("ratio", "fraction of the decoder-block linear parameters to remove or zero, in (0,1)"),
@@ -265,6 +283,8 @@ WINDOWS: Group = {
     "seq_len": (SeqLen, None),
     "tokenizer": (Tokenizer, None),
     **READING,
+    "bos": (Bos, None),
+    "special_tokens": (SpecialTokens, None),
 }
 DATA: Group = {"data": (DataOption, Data.source), **WINDOWS}
 COMPUTE: Group = {

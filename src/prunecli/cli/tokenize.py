@@ -41,6 +41,21 @@ def tokenize(
             "id after every document: auto (the tokenizer's end of sequence), none, or an id",
         ),
     ] = "auto",
+    bos: Annotated[
+        str,
+        option(
+            "bos",
+            "whether documents begin with beginning of sequence: auto is as the tokenizer begins "
+            "a text",
+        ),
+    ] = "auto",
+    special_tokens: Annotated[
+        str,
+        option(
+            "special-tokens",
+            "what those spelled out in a text become: text like any other, or their ids",
+        ),
+    ] = "text",
     tokens: Annotated[
         float | None, option("tokens", "stop after this many tokens [default: all of D]")
     ] = None,
@@ -54,8 +69,9 @@ def tokenize(
 ) -> None:
     """Turn text into token rows of one length for training.
 
-    Documents follow each other with a separator between, without padding. The rows depend on text
-    and tokenizer alone; a stopped run goes on from OUT.partial. OUT holds the tokenizer too.
+    Documents follow each other with a separator between, without padding; those without text give
+    nothing. The rows depend on text and tokenizer alone; a stopped run goes on from OUT.partial.
+    OUT holds the tokenizer too.
     """
     report = options.settings(context)
     source = options.from_stdin(data)[0] or ""
@@ -68,6 +84,8 @@ def tokenize(
         tokenizer=tokenizer,
         train_tokenizer=train_tokenizer,
         separator=separator,
+        bos=bos,
+        special_tokens=special_tokens,
         tokens=tokens,
         shard_tokens=shard_tokens,
         workers=workers,

@@ -15,6 +15,7 @@ from prunecli.io import output as place
 from prunecli.io import sidecar
 from prunecli.io.checkpoint import Checkpoint
 from prunecli.io.sidecar import Recorder
+from prunecli.io.tokenizer import AUTO
 from prunecli.pipeline import check_device
 from prunecli.report import SILENT, Report
 from prunecli.settings import Compute, Data, Made, Output, Tasks
@@ -58,6 +59,7 @@ def evaluate(
     if tasks.names:
         harness.check_tokenizer(checkpoint, tokenizer)
     loaded = harness.load(tasks, report)
+    harness.check_marks(checkpoint, tokenizer, tasks, loaded)
     read = [perplexity.read(checkpoint, source, report) for source in sources]
     if not allow_overlap:
         for found in read:
@@ -68,6 +70,7 @@ def evaluate(
     options: dict[str, Any] = {"dtype": compute.dtype, "allow_overlap": allow_overlap}
     if loaded:
         options |= {"limit": tasks.limit, "batch_size": tasks.batch_size}
+        options["bos"] = tasks.bos or AUTO
     key = sidecar.key("eval", options, inputs)
     if out is not None and (same := place.same_already(out, output, key)):
         return Made(model, same.sidecar, same.results)

@@ -25,6 +25,7 @@ from prunecli.io.sidecar import Input
 from prunecli.report import Report
 from prunecli.settings import Compute, Tasks
 
+GENERATES = "generate_until"  # the type of tasks whose answers are written, not chosen
 METRICS = ("acc_norm", "acc")  # the first that a task has is the one that is stated
 CPU_BATCH = 8
 # how a task file reaches Python: by a tag, or out of a template
@@ -55,6 +56,24 @@ def check_tokenizer(checkpoint: Checkpoint, folder: str | None) -> None:
     found = folder or str(checkpoint.folder)
     if not tokenizer.present(found):
         raise InputError(f"'{found}' has no tokenizer, which tasks need", "add --tokenizer DIR")
+
+
+def check_marks(
+    checkpoint: Checkpoint, folder: str | None, wanted: Tasks, tasks: list[Task]
+) -> None:
+    """Raise InputError for tasks and a --bos that need ids which the tokenizer does not have."""
+    generating = [task.name for task in tasks if task.loaded.OUTPUT_TYPE == GENERATES]
+    if not generating and wanted.bos != tokenizer.ALWAYS:
+        return
+    found = folder or str(checkpoint.folder)
+    marks = tokenizer.Tokenizer(found).marks
+    marks.front(wanted.bos or tokenizer.AUTO)
+    if generating and marks.eos is None:
+        raise InputError(
+            f"task '{generating[0]}' generates text, and the tokenizer of '{found}' has no end of "
+            "sequence to stop at",
+            "name its eos_token in tokenizer_config.json, or give another by --tokenizer DIR",
+        )
 
 
 def load(wanted: Tasks, report: Report) -> list[Task]:
@@ -185,6 +204,7 @@ class Harness:
             "sigma": sqrt(value * (1 - value) / count) if metric in METRICS else None,
             "n": count,
             "limit": self.wanted.limit,
+            "bos": self.wanted.bos or tokenizer.AUTO,
             "digest": task.digest,
             **{key: metrics[key] for key in METRICS if key in metrics},
             "metrics": metrics,
@@ -206,6 +226,9 @@ class Harness:
             folder, dtype=dtype, use_safetensors=True, local_files_only=True
         )
         words = AutoTokenizer.from_pretrained(self.tokenizer or folder)
+        bos = self.wanted.bos or tokenizer.AUTO
+        if bos == tokenizer.ALWAYS:
+            tokenizer.begin_with_bos(words)
         # what a text without context begins with; tokenizers of bytes have nothing made for it
         begins = words.bos_token_id is not None or words.eos_token_id is not None
         batch: int | str = "auto" if device.type == "cuda" else CPU_BATCH
@@ -214,6 +237,7 @@ class Harness:
                 pretrained=model.to(device).eval(),
                 tokenizer=words,
                 prefix_token_id=None if begins else 0,
+                add_bos_token=None if bos == tokenizer.AUTO else bos == tokenizer.ALWAYS,
                 batch_size=self.wanted.batch_size or batch,
                 device=str(device),
                 # log-probabilities of a 16-bit model lose a unit in a thousand otherwise

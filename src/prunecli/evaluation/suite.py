@@ -3,6 +3,7 @@
 from typing import Any
 
 from prunecli.errors import UsageError, suggest
+from prunecli.io.tokenizer import IDS, OFFICIAL
 from prunecli.settings import Data
 
 NAMES = ("paper",)
@@ -18,10 +19,12 @@ def suite(name: str, official: bool) -> tuple[list[Data], tuple[str, ...]]:
     """Return the sets and tasks of a suite; raise UsageError if unknown.
 
     Up to 256 whole windows of 8192 tokens of each held-out split; `official` takes them from the
-    train split, as the authors' code does.
+    train split and begins the text with BOS, not every window, as the authors' code does.
     """
     if name not in NAMES:
         raise UsageError(f"unknown suite '{name}'{suggest(name, list(NAMES))}")
     part = ":calibration" if official else ":evaluation"
     size: dict[str, Any] = {"nsamples": WINDOWS, "seq_len": LENGTH, "up_to": True}
+    if official:
+        size |= {"bos": OFFICIAL, "special_tokens": IDS}
     return [Data(source + part, **size) for source in DATA], TASKS

@@ -12,6 +12,7 @@ from prunecli.io import sidecar
 from prunecli.settings import Made, Output
 
 MARK = "key"
+LOGS = ".jsonl"
 
 
 def check_place(out: str, output: Output, inputs: Sequence[Path | None]) -> None:
@@ -144,6 +145,8 @@ def partial_of(out: str) -> Path:
 def partial(out: str, key: str, restart: bool) -> Iterator[Path]:
     """Yield OUT.partial, the folder of an unfinished run; it stays when the block fails.
 
+    A folder without anything that a run could go on from is no state: it is taken whatever run it
+    belonged to. An empty one is removed when the block fails.
     Raises OutputExists if it belongs to a run with another key, or if that run is still going on.
     `restart` clears what is there.
     """
@@ -158,7 +161,7 @@ def partial(out: str, key: str, restart: bool) -> Iterator[Path]:
         except BlockingIOError:
             raise OutputExists(f"another process is at work in '{folder.name}'") from None
         mark = folder / MARK
-        if restart or not mark.exists():
+        if restart or not mark.exists() or not _holds(folder, LOGS):
             for path in folder.iterdir():
                 remove(path)
             replace_text(mark, key + "\n")
@@ -167,9 +170,21 @@ def partial(out: str, key: str, restart: bool) -> Iterator[Path]:
                 f"'{folder.name}' is the state of a run with other inputs or options",
                 "use --restart to begin anew, or choose another OUT",
             )
-        yield folder
+        try:
+            yield folder
+        finally:
+            if folder.exists() and not _holds(folder):
+                remove(folder)
     finally:
         os.close(handle)
+
+
+def _holds(folder: Path, *beside: str) -> bool:
+    # hidden files were being written; a log is of use only beside the state that it belongs to
+    return any(
+        path.name != MARK and path.suffix not in beside and not path.name.startswith(".")
+        for path in folder.iterdir()
+    )
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -10,13 +10,14 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from prunecli.errors import InputError
+from prunecli.errors import InputError, PruneError
 from prunecli.io.output import replace_bytes, replace_text
 from prunecli.io.records import Reading
 from prunecli.io.rows import NAME, Digest, shard_name
@@ -26,25 +27,127 @@ from prunecli.report import Report
 if TYPE_CHECKING:
     import numpy as np
 
-PIECE = 1 << 18  # characters: longer documents are encoded in pieces, cut at line ends
+PIECE = 1 << 18  # characters: longer documents are encoded in pieces
+CONTEXT = 1 << 12  # characters beyond a piece that its tokens are found with
 BATCH = 1 << 20  # characters that a process takes at once
+NO_TEXT = hashlib.sha256().hexdigest()  # of the text that was read, where there was none
 STATE = "state.json"
 NARROW = 1 << 16  # vocabularies below are stored in two bytes a token
 
-# one text, and whether it ends its document
-Piece = tuple[str, bool]
+
+class Piece(NamedTuple):
+    """A document, or what lies at characters `start` to `stop` of the part of one in `text`."""
+
+    text: str
+    start: int
+    stop: int
+    first: bool = True
+    last: bool = True
+
+    @property
+    def own(self) -> str:
+        """Its own text, without what it borders on."""
+        return self.text[self.start : self.stop]
 
 
-def pieces(documents: Iterable[str]) -> Iterator[Piece]:
-    """Cut documents into pieces of at most `PIECE` characters, at line ends where there are any."""
+# where to cut a text, and which text around it the pieces before and behind are encoded with
+Cut = tuple[int, int, int]
+
+
+def pieces(documents: Iterable[str], cut: "Callable[[str, int], Cut | None]") -> Iterator[Piece]:
+    """Cut documents into pieces of about `PIECE` characters; those without text are left out.
+
+    `cut(text, at)` finds a place near character `at` or beyond, None where there is none.
+    """
     for text in documents:
-        start = 0
-        while len(text) - start > PIECE:
-            end = text.rfind("\n", start, start + PIECE) + 1
-            end = end if end > start else start + PIECE
-            yield text[start:end], False
-            start = end
-        yield text[start:], True
+        if not text.strip():
+            continue
+        start = begin = 0
+        while (found := cut(text, start + PIECE)) is not None:
+            end, behind, before = found
+            yield Piece(text[begin:before], start - begin, end - begin, not start, False)
+            start, begin = end, behind
+        yield Piece(text[begin:], start - begin, len(text) - begin, not start, True)
+
+
+def at_lines(text: str, at: int) -> Cut | None:
+    """Cut behind the last end of line before `at`; where what is cut is not encoded together."""
+    if len(text) <= at:
+        return None
+    end = text.rfind("\n", at - PIECE, at) + 1 or at
+    return end, end, end
+
+
+class Exact:
+    """Finds where a long text can be cut so that its pieces have the tokens of the whole.
+
+    Near the ends of a piece a tokenizer can find other tokens than in the whole text: it may put a
+    space in front, and join or split characters by what follows them. So pieces are encoded with
+    the text around them, and a cut is only made between two tokens where the text up to `CONTEXT`
+    characters behind it and the text from `CONTEXT` characters before it give the same tokens for
+    a quarter of that on both sides; and where letters, digits, spaces and other characters meet,
+    since what a tokenizer does within a run of one of them can hang on all of the run. Where there
+    is no such place the piece goes on to the next, if need be to the end of the document.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+
+    def __call__(self, text: str, at: int) -> Cut | None:
+        """Return a cut near `at` or beyond it, None if there is none before the text ends."""
+        if not self.tokenizer.places:
+            return None
+        while len(text) - at > 2 * CONTEXT:
+            low, high = max(0, at - CONTEXT), at + CONTEXT
+            before = self._tokens(text, low - CONTEXT, high)
+            behind = self._tokens(text, low, high + CONTEXT)
+            places = range(at - CONTEXT // 2, at + CONTEXT // 2)
+            for end in sorted(places, key=lambda end: abs(end - at)):
+                if _kind(text[end - 1]) != _kind(text[end]) and _agree(before, behind, end):
+                    return end, low, high
+            at += CONTEXT
+        return None
+
+    def _tokens(self, text: str, start: int, stop: int) -> "tuple[np.ndarray, np.ndarray]":
+        start = max(start, 0)
+        ids, spans = self.tokenizer.placed(text[start:stop])
+        return ids, spans + start
+
+
+def _kind(character: str) -> tuple[bool, bool, bool]:
+    return character.isspace(), character.isalpha(), character.isnumeric()
+
+
+def _agree(
+    one: "tuple[np.ndarray, np.ndarray]", other: "tuple[np.ndarray, np.ndarray]", end: int
+) -> bool:
+    """Return whether two encodings have the same tokens on both sides of a character."""
+    import numpy as np
+
+    near: list[np.ndarray] = []
+    for ids, spans in (one, other):
+        count = divided(spans, end)
+        if count is None:
+            return False
+        for side in (slice(0, count), slice(count, None)):
+            around = (spans[side, 1] > end - CONTEXT // 4) & (spans[side, 0] < end + CONTEXT // 4)
+            near.append(np.column_stack([ids[side], spans[side]])[around])
+    return np.array_equal(near[0], near[2]) and np.array_equal(near[1], near[3])
+
+
+def divided(spans: "np.ndarray", end: int) -> int | None:
+    """Return how many tokens lie before character `end`, None where that cannot be told.
+
+    `spans` [tokens, 2] are the characters of each token: one may have `end` inside it, or none at
+    all and stand at `end`, as a space put in front does.
+    """
+    import numpy as np
+
+    count = int(np.count_nonzero(spans[:, 1] <= end))
+    behind = spans[count:]
+    empty = ((spans[:, 0] == end) & (spans[:, 1] == end)).any()
+    clear = (spans[:count, 1] <= end).all() and (behind[:, 0] >= end).all()
+    return count if clear and not empty else None
 
 
 def _batches(found: Iterable[Piece], taken: Callable[[Piece], None]) -> Iterator[list[Piece]]:
@@ -53,7 +156,7 @@ def _batches(found: Iterable[Piece], taken: Callable[[Piece], None]) -> Iterator
     for piece in found:
         taken(piece)
         batch.append(piece)
-        size += len(piece[0]) + 1
+        size += piece.stop - piece.start + 1
         if size >= BATCH:
             yield batch
             batch, size = [], 0
@@ -61,53 +164,76 @@ def _batches(found: Iterable[Piece], taken: Callable[[Piece], None]) -> Iterator
         yield batch
 
 
+@dataclass(frozen=True)
+class Encoding:
+    """How documents become ids: a tokenizer's folder, and what stands in front of each and behind.
+
+    `special_tokens` says what those spelled out in a document become (io/tokenizer.py).
+    """
+
+    folder: str
+    special_tokens: str
+    front: list[int]
+    separator: int | None
+
+
 _encode: Callable[[list[Piece]], "np.ndarray"]
 
 
-def _start(folder: str, separator: int | None) -> None:
+def _start(encoding: Encoding) -> None:
     """Prepare a process for encoding."""
     global _encode
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _encode = encoder(folder, separator)
+    _encode = encoder(encoding)
 
 
 def _work(batch: list[Piece]) -> "np.ndarray":
     return _encode(batch)
 
 
-def encoder(folder: str, separator: int | None) -> Callable[[list[Piece]], "np.ndarray"]:
+def encoder(encoding: Encoding) -> Callable[[list[Piece]], "np.ndarray"]:
     """Return a function from pieces to their ids, int32 [tokens], documents separated."""
     import numpy as np
 
-    tokenizer = Tokenizer(folder)
+    tokenizer = Tokenizer(encoding.folder, encoding.special_tokens)
+    behind = [] if encoding.separator is None else [encoding.separator]
+
+    def part(piece: Piece) -> list[int]:
+        tokens, spans = tokenizer.placed(piece.text)
+        start = 0 if piece.first else divided(spans, piece.start)
+        stop = len(tokens) if piece.last else divided(spans, piece.stop)
+        if start is None or stop is None:
+            raise PruneError("a long document has other tokens in its pieces than near the cuts")
+        return [*encoding.front * piece.first, *tokens[start:stop], *behind * piece.last]
 
     def encode(batch: list[Piece]) -> "np.ndarray":
+        whole = iter(tokenizer.encode_all([p.text for p in batch if p.first and p.last]))
         ids: list[int] = []
-        for found, (_, ends) in zip(
-            tokenizer.encode_plain([text for text, _ in batch]), batch, strict=True
-        ):
-            ids += found
-            if ends and separator is not None:
-                ids.append(separator)
+        for piece in batch:
+            if not (piece.first and piece.last):
+                ids += part(piece)
+            elif found := next(whole):
+                # nothing comes of a document of characters that the tokenizer drops
+                ids += [*encoding.front, *found, *behind]
         return np.array(ids, dtype=np.int32)
 
     return encode
 
 
 def encoded(
-    batches: Iterator[list[Piece]], folder: str, separator: int | None, workers: int
+    batches: Iterator[list[Piece]], encoding: Encoding, workers: int
 ) -> "Generator[np.ndarray, None, None]":
     """Yield the ids of each batch, in order; processes are only started for more than a few."""
     first = list(islice(batches, 2 * workers))
     if workers == 1 or len(first) < 2 * workers:
-        encode = encoder(folder, separator)
+        encode = encoder(encoding)
         for batch in first:
             yield encode(batch)
         for batch in batches:
             yield encode(batch)
         return
     with ProcessPoolExecutor(
-        workers, get_context("spawn"), initializer=_start, initargs=(folder, separator)
+        workers, get_context("spawn"), initializer=_start, initargs=(encoding,)
     ) as pool:
         waiting: deque[Future[np.ndarray]] = deque(pool.submit(_work, batch) for batch in first)
         try:
@@ -184,9 +310,8 @@ class Shards:
 
 def write(
     shards: Shards,
-    documents: Iterable[str],
-    tokenizer: str,
-    separator: int | None,
+    found: Iterable[Piece],
+    encoding: Encoding,
     workers: int,
     report: Report,
     reading: Reading,
@@ -199,9 +324,9 @@ def write(
     sha = hashlib.sha256()
 
     def taken(piece: Piece) -> None:
-        sha.update(piece[0].encode("utf-8", "surrogatepass") + (b"\0" if piece[1] else b""))
+        sha.update(piece.own.encode("utf-8", "surrogatepass") + b"\0" * piece.last)
 
-    batches = _batches(pieces(documents), taken)
+    batches = _batches(found, taken)
     file = shards.folder / STATE
     # of the finished shards: how many, whole batches in them, and tokens of the batch after those
     done, used = 0, 0
@@ -222,7 +347,7 @@ def write(
             met.append((sha.hexdigest(), reading.skipped))
             yield batch
 
-    stream = encoded(remembered(), tokenizer, separator, workers)
+    stream = encoded(remembered(), encoding, workers)
     start, tokens = perf_counter(), 0
     for ids in report.track(stream, "tokenizing", unit="batches"):
         if shards.add(ids[used:]):

@@ -1,31 +1,122 @@
 """A model folder's tokenizer, read from local files only."""
 
 import json
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunecli.errors import InputError
+from prunecli.errors import InputError, UsageError, suggest
 
 if TYPE_CHECKING:
     import numpy as np
 
 FAST = "tokenizer.json"
 BYTES = 256
+END = "<|endoftext|>"  # the end of sequence of tokenizers that are made here
 # vocabularies in older formats, which transformers converts
 OLDER = ("tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "vocab.txt", "tekken.json")
 
 
-class Tokenizer:
-    """Turns text into token ids as transformers' AutoTokenizer does, special tokens included.
+# --bos: whether a text begins with beginning of sequence
+AUTO, ALWAYS, NEVER = BOS = ("auto", "always", "never")
+# of recipes: as auto, but in front of texts before windows are cut from them
+OFFICIAL = "official"
+# --special-tokens: what becomes of special tokens that are spelled out in a text
+TEXT, IDS = SPELLED_OUT = ("text", "ids")
 
+
+@dataclass(frozen=True)
+class Marks:
+    """What a tokenizer has to begin and to end a text with.
+
+    Attributes:
+        size: how many ids there are, added tokens included.
+        begins: what the tokenizer itself puts in front of one text: as a rule, `bos` or nothing.
+        bos, eos: its beginning and its end of sequence.
+    """
+
+    size: int
+    begins: tuple[int, ...] = ()
+    bos: int | None = None
+    eos: int | None = None
+
+    def front(self, bos: str) -> list[int]:
+        """Return what a text begins with under --bos; raise InputError if there is no such id."""
+        check_choice("bos", bos, (*BOS, OFFICIAL))
+        if bos == NEVER or (bos != ALWAYS and not self.begins):
+            return []
+        if self.begins:
+            return list(self.begins)
+        if self.bos is None:
+            raise InputError(
+                "--bos always: the tokenizer has no beginning of sequence",
+                "use --bos auto, or name its bos_token in tokenizer_config.json",
+            )
+        return [self.bos]
+
+    def separator(self, asked: str, front: list[int]) -> int | None:
+        """Return the id behind every document for --separator; None for none.
+
+        `front` is what documents begin with. `auto` is the end of sequence; for want of one, the
+        beginning of sequence, unless it stands in `front` already. Raises UsageError for what is no
+        id of this tokenizer.
+        """
+        if asked == "none":
+            return None
+        if asked == AUTO:
+            return self.eos if self.eos is not None or front else self.bos
+        if not asked.isdecimal() or int(asked) >= self.size:
+            raise UsageError(
+                f"--separator '{asked}': expected auto, none, or an id below {self.size}"
+            )
+        return int(asked)
+
+
+def check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise UsageError, with a suggestion, for a value that is none of the choices."""
+    if value not in choices:
+        raise UsageError(f"--{option}: unknown value '{value}'{suggest(value, list(choices))}")
+
+
+def marks_of(words: Any) -> Marks:
+    """Return what a tokenizer of transformers has to begin and to end a text with."""
+    plain, whole = (
+        words("a", add_special_tokens=added, verbose=False)["input_ids"] for added in (False, True)
+    )
+    if plain:
+        starts = range(len(whole) - len(plain) + 1)
+        before = next((i for i in starts if whole[i : i + len(plain)] == plain), 0)
+    else:
+        before = int(whole[:1] == [words.bos_token_id])
+    return Marks(len(words), tuple(whole[:before]), words.bos_token_id, words.eos_token_id)
+
+
+def begin_with_bos(words: Any) -> None:
+    """Make a tokenizer of transformers begin every text with BOS, if it does not do so itself."""
+    from tokenizers.processors import TemplateProcessing
+
+    if not marks_of(words).begins:
+        bos = str(words.bos_token)
+        words.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, words.bos_token_id)]
+        )
+
+
+class Tokenizer:
+    """Turns text into token ids as transformers' AutoTokenizer does, with nothing put around it.
+
+    With `special_tokens` `text`, special tokens spelled out in a text are text like any other; with
+    `ids` they are these tokens, as in prompts.
     Raises InputError if the folder has no tokenizer, or one that cannot be read.
 
     Attributes:
         digest: sha256 of tokenizer.json, or of the older files that stand for it.
+        marks: what it has to begin and to end a text with.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, special_tokens: str = TEXT) -> None:
+        check_choice("special-tokens", special_tokens, SPELLED_OUT)
         self.digest = digest(folder)
         from transformers import AutoTokenizer
 
@@ -39,37 +130,44 @@ class Tokenizer:
             raise InputError(
                 f"cannot read the tokenizer in '{folder}': {why}", "give another with --tokenizer"
             ) from None
+        self._as_text = special_tokens == TEXT
+        self.marks = marks_of(self._tokenizer)
 
     def encode(self, text: str) -> "np.ndarray":
         """Return the ids of `text`, int64 [tokens]."""
         import numpy as np
 
-        encoded = self._tokenizer(well_formed(text), return_attention_mask=False, verbose=False)
-        return np.array(encoded["input_ids"], dtype=np.int64)
+        return np.array(self.encode_all([text])[0], dtype=np.int64)
 
-    def encode_plain(self, texts: list[str]) -> list[list[int]]:
-        """Return the ids of each text, without special tokens around it."""
-        encoded = self._tokenizer(
-            [well_formed(text) for text in texts],
-            add_special_tokens=False,
-            return_attention_mask=False,
-            verbose=False,
-        )
-        ids: list[list[int]] = encoded["input_ids"]
+    def encode_all(self, texts: list[str]) -> list[list[int]]:
+        """Return the ids of each text."""
+        if not texts:
+            return []
+        ids: list[list[int]] = self._encoded([well_formed(text) for text in texts])["input_ids"]
         return ids
 
     @property
-    def separator(self) -> int | None:
-        """The id that ends a document: end of sequence, else beginning; None if it has neither."""
-        for found in (self._tokenizer.eos_token_id, self._tokenizer.bos_token_id):
-            if found is not None:
-                return int(found)
-        return None
+    def places(self) -> bool:
+        """Whether the tokenizer tells which characters each token stands for."""
+        return bool(self._tokenizer.is_fast)
 
-    @property
-    def size(self) -> int:
-        """How many ids there are, added tokens included."""
-        return len(self._tokenizer)
+    def placed(self, text: str) -> "tuple[np.ndarray, np.ndarray]":
+        """Return the ids of `text` [tokens], and the characters of each: from, to [tokens, 2]."""
+        import numpy as np
+
+        found = self._encoded([well_formed(text)], return_offsets_mapping=True)
+        spans = np.array(found["offset_mapping"][0], dtype=np.int64).reshape(-1, 2)
+        return np.array(found["input_ids"][0], dtype=np.int64), spans
+
+    def _encoded(self, texts: list[str], **settings: bool) -> Any:
+        return self._tokenizer(
+            texts,
+            add_special_tokens=False,
+            split_special_tokens=self._as_text,
+            return_attention_mask=False,
+            verbose=False,
+            **settings,
+        )
 
 
 def byte_level(model: Any) -> Any:

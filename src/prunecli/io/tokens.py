@@ -12,7 +12,7 @@ from prunecli.errors import InputError, UsageError
 from prunecli.io import documents, rows, samplers, tokenizer
 from prunecli.io.records import Reading
 from prunecli.io.tensorfile import tensor_digest
-from prunecli.io.tokenizer import Tokenizer
+from prunecli.io.tokenizer import AUTO, OFFICIAL, TEXT, Tokenizer
 from prunecli.report import SILENT, Report
 from prunecli.settings import Data
 
@@ -31,7 +31,8 @@ class Tokens:
     Attributes:
         ids: int32 [sequences, length].
         meta: source, sampler, seed, nsamples, seq_len, the digests of tokenizer and text (None for
-            given ids), and `digest`, that of the ids. Deterministic and free of paths.
+            given ids), and `digest`, that of the ids; of text also `bos` (the ids in front, and of
+            what: every window, or the text) and `special_tokens`. Deterministic and free of paths.
         windows: a hash of each row, to tell whether two sets share windows.
     """
 
@@ -148,15 +149,14 @@ def check_tokenizer(found: rows.Rows, folder: str) -> None:
 
 def _as_it_is(data: Data, count: int, length: int) -> None:
     """Raise an error for options that would change rows which are used as they are."""
-    asked = {
-        "sampler": data.sampler is not None,
-        "seq-len": data.seq_len not in (None, length),
-        "text-column": data.text_column is not None,
-    }
-    if any(asked.values()):
+    own = {n: getattr(data, n) for n in ("sampler", "bos", "special_tokens", "text_column")}
+    if data.seq_len != length:
+        own["seq_len"] = data.seq_len
+    what = next((name.replace("_", "-") for name, value in own.items() if value is not None), None)
+    if what is not None:
         raise UsageError(
             f"'{data.source}' is used as it is ({count} sequences of {length} tokens)",
-            f"leave out --{next(name for name in asked if asked[name])}",
+            f"leave out --{what}",
         )
     if data.nsamples is not None and data.nsamples > count:
         raise InputError(
@@ -191,15 +191,32 @@ def _drawn(
         )
         length = max_positions
     count = data.nsamples or count
-    encoder = Tokenizer(data.tokenizer or folder)
+    special_tokens, bos = data.special_tokens or TEXT, data.bos or AUTO
+    encoder = Tokenizer(data.tokenizer or folder, special_tokens)
+    front = encoder.marks.front(bos)
+    of_text = front if bos == OFFICIAL else []
+    of_windows = front if bos != OFFICIAL else []
+    if len(front) >= length:
+        raise UsageError(f"--seq-len {length}: no room for text behind {len(front)} ids of --bos")
+
+    blank = True
+
+    def encode(text: str) -> np.ndarray:
+        nonlocal blank
+        blank = blank and not text.strip()
+        return np.append(np.array(of_text, dtype=np.int64), encoder.encode(text))
+
     if text.builtin:
         report.note(
             f"{text.name}, the documentation inside Python, is for trying and CI"
             + ("; `--recipe paper` is the paper's calibration set" * (part == "calibration"))
         )
     report.detail(f"drawing {count} windows of {length} tokens from {text.name}")
-    windows, digest = sampler(text.documents, encoder.encode, count, length, data.seed)
+    own = length - len(of_windows)
+    windows, digest = sampler(text.documents, encode, count, own, data.seed)
     reading.tell(report)
+    if blank:
+        raise InputError(f"'{data.source}' has no text in its documents", "give other text")
     if not windows:
         raise InputError(
             f"'{data.source}' is too short: not one window of {length} tokens",
@@ -218,7 +235,10 @@ def _drawn(
         "text": digest,
         "text_column": data.text_column,
         "skipped": reading.skipped,
+        "bos": {"ids": front, "before": "text" if of_text else "windows"} if front else None,
+        "special_tokens": special_tokens,
     }
     if text.builtin:
         meta["python"] = platform.python_version()
-    return torch.from_numpy(np.stack(windows)).long(), meta
+    ids = torch.from_numpy(np.stack(windows)).long()
+    return torch.cat([torch.tensor(of_windows).long().expand(len(ids), -1), ids], 1), meta

@@ -19,6 +19,7 @@ from prunecli.errors import InputError
 from prunecli.io import sidecar
 from prunecli.io.checkpoint import Checkpoint
 from prunecli.io.sidecar import Sidecar
+from prunecli.io.tokenizer import AUTO
 from prunecli.methods import registry
 from prunecli.tables.entries import (
     BASE,
@@ -397,6 +398,7 @@ def measures_of(record: Sidecar) -> dict[str, Measure]:
                 ("version", str(task["version"])),
                 ("metric", task["metric"]),
                 ("shots", str(task["num_fewshot"])),
+                ("bos", task.get("bos", AUTO)),
                 ("items", f"{task['n']} ({task['digest'][:8]})"),
             ),
         )
