@@ -466,6 +466,38 @@ def test_tied_weights(tmp_path, ids) -> None:
         assert (tensor - state[name]).abs().max() < 1e-4, name
 
 
+def padded(folder: Path, pad: int, out: Path) -> Path:
+    """Return a copy of a model whose config.json says that `pad` is the id of padding."""
+    shutil.copytree(folder, out)
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({**config, "pad_token_id": pad}))
+    return out
+
+
+@pytest.mark.parametrize("pad", [7, -1])
+@pytest.mark.parametrize("teacher", [False, True])
+def test_the_id_of_padding_is_trained(llama, ids, tmp_path, pad, teacher) -> None:
+    """Rows have no padding; where the separator is called so (Phi-3), it learns as all ids do."""
+    model = padded(llama, pad, tmp_path / "m")
+    settings = Training(ids, steps=3, batch_size=8, lr="1e-2", micro_batch=4)
+    if teacher:
+        settings = replace(settings, teacher=str(model), kd_weight=0.0)
+    train(str(model), str(tmp_path / "o"), settings)
+    name = "model.embed_tokens.weight"
+    trained = weights(tmp_path / "o")[name]
+    _, expected = bare(llama, ids, 3, 8, 1e-2)
+    assert (trained - expected[name]).abs().max() < 1e-4
+    assert (trained[pad] - weights(llama)[name][pad]).abs().max() > 1e-3
+
+
+def test_padding_changes_no_family(models, family, ids, tmp_path) -> None:
+    settings = Training(ids, steps=2, batch_size=8, lr="1e-2")
+    model = padded(models(family), 7, tmp_path / "m")
+    train(str(model), str(tmp_path / "pad"), settings)
+    train(str(models(family)), str(tmp_path / "none"), settings)
+    assert same(tmp_path / "pad", tmp_path / "none")
+
+
 def test_storage_and_sharding_are_the_parents(tmp_path, ids) -> None:
     model = tiny.make(tmp_path / "m", dtype=torch.bfloat16, shard="50KB")
     train(str(model), str(tmp_path / "o"), Training(ids, steps=2, batch_size=2))
