@@ -17,7 +17,14 @@ from prunecli.io.rows import place_of
 from prunecli.io.sidecar import Recorder, Sidecar
 from prunecli.report import SILENT, Report
 from prunecli.settings import Compute, Made, Output, Training
-from prunecli.sparsity import Held, check_masks, sparse_tensors
+from prunecli.sparsity import (
+    Held,
+    check_masks,
+    claims,
+    pattern_of,
+    results_of,
+    sparse_tensors,
+)
 from prunecli.training import job as jobs
 from prunecli.training.curves import curve, final
 from prunecli.training.job import Job
@@ -98,7 +105,7 @@ def train(
             recompute=training.activation_checkpointing,
             compile=training.compile,
         )
-        masks = Masks(objective.model, held.names)
+        masks = Masks(objective.model, held.names, job.masked)
         run = _Run(job, objective, masks, ranks, out, report, stop)
         swept = run.sweep()
         loop = run.loop(swept["lr"] if swept else job.lrs[0], job.steps)
@@ -114,6 +121,12 @@ def train(
                     outputs={"digest": written.digest, "params": checkpoint.arch.total_params},
                     results={
                         **_results(job, lines, loop.lr, held),
+                        **claims(
+                            results_of(checkpoint),
+                            results_of(job.masked),
+                            checkpoint.arch,
+                            written.census,
+                        ),
                         "sweep": swept,
                         **size_results(checkpoint.arch, written),
                     },
@@ -168,7 +181,7 @@ def _held(job: Job, report: Report) -> Held:
 def _results(job: Job, log: list[dict[str, Any]], lr: float, held: Held) -> dict[str, Any]:
     """Return what the sidecar reports of a run; `log` has a line per step."""
     losses = [line["loss"] for line in log]
-    parent = job.checkpoint.sidecar.results if job.checkpoint.sidecar else {}
+    parent = results_of(job.checkpoint)
     return {
         **{name: parent[name] for name in SHAPED if name in parent},
         "steps": job.steps,
@@ -329,7 +342,9 @@ class _Run:
         specs = {name: checkpoint.specs[name] for name in checkpoint.arch.tensors()}
         shards = [checkpoint.shard(name) for name in specs]
         with place.staged(self.out) as temporary:
-            written = write_tensors(temporary, checkpoint.arch, specs, shards, self._stored())
+            pattern = pattern_of(results_of(self.job.masked))
+            stream = self._stored()
+            written = write_tensors(temporary, checkpoint.arch, specs, shards, stream, pattern)
             made = record(written)
             place.write_text(temporary / LOG, (self.folder / state.LOG).read_text("utf-8"))
             written.finish(made, checkpoint.tag_along())
