@@ -19,7 +19,7 @@ from prunecli.io import output as place
 from prunecli.io import sidecar
 from prunecli.io.checkpoint import Checkpoint, tag_along
 from prunecli.io.sidecar import Input, Recorder
-from prunecli.io.tensorfile import Spec, spec_of, torch_dtype
+from prunecli.io.tensorfile import STORAGE, Spec, spec_of, torch_dtype
 from prunecli.io.tokenizer import BYTES, alphabet, byte_level, files_of
 from prunecli.report import SILENT, Report
 from prunecli.settings import Made, Output
@@ -29,7 +29,6 @@ from prunecli.writing import Written, size_results, write_tensors
 if TYPE_CHECKING:
     import torch
 
-DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 BASE_WIDTH = 256  # the hidden size at which mup draws as hf does
 OFFICIAL_STD = 0.02
 
@@ -189,28 +188,21 @@ def _of_config(config: str, dtype: str) -> Shape:
         "dtype": _dtype(stated if dtype == "auto" else dtype),
     }
     arch = Arch(record)
-    stored = DTYPES[record["dtype"]]
+    stored = STORAGE[record["dtype"]]
     specs = {name: Spec(stored, tensor.shape) for name, tensor in arch.tensors().items()}
     return Shape(arch, specs, [0] * len(specs), None)
 
 
 def _like(like: str, dtype: str) -> Shape:
     twin = Checkpoint(like)
-    config = {key: value for key, value in twin.arch.config.items() if key != "prunecli"}
-    if dtype != "auto":
-        config["dtype"] = _dtype(dtype)
-    arch = Arch(config)
-    specs = {
-        name: Spec(DTYPES[dtype] if dtype != "auto" else twin.specs[name].dtype, tensor.shape)
-        for name, tensor in arch.tensors().items()
-    }
+    arch, specs = twin.stored(dtype if dtype == "auto" else _dtype(dtype))
     return Shape(arch, specs, [twin.shard(name) for name in specs], twin)
 
 
 def _dtype(asked: str | None) -> str:
     name = asked or "float32"
-    if name not in DTYPES:
-        raise UsageError(f"dtype '{name}' is not one of {', '.join(DTYPES)}", "use --dtype")
+    if name not in STORAGE:
+        raise UsageError(f"dtype '{name}' is not one of {', '.join(STORAGE)}", "use --dtype")
     return name
 
 

@@ -124,6 +124,7 @@ class Training:
     eval_every: int | None = None
     save_every: int | None = None
     keep_states: int = 2
+    save_dtype: str = "auto"
     sweep_steps: int | None = None
     activation_checkpointing: bool = False
     compile: bool = False

@@ -22,6 +22,7 @@ from prunecli.settings import Amount, Compute, Data, Output
 CHOICES = {
     "device": ("auto", "cpu", "cuda"),
     "dtype": ("auto", "float32", "bfloat16"),
+    "save-dtype": ("auto", "float32", "bfloat16"),
     "buffer": ("ram", "disk"),
     "compat": ("official",),
     "sampler": ("docs", "concat-random", "concat-contiguous"),

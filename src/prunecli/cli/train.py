@@ -69,6 +69,9 @@ def train(
     keep_states: Annotated[
         int, option("keep-states", "how many states to keep in OUT.partial")
     ] = Training.keep_states,
+    save_dtype: Annotated[
+        str, option("save-dtype", "how OUT stores its weights; auto is as IN does")
+    ] = Training.save_dtype,
     restart: options.Restart = False,
     sweep_steps: Annotated[
         int | None,

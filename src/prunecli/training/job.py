@@ -10,6 +10,7 @@ from prunecli.io import sidecar, tokenizer, tokens
 from prunecli.io.checkpoint import Checkpoint
 from prunecli.io.rows import Rows
 from prunecli.io.sidecar import Input, Trained
+from prunecli.io.tensorfile import STORAGE
 from prunecli.report import Report
 from prunecli.settings import Compute, Data, Training
 from prunecli.training import world
@@ -63,7 +64,7 @@ class Job:
         training = self.training
         names = (
             "beta1", "beta2", "eps", "weight_decay", "clip", "warmup", "floor", "seed",
-            "temperature", "micro_batch", "activation_checkpointing", "compile",
+            "temperature", "micro_batch", "activation_checkpointing", "compile", "save_dtype",
         )  # fmt: skip
         sweeping = len(self.lrs) > 1
         return {
@@ -108,6 +109,10 @@ class Job:
 def prepare(checkpoint: Checkpoint, training: Training, report: Report) -> Job:
     """Resolve and check a run; raise UsageError or InputError for one that makes no sense."""
     _check_numbers(training)
+    if training.save_dtype not in ("auto", *STORAGE):
+        raise UsageError(
+            f"--save-dtype '{training.save_dtype}' is not one of auto, {', '.join(STORAGE)}"
+        )
     rows = row_sets.open_rows(training.data)
     check_rows(rows, checkpoint)
     batch_size = _batch_size(training, rows)
