@@ -119,7 +119,7 @@ class Training:
     masks: str = "keep"
     teacher: str | None = None
     kd_weight: float | None = None
-    temperature: float = 1.0
+    temperature: float | None = None
     eval_data: str | None = None
     eval_every: int | None = None
     save_every: int | None = None

@@ -236,6 +236,8 @@ def test_masks_dropped_or_taken_elsewhere(llama, sparse, ids, tmp_path) -> None:
     assert (weights(tmp_path / "dense")[name] != 0).all()
     train(str(sparse), str(tmp_path / "held"), replace(settings, masks=str(sparse)))
     assert torch.equal(weights(tmp_path / "held")[name] == 0, weights(sparse)[name] == 0)
+    with pytest.raises(InputError, match="no sparse matrix, so no zeros to keep"):
+        train(str(sparse), str(tmp_path / "no"), replace(settings, masks=str(llama)))
     with pytest.raises(InputError, match="masks do not fit"):
         train(str(llama), str(tmp_path / "no"), replace(settings, masks=str(sparse)))
 
@@ -378,6 +380,7 @@ def test_overlap_with_an_ancestor(llama, ids, tmp_path) -> None:
         ({"recipe": "paper"}, InputError, "rows of 8192"),
         ({"micro_batch": 3}, InputError, "does not divide"),
         ({"kd_weight": 0.5}, UsageError, "needs a teacher"),
+        ({"temperature": 2.0}, UsageError, "--temperature needs a teacher"),
         ({"eval_every": 5}, UsageError, "--eval-data"),
         ({"sweep_steps": 5}, UsageError, "--lr sweep"),
         ({"warmup": 2.0}, UsageError, "fraction"),

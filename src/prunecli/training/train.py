@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from prunecli.errors import PruneError, Stopped
+from prunecli.errors import InputError, PruneError, Stopped
 from prunecli.io import output as place
 from prunecli.io import sidecar
 from prunecli.io.checkpoint import Checkpoint
@@ -103,7 +103,7 @@ def train(
             ranks,
             dtype=getattr(torch, dtype),
             kd_weight=job.kd_weight,
-            temperature=training.temperature,
+            temperature=job.temperature,
             recompute=training.activation_checkpointing,
             compile=training.compile,
         )
@@ -173,6 +173,11 @@ def _held(job: Job, report: Report) -> Held:
         return Held((), 0, 0)
     held = sparse_tensors(job.masked)
     if job.masked is not job.checkpoint:
+        if not held.names:
+            raise InputError(
+                f"--masks '{job.training.masks}' has no sparse matrix, so no zeros to keep",
+                "name a sparse checkpoint, or leave out --masks",
+            )
         check_masks(job.masked, job.checkpoint, held)
     if held.names:
         report.note(
