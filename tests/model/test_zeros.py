@@ -16,6 +16,7 @@ from prunecli.errors import InputError, PruneError, UsageError
 from prunecli.initialise import init
 from prunecli.methods import registry
 from prunecli.methods._base import Pattern
+from prunecli.methods._masks import drop_mask
 from prunecli.pruning import prune
 from prunecli.settings import Amount, Data, Output, Training
 from prunecli.sparsity import Census
@@ -156,6 +157,16 @@ def test_a_rest_of_a_row_is_a_group() -> None:
 @pytest.mark.parametrize("text", ["4:2", "0:4", "2:2", "2:4:8", "2", "", "-1:4", "a:b", "٢:٤"])
 def test_no_pattern(text) -> None:
     assert Pattern.of_groups(text) is None
+
+
+@pytest.mark.parametrize(
+    ("ratio", "weights", "gone"), [(0.29, 100, 29), (0.57, 100, 57), (0.5, 7, 3), (0.1, 30, 3)]
+)
+@pytest.mark.parametrize("scope", ["row", "matrix"])
+def test_a_ratio_is_what_it_is_written_as(ratio, weights, gone, scope) -> None:
+    """Products of floats are below 29 and 57, which are whole."""
+    score = torch.rand(1, weights, generator=torch.Generator().manual_seed(0))
+    assert int(drop_mask(score, Pattern(ratio), scope).sum()) == gone
 
 
 def test_training_keeps_the_claim_with_the_zeros(sparse, calibration, tmp_path) -> None:

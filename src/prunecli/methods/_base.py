@@ -12,6 +12,8 @@ Methods see tensors only. Three kinds of formula, told apart by `unit`:
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
+from math import floor
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -64,6 +66,12 @@ class Pattern:
             return None
         keep, group = int(match[1]), int(match[2])
         return cls(1 - keep / group, keep, group)
+
+    def of(self, weights: int) -> int:
+        """Return floor(ratio * weights), the ratio taken as it is written: 0.29 of 100 are 29,
+        where products of floating-point numbers give 28.
+        """
+        return floor(Fraction(str(self.ratio)) * weights)
 
     def __str__(self) -> str:
         return f"{self.keep}:{self.group}" if self.group else "unstructured"
