@@ -6,7 +6,6 @@ number. Equal scores: the unit with the lower index goes first.
 """
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import floor, isfinite, sqrt
@@ -64,23 +63,22 @@ def pattern(amount: Amount, arch: Arch) -> Pattern:
         if amount.ratio is None:
             raise UsageError("no amount was given", "use --ratio R or --sparsity N:M")
         return Pattern(_in_range(amount.ratio))
-    match = re.fullmatch(r"(\d+):(\d+)", kind)
-    if not match or not 0 < int(match[1]) < int(match[2]):
+    groups = Pattern.of_groups(kind)
+    if groups is None:
         raise UsageError(
             f"--sparsity '{kind}' is neither 'unstructured' nor N:M with 0 < N < M",
             "2:4 keeps 2 of every 4 weights",
         )
     if amount.ratio is not None:
         raise UsageError(f"--sparsity {kind} implies the ratio", "leave out --ratio")
-    keep, group = int(match[1]), int(match[2])
     for name, tensor in arch.tensors().items():
-        if tensor.template in set(arch.linears()) and tensor.shape[1] % group:
+        if tensor.template in set(arch.linears()) and tensor.shape[1] % groups.group:
             raise InputError(
                 f"--sparsity {kind}: '{name}' has {tensor.shape[1]} inputs, not a multiple of "
-                f"{group}",
+                f"{groups.group}",
                 "choose another pattern",
             )
-    return Pattern(1 - keep / group, keep, group)
+    return groups
 
 
 def _sizes(

@@ -7,14 +7,15 @@ from prunecli.io import rows, sidecar
 from prunecli.io.checkpoint import Checkpoint
 from prunecli.io.tensorfile import combined_digest, read_header, read_tensor, tensor_digest
 from prunecli.report import SILENT, Report
+from prunecli.sparsity import faults
 
 
 def check(path: str, *, deep: bool = False, report: Report = SILENT) -> list[str]:
     """Return what is wrong with a checkpoint, a folder of rows, a tensor file or a JSON artefact.
 
     The cheap part: headers, index, names and shapes against config.json, the sidecar and the id
-    that config.json carries, parameter counts. `deep` reads every byte: no NaN or infinity, and
-    the digest that the sidecar tells.
+    that config.json carries, parameter counts. `deep` reads every byte: no NaN or infinity, the
+    digest that the sidecar tells, and its zeros: how many, in which pattern.
     """
     try:
         if rows.is_rows(path):
@@ -47,6 +48,7 @@ def _check_folder(path: str, deep: bool, report: Report) -> list[str]:
         digest = checkpoint.digest(report)
         if record is not None and record.outputs.get("digest") != digest:
             problems.append("the weights are not those that the sidecar tells (digest differs)")
+        problems += faults(checkpoint)
     return problems
 
 

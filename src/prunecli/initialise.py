@@ -19,17 +19,16 @@ from prunecli.io import output as place
 from prunecli.io import sidecar
 from prunecli.io.checkpoint import Checkpoint, tag_along
 from prunecli.io.sidecar import Input, Recorder
-from prunecli.io.tensorfile import Spec, spec_of, torch_dtype
+from prunecli.io.tensorfile import STORAGE, Spec, spec_of, torch_dtype
 from prunecli.io.tokenizer import AUTO, BYTES, END, alphabet, byte_level, files_of
 from prunecli.report import SILENT, Report
 from prunecli.settings import Made, Output
-from prunecli.sparsity import sparse_tensors
-from prunecli.writing import size_results, write_tensors
+from prunecli.sparsity import claims, pattern_of, results_of, sparse_tensors
+from prunecli.writing import Written, size_results, write_tensors
 
 if TYPE_CHECKING:
     import torch
 
-DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 BASE_WIDTH = 256  # the hidden size at which mup draws as hf does
 OFFICIAL_STD = 0.02
 
@@ -144,20 +143,26 @@ def init(
     }
     if same := place.same_already(out, output, sidecar.key("checkpoint", options, inputs)):
         return same
-    held = sparse_tensors(twin).names if twin is not None and masks == "keep" else ()
+    masked = twin if masks == "keep" else None
+    held = sparse_tensors(masked).names if masked is not None else ()
+    pattern = pattern_of(results_of(masked))
     # a twin's draw must differ from that of its parent, should that have been made by `init` too:
     # with the mask kept it would be a rewound parent, not a model from scratch
     lot = f"{seed}" if twin is None else f"{seed} {inputs[0].digest}"
     draw = _Draw(shape, lot, "official" if compat else scheme, set(held), smaller)
     with place.staged(out) as temporary:
         stream = report.track(draw.tensors(), "drawing", len(shape.specs), "tensors")
-        written = write_tensors(temporary, arch, shape.specs, shape.shards, stream)
+        written = write_tensors(temporary, arch, shape.specs, shape.shards, stream, pattern)
         made = recorder.sidecar(
             "checkpoint",
             options,
             inputs,
             outputs={"digest": written.digest, "params": arch.total_params},
-            results={"method": "scratch", **_twin_results(twin), **size_results(arch, written)},
+            results={
+                "method": "scratch",
+                **_twin_results(twin, masked, written),
+                **size_results(arch, written),
+            },
             parent=smaller.sidecar if smaller is not None else None,
         )
         for name, text in files.items():
@@ -195,28 +200,21 @@ def _of_config(config: str, dtype: str) -> Shape:
         "dtype": _dtype(stated if dtype == "auto" else dtype),
     }
     arch = Arch(record)
-    stored = DTYPES[record["dtype"]]
+    stored = STORAGE[record["dtype"]]
     specs = {name: Spec(stored, tensor.shape) for name, tensor in arch.tensors().items()}
     return Shape(arch, specs, [0] * len(specs), None)
 
 
 def _like(like: str, dtype: str) -> Shape:
     twin = Checkpoint(like)
-    config = {key: value for key, value in twin.arch.config.items() if key != "prunecli"}
-    if dtype != "auto":
-        config["dtype"] = _dtype(dtype)
-    arch = Arch(config)
-    specs = {
-        name: Spec(DTYPES[dtype] if dtype != "auto" else twin.specs[name].dtype, tensor.shape)
-        for name, tensor in arch.tensors().items()
-    }
+    arch, specs = twin.stored(dtype if dtype == "auto" else _dtype(dtype))
     return Shape(arch, specs, [twin.shard(name) for name in specs], twin)
 
 
 def _dtype(asked: str | None) -> str:
     name = asked or "float32"
-    if name not in DTYPES:
-        raise UsageError(f"dtype '{name}' is not one of {', '.join(DTYPES)}", "use --dtype")
+    if name not in STORAGE:
+        raise UsageError(f"dtype '{name}' is not one of {', '.join(STORAGE)}", "use --dtype")
     return name
 
 
@@ -305,11 +303,19 @@ class _Draw:
                 values[target] = part[tuple(old for old, _ in pieces)]
 
 
-def _twin_results(twin: Checkpoint | None) -> dict[str, Any]:
-    """Return how small a twin is, compared with what its sibling was pruned from."""
-    told = twin.sidecar.results if twin is not None and twin.sidecar is not None else {}
+def _twin_results(
+    twin: Checkpoint | None, masked: Checkpoint | None, written: Written
+) -> dict[str, Any]:
+    """Return how small a twin is, compared with what its sibling was pruned from.
+
+    `masked` is the twin if its zeros are kept.
+    """
+    if twin is None:
+        return {}
+    told = results_of(twin)
     names = ("granularity", "ratio", "ratio_total", "ratio_embedding")
-    return {name: told[name] for name in names if name in told}
+    copied = {name: told[name] for name in names if name in told}
+    return {**copied, **claims(told, results_of(masked), twin.arch, written.census)}
 
 
 def _config_input(arch: Arch) -> Input:

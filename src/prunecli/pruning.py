@@ -18,6 +18,7 @@ from prunecli.io import sidecar
 from prunecli.io.checkpoint import Checkpoint, Reader
 from prunecli.io.sidecar import Kind, Recorder, Sidecar
 from prunecli.methods import registry
+from prunecli.methods._base import Pattern
 from prunecli.pipeline import Source, check_device, with_recipe
 from prunecli.report import SILENT, Report
 from prunecli.request import PLAN, Request, plan_results, planned_with, prepare, scored_with
@@ -160,7 +161,9 @@ def _sparse(out: str, sparsifier: Sparsifier, source: Source, record: Record) ->
         return {"damped": sparsifier.damped} if sparsifier.damped else {}
 
     stream = sparsifier.stream(source)
-    return _write(out, checkpoint, checkpoint, stream, results, record, sparsifier.report)
+    return _write(
+        out, checkpoint, checkpoint, stream, results, record, sparsifier.report, sparsifier.pattern
+    )
 
 
 def _cut(out: str, decision: Decision, decider: Decider, record: Record) -> Made:
@@ -198,12 +201,13 @@ def _write(
     results: Callable[[], dict[str, Any]],
     record: Record,
     report: Report,
+    pattern: Pattern | None = None,
 ) -> Made:
     """Write the child's tensors as they come, stored and sharded as the parent's."""
     specs = {name: child.specs[name] for name in child.arch.tensors()}
     shards = [checkpoint.shard(surgery.stored_beside(name, checkpoint)) for name in specs]
     with place.staged(out) as temporary:
-        written = write_tensors(temporary, child.arch, specs, shards, stream)
+        written = write_tensors(temporary, child.arch, specs, shards, stream, pattern)
         made = record(
             "checkpoint",
             {"digest": written.digest, "params": child.arch.total_params},
@@ -219,8 +223,8 @@ def _results(parent: Arch, child: Arch, written: Written) -> dict[str, Any]:
     before = parent.total_params
     embedding, old = (a.params()["embedding"] + a.params()["head"] for a in (child, parent))
     return {
-        "ratio": 1 - written.block_nonzero / parent.block_params,
-        "ratio_total": 1 - written.nonzero / before,
+        "ratio": 1 - written.census.block_nonzero / parent.block_params,
+        "ratio_total": 1 - written.census.nonzero / before,
         "ratio_embedding": 1 - embedding / old,
         **size_results(child, written),
     }

@@ -124,13 +124,14 @@ class Training:
     masks: str = "keep"
     teacher: str | None = None
     kd_weight: float | None = None
-    temperature: float = 1.0
+    temperature: float | None = None
     eval_data: str | None = None
     text_column: str | None = Data.text_column  # of eval_data, as is skip_bad
     skip_bad: int = Data.skip_bad
     eval_every: int | None = None
     save_every: int | None = None
     keep_states: int = 2
+    save_dtype: str = "auto"
     sweep_steps: int | None = None
     activation_checkpointing: bool = False
     compile: bool = False

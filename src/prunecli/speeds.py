@@ -19,6 +19,7 @@ from prunecli.io.checkpoint import Checkpoint
 from prunecli.io.sidecar import Input, Recorder, Sidecar
 from prunecli.report import SILENT, Report
 from prunecli.settings import Compute, Made, Output, Timing
+from prunecli.sparsity import claimed
 from prunecli.writing import FLOPS_TOKENS
 
 QUANTITIES = ("prefill", "decode", "train")
@@ -50,9 +51,8 @@ class Model:
 
     @property
     def pattern(self) -> str | None:
-        """The sparsity of its last pruning, as in `--sparsity`; None for a dense model."""
-        step = self.record.last("prune") if self.record else None
-        return step.options.get("sparsity") if step else None
+        """The sparsity that its sidecar claims, as in `--sparsity`; None for a dense model."""
+        return claimed(self.record.results) if self.record else None
 
     def density(self) -> float:
         """Return the share of block-linear weights that are not zero, by its sidecar."""

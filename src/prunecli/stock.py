@@ -55,7 +55,9 @@ def model_config(arch: Arch) -> Any:
 def bare(arch: Arch, device: torch.device) -> Any:
     """Return the model of a shape, in evaluation, with the attention that stock code chooses.
 
-    Buffers are on the device. Raises InputError for a config.json that transformers refuses.
+    Buffers are on the device. No id is padding: rows have none, and the id that pads elsewhere may
+    end every document here, so its embedding learns as any other does.
+    Raises InputError for a config.json that transformers refuses.
     """
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
@@ -75,6 +77,8 @@ def bare(arch: Arch, device: torch.device) -> Any:
             "is config.json as it came with the model?",
         ) from error
     for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.padding_idx = None
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
     return model.eval()

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from prunecli import memory
 from prunecli.arch import Arch
+from prunecli.errors import PruneError
 from prunecli.io import output as place
 from prunecli.io import sidecar
 from prunecli.io.checkpoint import CheckpointWriter, check_loads
 from prunecli.io.sidecar import Sidecar
 from prunecli.io.tensorfile import Spec
+from prunecli.methods._base import Pattern
+from prunecli.sparsity import Census
 
 if TYPE_CHECKING:
     import torch
@@ -21,12 +24,11 @@ FLOPS_TOKENS = 2048
 
 @dataclass
 class Written:
-    """What was written: the writer, the digest, and how many weights are not zero."""
+    """What was written: the writer, the digest, and a census of the zeros."""
 
     writer: CheckpointWriter
     digest: str
-    nonzero: int
-    block_nonzero: int
+    census: Census
 
     def finish(self, made: Sidecar, tag_along: list[Path]) -> None:
         """Write what surrounds the tensors, the sidecar last, once stock transformers takes it."""
@@ -42,26 +44,29 @@ def write_tensors(
     specs: Mapping[str, Spec],
     shards: list[int],
     stream: "Iterable[tuple[str, torch.Tensor]]",
+    pattern: Pattern | None = None,
 ) -> Written:
-    """Write tensors as they come into `folder`, counting what is not zero."""
-    linears, shapes = set(arch.linears()), arch.tensors()
-    nonzero = block_nonzero = 0
+    """Write tensors as they come into `folder`, counting what is not zero.
+
+    Raises PruneError where a block matrix breaks the `pattern` that the sidecar will claim.
+    """
+    census = Census(arch, pattern)
     with CheckpointWriter(folder, arch.config, dict(specs), shards) as writer:
         for name, values in stream:
             writer.write(name, values)
             memory.release()
-            count = int(values.count_nonzero())
-            nonzero += count
-            block_nonzero += count if shapes[name].template in linears else 0
-    return Written(writer, writer.digest(), nonzero, block_nonzero)
+            census.add(name, values)
+            if census.broken:
+                raise PruneError(f"nothing was written: {census.fault}")
+    return Written(writer, writer.digest(), census)
 
 
 def size_results(arch: Arch, written: Written) -> dict[str, Any]:
     """Return what the sidecar of every checkpoint reports of its size."""
-    density = written.block_nonzero / arch.block_params
+    density = written.census.block_nonzero / arch.block_params
     return {
         "params": arch.total_params,
-        "nonzero": written.nonzero,
+        "nonzero": written.census.nonzero,
         "params_by_group": arch.params(),
         "flops": arch.flops(FLOPS_TOKENS, density),
         "flops_tokens": FLOPS_TOKENS,

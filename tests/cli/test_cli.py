@@ -118,6 +118,54 @@ def test_everything_is_passed_on(run, called) -> None:
     assert called["output"].force and called["output"].skip_existing
 
 
+STATS, FIXED = ("--stats", "s"), ("--data", "t.safetensors:x")
+
+
+@pytest.mark.parametrize(
+    ("flag", "why", "command"),
+    [
+        ("--data c4", "--stats is what", (*PRUNE, *STATS, "in", "out")),
+        ("--nsamples 3", "--scores is what", (*PRUNE, "--scores", "s", "in", "out")),
+        ("--seq-len 8", "--plan is what", ("prune", "--plan", "p.json", "in", "out")),
+        ("--tokenizer t", "--stats is what", ("score", "--method", "flap", *STATS, "in", "out")),
+        ("--tokenizer t", "token ids already", (*PRUNE, *FIXED, "in", "out")),
+        ("--tokenizer t", "token ids already", ("calibrate", "--for", "flap", *FIXED, "in", "o")),
+        ("--tokenizer t", "token ids already", ("score", "--method", "flap", *FIXED, "in", "o")),
+        ("--tokenizer t", "token ids already", ("eval", *FIXED, "in")),
+        ("--masks drop", "the zeros of --like", ("init", "--config", "c.json", "out")),
+        ("--allow-code", "--include-path", ("eval", "--tasks", "piqa", "in")),
+        ("--nsamples 3", "not tasks", ("eval", "--tasks", "piqa", "in")),
+        ("--buffer disk", "not tasks", ("eval", "--tasks", "piqa", "in")),
+        ("--seq-len 8", "--suite decides", ("eval", "--suite", "paper", "in")),
+        ("--force", "file of --out", ("eval", "in")),
+        ("--skip-existing", "file of --out", ("eval", "in")),
+        ("--restart", "file of --out", ("eval", "in")),
+        ("--skip-existing", "file of --out", ("speed", "in")),
+        ("--rounds 3", "--flops-only leaves out", ("speed", "--flops-only", "in")),
+        ("--device cpu", "--flops-only leaves out", ("speed", "--flops-only", "in")),
+        ("--decode-tokens 9", "--measure leaves out", ("speed", "--measure", "prefill", "in")),
+        ("--format md", "--paper prints", ("search-arch", "--method", "flap", "in", "o.json")),
+        ("--data c4", "needs no model", ("search-arch", "--paper")),
+    ],
+)
+def test_what_nothing_would_read_is_refused(run, called, monkeypatch, flag, why, command) -> None:
+    monkeypatch.setattr("prunecli.speeds.speed", lambda *_, **__: Made("in"))
+    ended = run(command[0], *flag.split(), *command[1:])
+    assert ended.code == 2 and why in ended.err and ended.err.count("\n") == 1
+    assert not called
+
+
+def test_what_is_meant_for_other_commands_is_not(run, called, monkeypatch) -> None:
+    monkeypatch.setenv("PRUNECLI_DATA", "c4")
+    monkeypatch.setenv("PRUNECLI_TOKENIZER", "t")
+    monkeypatch.setenv("PRUNECLI_SKIP_EXISTING", "1")
+    assert run(*PRUNE, *STATS, "in", "out").code == 0
+    assert run(*PRUNE, *FIXED, "in", "out").code == 0
+    assert run("eval", "in").code == 0
+    # tasks read a tokenizer where ids need none
+    assert run("eval", *FIXED, "--tasks", "piqa", "--tokenizer", "t", "in").code == 0
+
+
 # -- how it ends ----------------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """Sheared LLaMA: gates against their formulas, masked models against cut ones, runs as a whole."""
 
 import json
+import shutil
 from dataclasses import replace
 from math import log
 
@@ -192,6 +193,18 @@ def test_masks_find_what_is_needed(family, frozen, tmp_path):
     losses = made.results["learned"]["loss"]
     assert losses["learned"] + 1 < min(losses["parent_with_random_masks"])
     assert losses["parent_with_learned_masks"] + 1 < min(losses["parent_with_random_masks"])
+
+
+def test_the_id_of_padding_is_trained(llama, calibration, tmp_path):
+    """Windows have no padding, so what config.json calls so changes nothing."""
+    model, path = tmp_path / "m", calibration.removesuffix(":ids")
+    pad = int(load_file(path)["ids"][0, 0])
+    shutil.copytree(llama, model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "pad_token_id": pad}))
+    run(model, tmp_path / "pad", calibration)
+    run(llama, tmp_path / "none", calibration)
+    assert tiny.same(tmp_path / "pad", tmp_path / "none")
 
 
 def test_frozen_weights_are_the_parents(llama, calibration, tmp_path):

@@ -15,10 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.api import CheckpointException
 
 import tiny
+from prunecli.checks import check
 from prunecli.errors import InputError, OutputExists, PruneError, Stopped, UsageError
 from prunecli.initialise import init
 from prunecli.io import rows as row_sets
 from prunecli.pruning import prune
+from prunecli.report import Report
 from prunecli.settings import Amount, Compute, Data, Output, Training
 from prunecli.training import schedule, state
 from prunecli.training.job import SWEEP
@@ -234,6 +236,8 @@ def test_masks_dropped_or_taken_elsewhere(llama, sparse, ids, tmp_path) -> None:
     assert (weights(tmp_path / "dense")[name] != 0).all()
     train(str(sparse), str(tmp_path / "held"), replace(settings, masks=str(sparse)))
     assert torch.equal(weights(tmp_path / "held")[name] == 0, weights(sparse)[name] == 0)
+    with pytest.raises(InputError, match="no sparse matrix, so no zeros to keep"):
+        train(str(sparse), str(tmp_path / "no"), replace(settings, masks=str(llama)))
     with pytest.raises(InputError, match="masks do not fit"):
         train(str(llama), str(tmp_path / "no"), replace(settings, masks=str(sparse)))
 
@@ -376,12 +380,14 @@ def test_overlap_with_an_ancestor(llama, ids, tmp_path) -> None:
         ({"recipe": "paper"}, InputError, "rows of 8192"),
         ({"micro_batch": 3}, InputError, "does not divide"),
         ({"kd_weight": 0.5}, UsageError, "needs a teacher"),
+        ({"temperature": 2.0}, UsageError, "--temperature needs a teacher"),
         ({"eval_every": 5}, UsageError, "--eval-data"),
         ({"skip_bad": 5}, UsageError, "--eval-data"),
         ({"eval_data": "builtin", "text_column": "body"}, UsageError, "which builtin has not"),
         ({"sweep_steps": 5}, UsageError, "--lr sweep"),
         ({"warmup": 2.0}, UsageError, "fraction"),
         ({"clip": 0.0}, UsageError, "more than 0"),
+        ({"save_dtype": "float8"}, UsageError, "not one of auto, float32, bfloat16"),
         ({"masks": "nowhere/at-all"}, InputError, "no such folder"),
         ({"track": "nothing"}, UsageError, "unknown tracker"),
     ],
@@ -468,6 +474,38 @@ def test_tied_weights(tmp_path, ids) -> None:
         assert (tensor - state[name]).abs().max() < 1e-4, name
 
 
+def padded(folder: Path, pad: int, out: Path) -> Path:
+    """Return a copy of a model whose config.json says that `pad` is the id of padding."""
+    shutil.copytree(folder, out)
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({**config, "pad_token_id": pad}))
+    return out
+
+
+@pytest.mark.parametrize("pad", [7, -1])
+@pytest.mark.parametrize("teacher", [False, True])
+def test_the_id_of_padding_is_trained(llama, ids, tmp_path, pad, teacher) -> None:
+    """Rows have no padding; where the separator is called so (Phi-3), it learns as all ids do."""
+    model = padded(llama, pad, tmp_path / "m")
+    settings = Training(ids, steps=3, batch_size=8, lr="1e-2", micro_batch=4)
+    if teacher:
+        settings = replace(settings, teacher=str(model), kd_weight=0.0)
+    train(str(model), str(tmp_path / "o"), settings)
+    name = "model.embed_tokens.weight"
+    trained = weights(tmp_path / "o")[name]
+    _, expected = bare(llama, ids, 3, 8, 1e-2)
+    assert (trained - expected[name]).abs().max() < 1e-4
+    assert (trained[pad] - weights(llama)[name][pad]).abs().max() > 1e-3
+
+
+def test_padding_changes_no_family(models, family, ids, tmp_path) -> None:
+    settings = Training(ids, steps=2, batch_size=8, lr="1e-2")
+    model = padded(models(family), 7, tmp_path / "m")
+    train(str(model), str(tmp_path / "pad"), settings)
+    train(str(models(family)), str(tmp_path / "none"), settings)
+    assert same(tmp_path / "pad", tmp_path / "none")
+
+
 def test_storage_and_sharding_are_the_parents(tmp_path, ids) -> None:
     model = tiny.make(tmp_path / "m", dtype=torch.bfloat16, shard="50KB")
     train(str(model), str(tmp_path / "o"), Training(ids, steps=2, batch_size=2))
@@ -475,6 +513,71 @@ def test_storage_and_sharding_are_the_parents(tmp_path, ids) -> None:
     assert len(names) > 1
     assert sorted(path.name for path in (tmp_path / "o").glob("*.safetensors")) == names
     assert load_file(tmp_path / "o" / names[0]).popitem()[1].dtype == torch.bfloat16
+
+
+class Told(Report):
+    """Keeps every note."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+def loss_of(folder: Path, rows: torch.Tensor) -> float:
+    """Return the mean loss of a folder as stock transformers loads it, in float32."""
+    logits = tiny.logits(folder, rows)[:, :-1].flatten(0, 1)
+    return float(F.cross_entropy(logits, rows[:, 1:].flatten().long()))
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory) -> Path:
+    return tiny.make(tmp_path_factory.mktemp("half") / "m", dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_what_rounding_costs_is_told(half, ids, tmp_path, held_out) -> None:
+    """Against stock transformers' losses of what was written; other sums of float32: to 1e-5."""
+    settings = Training(ids, steps=6, batch_size=8, lr="1e-4", save_dtype="float32")
+    rows = row_sets.open_rows(ids)
+    last = rows.read(Order(rows, 48, 0).batch(5, 8, slice(None)))
+    if held_out:
+        settings = replace(settings, eval_data=f"{ids}:300:310")
+        last = row_sets.open_rows(f"{ids}:300:310").read(range(300, 310))
+    wide, told = tmp_path / "wide", Told()
+    made = train(str(half), str(wide), settings, report=told)
+    assert made.results["rounding"] is None
+    assert not any("rounded" in note for note in told.notes)
+    narrow = tmp_path / "narrow"
+    made = train(str(half), str(narrow), replace(settings, save_dtype="auto"), report=told)
+    exact = weights(wide)
+    for name, tensor in weights(narrow).items():
+        assert exact[name].dtype == torch.float32 and tensor.dtype == torch.bfloat16
+        assert torch.equal(exact[name].bfloat16(), tensor), name
+    cost = made.results["rounding"]
+    assert cost["rows"] == ("held-out rows" if held_out else "rows of the last step")
+    assert cost["loss_before"] == pytest.approx(loss_of(wide, last), rel=1e-5)
+    assert cost["loss_after"] == pytest.approx(loss_of(narrow, last), rel=1e-5)
+    assert cost["loss_before"] != cost["loss_after"]
+    (note,) = [note for note in told.notes if "rounded" in note]
+    assert note.startswith(f"rounded to bfloat16: loss on {cost['rows']} {cost['loss_before']:.5f}")
+
+
+def test_stored_as_asked(llama, half, ids, tmp_path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    settings = Training(ids, steps=2, batch_size=4)
+    for name, parent, dtype in (("w", half, "float32"), ("n", llama, "bfloat16")):
+        out = str(tmp_path / name)
+        made = train(str(parent), out, replace(settings, save_dtype=dtype))
+        assert made.sidecar["options"]["save_dtype"] == dtype
+        assert {str(t.dtype) for t in weights(out).values()} == {f"torch.{dtype}"}
+        assert (
+            str(AutoModelForCausalLM.from_pretrained(out, dtype="auto").dtype) == f"torch.{dtype}"
+        )
+        assert check(out, deep=True) == []
+    assert train(str(llama), str(tmp_path / "a"), settings).results["rounding"] is None
 
 
 def test_dry_run(llama, ids, tmp_path) -> None:

@@ -27,6 +27,31 @@ def test_schedule() -> None:
     assert schedule.rate(0, 1, 2.0, 0.05, 0.1) == 2.0
 
 
+@pytest.mark.parametrize(
+    ("steps", "share", "warm"),
+    [
+        (10, 0.05, 1), (30, 0.05, 2), (50, 0.05, 3), (100, 0.05, 5), (100, 0.07, 7), (5, 0.8, 4),
+        (5, 1.0, 4), (5, 0.0, 0), (2, 0.05, 1), (1, 0.5, 0), (1000, 1e-6, 1), (3, 0.1, 1),
+    ],
+)  # fmt: skip
+def test_steps_of_warm_up(steps, share, warm) -> None:
+    assert schedule.warm_steps(share, steps) == warm
+
+
+@given(st.integers(1, 400), st.integers(0, 1000), st.sampled_from([0.0, 0.1, 1.0]))
+def test_every_schedule_reaches_peak_and_floor(steps, mille, floor) -> None:
+    """Up by equal steps, then down and never up again; two steps are enough for both ends."""
+    share = mille / 1000
+    rates = [schedule.rate(step, steps, 2.0, share, floor) for step in range(steps)]
+    warm = min(-(-mille * steps // 1000), steps - 1)
+    assert schedule.warm_steps(share, steps) == warm
+    assert rates[:warm] == pytest.approx([2.0 * (step + 1) / warm for step in range(warm)])
+    assert max(rates) == pytest.approx(2.0) == rates[max(0, warm - 1)]
+    assert rates[-1] == pytest.approx(2.0 * floor if steps > 1 else 2.0)
+    down = rates[warm:]
+    assert down == sorted(down, reverse=True)
+
+
 class Range:
     """As much of Rows as an order asks for."""
 

@@ -31,6 +31,7 @@ def calibrate(
     names = [name.strip() for name in methods.split(",") if name.strip()]
     if not names:
         raise UsageError("--for names no method")
+    options.refuse_tokenizer(context, context.params["data"])
     from prunecli import pipeline
 
     made = pipeline.calibrate(

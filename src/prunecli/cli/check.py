@@ -17,7 +17,7 @@ def check(
         list[str], typer.Argument(metavar="IN...", help="model folders or artefacts, or -")
     ],
     deep: Annotated[
-        bool, option("deep", "read every byte: digests, no NaN and no infinity")
+        bool, option("deep", "read every byte: digests, no NaN, and zeros as told")
     ] = False,
 ) -> None:
     """Tell whether folders and files are what they say they are; exit 3 if one is not.

@@ -10,6 +10,9 @@ from prunecli.cli.options import option
 from prunecli.errors import UsageError
 from prunecli.settings import Data, Made, Tasks
 
+SAMPLING = ("sampler", "nsamples", "seq_len")
+KEPT = ("force", "skip_existing")
+
 
 @options.takes(options.WINDOWS, options.STREAM, options.OUTPUT, options.TALK, options.CONFIG)
 def evaluate(
@@ -91,6 +94,17 @@ def evaluate(
         raise UsageError("--compat belongs to --suite")
     if not names and (include_path or limit or allow_code or batch_size):
         raise UsageError("--include-path, --allow-code, --limit and --batch-size belong to --tasks")
+    if allow_code and not include_path:
+        options.refuse(context, ["allow_code"], "is about the files of --include-path")
+    if suite is not None and not data:
+        options.refuse(context, SAMPLING, "is what --suite decides")
+    if names and not sources:
+        of_windows = [*SAMPLING, *options.READING, "special_tokens", "buffer"]
+        options.refuse(context, of_windows, "is about windows of --data, not tasks")
+    if sources and not names:
+        options.refuse_tokenizer(context, *(source.source for source in sources))
+    if out is None:
+        options.refuse(context, [*KEPT, "restart"], "is about the file of --out")
     wanted = Tasks(
         names, include_path, limit, batch_size, allow_code, values["tokenizer"], values["bos"]
     )

@@ -57,6 +57,8 @@ def init(
     With --compat official a sparse twin keeps embeddings and norms, as the paper's script does.
     """
     report = options.settings(context)
+    if like is None:
+        options.refuse(context, ["masks"], "is about the zeros of --like")
     from prunecli import initialise
 
     made = initialise.init(

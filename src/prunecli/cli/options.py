@@ -8,7 +8,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +23,7 @@ from prunecli.settings import Amount, Compute, Data, Output
 CHOICES = {
     "device": ("auto", "cpu", "cuda"),
     "dtype": ("auto", "float32", "bfloat16"),
+    "save-dtype": ("auto", "float32", "bfloat16"),
     "buffer": ("ram", "disk"),
     "compat": ("official",),
     "bos": tokenizer.BOS,
@@ -446,6 +447,25 @@ def chosen_options(method: str | None, context: typer.Context) -> dict[str, Any]
 def typed(context: typer.Context, name: str) -> bool:
     """Return whether an option stands on the command line, unlike one of the environment."""
     return _source(context, name) == "COMMANDLINE"
+
+
+def refuse(context: typer.Context, names: Iterable[str], why: str) -> None:
+    """Raise UsageError if one of these options, which nothing would read, was typed.
+
+    Those of the environment and of --config may be meant for other commands.
+    """
+    for name in names:
+        if typed(context, name):
+            flags = {p.name: p.opts[0] for p in context.command.params}
+            raise UsageError(f"{flags[name]} {why}", "leave it out")
+
+
+def refuse_tokenizer(context: typer.Context, *sources: str) -> None:
+    """Raise UsageError for a --tokenizer that was typed where every D is token ids."""
+    from prunecli.io.rows import is_rows
+
+    if all(map(is_rows, sources)):
+        refuse(context, ["tokenizer"], "is not read: D is token ids already")
 
 
 def _source(context: typer.Context, name: str) -> str:

@@ -60,6 +60,10 @@ def prune(
     if plan is not None:
         # what a variable or a file says for all runs has no say in a plan that is made
         given = {k: v for k, v in given.items() if k == "bias" or options.typed(context, k)}
+    if stats or scores or (plan and method is None):
+        said = "--stats" if stats else "--scores" if scores else "--plan"
+        options.refuse(context, options.DATA, f"is not read: {said} is what was made of it")
+    options.refuse_tokenizer(context, context.params["data"])
     from prunecli import pruning
 
     # what learns is stopped between two steps, everything else at once

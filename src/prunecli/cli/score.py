@@ -28,6 +28,9 @@ def score(
     report = options.settings(context)
     folder, stats = options.from_stdin(model, stats)
     given = options.chosen_options(method, context)
+    if stats:
+        options.refuse(context, options.DATA, "is not read: --stats is what was made of it")
+    options.refuse_tokenizer(context, context.params["data"])
     from prunecli import pipeline
 
     made = pipeline.score(

@@ -57,8 +57,8 @@ def search_arch(
     """
     report = options.settings(context)
     if paper:
-        searching = ("method", "params", "flops", "ratio", "multiple")
-        if model or out or any(options.typed(context, name) for name in searching):
+        searching = context.params.keys() - {*options.TALK, *options.CONFIG, "paper", "format"}
+        if any(options.typed(context, name) for name in searching):
             raise UsageError(
                 "--paper needs no model and no budget", "leave out IN, OUT and what to search"
             )
@@ -71,6 +71,7 @@ def search_arch(
             else found.render(format)
         )
         return
+    options.refuse(context, ["format"], "is about how --paper prints")
     if model is None or out is None or method is None:
         raise UsageError("search-arch takes --method M IN OUT.json", "or --paper")
     (folder,) = options.from_stdin(model)
@@ -78,6 +79,7 @@ def search_arch(
     from prunecli.search import search
 
     own = options.data_of(context.params)
+    options.refuse_tokenizer(context, own.source, eval_data)
     with first_signal(report, wanted=registry.get(method).learned) as stop:
         made = search(
             folder or "",

@@ -8,6 +8,11 @@ from prunecli.cli import console, options
 from prunecli.cli.options import option
 from prunecli.settings import Made, Timing
 
+TIMED = (
+    *("measure", "batch_size", "decode_tokens", "warmup", "rounds", "compile"),
+    *("device", "dtype", "threads", "seed"),
+)
+
 
 @options.takes(options.COMPUTE, options.OUTPUT, options.TALK, options.CONFIG)
 def speed(
@@ -58,6 +63,12 @@ def speed(
     from prunecli.speeds import speed as measured
 
     quantities = tuple(filter(None, (name.strip() for name in measure.split(","))))
+    if flops_only:
+        options.refuse(context, TIMED, "is about timing, which --flops-only leaves out")
+    if "decode" not in quantities:
+        options.refuse(context, ["decode_tokens"], "is about decoding, which --measure leaves out")
+    if out is None:
+        options.refuse(context, ("force", "skip_existing"), "is about the file of --out")
     timing = Timing(quantities, batch_size, decode_tokens, warmup, rounds, compile, values["seed"])
     made: list[Made] = []
     try:

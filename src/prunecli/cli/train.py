@@ -56,7 +56,9 @@ def train(
     kd_weight: Annotated[
         float | None, option("kd-weight", "share of the distillation loss in the whole [0.5]")
     ] = None,
-    temperature: Annotated[float, option("temperature", "of distillation")] = Training.temperature,
+    temperature: Annotated[
+        float | None, option("temperature", "of distillation, on both sides [1]")
+    ] = None,
     eval_data: Annotated[
         str | None, option("eval-data", "held-out D or ROWS:A:B to validate on", metavar="D")
     ] = None,
@@ -69,6 +71,9 @@ def train(
     keep_states: Annotated[
         int, option("keep-states", "how many states to keep in OUT.partial")
     ] = Training.keep_states,
+    save_dtype: Annotated[
+        str, option("save-dtype", "how OUT stores its weights; auto is as IN does")
+    ] = Training.save_dtype,
     restart: options.Restart = False,
     sweep_steps: Annotated[
         int | None,

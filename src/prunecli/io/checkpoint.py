@@ -20,6 +20,7 @@ from prunecli.errors import InputError, PruneError
 from prunecli.io import rows, sidecar
 from prunecli.io.output import write_text
 from prunecli.io.tensorfile import (
+    STORAGE,
     Spec,
     TensorWriter,
     combined_digest,
@@ -223,6 +224,18 @@ class Checkpoint(Reader):
         config = {k: v for k, v in self.arch.config.items() if k != "prunecli"}
         shape = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
         return combined_digest({**digests, "config.json": shape})
+
+    def stored(self, dtype: str) -> tuple[Arch, dict[str, Spec]]:
+        """Return shape and specs of this model in `float32`, `bfloat16`, or as it is: `auto`.
+
+        The shape's config says so too, in the key that transformers reads first.
+        """
+        tensors = self.arch.tensors()
+        if dtype == "auto":
+            return self.arch, {name: self.specs[name] for name in tensors}
+        config = {key: value for key, value in self.arch.config.items() if key != "torch_dtype"}
+        specs = {name: Spec(STORAGE[dtype], tensor.shape) for name, tensor in tensors.items()}
+        return Arch({**config, "dtype": dtype}), specs
 
     def as_input(self, digest: str, role: str = "model") -> sidecar.Input:
         """Return this checkpoint as an input of a sidecar."""

@@ -27,6 +27,7 @@ TORCH_NAMES = {
     "F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16", "I64": "int64",
     "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
 }  # fmt: skip
+STORAGE = {"float32": "F32", "bfloat16": "BF16"}  # what a user may ask for
 MAX_HEADER = 100_000_000
 TENSOR_FILE = ".safetensors"
 INTEGERS = ("I64", "U64", "I32", "U32", "I16", "U16", "I8", "U8")

@@ -9,8 +9,11 @@ Methods see tensors only. Three kinds of formula, told apart by `unit`:
 - `layers`:   `score_layers(stats, options) -> {"layers": s_L}` or `{"blocks.k": s}`.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
+from math import floor
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -54,6 +57,21 @@ class Pattern:
     ratio: float
     keep: int = 0
     group: int = 0
+
+    @classmethod
+    def of_groups(cls, text: str) -> "Pattern | None":
+        """Return the pattern N:M with 0 < N < M, None for any other text."""
+        match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", text, re.ASCII)
+        if not match or not 0 < int(match[1]) < int(match[2]):
+            return None
+        keep, group = int(match[1]), int(match[2])
+        return cls(1 - keep / group, keep, group)
+
+    def of(self, weights: int) -> int:
+        """Return floor(ratio * weights), the ratio taken as it is written: 0.29 of 100 are 29,
+        where products of floating-point numbers give 28.
+        """
+        return floor(Fraction(str(self.ratio)) * weights)
 
     def __str__(self) -> str:
         return f"{self.keep}:{self.group}" if self.group else "unstructured"
@@ -100,6 +118,7 @@ class Method:
     `learned` methods train what stays for a given shape, instead of scoring it.
     `rotates`: the scores hold a `rotation` [D, D] of the residual stream to carry out first.
     `protects` tells from the options how many of the first and of the last layers always stay.
+    `check` raises UsageError for options that contradict a pattern of zeros.
     """
 
     name: str
@@ -121,6 +140,7 @@ class Method:
     learned: bool = False
     rotates: bool = False
     protects: Callable[[Mapping[str, Any]], tuple[int, int]] | None = None
+    check: Callable[[Mapping[str, Any], Pattern], None] | None = None
 
     def resolve(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return every option with its value, defaults filled in.

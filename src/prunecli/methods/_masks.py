@@ -19,7 +19,7 @@ def drop_mask(score_OI: "torch.Tensor", pattern: Pattern, scope: str) -> "torch.
         flat, drop = score_OI.reshape(-1, pattern.group), pattern.group - pattern.keep
     else:
         flat = score_OI.reshape(1, -1) if scope == "matrix" else score_OI
-        drop = int(flat.shape[1] * pattern.ratio)
+        drop = pattern.of(flat.shape[1])
     if drop == 0:
         return flat.isnan().view(score_OI.shape)
     # the drop-th lowest of each line, and of those that equal it only as many as still fit

@@ -7,16 +7,18 @@ H^-1 (H^-1 = U^T U), columns are visited in blocks from the left. A column's wei
 
 where 1 / U[j, j]^2 is 1 over the j-th diagonal of the inverse restricted to columns not yet
 visited: the code's reading; the paper prints diag(H^-1). Unstructured masks are chosen for a
-whole block at once, N:M masks group by group on the already updated weights. What a pruned
-weight did is spread over the columns to its right:  W[i, j:] -= W[i, j] / U[j, j] * U[j, j:].
+whole block at once, N:M masks group by group on the already updated weights: no group may lie in
+two blocks, so M must divide the block. What a pruned weight did is spread over the columns to its
+right:  W[i, j:] -= W[i, j] / U[j, j] * U[j, j:].
 
 `--compat official` prunes everything at or below the score at rank floor(n * ratio) of a block,
 one weight more than asked, and propagates weights before the cast to the storage type.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from prunecli.errors import PruneError
+from prunecli.errors import PruneError, UsageError
 from prunecli.methods._base import Method, Need, Option, Pattern
 from prunecli.methods._masks import drop_mask
 
@@ -99,6 +101,19 @@ def _block_mask(
     return drop_mask(score, pattern, "matrix")
 
 
+def check(options: Mapping[str, Any], pattern: Pattern) -> None:
+    """Raise UsageError for blocks without columns, or such that cut a group of N:M in two."""
+    size, group = options["block_size"], pattern.group
+    if size < 1:
+        raise UsageError(f"--block-size {size}: expected at least 1")
+    if group and size % group:
+        raise UsageError(
+            f"--block-size {size} cuts the groups of --sparsity {pattern} in two: it is not a "
+            f"multiple of {group}",
+            f"use a multiple, such as {-(-size // group) * group}",
+        )
+
+
 METHOD = Method(
     name="sparsegpt",
     title="SparseGPT",
@@ -117,4 +132,5 @@ METHOD = Method(
     },
     prepare=prepare,
     sparsify=sparsify,
+    check=check,
 )

@@ -87,7 +87,6 @@ class Runner:
         table = self._root("model.embed_tokens.weight")[used.long()]
         embedding = self._stock.model.embed_tokens
         embedding.weight = nn.Parameter(table.to(self.device, self.dtype), requires_grad=False)
-        embedding.padding_idx = None
         self._noted = []
         self._stock.model(input_ids=local.to(self.device), use_cache=False)
         return self._noted

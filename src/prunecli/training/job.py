@@ -10,6 +10,7 @@ from prunecli.io import sidecar, tokenizer, tokens
 from prunecli.io.checkpoint import Checkpoint
 from prunecli.io.rows import Rows
 from prunecli.io.sidecar import Input, Trained
+from prunecli.io.tensorfile import STORAGE
 from prunecli.report import Report
 from prunecli.settings import Compute, Data, Training
 from prunecli.training import world
@@ -20,7 +21,7 @@ SWEEP_NAME = "sweep"
 LR = 3e-4
 BATCH_SIZE = 16
 PAPER_BATCH, PAPER_LENGTH = 512, 8192
-KD_WEIGHT = 0.5
+KD_WEIGHT, TEMPERATURE = 0.5, 1.0
 MICRO_TOKENS = 8192
 STATES = 20  # saved over a run, if --save-every does not say otherwise
 SHORTEST_SWEEP = 20
@@ -51,6 +52,7 @@ class Job:
     masked: Checkpoint | None
     teacher: Checkpoint | None
     kd_weight: float
+    temperature: float
     held_out: "tokens.Tokens | None"
 
     @property
@@ -63,7 +65,7 @@ class Job:
         training = self.training
         names = (
             "beta1", "beta2", "eps", "weight_decay", "clip", "warmup", "floor", "seed",
-            "temperature", "micro_batch", "activation_checkpointing", "compile",
+            "micro_batch", "activation_checkpointing", "compile", "save_dtype",
         )  # fmt: skip
         sweeping = len(self.lrs) > 1
         return {
@@ -74,6 +76,7 @@ class Job:
             **{name: getattr(training, name) for name in names},
             "masks": "keep" if self.masked is not None else "drop",
             "kd_weight": self.kd_weight if self.teacher else None,
+            "temperature": self.temperature if self.teacher else None,
             "eval_every": self.eval_every if self.held_out is not None else None,
             "dtype": dtype,
         }
@@ -108,6 +111,10 @@ class Job:
 def prepare(checkpoint: Checkpoint, training: Training, report: Report) -> Job:
     """Resolve and check a run; raise UsageError or InputError for one that makes no sense."""
     _check_numbers(training)
+    if training.save_dtype not in ("auto", *STORAGE):
+        raise UsageError(
+            f"--save-dtype '{training.save_dtype}' is not one of auto, {', '.join(STORAGE)}"
+        )
     rows = row_sets.open_rows(training.data)
     check_rows(rows, checkpoint)
     batch_size = _batch_size(training, rows)
@@ -123,7 +130,7 @@ def prepare(checkpoint: Checkpoint, training: Training, report: Report) -> Job:
     if not training.allow_overlap:
         _refuse_overlap(checkpoint, trained, stop - rows.start)
     lrs = _learning_rates(training)
-    teacher, kd_weight = _teacher(training, checkpoint, rows)
+    teacher = _teacher(training, checkpoint, rows)
     held_out = _held_out(training, checkpoint, trained, report)
     return Job(
         checkpoint,
@@ -139,7 +146,8 @@ def prepare(checkpoint: Checkpoint, training: Training, report: Report) -> Job:
         trained,
         _masked(training, checkpoint),
         teacher,
-        kd_weight,
+        0.0 if teacher is None else _or(training.kd_weight, KD_WEIGHT),
+        _or(training.temperature, TEMPERATURE),
         held_out,
     )
 
@@ -159,8 +167,9 @@ def _check_numbers(training: Training) -> None:
         if not 0 <= getattr(training, name) <= 1:
             raise UsageError(f"--{name} {getattr(training, name)}: expected a fraction of 1")
     for name in ("clip", "temperature", "eps"):
-        if not getattr(training, name) > 0:
-            raise UsageError(f"--{name} {getattr(training, name)}: expected more than 0")
+        value = getattr(training, name)
+        if value is not None and not value > 0:
+            raise UsageError(f"--{name} {value}: expected more than 0")
     if training.kd_weight is not None and not 0 <= training.kd_weight <= 1:
         raise UsageError(f"--kd-weight {training.kd_weight}: expected a fraction of 1")
     if training.track is not None:
@@ -278,13 +287,17 @@ def _masked(training: Training, checkpoint: Checkpoint) -> Checkpoint | None:
     return Checkpoint(training.masks)
 
 
-def _teacher(
-    training: Training, checkpoint: Checkpoint, rows: Rows
-) -> tuple[Checkpoint | None, float]:
+def _or(given: float | None, default: float) -> float:
+    return default if given is None else given
+
+
+def _teacher(training: Training, checkpoint: Checkpoint, rows: Rows) -> Checkpoint | None:
     if training.teacher is None:
-        if training.kd_weight is not None:
-            raise UsageError("--kd-weight needs a teacher", "add --teacher DIR")
-        return None, 0.0
+        for name in ("kd_weight", "temperature"):
+            if getattr(training, name) is not None:
+                flag = name.replace("_", "-")
+                raise UsageError(f"--{flag} needs a teacher", "add --teacher DIR")
+        return None
     teacher = Checkpoint(training.teacher)
     ours, theirs = checkpoint.arch, teacher.arch
     if ours.vocab != theirs.vocab:
@@ -300,8 +313,7 @@ def _teacher(
             f"rows of {rows.seq_len} tokens are too long: the teacher has {theirs.max_positions} "
             "positions"
         )
-    weight = KD_WEIGHT if training.kd_weight is None else training.kd_weight
-    return teacher, weight
+    return teacher
 
 
 def _held_out(

@@ -4,7 +4,7 @@ Weights are float32 whatever the checkpoint's storage type. With several process
 sharded by FSDP2, layer by layer; each process reads its own part of the memory-mapped files.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,8 +13,10 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from prunecli.io.checkpoint import Checkpoint
+from prunecli.io.tensorfile import Spec, torch_dtype
 from prunecli.stock import Cap, bare
 from prunecli.training.losses import Distillation, next_token_loss
+from prunecli.training.masks import local
 from prunecli.training.ranks import Ranks
 
 
@@ -194,6 +196,14 @@ def fill(model: nn.Module, checkpoint: Checkpoint, ranks: Ranks) -> None:
             parameter.copy_(part)
         else:
             parameter.copy_(stored)
+
+
+@torch.no_grad()
+def round_to(specs: Mapping[str, Spec], model: nn.Module) -> None:
+    """Round every weight to the type that it will be stored in; it stays float32."""
+    for name, parameter in model.named_parameters():
+        own = local(parameter)
+        own.copy_(own.to(torch_dtype(specs[name].dtype)))
 
 
 @torch.no_grad()

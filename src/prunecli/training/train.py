@@ -9,15 +9,23 @@ from contextlib import ExitStack
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from prunecli.errors import PruneError, Stopped
+from prunecli.errors import InputError, PruneError, Stopped
 from prunecli.io import output as place
 from prunecli.io import sidecar
 from prunecli.io.checkpoint import Checkpoint
 from prunecli.io.rows import place_of
 from prunecli.io.sidecar import Recorder, Sidecar
+from prunecli.io.tensorfile import TORCH_NAMES, torch_dtype
 from prunecli.report import SILENT, Report
 from prunecli.settings import Compute, Made, Output, Training
-from prunecli.sparsity import Held, check_masks, sparse_tensors
+from prunecli.sparsity import (
+    Held,
+    check_masks,
+    claims,
+    pattern_of,
+    results_of,
+    sparse_tensors,
+)
 from prunecli.training import job as jobs
 from prunecli.training.curves import curve, final
 from prunecli.training.job import Job
@@ -33,6 +41,7 @@ if TYPE_CHECKING:
 
 LOG = "train.jsonl"
 SWEEP_FILE = "sweep.json"
+WIDE = {"F32", "F64"}  # what holds trained weights as they are
 # what pruning (or being a twin) made of the model, which training does not change
 SHAPED = ("method", "granularity", "ratio", "ratio_total", "ratio_embedding")
 # dense bfloat16 FLOP/s, from the makers' data sheets
@@ -52,7 +61,7 @@ def train(
     report: Report = SILENT,
     stop: Callable[[], bool] = lambda: False,
 ) -> Made:
-    """Train the checkpoint IN on token rows and write OUT, stored and sharded as IN.
+    """Train the checkpoint IN on token rows and write OUT, sharded as IN, and stored so by default.
 
     `stop` is asked at every step; when it says so, the state is saved and Stopped raised. Under
     `torchrun` all processes call this; the first one writes.
@@ -94,15 +103,16 @@ def train(
             ranks,
             dtype=getattr(torch, dtype),
             kd_weight=job.kd_weight,
-            temperature=training.temperature,
+            temperature=job.temperature,
             recompute=training.activation_checkpointing,
             compile=training.compile,
         )
-        masks = Masks(objective.model, held.names)
+        masks = Masks(objective.model, held.names, job.masked)
         run = _Run(job, objective, masks, ranks, out, report, stop)
         swept = run.sweep()
         loop = run.loop(swept["lr"] if swept else job.lrs[0], job.steps)
         lines = run.train(loop, options)
+        rounding = run.rounding(loop)
         made = None
         if ranks.first:
 
@@ -114,6 +124,13 @@ def train(
                     outputs={"digest": written.digest, "params": checkpoint.arch.total_params},
                     results={
                         **_results(job, lines, loop.lr, held),
+                        **claims(
+                            results_of(checkpoint),
+                            results_of(job.masked),
+                            checkpoint.arch,
+                            written.census,
+                        ),
+                        "rounding": rounding,
                         "sweep": swept,
                         **size_results(checkpoint.arch, written),
                     },
@@ -156,6 +173,11 @@ def _held(job: Job, report: Report) -> Held:
         return Held((), 0, 0)
     held = sparse_tensors(job.masked)
     if job.masked is not job.checkpoint:
+        if not held.names:
+            raise InputError(
+                f"--masks '{job.training.masks}' has no sparse matrix, so no zeros to keep",
+                "name a sparse checkpoint, or leave out --masks",
+            )
         check_masks(job.masked, job.checkpoint, held)
     if held.names:
         report.note(
@@ -168,7 +190,7 @@ def _held(job: Job, report: Report) -> Held:
 def _results(job: Job, log: list[dict[str, Any]], lr: float, held: Held) -> dict[str, Any]:
     """Return what the sidecar reports of a run; `log` has a line per step."""
     losses = [line["loss"] for line in log]
-    parent = job.checkpoint.sidecar.results if job.checkpoint.sidecar else {}
+    parent = results_of(job.checkpoint)
     return {
         **{name: parent[name] for name in SHAPED if name in parent},
         "steps": job.steps,
@@ -203,6 +225,7 @@ class _Run:
     ) -> None:
         self.job, self.objective, self.masks, self.ranks = job, objective, masks, ranks
         self.out, self.report, self.stop = out, report, stop
+        self.shape, self.specs = job.checkpoint.stored(job.training.save_dtype)
         self.folder = place.partial_of(out)
         self.name = f"{out.rstrip('/')}.partial"
         self.peak = _peak(ranks, objective)
@@ -313,23 +336,49 @@ class _Run:
                 tracker.close()
         return lines
 
+    def rounding(self, loop: "Loop") -> dict[str, Any] | None:
+        """Round the trained weights to what OUT can hold; return what that costs.
+
+        That is the loss before and after, on the held-out rows, or those of the last step if there
+        are none. None where nothing is rounded. All processes must take part.
+        """
+        from prunecli.training.model import round_to
+
+        job = self.job
+        narrow = sorted({spec.dtype for spec in self.specs.values()} - WIDE)
+        if not narrow:
+            return None
+        if job.held_out is not None:
+            rows, ids = "held-out rows", job.held_out.ids
+        else:
+            last = loop.order.batch(job.steps - 1, job.batch_size, slice(None))
+            rows, ids = "rows of the last step", job.rows.read(last)
+        before = loop.evaluate(ids)
+        round_to(self.specs, self.objective.model)
+        after = loop.evaluate(ids)
+        types = " and ".join(TORCH_NAMES[name] for name in narrow)
+        self.report.note(
+            f"rounded to {types}: loss on {rows} {before:.5f} before, {after:.5f} after; "
+            "--save-dtype float32 rounds nothing"
+        )
+        return {"dtype": types, "rows": rows, "loss_before": before, "loss_after": after}
+
     def _stored(self) -> "Iterator[tuple[str, torch.Tensor]]":
-        from prunecli.io.tensorfile import torch_dtype
         from prunecli.training.model import whole_tensors
 
-        specs = self.job.checkpoint.specs
         for name, tensor in whole_tensors(self.objective.model):
-            yield name, tensor.to("cpu", torch_dtype(specs[name].dtype))
+            yield name, tensor.to("cpu", torch_dtype(self.specs[name].dtype))
 
     def write(self, record: Callable[[Written], Sidecar]) -> Sidecar:
-        """Write OUT, stored and sharded as IN, with the log, and drop the state."""
+        """Write OUT, sharded as IN, with the log, and drop the state."""
         from prunecli.training import state
 
         checkpoint = self.job.checkpoint
-        specs = {name: checkpoint.specs[name] for name in checkpoint.arch.tensors()}
-        shards = [checkpoint.shard(name) for name in specs]
+        shards = [checkpoint.shard(name) for name in self.specs]
         with place.staged(self.out) as temporary:
-            written = write_tensors(temporary, checkpoint.arch, specs, shards, self._stored())
+            pattern = pattern_of(results_of(self.job.masked))
+            stream = self._stored()
+            written = write_tensors(temporary, self.shape, self.specs, shards, stream, pattern)
             made = record(written)
             place.write_text(temporary / LOG, (self.folder / state.LOG).read_text("utf-8"))
             written.finish(made, checkpoint.tag_along())
