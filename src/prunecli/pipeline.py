@@ -268,7 +268,7 @@ def calibrate(
     for method in chosen:
         if not method.needed(compat):
             raise UsageError(f"'{method.name}' reads no statistics, there is nothing to calibrate")
-    checkpoint = Checkpoint(model)
+    checkpoint = Checkpoint(model, report)
     check_file(out, output, checkpoint)
     skip = skipped(chosen, amount or Amount(), checkpoint)
     if output.dry_run:
@@ -320,7 +320,7 @@ def score(
             "use `prunecli prune`, or --stats for the knowing one-pass variant",
         )
     settings = score_options(chosen, chosen.resolve(options or {}), compat)
-    checkpoint = Checkpoint(model)
+    checkpoint = Checkpoint(model, report)
     check_file(out, output, checkpoint)
     if stats is not None and amount != Amount():
         raise UsageError("with --stats the amount is known already", "leave it out")

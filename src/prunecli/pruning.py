@@ -85,7 +85,7 @@ def prune(
         raise UsageError("--restart is for methods that learn", "there is nothing to resume")
     if world.size() > 1 and not learns:
         raise UsageError("only methods that learn run in several processes", "leave out torchrun")
-    checkpoint = Checkpoint(model)
+    checkpoint = Checkpoint(model, report)
     place.check_place(out, output, [checkpoint.folder, *request.read])
     if keep is not None:
         place.check_kept(keep, request.kept, checkpoint.folder, out)

@@ -116,7 +116,7 @@ def search(
     settings = chosen.resolve(options or {})
     shapes.searchable(chosen)
     _check_equal(chosen, settings)
-    checkpoint = Checkpoint(model)
+    checkpoint = Checkpoint(model, report)
     sources = (data.source, eval_data.source, *domains_of(settings))
     read = [place_of(name) for name in sources]
     place.check_place(out, output, [checkpoint.folder, *read])

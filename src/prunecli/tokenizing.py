@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from prunecli.errors import InputError, OutputExists, UsageError
-from prunecli.io import documents, sidecar, textfiles, token_shards
+from prunecli.io import beside, documents, sidecar, textfiles, token_shards
 from prunecli.io import output as place
-from prunecli.io.checkpoint import tag_along
 from prunecli.io.sidecar import Input, Recorder
 from prunecli.io.tokenizer import (
     BYTES,
@@ -177,9 +176,9 @@ def _separator(asked: str, tokenizer: Tokenizer, report: Report) -> int | None:
 
 
 def _copy_tokenizer(source: str, folder: Path) -> None:
-    for path in tag_along(Path(source)):
-        if not path.name.startswith(("LICENSE", "NOTICE", "generation_config")):
-            place.replace_bytes(folder / path.name, path.read_bytes())
+    for name, content in beside.contents(source, beside.TOKENIZER).items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        place.replace_bytes(folder / name, content)
 
 
 def _give_tokenizer(folder: Path, target: Path) -> None:

@@ -28,7 +28,7 @@ class Written:
     nonzero: int
     block_nonzero: int
 
-    def finish(self, made: Sidecar, tag_along: list[Path]) -> None:
+    def finish(self, made: Sidecar, tag_along: Mapping[str, bytes]) -> None:
         """Write what surrounds the tensors, the sidecar last, once stock transformers takes it."""
         folder = self.writer.folder
         self.writer.finish(made.id, tag_along)

@@ -76,8 +76,16 @@ def read_header(path: Path) -> dict[str, Spec]:
         for name in sorted(header):
             begin, end = header[name]["data_offsets"]
             spec = Spec(header[name]["dtype"], tuple(header[name]["shape"]))
-            if spec.dtype not in ITEM_BYTES or end - begin != spec.bytes:
-                raise corrupt(f"tensor '{name}' has {end - begin} bytes for {spec}")
+            if not all(type(number) is int and number >= 0 for number in (begin, end, *spec.shape)):
+                raise corrupt(f"sizes of tensor '{name}' are no whole numbers")
+            if spec.dtype not in ITEM_BYTES:
+                known = ", ".join(ITEM_BYTES)
+                raise corrupt(f"tensor '{name}' is of type '{spec.dtype}', expected one of {known}")
+            if end - begin != spec.bytes:
+                raise corrupt(
+                    f"tensor '{name}' has {end - begin} bytes, {spec.dtype} {list(spec.shape)} "
+                    f"takes {spec.bytes}"
+                )
             specs[name] = spec
             ranges.append((begin, end))
     except (AttributeError, KeyError, TypeError, ValueError):

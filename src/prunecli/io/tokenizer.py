@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunecli.errors import InputError
+from prunecli.io.beside import FAST, vocabulary
 
 if TYPE_CHECKING:
     import numpy as np
 
-FAST = "tokenizer.json"
 BYTES = 256
-# vocabularies in older formats, which transformers converts
-OLDER = ("tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "vocab.txt", "tekken.json")
 
 
 class Tokenizer:
@@ -112,22 +110,16 @@ def well_formed(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _files(folder: str) -> list[Path]:
-    if Path(folder, FAST).is_file():
-        return [Path(folder, FAST)]
-    return [Path(folder, name) for name in OLDER if Path(folder, name).is_file()]
-
-
 def present(folder: str) -> bool:
     """Return whether a folder has a tokenizer."""
-    return bool(_files(folder))
+    return bool(vocabulary(folder))
 
 
 def digest(folder: str) -> str:
     """Return the digest of a folder's tokenizer; raise InputError if it has none."""
     if not Path(folder).is_dir():
         raise InputError(f"no such tokenizer folder: '{folder}'", "check the path")
-    found = _files(folder)
+    found = vocabulary(folder)
     if not found:
         raise InputError(
             f"'{folder}' has no tokenizer, which text needs",
