@@ -23,6 +23,7 @@ from prunecli.settings import Amount
 if TYPE_CHECKING:
     import torch
 
+RAGGED = ("AL-MM", "AL-AM")  # structures that choose across layers
 SHAPE_AXES = ("layers", "hidden", "heads", "ffn")
 
 
@@ -40,9 +41,9 @@ class Sizes:
     ratio: float | None = None
     untouched: tuple[int, int] = (0, 0)
 
-    def widest(self, arch: Arch) -> "Sizes":
-        """Return the sizes of the widest layer, which a container must hold."""
-        if not any(self.untouched):
+    def widest(self, arch: Arch, structure: str | None) -> "Sizes":
+        """Return the most that the widest layer can have, which a container must hold."""
+        if not any(self.untouched) and structure not in RAGGED:
             return self
         return replace(self, kv_heads=arch.kv_heads, ffn=arch.ffn)
 

@@ -98,8 +98,6 @@ def prune(
         lesson = learning.prepare(checkpoint, data, settings, compute, report)
         expected = {**expected, **lesson.expected(checkpoint.arch.total_params)}
         resolved |= lesson.recorded
-    if output.dry_run:
-        return Made(out, results=expected)
     check_device(compute)
     place.check_disk(out, expected.get("disk_bytes", 0) + (0 if plan_only else prepared.bytes))
     digest = checkpoint.digest(report)
@@ -113,6 +111,10 @@ def prune(
         return same
     if PLAN in request.kept:
         place.same_already(f"{keep}/{PLAN}", output.beside, sidecar.key("plan", resolved, inputs))
+    if learns:
+        place.check_partial(out, key, restart)
+    if output.dry_run:
+        return Made(out, results=expected)
 
     def record(kind: Kind, outputs: dict[str, Any], results: dict[str, Any]) -> Sidecar:
         return recorder.sidecar(

@@ -39,6 +39,7 @@ FLOATS = ("F32", "BF16", "F16", "F64")
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 # what transformers computes from the config, wherever an older version stored it
 BUFFER = "rotary_emb.inv_freq"
+SHOWN = ("layers", "hidden", "heads", "kv_heads", "ffn")
 CHUNK = 8192  # rows of a matrix compared at once
 
 
@@ -401,12 +402,18 @@ def check_loads(folder: Path) -> None:
         raise PruneError(f"the result would not load: {error}") from error
 
 
-def check_holds(arch: Arch) -> None:
+def check_holds(arch: Arch, remedy: str = "is config.json as it came with the model?") -> None:
     """Raise InputError unless stock transformers builds a model of exactly this shape.
 
     Costs no memory for weights, so that it can be asked before there are any.
     """
-    expected = configs.shapes(arch.config)
+    try:
+        expected = configs.shapes(arch.config)
+    except InputError as error:
+        sizes = ", ".join(f"{axis} {arch.sizes[axis]}" for axis in SHOWN)
+        raise InputError(
+            f"no '{arch.config['model_type']}' of {sizes}: {error.what}", remedy
+        ) from None
     if arch.tied:
         expected.pop(HEAD, None)
     ours = {name: tensor.shape for name, tensor in arch.tensors().items()}
@@ -415,5 +422,6 @@ def check_holds(arch: Arch) -> None:
             there, here = (list(table.get(name, ())) or "none" for table in (expected, ours))
             raise InputError(
                 f"transformers builds another model of this config.json: '{name}' is {there}, "
-                f"expected {here}"
+                f"expected {here}",
+                remedy,
             )
