@@ -19,6 +19,7 @@ from prunecli.families._base import CONFIG_KEYS
 from prunecli.methods._base import Method, Pattern
 from prunecli.plan import Indices, Plan
 from prunecli.settings import Amount
+from prunecli.strict import told
 
 if TYPE_CHECKING:
     import torch
@@ -190,7 +191,7 @@ def _read_shape(path: str, arch: Arch) -> dict[str, int]:
     shape = {axes[k]: v for k, v in record.items() if k in axes} if isinstance(record, dict) else {}
     for axis, size in shape.items():
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise InputError(f"'{path}': {axis} is {size!r}, expected a positive integer")
+            raise InputError(f"'{path}': {axis} is {told(size)}, expected a positive integer")
     changed = {axis: size for axis, size in shape.items() if size != getattr(arch, axis)}
     if not changed:
         raise InputError(f"'{path}' names no size of {', '.join(SHAPE_AXES)} unlike the model's")

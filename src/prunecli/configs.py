@@ -6,7 +6,6 @@ A config.json of several parts (`text_config`) is read for its language model al
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,7 +109,7 @@ def check_numbers(values: Mapping[str, Any]) -> None:
         if value is None:
             continue
         fits = isinstance(value, int | float if key in FRACTIONS else int)
-        if not fits or isinstance(value, bool) or not (isfinite(value) and least <= value <= most):
+        if not fits or isinstance(value, bool) or not least <= value <= most:
             what = "a number" if key in FRACTIONS else "an integer"
             raise InputError(
                 f"config.json: {key} is {strict.told(value)}, "

@@ -10,6 +10,7 @@ from typing import Any
 from prunecli.arch import Arch
 from prunecli.errors import InputError
 from prunecli.io.checkpoint import check_holds
+from prunecli.strict import told
 
 Indices = tuple[int, ...]
 
@@ -148,7 +149,7 @@ def _indices(axis: str, value: Any) -> Any:
         raise InputError(f"the plan's {axis} are not lists of indices")
     for index in (index for entry in lists for index in entry):
         if not isinstance(index, int) or isinstance(index, bool):
-            raise InputError(f"the plan's {axis} hold {index!r}, expected integers")
+            raise InputError(f"the plan's {axis} hold {told(index)}, expected integers")
     frozen = tuple(tuple(entry) for entry in lists)
     return frozen if lists is value else frozen[0]
 

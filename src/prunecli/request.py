@@ -168,6 +168,7 @@ def prepare(request: Request, checkpoint: Checkpoint) -> Prepared:
     }
     if method is not None and method.unit == "weights":
         pattern = allocate.pattern(request.amount, arch)
+        check_holds(arch)
         options |= {"ratio": pattern.ratio, "sparsity": str(pattern)}
         expected = {"ratio": pattern.ratio, "params": arch.total_params, "sizes": arch.sizes}
         return Prepared(options, f"{method.granularity}, {pattern}", expected, size, pattern)

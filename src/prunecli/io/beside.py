@@ -12,6 +12,14 @@ OLDER = (
     "tokenizer.model.*", "tiktoken.model", "sentencepiece.bpe.model", "sentencepiece.model",
     "spm.model", "tokenizer.*.json",
 )  # fmt: skip
+# those of them that another library reads, an extra of ours
+SENTENCEPIECE = (
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "sentencepiece.model",
+    "spm.model",
+)
 SETTINGS = (
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "chat_template.json", "additional_chat_templates/*.jinja", "chat_templates/*.jinja",

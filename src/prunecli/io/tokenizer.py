@@ -2,11 +2,12 @@
 
 import json
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunecli.errors import InputError
-from prunecli.io.beside import FAST, vocabulary
+from prunecli.io.beside import FAST, SENTENCEPIECE, vocabulary
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +26,7 @@ class Tokenizer:
 
     def __init__(self, folder: str) -> None:
         self.digest = digest(folder)
+        _check_library(folder)
         from transformers import AutoTokenizer
 
         try:
@@ -108,6 +110,26 @@ def files_of(bare: Any, **special: str) -> dict[str, bytes]:
 def well_formed(text: str) -> str:
     """Return text that has UTF-8: JSON can hold half a surrogate pair, which no tokenizer takes."""
     return text.encode("utf-8", "replace").decode()
+
+
+def _check_library(folder: str) -> None:
+    """Raise InputError where a vocabulary needs a library that is not installed."""
+    found = vocabulary(folder)
+    if not any(path.name in SENTENCEPIECE for path in found):
+        return
+    missing = [name for name in ("sentencepiece", "google.protobuf") if not _installed(name)]
+    if missing:
+        raise InputError(
+            f"'{found[0]}' is in SentencePiece's format, which takes {' and '.join(missing)}",
+            "pip install 'prunecli[sentencepiece]', or give another with --tokenizer",
+        )
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def present(folder: str) -> bool:
