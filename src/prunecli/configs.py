@@ -67,6 +67,7 @@ def of_language_model(values: dict[str, Any]) -> Config:
     kind = values.get("model_type")
     if not isinstance(kind, str):
         raise InputError("config.json has no model_type", "is this a Hugging Face model folder?")
+    _refuse_kernels(values)
     if kind not in WRAPPERS:
         if isinstance(values.get("text_config"), dict):
             raise InputError(
@@ -89,6 +90,19 @@ def of_language_model(values: dict[str, Any]) -> Config:
     if "quantization_config" in values:
         found["quantization_config"] = values["quantization_config"]
     return Config(_filled(found), kind)
+
+
+def _refuse_kernels(values: Mapping[str, Any]) -> None:
+    """Raise InputError where a config names code of a hub, which transformers would run."""
+    for key, value in values.items():
+        named = [value, *value.values()] if isinstance(value, dict) else [value]
+        if "_implementation" in key and any(isinstance(n, str) and "/" in n for n in named):
+            raise InputError(
+                f"config.json: {key} is {strict.told(value)}, code of a hub, which is not run",
+                "take the key out",
+            )
+        if isinstance(value, dict):
+            _refuse_kernels(value)
 
 
 def _filled(values: dict[str, Any]) -> dict[str, Any]:

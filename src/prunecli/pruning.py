@@ -90,6 +90,7 @@ def prune(
     if keep is not None:
         place.check_kept(keep, request.kept, checkpoint.folder, out)
     prepared = prepare(request, checkpoint)
+    checkpoint.tag_along()  # refused now or never
     lesson, expected = None, prepared.expected
     resolved = {**prepared.options, "dtype": compute.dtype}
     if learns:

@@ -75,6 +75,21 @@ def test_what_is_fetched_is_what_is_read(shard, repository, tmp_path, monkeypatc
     assert Checkpoint("hf:org/name@main").digest() == Checkpoint(str(repository)).digest()
 
 
+def test_a_link_brings_nothing_from_elsewhere(llama, tmp_path):
+    """A hub's cache is made of links too, which stay within the repository."""
+    cache = tmp_path / "cache"
+    folder = shutil.copytree(llama, cache / "snapshots" / "c0ffee")
+    (cache / "blobs").mkdir()
+    (cache / "blobs" / "1").write_text("terms")
+    (folder / "LICENSE").symlink_to("../../blobs/1")
+    assert beside.contents(folder)["LICENSE"] == b"terms"
+    (tmp_path / "secret").write_text("secret")
+    (folder / "LICENSE-x").symlink_to(tmp_path / "secret")
+    with pytest.raises(InputError, match="LICENSE-x' is a link out of its folder"):
+        prune(str(folder), str(tmp_path / "o"), method="magnitude", amount=Amount(ratio=0.5))
+    assert not (tmp_path / "o").exists()
+
+
 @pytest.mark.parametrize("name", ["tekken.json", "tokenizer.model.v3", "tiktoken.model"])
 def test_every_vocabulary_counts_as_a_tokenizer(name, tmp_path):
     assert not tokenizer.present(str(tmp_path))

@@ -63,6 +63,8 @@ def test_any_value_is_read_or_refused_in_one_line(name, key, value, tmp_path):
         ({"rms_norm_eps": "1e-6"}, ('rms_norm_eps is "1e-6"', "a number")),
         ({"rms_norm_eps": -1.0}, ("rms_norm_eps is -1.0",)),
         ({"initializer_range": True}, ("initializer_range is true",)),
+        ({"attn_implementation": "someone/kernel"}, ("attn_implementation", "not run")),
+        ({"_attn_implementation": {"text_config": "a/b"}}, ("_attn_implementation", "not run")),
         ({"tie_word_embeddings": "yes"}, ("tie_word_embeddings",)),
         ({"attention_bias": [1]}, ("attention_bias",)),
     ],

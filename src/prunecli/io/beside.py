@@ -50,8 +50,25 @@ def contents(folder: str | Path, patterns: tuple[str, ...] = ALL) -> dict[str, b
     They are as they were, but for references to code that does not come along. tokenizer.json comes
     last, so that a folder that has it has all.
     """
+    _refuse_links(Path(folder), find(folder, patterns))
     paths = sorted(find(folder, patterns), key=lambda path: (path.name == FAST, str(path)))
     return {path.relative_to(folder).as_posix(): _carried(path) for path in paths}
+
+
+def _refuse_links(folder: Path, paths: list[Path]) -> None:
+    """Raise InputError for a link that would bring a file from elsewhere into what is written.
+
+    A hub's cache is made of links, from snapshots into the blobs of the same repository.
+    """
+    inside = [folder.resolve()]
+    if inside[0].parent.name == "snapshots":
+        inside.append(inside[0].parent.parent / "blobs")
+    for path in paths:
+        if not any(path.resolve().is_relative_to(place) for place in inside):
+            raise InputError(
+                f"'{path}' is a link out of its folder, which is not copied",
+                "put the file itself there, or take the link away",
+            )
 
 
 def _carried(path: Path) -> bytes:
