@@ -18,10 +18,12 @@ from prunecli.families._base import CONFIG_KEYS
 from prunecli.methods._base import Method, Pattern
 from prunecli.plan import Indices, Plan
 from prunecli.settings import Amount
+from prunecli.strict import told
 
 if TYPE_CHECKING:
     import torch
 
+RAGGED = ("AL-MM", "AL-AM")  # structures that choose across layers
 SHAPE_AXES = ("layers", "hidden", "heads", "ffn")
 
 
@@ -39,9 +41,9 @@ class Sizes:
     ratio: float | None = None
     untouched: tuple[int, int] = (0, 0)
 
-    def widest(self, arch: Arch) -> "Sizes":
-        """Return the sizes of the widest layer, which a container must hold."""
-        if not any(self.untouched):
+    def widest(self, arch: Arch, structure: str | None) -> "Sizes":
+        """Return the most that the widest layer can have, which a container must hold."""
+        if not any(self.untouched) and structure not in RAGGED:
             return self
         return replace(self, kv_heads=arch.kv_heads, ffn=arch.ffn)
 
@@ -187,7 +189,7 @@ def _read_shape(path: str, arch: Arch) -> dict[str, int]:
     shape = {axes[k]: v for k, v in record.items() if k in axes} if isinstance(record, dict) else {}
     for axis, size in shape.items():
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise InputError(f"'{path}': {axis} is {size!r}, expected a positive integer")
+            raise InputError(f"'{path}': {axis} is {told(size)}, expected a positive integer")
     changed = {axis: size for axis, size in shape.items() if size != getattr(arch, axis)}
     if not changed:
         raise InputError(f"'{path}' names no size of {', '.join(SHAPE_AXES)} unlike the model's")

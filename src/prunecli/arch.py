@@ -4,13 +4,13 @@ Counts follow the paper's Table 1, FLOPs its Table 9: two per multiply-add, atte
 T x T square, output head included, embedding look-up not.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from prunecli import configs
 from prunecli.errors import InputError
 from prunecli.families import registry
 from prunecli.families._base import CONFIG_KEYS, Axes, Family
@@ -40,16 +40,8 @@ class Arch:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.config = dict(config)
-        if not isinstance(config.get("model_type"), str):
-            raise InputError(
-                "config.json has no model_type", "is this a Hugging Face model folder?"
-            )
-        if isinstance(config.get("text_config"), dict):
-            raise InputError(
-                f"config.json is that of more than a language model: '{config['model_type']}'",
-                "save its language model as a folder of its own",
-            )
         self.family: Family = registry.of_model_type(config["model_type"])
+        configs.check_numbers(config)
         self.layers = self._size("layers")
         self.hidden = self._size("hidden")
         self.ffn = self._size("ffn")
@@ -66,20 +58,8 @@ class Arch:
 
     @classmethod
     def read(cls, folder: str | Path) -> "Arch":
-        """Read FOLDER/config.json; raise InputError if it is missing or not a config."""
-        path = Path(folder) / "config.json"
-        try:
-            config = json.loads(path.read_text("utf-8"))
-        except FileNotFoundError:
-            raise InputError(
-                f"'{folder}' is not a checkpoint: it has no config.json",
-                "give a Hugging Face model folder",
-            ) from None
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise InputError(f"'{path}' is not readable as JSON: {error}") from None
-        if not isinstance(config, dict):
-            raise InputError(f"'{path}' is not a JSON object")
-        return cls(config)
+        """Read FOLDER/config.json; raise InputError if it is missing or transformers refuses it."""
+        return cls(configs.read(folder).values)
 
     def get(self, key: str) -> Any:
         """Return a value of config.json, or what its absence means in this family."""
@@ -108,9 +88,7 @@ class Arch:
             value = otherwise
         if value is None:
             raise InputError(f"config.json lacks {key}")
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InputError(f"config.json: {key} is {value!r}, expected a positive integer")
-        return value
+        return int(value)
 
     @property
     def group(self) -> int:

@@ -29,7 +29,8 @@ def _check_folder(path: str, deep: bool, report: Report) -> list[str]:
     checkpoint = Checkpoint(path)
     problems = []
     record = checkpoint.sidecar
-    marked = checkpoint.arch.config.get("prunecli", {}).get("id")
+    mark = checkpoint.arch.config.get("prunecli")
+    marked = mark.get("id") if isinstance(mark, dict) else None
     if record is None:
         if marked is not None:
             problems.append(

@@ -13,11 +13,12 @@ from math import sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prunecli import configs, strict
 from prunecli.arch import BIASED, Arch, Tensor
 from prunecli.errors import InputError, UsageError, suggest
+from prunecli.io import beside, sidecar
 from prunecli.io import output as place
-from prunecli.io import sidecar
-from prunecli.io.checkpoint import Checkpoint, tag_along
+from prunecli.io.checkpoint import Checkpoint, check_holds
 from prunecli.io.sidecar import Input, Recorder
 from prunecli.io.tensorfile import STORAGE, Spec, spec_of, torch_dtype
 from prunecli.io.tokenizer import AUTO, BYTES, END, alphabet, byte_level, files_of
@@ -102,15 +103,15 @@ def init(
     output = output or Output()
     recorder = Recorder("init", output.argv)
     _check(config, like, masks, scheme, warm, compat)
-    shape = _like(like, dtype) if like is not None else _of_config(str(config), dtype)
+    shape = _of_config(str(config), dtype, report) if like is None else _like(like, dtype, report)
     arch, twin = shape.arch, shape.like
-    smaller = Checkpoint(warm) if warm is not None else None
+    smaller = Checkpoint(warm, report) if warm is not None else None
     if smaller is not None:
         _check_smaller(smaller.arch, arch)
     folders = [found.folder for found in (twin, smaller) if found is not None]
     place.check_place(out, output, [*folders, *([Path(config)] if config else [])])
     if twin is not None and tokenizer == AUTO:
-        files = {path.name: path.read_bytes() for path in twin.tag_along()}
+        files = twin.tag_along()
     else:
         tokenizer = _default_tokenizer(arch, report) if tokenizer == AUTO else tokenizer
         files = _tokenizer_files(tokenizer, arch)
@@ -165,9 +166,7 @@ def init(
             },
             parent=smaller.sidecar if smaller is not None else None,
         )
-        for name, text in files.items():
-            (temporary / name).write_bytes(text)
-        written.finish(made, [])
+        written.finish(made, files)
     return Made(out, made.dump(), made.results)
 
 
@@ -184,14 +183,15 @@ def _check(
         raise UsageError("--compat official redraws a twin", "use it with --like alone")
 
 
-def _of_config(config: str, dtype: str) -> Shape:
+def _of_config(config: str, dtype: str, report: Report) -> Shape:
     try:
-        record = json.loads(Path(config).read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"cannot read the config in '{config}': {error}") from None
-    if not isinstance(record, dict):
-        raise InputError(f"'{config}' is not a JSON object")
+        record = strict.read_object(Path(config))
+    except FileNotFoundError:
+        raise InputError(f"no such file: '{config}'", "check --config") from None
     record.pop("prunecli", None)
+    record, whole = configs.of_language_model(record)
+    if whole is not None:
+        report.note(f"'{config}' is that of a '{whole}': its language model is drawn")
     arch = Arch(record)
     stated = record.get("dtype", record.get("torch_dtype"))
     record |= {
@@ -200,21 +200,27 @@ def _of_config(config: str, dtype: str) -> Shape:
         "dtype": _dtype(stated if dtype == "auto" else dtype),
     }
     arch = Arch(record)
+    check_holds(arch)
     stored = STORAGE[record["dtype"]]
     specs = {name: Spec(stored, tensor.shape) for name, tensor in arch.tensors().items()}
     return Shape(arch, specs, [0] * len(specs), None)
 
 
-def _like(like: str, dtype: str) -> Shape:
-    twin = Checkpoint(like)
+def _like(like: str, dtype: str, report: Report) -> Shape:
+    twin = Checkpoint(like, report)
     arch, specs = twin.stored(dtype if dtype == "auto" else _dtype(dtype))
+    # what this config says of its weights' making is not true of the twin's
+    arch = Arch({key: value for key, value in arch.config.items() if key != "prunecli"})
     return Shape(arch, specs, [twin.shard(name) for name in specs], twin)
 
 
-def _dtype(asked: str | None) -> str:
-    name = asked or "float32"
-    if name not in STORAGE:
-        raise UsageError(f"dtype '{name}' is not one of {', '.join(STORAGE)}", "use --dtype")
+def _dtype(asked: Any) -> str:
+    name = "float32" if asked is None else asked
+    if not isinstance(name, str) or name not in STORAGE:
+        raise UsageError(
+            f"weights cannot be drawn as {strict.told(name)}, only as {', '.join(STORAGE)}",
+            "give another --dtype",
+        )
     return name
 
 
@@ -342,10 +348,9 @@ def _tokenizer_files(tokenizer: str, arch: Arch) -> dict[str, bytes]:
         if arch.vocab < BYTES:
             raise InputError(f"a vocabulary of {arch.vocab} is too small for {BYTES} bytes")
         return _byte_tokenizer(_end(arch) is not None)
-    found = tag_along(Path(tokenizer))
-    if not found:
+    if not beside.vocabulary(tokenizer):
         raise InputError(f"no tokenizer in '{tokenizer}'", "give its folder, `bytes` or `none`")
-    return {path.name: path.read_bytes() for path in found}
+    return beside.contents(tokenizer)
 
 
 def _end(arch: Arch) -> int | None:

@@ -272,11 +272,9 @@ def calibrate(
     for method in chosen:
         if not method.needed(compat):
             raise UsageError(f"'{method.name}' reads no statistics, there is nothing to calibrate")
-    checkpoint = Checkpoint(model)
+    checkpoint = Checkpoint(model, report)
     check_file(out, output, checkpoint)
     skip = skipped(chosen, amount or Amount(), checkpoint)
-    if output.dry_run:
-        return Made(out, results={"statistics": [asdict(need) for need in union(chosen, compat)]})
     check_device(compute)
     source = read_tokens(checkpoint, data or Data(), report)
     return write_stats(
@@ -324,13 +322,11 @@ def score(
             "use `prunecli prune`, or --stats for the knowing one-pass variant",
         )
     settings = score_options(chosen, chosen.resolve(options or {}), compat)
-    checkpoint = Checkpoint(model)
+    checkpoint = Checkpoint(model, report)
     check_file(out, output, checkpoint)
     if stats is not None and amount != Amount():
         raise UsageError("with --stats the amount is known already", "leave it out")
     skip = None if stats is not None else skipped([chosen], amount, checkpoint)
-    if output.dry_run:
-        return Made(out, results={"method": method, "options": settings})
     check_device(compute)
     digest = checkpoint.digest(report)
     if stats is not None:
@@ -490,6 +486,8 @@ def _write(
     """
     if same := place.same_already(out, output, sidecar.key(kind, options, inputs)):
         return same
+    if output.dry_run:
+        return Made(out, results=options)
     parts = make()
     first = next(parts)
     specs = {

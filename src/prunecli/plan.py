@@ -9,6 +9,8 @@ from typing import Any
 
 from prunecli.arch import Arch
 from prunecli.errors import InputError
+from prunecli.io.checkpoint import check_holds
+from prunecli.strict import told
 
 Indices = tuple[int, ...]
 
@@ -83,14 +85,34 @@ class Plan:
         return tuple(range(arch.ffn)) if self.ffn is None else self.ffn[i]
 
     def child(self, arch: Arch, biased: bool = False) -> Arch:
-        """Return the pruned model's shape: of ragged layers, the widest."""
+        """Return the pruned model's shape.
+
+        Of ragged layers it is the widest, or where transformers refuses that, the next width that
+        it takes: they are filled up with zeros anyhow. Raises InputError.
+        """
         layers = range(len(self.kept_layers(arch)))
+        widest = max(len(self.kept_kv_heads(arch, i)) for i in layers)
+        if self.heads is not None or not self.ragged(arch):
+            return self._child(arch, biased, widest)
+        for kv_heads in range(widest, arch.kv_heads):
+            try:
+                made = self._child(arch, biased, kv_heads)
+                check_holds(made)
+            except InputError:
+                continue
+            return made
+        return self._child(arch, biased, arch.kv_heads)
+
+    def _child(self, arch: Arch, biased: bool, kv_heads: int) -> Arch:
+        heads = kv_heads * arch.group
+        if self.heads is not None:
+            heads = max(map(len, self.heads))
         return arch.child(
             layers=None if self.layers is None else list(self.layers),
             hidden=None if self.hidden is None else len(self.hidden),
             ffn=None if self.ffn is None else max(map(len, self.ffn)),
-            kv_heads=max(len(self.kept_kv_heads(arch, i)) for i in layers),
-            heads=max(len(self.kept_heads(arch, i)) for i in layers),
+            kv_heads=kv_heads,
+            heads=heads,
             biased=biased,
         )
 
@@ -127,7 +149,7 @@ def _indices(axis: str, value: Any) -> Any:
         raise InputError(f"the plan's {axis} are not lists of indices")
     for index in (index for entry in lists for index in entry):
         if not isinstance(index, int) or isinstance(index, bool):
-            raise InputError(f"the plan's {axis} hold {index!r}, expected integers")
+            raise InputError(f"the plan's {axis} hold {told(index)}, expected integers")
     frozen = tuple(tuple(entry) for entry in lists)
     return frozen if lists is value else frozen[0]
 

@@ -86,11 +86,12 @@ def prune(
         raise UsageError("--restart is for methods that learn", "there is nothing to resume")
     if world.size() > 1 and not learns:
         raise UsageError("only methods that learn run in several processes", "leave out torchrun")
-    checkpoint = Checkpoint(model)
+    checkpoint = Checkpoint(model, report)
     place.check_place(out, output, [checkpoint.folder, *request.read])
     if keep is not None:
         place.check_kept(keep, request.kept, checkpoint.folder, out)
     prepared = prepare(request, checkpoint)
+    checkpoint.tag_along()  # refused now or never
     lesson, expected = None, prepared.expected
     resolved = {**prepared.options, "dtype": compute.dtype}
     if learns:
@@ -99,8 +100,6 @@ def prune(
         lesson = learning.prepare(checkpoint, data, settings, compute, report)
         expected = {**expected, **lesson.expected(checkpoint.arch.total_params)}
         resolved |= lesson.recorded
-    if output.dry_run:
-        return Made(out, results=expected)
     check_device(compute)
     place.check_disk(out, expected.get("disk_bytes", 0) + (0 if plan_only else prepared.bytes))
     digest = checkpoint.digest(report)
@@ -114,6 +113,10 @@ def prune(
         return same
     if PLAN in request.kept:
         place.same_already(f"{keep}/{PLAN}", output.beside, sidecar.key("plan", resolved, inputs))
+    if learns:
+        place.check_partial(out, key, restart)
+    if output.dry_run:
+        return Made(out, results=expected)
 
     def record(kind: Kind, outputs: dict[str, Any], results: dict[str, Any]) -> Sidecar:
         return recorder.sidecar(

@@ -11,13 +11,14 @@ from prunecli.allocate import Sizes
 from prunecli.arch import Arch
 from prunecli.errors import InputError, UsageError
 from prunecli.io import sidecar
-from prunecli.io.checkpoint import Checkpoint
+from prunecli.io.checkpoint import Checkpoint, check_holds
 from prunecli.io.rows import place_of
 from prunecli.io.sidecar import Sidecar
 from prunecli.methods._base import Method, Pattern, domains_of
 from prunecli.plan import Plan
 from prunecli.settings import Amount, Data
 
+OTHER_SHAPE = "ask for other sizes, or remove layers instead"
 STATS, SCORES, PLAN = "stats.safetensors", "scores.safetensors", "plan.json"
 
 
@@ -169,6 +170,7 @@ def prepare(request: Request, checkpoint: Checkpoint) -> Prepared:
         pattern = allocate.pattern(request.amount, arch)
         if method.check is not None:
             method.check(request.options, pattern)
+        check_holds(arch)
         options |= {"ratio": pattern.ratio, "sparsity": str(pattern)}
         expected = {"ratio": pattern.ratio, "params": arch.total_params, "sizes": arch.sizes}
         return Prepared(options, f"{method.granularity}, {pattern}", expected, size, pattern)
@@ -177,6 +179,7 @@ def prepare(request: Request, checkpoint: Checkpoint) -> Prepared:
         plan, _ = read_plan(request.plan)
         plan.check(arch)
         child = plan.child(arch, request.biased)
+        check_holds(child, OTHER_SHAPE)
         return Prepared(options, granularity, plan_results(plan, arch, child), size)
     assert method is not None
     if method.rotates and arch.family.behind:
@@ -189,8 +192,8 @@ def prepare(request: Request, checkpoint: Checkpoint) -> Prepared:
         arch = rotate.untied(arch)
     sizes = allocate.sizes(method, request.options, request.amount, arch)
     options |= {"sizes": asdict(sizes)}
-    # the shape must have a container before anything is computed; of ragged plans the widest has
-    widest = sizes.widest(arch)
+    # transformers must take the shape before anything is computed; of ragged plans the widest
+    widest = sizes.widest(arch, request.structure)
     child = arch.child(
         layers=list(range(widest.layers)),
         hidden=widest.hidden,
@@ -198,6 +201,7 @@ def prepare(request: Request, checkpoint: Checkpoint) -> Prepared:
         kv_heads=widest.kv_heads,
         biased=request.biased,
     )
+    check_holds(child, OTHER_SHAPE)
     expected = {
         "ratio": 1 - allocate.block_params(sizes, arch) / arch.block_params,
         "params": child.total_params,

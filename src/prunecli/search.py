@@ -13,7 +13,7 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunecli import allocate, shapes, surgery
+from prunecli import allocate, configs, shapes, surgery
 from prunecli.allocate import Sizes
 from prunecli.arch import Arch
 from prunecli.deciding import learned
@@ -116,7 +116,7 @@ def search(
     settings = chosen.resolve(options or {})
     shapes.searchable(chosen)
     _check_equal(chosen, settings)
-    checkpoint = Checkpoint(model)
+    checkpoint = Checkpoint(model, report)
     sources = (data.source, eval_data.source, *domains_of(settings))
     read = [place_of(name) for name in sources]
     place.check_place(out, output, [checkpoint.folder, *read])
@@ -238,7 +238,23 @@ def _candidates(
                     f"left out: the default shape, which has {budget.cost(shape):.0f} of "
                     f"{budget.most:.0f} {shapes.UNITS[budget.quantity]}"
                 )
-    return list({candidate.name: candidate for candidate in found}.values())
+    return _loadable(list({candidate.name: candidate for candidate in found}.values()), report)
+
+
+def _loadable(found: list[Candidate], report: Report) -> list[Candidate]:
+    """Return the shapes that transformers takes; raise InputError if it takes none."""
+    kept = []
+    for candidate in found:
+        try:
+            configs.judged(candidate.arch.config)
+        except InputError as error:
+            report.note(f"left out: {candidate.name}, {error}")
+            refused = error
+        else:
+            kept.append(candidate)
+    if found and not kept:
+        raise refused
+    return kept
 
 
 Child = Callable[[Candidate, Path], surgery.Child]

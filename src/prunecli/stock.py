@@ -8,10 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from prunecli import configs
 from prunecli.arch import Arch
-from prunecli.errors import InputError
-
-LONGEST = 200  # characters of a foreign message
 
 
 class Cap(NamedTuple):
@@ -43,15 +41,6 @@ class Cap(NamedTuple):
         return bend / self.scaling
 
 
-def model_config(arch: Arch) -> Any:
-    """Return transformers' config of a shape."""
-    from transformers import AutoConfig
-
-    # the version is written by transformers, and not among its arguments
-    taken = {key: value for key, value in arch.config.items() if key != "transformers_version"}
-    return AutoConfig.for_model(**taken)
-
-
 def bare(arch: Arch, device: torch.device) -> Any:
     """Return the model of a shape, in evaluation, with the attention that stock code chooses.
 
@@ -62,20 +51,9 @@ def bare(arch: Arch, device: torch.device) -> Any:
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
-    try:
-        with init_empty_weights(include_buffers=False):
-            model: nn.Module = AutoModelForCausalLM.from_config(
-                model_config(arch), dtype=torch.float32
-            )
-    except MemoryError:
-        raise
-    except Exception as error:
-        # its config classes and look-ups raise errors of many kinds
-        why = f"{type(error).__name__} {' '.join(str(error).split())}"
-        raise InputError(
-            f"transformers cannot build the model of config.json: {why[:LONGEST]}",
-            "is config.json as it came with the model?",
-        ) from error
+    config = configs.judged(arch.config)
+    with configs.refusals(configs.CANNOT_BUILD), init_empty_weights(include_buffers=False):
+        model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             module.padding_idx = None

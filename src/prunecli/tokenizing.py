@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from prunecli.errors import InputError, OutputExists, UsageError
-from prunecli.io import documents, sidecar, textfiles, token_shards
+from prunecli.io import beside, documents, sidecar, textfiles, token_shards
 from prunecli.io import output as place
-from prunecli.io.checkpoint import tag_along
 from prunecli.io.records import Reading
 from prunecli.io.sidecar import Input, Recorder
 from prunecli.io.token_shards import Encoding, Exact, at_lines
@@ -215,9 +214,9 @@ def _refuse_short(source: str, seq_len: int, sha: str) -> NoReturn:
 
 
 def _copy_tokenizer(source: str, folder: Path) -> None:
-    for path in tag_along(Path(source)):
-        if not path.name.startswith(("LICENSE", "NOTICE", "generation_config")):
-            place.replace_bytes(folder / path.name, path.read_bytes())
+    for name, content in beside.contents(source, beside.TOKENIZER).items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        place.replace_bytes(folder / name, content)
 
 
 def _give_tokenizer(folder: Path, target: Path) -> None:

@@ -30,7 +30,7 @@ class Written:
     digest: str
     census: Census
 
-    def finish(self, made: Sidecar, tag_along: list[Path]) -> None:
+    def finish(self, made: Sidecar, tag_along: Mapping[str, bytes]) -> None:
         """Write what surrounds the tensors, the sidecar last, once stock transformers takes it."""
         folder = self.writer.folder
         self.writer.finish(made.id, tag_along)

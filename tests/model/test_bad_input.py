@@ -91,8 +91,8 @@ def test_unknown_family_and_tensor(model, tmp_path):
 @pytest.mark.parametrize(
     ("family", "change", "words"),
     [
-        ("gemma3", {"layer_types": ["full_attention"] * 3}, ("layer_types has 3 entries", "4")),
-        ("gemma3", {"layer_types": ["foo"] * 4}, ("layer_types has 'foo'",)),
+        ("gemma3", {"layer_types": ["full_attention"] * 3}, ("num_hidden_layers` (4)", "(3)")),
+        ("gemma3", {"layer_types": ["foo"] * 4}, ("layer_types", "full_attention")),
         ("smollm3", {"no_rope_layers": [1, 0]}, ("no_rope_layers has 2 entries",)),
         ("qwen2", {"layer_types": ["linear_attention"] * 4}, ("'linear_attention'",)),
         ("llama", {"hidden_act": "fooact"}, ("transformers cannot build", "fooact")),

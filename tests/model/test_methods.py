@@ -789,7 +789,7 @@ def test_amounts(llama, calibration, tmp_path):
         out = tmp_path / "dry"
         return prune(
             str(llama), str(out), method=method, amount=amount, options=options,
-            output=Output(dry_run=True),
+            data=Data(calibration), output=Output(dry_run=True),
         ).results  # fmt: skip
 
     sizes = plan("flap", Amount(heads=3, ffn=50))["sizes"]

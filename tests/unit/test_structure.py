@@ -28,7 +28,7 @@ ALLOWED = {
         "methods",
         "stock",
     },
-    "io": {"errors", "report", "settings", "arch", "families"},
+    "io": {"errors", "report", "settings", "arch", "configs", "families", "strict"},
 }  # fmt: skip
 LOW = {"errors", "report", "settings", "registry", "memory"}
 

@@ -19,6 +19,7 @@ from prunecli.errors import UsageError, suggest
 from prunecli.io import tokenizer
 from prunecli.methods import registry
 from prunecli.settings import Amount, Compute, Data, Output
+from prunecli.strict import told
 
 CHOICES = {
     "device": ("auto", "cpu", "cuda"),
@@ -107,7 +108,7 @@ def _checked(context: typer.Context, path: str, parameter: Any, key: str, value:
     text = parameter.display_type(context) == "<str>" and not parameter.multiple
     if text and not isinstance(value, str):
         # YAML reads 2:4 as a number of base 60
-        raise UsageError(f"--config '{path}': {key} is {value!r}, expected text in quotes")
+        raise UsageError(f"--config '{path}': {key} is {told(value)}, expected text in quotes")
     return value
 
 

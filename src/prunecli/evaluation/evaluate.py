@@ -46,7 +46,7 @@ def evaluate(
     """
     compute, output, tasks = compute or Compute(), output or Output(), tasks or Tasks()
     recorder = Recorder("eval", output.argv)
-    checkpoint = Checkpoint(model)
+    checkpoint = Checkpoint(model, report)
     if out is not None:
         place.check_place(out, output, [checkpoint.folder])
     sources = data or ([] if tasks.names else [Data()])

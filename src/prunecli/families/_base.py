@@ -37,7 +37,6 @@ class Family:
         inputs: linears of a layer by distinct input: those of one tuple read the same tensor.
         behind: norms of what attention and what the FFN give, before it is added to the stream.
         defaults: what other config keys mean when config.json lacks them.
-        ignored: templates of tensors in old checkpoints that hold no parameters.
         layer_lists: config keys with one entry per layer, thinned out with the layers, and what an
             entry is when the list is absent (None: there is none then).
         hidden_divides: the config class refuses hidden sizes that heads do not divide.
@@ -58,7 +57,6 @@ class Family:
     biases: Mapping[str, Mapping[str, Axes]] = field(default_factory=dict)
     flags: Mapping[str, bool] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    ignored: tuple[str, ...] = ()
     layer_lists: Mapping[str, Entry | None] = field(default_factory=lambda: {"layer_types": None})
     hidden_divides: bool = False
     scales_embedding: bool = False

@@ -60,7 +60,6 @@ FAMILY = Family(
     biases={"attention_bias": {**QKV_BIAS, **O_BIAS}, "mlp_bias": MLP_BIAS},
     inputs=INPUTS,
     defaults=DEFAULTS,
-    ignored=(ATTENTION + "rotary_emb.inv_freq",),
     hidden_divides=True,
     containers=("mistral", "seed-oss"),
 )

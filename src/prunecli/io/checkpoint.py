@@ -4,20 +4,21 @@ Nothing here holds more than one tensor. A checkpoint of one file stays one file
 keeps its sharding: a tensor goes to the shard of the tensor that it came from.
 """
 
+import glob
 import hashlib
 import json
-import os
 import re
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from prunecli import configs, strict
 from prunecli.arch import Arch
 from prunecli.errors import InputError, PruneError
-from prunecli.io import rows, sidecar
+from prunecli.families._wrappers import PLAIN, WRAPPERS, Prefixes
+from prunecli.io import beside, foreign, rows, sidecar
 from prunecli.io.output import write_text
 from prunecli.io.tensorfile import (
     STORAGE,
@@ -35,11 +36,12 @@ if TYPE_CHECKING:
 
 ONE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-TAG_ALONG = (
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
-    "*.model", "chat_template*", "generation_config.json", "LICENSE*", "NOTICE*",
-)  # fmt: skip
 FLOATS = ("F32", "BF16", "F16", "F64")
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+# what transformers computes from the config, wherever an older version stored it
+BUFFER = "rotary_emb.inv_freq"
+SHOWN = ("layers", "hidden", "heads", "kv_heads", "ffn")
+CHUNK = 8192  # rows of a matrix compared at once
 
 
 def locate(model: str) -> Path:
@@ -53,6 +55,7 @@ def locate(model: str) -> Path:
     if path.is_dir():
         return path
     if path.exists():
+        foreign.refuse_file(path)
         raise InputError(f"'{model}' is a file, expected a model folder")
     hint = f"for the Hugging Face hub write hf:{model}" if _is_id(model) else "check the path"
     raise InputError(f"no such folder: '{model}'", hint)
@@ -68,10 +71,16 @@ def _from_hub(name: str) -> Path:
         raise InputError(f"'hf:{name}' is not hf:org/name[@revision]")
     from huggingface_hub import snapshot_download
 
+    def fetch(revision: str | None, *patterns: str) -> Path:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
+
     try:
-        folder = snapshot_download(
-            repo, revision=revision or None, allow_patterns=["*.safetensors", "*.json", *TAG_ALONG]
-        )
+        folder = fetch(revision or None, "config.json", sidecar.FOLDER_SIDECAR, INDEX, *beside.ALL)
+        # of several formats that a repository may hold, what will be read: by the very commit
+        files = [glob.escape(name) for name in _indexed(folder / INDEX)] or [ONE_FILE]
+        return fetch(folder.name, *files)
+    except InputError:
+        raise
     except Exception as error:
         # the hub client's errors have no common base that is part of its interface
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -79,7 +88,23 @@ def _from_hub(name: str) -> Path:
             f"cannot fetch 'hf:{name}' from the Hugging Face hub: {why}",
             "download the model elsewhere and give its folder",
         ) from None
-    return Path(folder)
+
+
+def _indexed(index: Path) -> list[str]:
+    """Return the files that an index names, each once; none if it is not there.
+
+    Raises InputError if it cannot be read, or names anything but .safetensors files beside it.
+    """
+    if not index.exists():
+        return []
+    weight_map = strict.read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"'{index}' has no weight_map of names to files")
+    files = sorted(set(map(str, weight_map.values())))
+    for file in files:
+        if Path(file).name != file or not file.endswith(".safetensors"):
+            raise InputError(f"{INDEX} names '{file}', expected a .safetensors file beside it")
+    return files
 
 
 class Reader(ABC):
@@ -105,88 +130,119 @@ class Checkpoint(Reader):
     """A model folder, read tensor by tensor.
 
     Opening it checks everything that headers can tell: that each tensor is one its family knows,
-    has the shape that config.json says, and that none is missing. Raises InputError otherwise.
+    has the shape that config.json says, and that none is missing. What transformers loads in
+    another layout (docs/checkpoints.md) has the same names here. Raises InputError otherwise.
 
     Attributes:
         folder: where it lies. arch: its shape. specs: type and shape of each tensor by name.
+        whole: the `model_type` of what it is only the language model of, else None.
     """
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, report: Report = SILENT) -> None:
         self.folder = locate(model)
-        self.arch = Arch.read(self.folder)
+        if not any((self.folder / name).exists() for name in (ONE_FILE, INDEX)):
+            foreign.refuse_folder(self.folder)
+        config, self.whole = configs.read(self.folder)
+        self.arch = Arch(config)
         if self.arch.config.get("quantization_config"):
             raise InputError(
                 "config.json has a quantization_config",
                 "dequantise the model first, or take the key out if its weights are plain",
             )
-        self._files = self._locate_tensors()
-        headers = {path: read_header(path) for path in sorted(set(self._files.values()))}
+        # by our names: the file, and the name that the tensor has in it
+        self._stored: dict[str, tuple[Path, str]] = {}
         self.specs: dict[str, Spec] = {}
-        for name, path in self._files.items():
-            if name not in headers[path]:
-                raise InputError(
-                    f"the index says that '{name}' is in '{path.name}', which does not have it"
-                )
-            self.specs[name] = headers[path][name]
-        self._leave_out()
+        self._find_tensors(report)
+        self._tie(report)
         self._check_tensors()
         self.sidecar = sidecar.read_if_any(self.folder)
         if self.sidecar is not None and self.sidecar.kind != "checkpoint":
             raise InputError(f"'{model}' is '{self.sidecar.kind}', expected 'checkpoint'")
 
-    def _locate_tensors(self) -> dict[str, Path]:
-        one, index = self.folder / ONE_FILE, self.folder / INDEX
-        if one.exists():
-            return dict.fromkeys(read_header(one), one)
-        if not index.exists():
-            pickles = sorted(path.name for path in self.folder.glob("*.bin"))
-            pickles += sorted(path.name for path in self.folder.glob("*.pth"))
-            if pickles:
-                raise InputError(
-                    f"'{self.folder}' has only pickled weights ({pickles[0]}), which can run code",
-                    "save it as safetensors first",
-                )
+    def _files(self) -> list[Path]:
+        """Return the files with weights, as transformers chooses them."""
+        if (self.folder / ONE_FILE).exists():
+            return [self.folder / ONE_FILE]
+        files = _indexed(self.folder / INDEX)
+        if not files:
             raise InputError(
                 f"'{self.folder}' is not a checkpoint: it has no {ONE_FILE} and no {INDEX}"
             )
-        try:
-            weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
-            entries = {str(name): str(file) for name, file in weight_map.items()}
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise InputError(f"'{index}' is not readable as JSON: {error}") from None
-        except (KeyError, TypeError, AttributeError):
-            raise InputError(f"'{index}' has no weight_map of names to files") from None
-        for file in sorted(set(entries.values())):
-            if Path(file).name != file or not file.endswith(".safetensors"):
-                raise InputError(f"{INDEX} names '{file}', expected a .safetensors file beside it")
+        for file in files:
             if not (self.folder / file).is_file():
                 raise InputError(f"{INDEX} names a missing shard: '{file}'", "download it again")
-        return {name: self.folder / file for name, file in sorted(entries.items())}
+        return [self.folder / file for file in files]
 
-    def _leave_out(self) -> None:
-        """Forget tensors without parameters, and a tied output head that some tools write."""
-        patterns = [
-            re.compile(re.escape(template).replace(re.escape("{i}"), r"\d+"))
-            for template in self.arch.family.ignored
-        ]
-        for name in [n for n in self.specs if any(p.fullmatch(n) for p in patterns)]:
-            del self.specs[name]
-        if self.arch.tied and "lm_head.weight" in self.specs:
-            if self._is_copy("lm_head.weight", "model.embed_tokens.weight"):
-                del self.specs["lm_head.weight"]
-            else:  # stock transformers keeps both, so the model is in fact not tied
-                self.arch = Arch({**self.arch.config, "tie_word_embeddings": False})
+    def _find_tensors(self, report: Report) -> None:
+        """Note where each tensor lies; what files hold counts, not what an index says of them."""
+        expected = {*self.arch.tensors(), HEAD}
+        prefixes = PLAIN if self.whole is None else WRAPPERS[self.whole]
+        others = set()
+        for path in self._files():
+            for stored, spec in read_header(path).items():
+                if BUFFER in stored:
+                    continue
+                name = _own_name(stored, prefixes, expected)
+                if name is None:
+                    others.add(stored)
+                    continue
+                if name in self.specs:
+                    before, also = self._stored[name]
+                    raise InputError(
+                        f"'{name}' is stored twice: as '{also}' in '{before.name}' and as "
+                        f"'{stored}' in '{path.name}'",
+                        "take one of them out",
+                    )
+                self._stored[name], self.specs[name] = (path, stored), spec
+        self.specs = {name: self.specs[name] for name in sorted(self.specs)}
+        headless = self._stored.get(EMBEDDING, (None, EMBEDDING))[1] != EMBEDDING
+        if self.whole is not None or headless:
+            classes = {"architectures": [f"{self.arch.family.classes}ForCausalLM"]}
+            self.arch = Arch({**self.arch.config, **classes})
+        if self.whole is not None:
+            parts = ", ".join(sorted({_part(name) for name in others})) or "none"
+            report.note(
+                f"'{self.folder.name}' is a '{self.whole}': its language model is read, a "
+                f"'{self.arch.config['model_type']}'; parts left out: {parts}"
+            )
 
-    def _is_copy(self, one: str, other: str) -> bool:
-        return self.specs.get(one) == self.specs.get(other) and bool(
-            self.tensor(one).equal(self.tensor(other))
+    def _tie(self, report: Report) -> None:
+        """Settle what the output head is where config.json says that it is the embedding."""
+        if not self.arch.tied or HEAD not in self.specs:
+            return
+        if EMBEDDING not in self.specs:
+            # either stands for both
+            self._stored[EMBEDDING] = self._stored[HEAD]
+            self.specs[EMBEDDING] = self.specs[HEAD]
+        elif not self._equal(HEAD, EMBEDDING):
+            # transformers keeps both, so the model is in fact not tied
+            self.arch = Arch({**self.arch.config, "tie_word_embeddings": False})
+            types = " and ".join(self.specs[name].dtype for name in (EMBEDDING, HEAD))
+            report.note(
+                f"config.json ties the output head to the embedding, but both are stored ({types}) "
+                "and differ: read as not tied, as transformers does in float32"
+            )
+            return
+        del self._stored[HEAD], self.specs[HEAD]
+
+    def _equal(self, one: str, other: str) -> bool:
+        """Return whether two matrices hold the same numbers, of whatever types."""
+        if self.specs[one].shape != self.specs[other].shape:
+            return False
+        left, right = self.tensor(one), self.tensor(other)
+        return all(
+            bool(left[start : start + CHUNK].double().equal(right[start : start + CHUNK].double()))
+            for start in range(0, len(left), CHUNK)
         )
 
     def _check_tensors(self) -> None:
         expected, family = self.arch.tensors(), self.arch.family.name
+        unknown = [name for name in self.specs if name not in expected]
+        missing = [name for name in expected if name not in self.specs]
+        foreign.refuse_names(self._stored[name][1] for name in unknown)
+        for name in unknown:
+            raise InputError(f"unknown tensor '{name}': a {family} of this shape has none such")
         for name, spec in self.specs.items():
-            if name not in expected:
-                raise InputError(f"unknown tensor '{name}': a {family} of this shape has none such")
             if spec.shape != expected[name].shape:
                 raise InputError(
                     f"'{name}' has shape {list(spec.shape)}, expected "
@@ -197,21 +253,26 @@ class Checkpoint(Reader):
                     f"'{name}' is stored as {spec.dtype}, expected one of {', '.join(FLOATS)}",
                     "dequantise the model first",
                 )
-        for name in expected:
-            if name not in self.specs:
-                raise InputError(f"tensor '{name}' is missing", "is the download complete?")
+        if missing == [HEAD]:
+            raise InputError(
+                f"the output head '{HEAD}' is missing, and config.json does not tie it to the "
+                "embedding",
+                "if it is the embedding, set tie_word_embeddings to true; else get the whole model",
+            )
+        for name in missing:
+            raise InputError(f"tensor '{name}' is missing", "is the download complete?")
 
     def tensor(self, name: str) -> "torch.Tensor":
         """Return one tensor, a view of the memory-mapped file; do not write into it."""
-        return read_tensor(self._files[name], name)
+        return read_tensor(*self._stored[name])
 
     def shard(self, name: str) -> int:
         """Return the number of the file that holds `name`, counting from 0."""
-        return self._shards.index(self._files[name])
+        return self._shards.index(self._stored[name][0])
 
     @property
     def _shards(self) -> list[Path]:
-        return sorted(set(self._files.values()))
+        return sorted({path for path, _ in self._stored.values()})
 
     def digest(self, report: Report = SILENT) -> str:
         """Read all tensors once and return their digest; raise InputError at a NaN or infinity."""
@@ -238,12 +299,14 @@ class Checkpoint(Reader):
         return Arch({**config, "dtype": dtype}), specs
 
     def as_input(self, digest: str, role: str = "model") -> sidecar.Input:
-        """Return this checkpoint as an input of a sidecar."""
-        return sidecar.Input(role=role, id=self.sidecar.id if self.sidecar else None, digest=digest)
+        """Return this checkpoint as an input of a sidecar, which tells what it is a part of."""
+        known = {"id": self.sidecar.id if self.sidecar else None, "digest": digest}
+        part = {} if self.whole is None else {"part_of": self.whole}
+        return sidecar.Input.model_validate({"role": role, **known, **part})
 
-    def tag_along(self) -> list[Path]:
-        """Return the files that go with the model unchanged."""
-        return tag_along(self.folder)
+    def tag_along(self) -> dict[str, bytes]:
+        """Return the files that go with the model, by name: tokenizer, generation settings."""
+        return beside.contents(self.folder)
 
     @property
     def trained(self) -> list[sidecar.Trained]:
@@ -260,10 +323,14 @@ class Checkpoint(Reader):
         return found
 
 
-def tag_along(folder: Path) -> list[Path]:
-    """Return the files of a folder that go with a model: tokenizer, generation settings."""
-    found = {path for pattern in TAG_ALONG for path in folder.glob(pattern)}
-    return sorted(path for path in found if path.is_file())
+def _own_name(stored: str, prefixes: Prefixes, expected: set[str]) -> str | None:
+    """Return what a stored tensor is called here, None if it belongs to another part."""
+    names = [new + stored.removeprefix(old) for old, new in prefixes if stored.startswith(old)]
+    return next((name for name in names if name in expected), names[0] if names else None)
+
+
+def _part(stored: str) -> str:
+    return next(part for part in stored.split(".") if part != "model")
 
 
 class CheckpointWriter:
@@ -278,7 +345,7 @@ class CheckpointWriter:
     ) -> None:
         self.folder, self.specs = folder, specs
         folder.mkdir(parents=True)
-        self._config = dict(config)
+        self._config = {key: value for key, value in config.items() if key != beside.CODE}
         used = sorted(set(shards))
         if len(used) == 1:
             names = [ONE_FILE]
@@ -309,12 +376,13 @@ class CheckpointWriter:
         shape = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
         return combined_digest({**self.digests, "config.json": shape})
 
-    def finish(self, identity: str, tag_along: list[Path]) -> None:
-        """Write config.json, marked with the sidecar's id, and copy the tag-along files."""
+    def finish(self, identity: str, tag_along: Mapping[str, bytes]) -> None:
+        """Write config.json, marked with the sidecar's id, and what goes with the model."""
         config = {**self._config, "prunecli": {"id": identity}}
         write_text(self.folder / "config.json", json.dumps(config, indent=2) + "\n")
-        for path in tag_along:
-            shutil.copyfile(path, self.folder / path.name)
+        for name, content in tag_along.items():
+            (self.folder / name).parent.mkdir(exist_ok=True)
+            (self.folder / name).write_bytes(content)
 
     def __enter__(self) -> "CheckpointWriter":
         return self
@@ -337,25 +405,36 @@ class CheckpointWriter:
 
 
 def check_loads(folder: Path) -> None:
-    """Have stock transformers build the model of `folder` on meta and compare names and shapes.
+    """Check that what was written is what stock transformers builds of its config.json.
 
     Raises PruneError where it would not load as it is; costs no memory for weights.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    written = Checkpoint(os.fspath(folder))
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except Exception as error:
-        # whatever its config classes raise, it means that users could not load the folder
-        raise PruneError(f"stock transformers refuses the result: {error}") from error
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if written.arch.tied:
-        expected.pop("lm_head.weight", None)
-    got = {name: spec.shape for name, spec in written.specs.items()}
-    if got != expected:
-        odd = sorted(set(got.items()) ^ set(expected.items()))[:3]
-        raise PruneError(f"stock transformers expects other tensors than were written: {odd}")
+        check_holds(Checkpoint(str(folder)).arch)
+    except InputError as error:
+        raise PruneError(f"the result would not load: {error}") from error
+
+
+def check_holds(arch: Arch, remedy: str = "is config.json as it came with the model?") -> None:
+    """Raise InputError unless stock transformers builds a model of exactly this shape.
+
+    Costs no memory for weights, so that it can be asked before there are any.
+    """
+    try:
+        expected = configs.shapes(arch.config)
+    except InputError as error:
+        sizes = ", ".join(f"{axis} {arch.sizes[axis]}" for axis in SHOWN)
+        raise InputError(
+            f"no '{arch.config['model_type']}' of {sizes}: {error.what}", remedy
+        ) from None
+    if arch.tied:
+        expected.pop(HEAD, None)
+    ours = {name: tensor.shape for name, tensor in arch.tensors().items()}
+    for name in [*ours, *expected]:
+        if ours.get(name) != expected.get(name):
+            there, here = (list(table.get(name, ())) or "none" for table in (expected, ours))
+            raise InputError(
+                f"transformers builds another model of this config.json: '{name}' is {there}, "
+                f"expected {here}",
+                remedy,
+            )

@@ -141,6 +141,22 @@ def partial_of(out: str) -> Path:
     return place.with_name(f"{place.name}.partial")
 
 
+def check_partial(out: str, key: str, restart: bool) -> None:
+    """Raise OutputExists if OUT.partial is not what a run with this key may go on from or clear."""
+    folder = partial_of(out)
+    mark = folder / MARK
+    if not folder.exists():
+        return
+    if not mark.exists() and any(folder.iterdir()):
+        raise OutputExists(f"'{folder.name}' was not made by prunecli", "move it away")
+    state = mark.exists() and not restart and _holds(folder, LOGS)
+    if state and mark.read_text("utf-8").strip() != key:
+        raise OutputExists(
+            f"'{folder.name}' is the state of a run with other inputs or options",
+            "use --restart to begin anew, or choose another OUT",
+        )
+
+
 @contextmanager
 def partial(out: str, key: str, restart: bool) -> Iterator[Path]:
     """Yield OUT.partial, the folder of an unfinished run; it stays when the block fails.
@@ -151,8 +167,7 @@ def partial(out: str, key: str, restart: bool) -> Iterator[Path]:
     `restart` clears what is there.
     """
     folder = partial_of(out)
-    if folder.exists() and not (folder / MARK).exists() and any(folder.iterdir()):
-        raise OutputExists(f"'{folder.name}' was not made by prunecli", "move it away")
+    check_partial(out, key, restart)
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -160,16 +175,13 @@ def partial(out: str, key: str, restart: bool) -> Iterator[Path]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OutputExists(f"another process is at work in '{folder.name}'") from None
+        # it may have become another's while it was waited for
+        check_partial(out, key, restart)
         mark = folder / MARK
         if restart or not mark.exists() or not _holds(folder, LOGS):
             for path in folder.iterdir():
                 remove(path)
             replace_text(mark, key + "\n")
-        elif mark.read_text("utf-8").strip() != key:
-            raise OutputExists(
-                f"'{folder.name}' is the state of a run with other inputs or options",
-                "use --restart to begin anew, or choose another OUT",
-            )
         try:
             yield folder
         finally:

@@ -27,7 +27,8 @@ TORCH_NAMES = {
     "F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16", "I64": "int64",
     "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
 }  # fmt: skip
-STORAGE = {"float32": "F32", "bfloat16": "BF16"}  # what a user may ask for
+# what weights may be stored as, by the names of configs and options
+STORAGE = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 MAX_HEADER = 100_000_000
 TENSOR_FILE = ".safetensors"
 INTEGERS = ("I64", "U64", "I32", "U32", "I16", "U16", "I8", "U8")
@@ -77,8 +78,16 @@ def read_header(path: Path) -> dict[str, Spec]:
         for name in sorted(header):
             begin, end = header[name]["data_offsets"]
             spec = Spec(header[name]["dtype"], tuple(header[name]["shape"]))
-            if spec.dtype not in ITEM_BYTES or end - begin != spec.bytes:
-                raise corrupt(f"tensor '{name}' has {end - begin} bytes for {spec}")
+            if not all(type(number) is int and number >= 0 for number in (begin, end, *spec.shape)):
+                raise corrupt(f"sizes of tensor '{name}' are no whole numbers")
+            if spec.dtype not in ITEM_BYTES:
+                known = ", ".join(ITEM_BYTES)
+                raise corrupt(f"tensor '{name}' is of type '{spec.dtype}', expected one of {known}")
+            if end - begin != spec.bytes:
+                raise corrupt(
+                    f"tensor '{name}' has {end - begin} bytes, {spec.dtype} {list(spec.shape)} "
+                    f"takes {spec.bytes}"
+                )
             specs[name] = spec
             ranges.append((begin, end))
     except (AttributeError, KeyError, TypeError, ValueError):

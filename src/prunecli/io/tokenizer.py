@@ -3,19 +3,18 @@
 import json
 from dataclasses import dataclass
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunecli.errors import InputError, UsageError, suggest
+from prunecli.io.beside import FAST, SENTENCEPIECE, vocabulary
 
 if TYPE_CHECKING:
     import numpy as np
 
-FAST = "tokenizer.json"
 BYTES = 256
 END = "<|endoftext|>"  # the end of sequence of tokenizers that are made here
-# vocabularies in older formats, which transformers converts
-OLDER = ("tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "vocab.txt", "tekken.json")
 
 
 # --bos: whether a text begins with beginning of sequence
@@ -118,6 +117,7 @@ class Tokenizer:
     def __init__(self, folder: str, special_tokens: str = TEXT) -> None:
         check_choice("special-tokens", special_tokens, SPELLED_OUT)
         self.digest = digest(folder)
+        _check_library(folder)
         from transformers import AutoTokenizer
 
         try:
@@ -210,22 +210,36 @@ def well_formed(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _files(folder: str) -> list[Path]:
-    if Path(folder, FAST).is_file():
-        return [Path(folder, FAST)]
-    return [Path(folder, name) for name in OLDER if Path(folder, name).is_file()]
+def _check_library(folder: str) -> None:
+    """Raise InputError where a vocabulary needs a library that is not installed."""
+    found = vocabulary(folder)
+    if not any(path.name in SENTENCEPIECE for path in found):
+        return
+    missing = [name for name in ("sentencepiece", "google.protobuf") if not _installed(name)]
+    if missing:
+        raise InputError(
+            f"'{found[0]}' is in SentencePiece's format, which takes {' and '.join(missing)}",
+            "pip install 'prunecli[sentencepiece]', or give another with --tokenizer",
+        )
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def present(folder: str) -> bool:
     """Return whether a folder has a tokenizer."""
-    return bool(_files(folder))
+    return bool(vocabulary(folder))
 
 
 def digest(folder: str) -> str:
     """Return the digest of a folder's tokenizer; raise InputError if it has none."""
     if not Path(folder).is_dir():
         raise InputError(f"no such tokenizer folder: '{folder}'", "check the path")
-    found = _files(folder)
+    found = vocabulary(folder)
     if not found:
         raise InputError(
             f"'{folder}' has no tokenizer, which text needs",

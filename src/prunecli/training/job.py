@@ -18,6 +18,7 @@ from prunecli.training.track import library
 
 SWEEP = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 SWEEP_NAME = "sweep"
+MOST_LR = 1000
 LR = 3e-4
 BATCH_SIZE = 16
 PAPER_BATCH, PAPER_LENGTH = 512, 8192
@@ -237,8 +238,8 @@ def _learning_rates(training: Training) -> tuple[float, ...]:
         lr = float(text)
     except ValueError:
         raise UsageError(f"--lr '{text}': expected a number or {SWEEP_NAME}") from None
-    if not 0 < lr < 1000:
-        raise UsageError(f"--lr {text}: expected more than 0")
+    if not 0 < lr < MOST_LR:
+        raise UsageError(f"--lr {text}: expected more than 0 and less than {MOST_LR}")
     return (lr,)
 
 

@@ -160,7 +160,9 @@ def prepare(
     """
     for name in ("tokens", "batch_size", "lr", "mask_lr", "domain_every"):
         if options[name] is not None and not 0 < options[name] < inf:
-            raise UsageError(f"--{name.replace('_', '-')} {options[name]}: expected more than 0")
+            raise UsageError(
+                f"--{name.replace('_', '-')} {options[name]}: expected a number above 0"
+            )
     batch_size = options["batch_size"]
     job.share(batch_size)
     sources = (data.source, *domains_of(options))

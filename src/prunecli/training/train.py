@@ -69,7 +69,7 @@ def train(
     """
     compute, output = compute or Compute(), output or Output()
     recorder = Recorder("train", output.argv)
-    checkpoint = Checkpoint(model)
+    checkpoint = Checkpoint(model, report)
     sources = (training.data, training.eval_data, training.teacher)
     read = [place_of(source) for source in sources if source]
     place.check_place(out, output, [checkpoint.folder, *read])

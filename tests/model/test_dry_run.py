@@ -1,0 +1,158 @@
+"""A dry run gives the verdict of the run, and the run's is given before anything is computed."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import tiny
+from prunecli.errors import PruneError
+from prunecli.families import registry as families
+from prunecli.methods import registry
+from prunecli.pipeline import calibrate, score
+from prunecli.pruning import prune
+from prunecli.settings import Amount, Compute, Data, Output
+
+# factors of a longrope, for every pair of the 8 channels of a head
+LONGROPE = {
+    "original_max_position_embeddings": 32,
+    "rope_scaling": {
+        "type": "longrope", "short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 3.0, 4.0],
+    },
+}  # fmt: skip
+ON_TINY = {"sheared-llama": {"tokens": 64, "batch_size": 2}, "llm-pruner": {"protect": "0,0"}}
+
+
+def verdict(make):
+    """Return the exit status of a call and the line that it ends with."""
+    try:
+        make()
+    except PruneError as error:
+        return error.exit_code, str(error)
+    return 0, ""
+
+
+def both(model, out, method, amount, calibration, **settings):
+    """Return the verdicts of a dry run and of a run, which must be the same."""
+    options = settings.pop("options", ON_TINY.get(method, {}))
+    found = [
+        verdict(
+            lambda dry=dry: prune(
+                str(model), str(out), method=method, amount=amount, options=options,
+                data=Data(calibration), output=Output(dry_run=dry), **settings,
+            )
+        )
+        for dry in (True, False)
+    ]  # fmt: skip
+    assert found[0] == found[1]
+    assert out.exists() is (found[1][0] == 0)
+    shutil.rmtree(out, ignore_errors=True)
+    return found[1]
+
+
+def pairs():
+    """Every method on one family and the reverse in the fast tests, all pairs in the matrix."""
+    for row, method in enumerate(registry.names()):
+        for column, family in enumerate(families.names()):
+            short = row % len(families.names()) == column
+            yield pytest.param(
+                method, family, id=f"{method}-{family}", marks=[] if short else [pytest.mark.slow]
+            )
+
+
+@pytest.mark.parametrize(("method", "family"), [*pairs()])
+def test_a_dry_run_gives_the_verdict_of_the_run(method, family, models, calibration, tmp_path):
+    """Amounts that pass, shapes that only some containers hold, and amounts out of reach."""
+    amounts = [Amount(ratio=0.4), Amount(ratio=0.999)]
+    axes = registry.get(method).axes
+    amounts += [Amount(hidden=47)] * ("hidden" in axes) + [Amount(heads=3)] * ("heads" in axes)
+    for amount in amounts:
+        both(models(family), tmp_path / "out", method, amount, calibration)
+
+
+@pytest.mark.parametrize(
+    ("method", "amount", "options", "status"),
+    [
+        ("minitron-width", Amount(hidden=40, ffn=48), {}, 4),
+        ("slicegpt-global", Amount(hidden=40), {}, 4),
+        ("llm-pruner", Amount(ratio=0.6), {"protect": "0,0"}, 4),
+        ("flap", Amount(ratio=0.4), {"bias": "drop"}, 4),
+        # padded to a width that is taken, as are all layers of unequal sizes
+        ("flap", Amount(ratio=0.4), {"bias": "drop", "structure": "AL-AM"}, 0),
+        ("flap", Amount(ffn=48), {"bias": "drop"}, 0),
+        ("shortgpt", Amount(layers=2), {}, 0),
+        ("wanda", Amount(ratio=0.5), {}, 0),
+    ],
+)
+def test_longrope(method, amount, options, status, calibration, tmp_path):
+    """Phi 3's config class counts factors by hidden / heads: other quotients are refused."""
+    model = tiny.make(
+        tmp_path / "in", "phi3", num_attention_heads=6, num_key_value_heads=6, **LONGROPE
+    )
+    before = json.loads((model / "config.json").read_text())
+    found = both(model, tmp_path / "out", method, amount, calibration, options=options)
+    assert found[0] == status, found
+    if status:
+        assert "short_factor field must have length" in found[1]
+        assert "ask for other sizes" in found[1]
+    assert json.loads((model / "config.json").read_text()) == before
+
+
+def test_longrope_of_fewer_heads_is_exact(tmp_path):
+    """Five heads of six: factors follow the size of a head, which stays, short ones and long."""
+    model = tiny.make(
+        tmp_path / "in", "phi3", num_attention_heads=6, num_key_value_heads=6, **LONGROPE
+    )
+    (tmp_path / "plan.json").write_text(json.dumps({"keep": {"kv_heads": [[0, 1, 2, 3, 5]] * 4}}))
+    prune(str(model), str(tmp_path / "out"), plan=str(tmp_path / "plan.json"))
+    silent = shutil.copytree(model, tmp_path / "silent")
+    tensors = {name: t.clone() for name, t in load_file(model / "model.safetensors").items()}
+    for i in range(4):
+        tensors[f"model.layers.{i}.self_attn.o_proj.weight"][:, 4 * 8 : 5 * 8] = 0
+    save_file(tensors, silent / "model.safetensors", metadata={"format": "pt"})
+    for length in (20, 48):
+        ids = torch.arange(length)[None]
+        got, wanted = (tiny.logits(folder, ids) for folder in (tmp_path / "out", silent))
+        assert torch.allclose(got, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("step", ["no data", "no such device", "damaged", "another's state"])
+def test_what_else_is_seen_before_the_first_step(step, llama, calibration, tmp_path):
+    model, data, compute, method = llama, calibration, Compute(), "wanda"
+    if step == "no data":
+        data = str(tmp_path / "none.txt")
+    elif step == "no such device":
+        compute = Compute(device="cuda:99")
+    elif step == "damaged":
+        model = shutil.copytree(llama, tmp_path / "in")
+        tensors = load_file(model / "model.safetensors")
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+        tensors["model.norm.weight"][0] = float("nan")
+        save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    else:
+        method = "sheared-llama"
+        (tmp_path / "out.partial").mkdir()
+        (tmp_path / "out.partial" / "key").write_text("another\n")
+    found = both(model, tmp_path / "out", method, Amount(ratio=0.5), data, compute=compute)
+    assert found[0] in (2, 4, 5)
+
+
+@pytest.mark.parametrize("verb", [calibrate, score])
+def test_statistics_and_scores_likewise(verb, llama, calibration, tmp_path):
+    named = {"methods": ["flap"]} if verb is calibrate else {"method": "flap"}
+    for data, status in ((calibration, 0), (str(tmp_path / "none.txt"), 4)):
+        found = [
+            verdict(
+                lambda dry=dry, data=data: verb(
+                    str(llama), str(tmp_path / "o.safetensors"), **named, data=Data(data),
+                    output=Output(dry_run=dry),
+                )
+            )
+            for dry in (True, False)
+        ]  # fmt: skip
+        assert found[0] == found[1]
+        assert found[0][0] == status
+        (tmp_path / "o.safetensors").unlink(missing_ok=True)
+        (tmp_path / "o.safetensors.json").unlink(missing_ok=True)

@@ -1,0 +1,362 @@
+"""Checkpoints in every layout that stock transformers loads, and those that it or we refuse.
+
+The rows of the table in docs/checkpoints.md, in its order: each is held by a case here.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import tiny
+from prunecli.errors import InputError
+from prunecli.evaluation.evaluate import evaluate
+from prunecli.io.checkpoint import Checkpoint
+from prunecli.pruning import prune
+from prunecli.report import Report
+from prunecli.settings import Amount, Data
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+TEXT = {
+    "vocab_size": 259, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
+    "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8, "initializer_range": 0.3,
+    "max_position_embeddings": 64, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None,
+}  # fmt: skip
+VISION = {
+    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "image_size": 28, "patch_size": 14,
+}  # fmt: skip
+CLIP = {"vision_config": {**VISION, "model_type": "clip_vision_model"}, "image_token_index": 258}
+# kind -> what its config.json says beside the text, and what its text is
+WRAPPED = {
+    "gemma3": ({"vision_config": VISION, "mm_tokens_per_image": 4}, "gemma3_text"),
+    "idefics3": ({"vision_config": VISION, "image_token_id": 258}, "llama"),
+    "internvl": (
+        {"vision_config": {**VISION, "image_size": [28, 28], "patch_size": [14, 14]}},
+        "qwen2",
+    ),
+    "llava": (CLIP, "llama"),
+    "llava_next": (CLIP, "mistral"),
+    "llava_onevision": (CLIP, "qwen2"),
+    "mistral3": ({"vision_config": {**VISION, "model_type": "pixtral"}}, "mistral"),
+    "smolvlm": ({"vision_config": VISION, "image_token_id": 258}, "llama"),
+    "vipllava": ({**CLIP, "vision_feature_layers": [-1]}, "llama"),
+}
+
+
+class Told(Report):
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.notes = []
+
+    def note(self, message):
+        self.notes.append(message)
+
+
+@pytest.fixture(scope="module")
+def ids(tmp_path_factory):
+    source = tiny.tokens(tmp_path_factory.mktemp("ids") / "t.safetensors", rows=4)
+    return source, load_file(source.removesuffix(":ids"))["ids"].long()
+
+
+@pytest.fixture(scope="module")
+def parents(tmp_path_factory):
+    root = tmp_path_factory.mktemp("parents")
+    return {
+        tied: tiny.make(root / str(tied), "llama", tie_word_embeddings=tied)
+        for tied in (True, False)
+    }
+
+
+def stock_loss(folder, ids, automatic="AutoModelForCausalLM"):
+    """Return the loss of what stock transformers loads, in float32."""
+    import transformers
+
+    loaded, info = getattr(transformers, automatic).from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
+    assert not info["missing_keys"], info
+    with torch.no_grad():
+        logits = loaded.eval()(input_ids=ids).logits
+    return float(
+        torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    )
+
+
+def laid_out(parent, folder, change, *, index=None, config=None):
+    """Copy a one-file model with its tensors changed; `index` are the names that an index tells."""
+    folder.mkdir()
+    tensors = {name: t.clone() for name, t in load_file(parent / "model.safetensors").items()}
+    tensors = change(tensors) or tensors
+    file = "model.safetensors" if index is None else "model-00001-of-00001.safetensors"
+    save_file(tensors, folder / file, metadata={"format": "pt"})
+    if index is not None:
+        told = {"metadata": {}, "weight_map": dict.fromkeys(index(tensors), file)}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(told))
+    record = json.loads((parent / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**record, **(config or {})}))
+    return folder
+
+
+def renamed(tensors, of):
+    return {of(name): tensor for name, tensor in tensors.items()}
+
+
+def with_head(make):
+    return lambda tensors: {**tensors, HEAD: make(tensors[EMBEDDING])}
+
+
+def without(name):
+    return lambda tensors: {other: t for other, t in tensors.items() if other != name}
+
+
+def narrow(tensors):
+    return {name: tensor.bfloat16() for name, tensor in tensors.items()}
+
+
+# row of the table -> parent tied, change of tensors, names in an index, OUT tied, part of a note
+LOADED = {
+    "as transformers saves it, tied": (True, lambda t: t, None, True, None),
+    "as transformers saves it, not tied": (False, lambda t: t, None, False, None),
+    "tied, the head alone stored": (
+        True, lambda t: renamed(t, lambda n: HEAD if n == EMBEDDING else n), None, True, None,
+    ),
+    "tied, the head stored too, equal": (True, with_head(torch.clone), None, True, None),
+    "tied, the head stored too, equal in another type": (
+        True, lambda t: with_head(torch.Tensor.float)(narrow(t)), None, True, None,
+    ),
+    "tied, the head stored too, rounded to another type": (
+        True, with_head(torch.Tensor.bfloat16), None, False, "F32 and BF16",
+    ),
+    "tied, the head stored too, another": (
+        True, with_head(lambda e: e + 0.5), None, False, "F32 and F32",
+    ),
+    "an index that names a head that is not there": (
+        True, lambda t: t, lambda t: [*t, HEAD], True, None,
+    ),
+    "an index that leaves tensors out": (True, lambda t: t, lambda t: [EMBEDDING], True, None),
+    "rotary_emb.inv_freq, once": (
+        False, lambda t: {**t, "model.rotary_emb.inv_freq": torch.ones(4)}, None, False, None,
+    ),
+    "rotary_emb.inv_freq, in every layer": (
+        False,
+        lambda t: {
+            **t,
+            **{f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(4) for i in range(4)},
+        },
+        None, False, None,
+    ),
+    "the body alone, tied": (
+        True, lambda t: renamed(t, lambda n: n.removeprefix("model.")), None, True, None,
+    ),
+    "names of the body, with a head": (
+        False, lambda t: renamed(t, lambda n: n.removeprefix("model.")), None, False, None,
+    ),
+}  # fmt: skip
+
+
+def same_as_stock(folder, ids, out, tied, automatic="AutoModelForCausalLM"):
+    """Evaluate and prune a folder: the loss is stock's, and OUT loads without a remark."""
+    source, tokens = ids
+    told = Told()
+    found = evaluate(str(folder), data=[Data(source)], report=told).results["loss"]
+    assert found == pytest.approx(stock_loss(folder, tokens, automatic), rel=1e-5)
+    prune(str(folder), str(out), method="magnitude", amount=Amount(ratio=0.25))
+    tiny.logits(out, tokens)
+    assert (HEAD not in load_file(out / "model.safetensors")) is tied
+    assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is tied
+    return told.notes
+
+
+@pytest.mark.parametrize("row", LOADED)
+def test_layouts_that_load(row, parents, ids, tmp_path):
+    tied, change, index, out_tied, noted = LOADED[row]
+    folder = laid_out(parents[tied], tmp_path / "in", change, index=index)
+    notes = same_as_stock(folder, ids, tmp_path / "out", out_tied)
+    assert [noted in note for note in notes] == ([True] if noted else [])
+
+
+def test_one_digest_for_one_model(parents, tmp_path):
+    """What a layout calls a tensor is no part of the model."""
+    digests = {Checkpoint(str(parents[True])).digest()}
+    for row in ("tied, the head alone stored", "tied, the head stored too, equal"):
+        folder = laid_out(parents[True], tmp_path / str(len(digests) + len(row)), LOADED[row][1])
+        digests.add(Checkpoint(str(folder)).digest())
+    assert len(digests) == 1
+
+
+@pytest.fixture(scope="module")
+def wrapper(tmp_path_factory):
+    """Return a function from a kind of wrapper to a tiny one that stock transformers saved."""
+    root = tmp_path_factory.mktemp("wrappers")
+
+    def make(kind, **text):
+        from transformers import AutoConfig, AutoModelForImageTextToText
+
+        beside, of = WRAPPED[kind]
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(
+            kind, text_config={**TEXT, "model_type": of, **text}, **beside
+        )
+        model = AutoModelForImageTextToText.from_config(config).float()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(torch.randn_like(parameter) * 0.2 + (parameter.dim() == 1))
+        model.save_pretrained(root / kind)
+        return root / kind
+
+    return lambda kind, **text: root / kind if (root / kind).exists() else make(kind, **text)
+
+
+def other_layout(name):
+    """Return the name of a LLaVA-like wrapper's tensor in the layout that it is not saved in."""
+    if name.startswith("language_model.lm_head."):
+        return name.removeprefix("language_model.")
+    if name.startswith("language_model.model."):
+        return "model.language_model." + name.removeprefix("language_model.model.")
+    return "model." + name
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_language_models_of_wrappers(kind, wrapper, ids, tmp_path):
+    folder = wrapper(kind)
+    tied = HEAD not in Checkpoint(str(folder)).specs
+    notes = same_as_stock(folder, ids, tmp_path / "out", tied, "AutoModelForImageTextToText")
+    assert [f"is a '{kind}': its language model" in note for note in notes] == [True]
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["model_type"] == WRAPPED[kind][1]
+    assert [name.endswith("ForCausalLM") for name in config["architectures"]] == [True]
+    assert not {"text_config", "vision_config"} & set(config)
+    assert tiny.sidecar(tmp_path / "out")["inputs"][0]["part_of"] == kind
+
+
+def test_both_layouts_of_gemma3(wrapper, ids, tmp_path):
+    saved = wrapper("gemma3")
+    other = laid_out(saved, tmp_path / "other", lambda t: renamed(t, other_layout))
+    names = set(load_file(other / "model.safetensors")) & set(
+        load_file(saved / "model.safetensors")
+    )
+    assert not names
+    same_as_stock(other, ids, tmp_path / "out", True, "AutoModelForImageTextToText")
+    assert Checkpoint(str(other)).digest() == Checkpoint(str(saved)).digest()
+
+
+def test_sizes_that_a_wrapper_leaves_out(tmp_path):
+    """Gemma 3 4B names neither its heads nor its vocabulary: its class does."""
+    from prunecli.arch import Arch
+
+    text = {
+        "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text",
+        "num_hidden_layers": 34, "sliding_window": 1024,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+    }  # fmt: skip
+    record = {"model_type": "gemma3", "text_config": text, "torch_dtype": "bfloat16"}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    arch = Arch.read(tmp_path)
+    assert (arch.heads, arch.kv_heads, arch.head_dim, arch.vocab) == (8, 4, 256, 262208)
+    assert arch.tied
+    assert arch.config["torch_dtype"] == "bfloat16"
+
+
+# row of the table -> parent tied, change of tensors, config.json, words of the refusal
+REFUSED = {
+    "not tied, no head stored": (
+        False, without(HEAD), {}, ("output head", "tie_word_embeddings to true"),
+    ),
+    "neither head nor embedding": (
+        True, without(EMBEDDING), {}, (EMBEDDING, "missing"),
+    ),
+    "one tensor under two names": (
+        False, lambda t: {**t, "norm.weight": t["model.norm.weight"].clone()}, {},
+        ("'model.norm.weight' is stored twice", "'norm.weight'"),
+    ),
+    "saved around torch.compile": (
+        False, lambda t: renamed(t, lambda n: "_orig_mod." + n), {},
+        ("'_orig_mod.", "torch.compile", "save model._orig_mod"),
+    ),
+    "saved around DistributedDataParallel": (
+        False, lambda t: renamed(t, lambda n: "module." + n), {},
+        ("'module.", "DistributedDataParallel", "save model.module"),
+    ),
+    "an adapter's tensors": (
+        False,
+        lambda t: {"base_model.model.model.layers.0.mlp.up_proj.lora_A.weight": torch.ones(2, 48)},
+        {}, ("adapter", "merge_and_unload"),
+    ),
+    "quantised tensors": (
+        False, lambda t: {**t, "model.layers.0.mlp.up_proj.qweight": torch.ones(2)}, {},
+        ("quantised", "dequantise"),
+    ),
+    "tensors of another shape": (
+        False, lambda t: {**t, HEAD: torch.ones(260, 48)}, {}, ("[260, 48]", "[259, 48]"),
+    ),
+    "a wrapper that no table describes": (
+        False, lambda t: t, {"model_type": "qwen9_vl", "text_config": {}},
+        ("more than a language model", "qwen9_vl"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", REFUSED)
+def test_layouts_that_are_refused(row, parents, tmp_path):
+    tied, change, config, words = REFUSED[row]
+    folder = laid_out(parents[tied], tmp_path / "in", change, config=config)
+    with pytest.raises(InputError) as caught:
+        Checkpoint(str(folder))
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+# row of the table -> files in the folder, words of the refusal
+FOREIGN = {
+    "a PEFT adapter": (
+        ["adapter_config.json", "adapter_model.safetensors"], ("PEFT adapter", "merge_and_unload"),
+    ),
+    "a GGUF": (["model-Q4_K_M.gguf"], ("GGUF", "safetensors checkpoint")),
+    "pickles": (["config.json", "pytorch_model.bin"], ("pickled", "safetensors")),
+    "a diffusers pipeline": (["model_index.json"], ("diffusers",)),
+    "its maker's own format": (["params.json", "consolidated.00.pth"], ("own format",)),
+    "a distributed checkpoint": ([".metadata", "__0_0.distcp"], ("distributed checkpoint",)),
+    "no weights at all": (["README.md"], ("not a checkpoint", "config.json")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", FOREIGN)
+def test_folders_of_something_else(row, tmp_path):
+    files, words = FOREIGN[row]
+    for name in files:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(InputError) as caught:
+        Checkpoint(str(tmp_path))
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_file_where_a_folder_belongs(tmp_path):
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    with pytest.raises(InputError, match="is a GGUF model"):
+        Checkpoint(str(tmp_path / "m.gguf"))
+
+
+def test_the_table_in_docs_has_these_rows():
+    page = Path(__file__).parents[2] / "docs" / "checkpoints.md"
+    rows = re.findall(r"^\| ([^|]+?) \|", page.read_text("utf-8"), re.M)
+    told = [row for row in rows if not row.startswith(("layout", "---"))]
+    assert told == [*LOADED, *(f"`{kind}`" for kind in WRAPPED), *REFUSED, *FOREIGN]
+
+
+def test_code_is_not_named_without_its_files(parents, tmp_path):
+    code = {"auto_map": {"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}}
+    folder = laid_out(parents[False], tmp_path / "in", lambda t: t, config=code)
+    settings = {"tokenizer_class": "LlamaTokenizer", "auto_map": {"AutoTokenizer": ["t.T", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    prune(str(folder), str(tmp_path / "out"), method="magnitude", amount=Amount(ratio=0.5))
+    for file in ("config.json", "tokenizer_config.json"):
+        assert "auto_map" not in json.loads((tmp_path / "out" / file).read_text())
+    checkpoint = Checkpoint(str(tmp_path / "out"))
+    assert tiny.sidecar(tmp_path / "out")["outputs"]["digest"] == checkpoint.digest()

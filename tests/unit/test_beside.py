@@ -1,0 +1,108 @@
+"""What lies beside weights: one list for fetching, reading, checking and copying."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import tiny
+from prunecli.errors import InputError
+from prunecli.io import beside, tokenizer
+from prunecli.io.checkpoint import Checkpoint, locate
+from prunecli.io.tokenizer import Tokenizer
+from prunecli.pruning import prune
+from prunecli.settings import Amount
+
+CARRIED = [
+    "tokenizer.json", "tokenizer.model", "tokenizer.model.v3", "tekken.json", "vocab.json",
+    "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja", "additional_chat_templates/tool.jinja", "chat_templates/tool.jinja",
+    "generation_config.json", "LICENSE", "LICENSE.txt", "NOTICE",
+]  # fmt: skip
+LEFT = [
+    "README.md", "consolidated.safetensors", "original/tokenizer.model", "pytorch_model.bin",
+    "onnx/model.onnx", "adapter.safetensors", "model-Q4.gguf", "preprocessor_config.json",
+    "modeling_own.py", "training_args.bin",
+]  # fmt: skip
+
+
+@pytest.fixture
+def repository(llama, tmp_path):
+    """A model with everything that may lie beside it."""
+    folder = shutil.copytree(llama, tmp_path / "repository")
+    for name in CARRIED + LEFT:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps({"of": name}))
+    return folder
+
+
+def listing(folder):
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_what_goes_with_a_model_is_copied_byte_for_byte(repository, tmp_path):
+    prune(str(repository), str(tmp_path / "out"), method="magnitude", amount=Amount(ratio=0.5))
+    written = {"config.json", "model.safetensors", "prunecli.json"}
+    assert listing(tmp_path / "out") == {*CARRIED, *written}
+    for name in CARRIED:
+        assert (tmp_path / "out" / name).read_bytes() == (repository / name).read_bytes()
+
+
+@pytest.mark.parametrize("shard", [None, "60KB"])
+def test_what_is_fetched_is_what_is_read(shard, repository, tmp_path, monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    if shard:
+        (repository / "model.safetensors").unlink()
+        tiny.make(repository, "llama", shard=shard)
+    revisions = []
+
+    def fetch(repo, revision=None, allow_patterns=None):
+        target = tmp_path / "snapshots" / ("c" * 40)
+        revisions.append(revision)
+        for name in filter_repo_objects(listing(repository), allow_patterns=allow_patterns):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(repository / name, target / name)
+        return str(target)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    folder = locate("hf:org/name@main")
+    assert listing(folder) == listing(repository) - set(LEFT)
+    # weights come from the very commit whose config was read
+    assert revisions == ["main", "c" * 40]
+    assert Checkpoint("hf:org/name@main").digest() == Checkpoint(str(repository)).digest()
+
+
+def test_a_link_brings_nothing_from_elsewhere(llama, tmp_path):
+    """A hub's cache is made of links too, which stay within the repository."""
+    cache = tmp_path / "cache"
+    folder = shutil.copytree(llama, cache / "snapshots" / "c0ffee")
+    (cache / "blobs").mkdir()
+    (cache / "blobs" / "1").write_text("terms")
+    (folder / "LICENSE").symlink_to("../../blobs/1")
+    assert beside.contents(folder)["LICENSE"] == b"terms"
+    (tmp_path / "secret").write_text("secret")
+    (folder / "LICENSE-x").symlink_to(tmp_path / "secret")
+    with pytest.raises(InputError, match="LICENSE-x' is a link out of its folder"):
+        prune(str(folder), str(tmp_path / "o"), method="magnitude", amount=Amount(ratio=0.5))
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("name", ["tekken.json", "tokenizer.model.v3", "tiktoken.model"])
+def test_every_vocabulary_counts_as_a_tokenizer(name, tmp_path):
+    assert not tokenizer.present(str(tmp_path))
+    (tmp_path / name).write_text("{}")
+    assert tokenizer.present(str(tmp_path))
+    assert [path.name for path in beside.vocabulary(tmp_path)] == [name]
+    assert list(beside.contents(tmp_path)) == [name]
+
+
+def test_a_vocabulary_that_needs_a_library_names_the_extra(tmp_path, monkeypatch):
+    (tmp_path / "tokenizer.model").write_bytes(b"\n")
+    monkeypatch.setattr(tokenizer, "_installed", lambda name: name != "sentencepiece")
+    with pytest.raises(InputError, match=r"takes sentencepiece; pip install 'prunecli\[sentence"):
+        Tokenizer(str(tmp_path))
+    declared = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    assert "\nsentencepiece = [" in declared

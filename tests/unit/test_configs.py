@@ -1,0 +1,151 @@
+"""config.json is a stranger's: whatever it says, it is read or refused in one line."""
+
+import json
+import shutil
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import tiny
+from prunecli.arch import Arch
+from prunecli.errors import InputError, PruneError
+from prunecli.families import registry
+from prunecli.initialise import init
+from prunecli.io.checkpoint import Checkpoint
+from prunecli.io.tensorfile import read_header
+from prunecli.pruning import prune
+from prunecli.settings import Amount, Output
+
+ODD = [None, True, -1, 0, 0.5, 10**9, 10**400, 1e300, "", "seven", [], [1, 2], {}, {"a": 1}]
+# what prunecli reads of a config.json, and what it hands on
+KEYS = [
+    "model_type", "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings", "rms_norm_eps",
+    "initializer_range", "tie_word_embeddings", "attention_bias", "mlp_bias", "layer_types",
+    "sliding_window", "sliding_window_pattern", "no_rope_layers", "no_rope_layer_interval",
+    "max_window_layers", "use_sliding_window", "rope_parameters", "rope_scaling", "rope_theta",
+    "logits_scaling", "final_logit_softcapping", "hidden_act", "dtype", "torch_dtype",
+    "quantization_config", "prunecli", "text_config", "architectures", "pad_token_id",
+]  # fmt: skip
+
+
+def outcome(call):
+    """Return what a call returns, or the one line that it is refused by."""
+    try:
+        return call()
+    except PruneError as error:
+        assert error.exit_code == 4, error
+        assert "\n" not in str(error)
+        assert len(str(error)) < 1000
+        return None
+
+
+@settings(
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    name=st.sampled_from(registry.names()), key=st.sampled_from(KEYS), value=st.sampled_from(ODD)
+)
+def test_any_value_is_read_or_refused_in_one_line(name, key, value, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**tiny.config_of(name), key: value}))
+    outcome(lambda: Arch.read(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_hidden_layers": 10**9}, ("num_hidden_layers is 1000000000", "10000")),
+        ({"num_hidden_layers": "4"}, ('num_hidden_layers is "4"', "an integer")),
+        ({"hidden_size": -48}, ("hidden_size is -48",)),
+        ({"max_position_embeddings": 0}, ("max_position_embeddings is 0",)),
+        ({"rms_norm_eps": "1e-6"}, ('rms_norm_eps is "1e-6"', "a number")),
+        ({"rms_norm_eps": -1.0}, ("rms_norm_eps is -1.0",)),
+        ({"initializer_range": True}, ("initializer_range is true",)),
+        ({"attn_implementation": "someone/kernel"}, ("attn_implementation", "not run")),
+        ({"_attn_implementation": {"text_config": "a/b"}}, ("_attn_implementation", "not run")),
+        ({"tie_word_embeddings": "yes"}, ("tie_word_embeddings",)),
+        ({"attention_bias": [1]}, ("attention_bias",)),
+    ],
+)
+def test_values_that_cannot_be(change, words, llama, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({**tiny.config_of("llama"), **change}))
+    (tmp_path / "model.safetensors").write_bytes((llama / "model.safetensors").read_bytes())
+    with pytest.raises(InputError) as caught:
+        Checkpoint(str(tmp_path))
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_values_that_only_the_model_refuses(llama, tmp_path):
+    """Config classes take any base of rotary positions; what is built of it is asked as early."""
+    model = shutil.copytree(llama, tmp_path / "in")
+    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": "many"}}
+    (model / "config.json").write_text(json.dumps({**tiny.config_of("llama"), **rope}))
+    for dry in (True, False):
+        with pytest.raises(InputError, match="transformers cannot build the model"):
+            prune(
+                str(model), str(tmp_path / "out"), method="magnitude", amount=Amount(ratio=0.5),
+                output=Output(dry_run=dry),
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"model_type": "llama", "rms_norm_eps": NaN}', "NaN is no finite number"),
+        ('{"model_type": "llama", "rms_norm_eps": 1e999}', "1e999 is no finite number"),
+        ('{"model_type": "llama", "vocab_size": 1' + "0" * 5000 + "}", "not readable as JSON"),
+        ("[" * 100_000, "nested too deeply"),
+        ("[1]", "not a JSON object"),
+        ("{", "not readable as JSON"),
+        ("{}", "no model_type"),
+        ('{"model_type": ["llama"]}', "no model_type"),
+    ],
+)
+def test_json_that_is_none(text, words, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError, match=words):
+        Arch.read(tmp_path)
+    with pytest.raises(InputError, match=words):
+        init(str(tmp_path / "out"), config=str(tmp_path / "config.json"))
+
+
+def test_configs_are_read_without_being_changed(tmp_path):
+    """Config classes fill in nested values in place, which would change the model's digest."""
+    from prunecli.configs import judged
+
+    config = tiny.config_of("llama", rope_scaling={"type": "linear", "factor": 2.0})
+    before = json.dumps(config)
+    judged(config)
+    assert json.dumps(config) == before
+
+
+def test_init_draws_what_config_json_stores(tmp_path):
+    """Llama 2's own config.json says float16."""
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({**tiny.config_of("llama"), "torch_dtype": "float16"}))
+    init(str(tmp_path / "out"), config=str(config))
+    specs = read_header(tmp_path / "out" / "model.safetensors")
+    assert {spec.dtype for spec in specs.values()} == {"F16"}
+    config.write_text(json.dumps({**tiny.config_of("llama"), "dtype": "float64"}))
+    with pytest.raises(PruneError, match=r'cannot be drawn as "float64".*another --dtype'):
+        init(str(tmp_path / "no"), config=str(config))
+    init(str(tmp_path / "yes"), config=str(config), dtype="bfloat16", output=Output(dry_run=True))
+
+
+def test_a_header_is_told_in_words(tmp_path):
+    import struct
+
+    for entry, words in (
+        ({"dtype": "", "shape": [], "data_offsets": [0, 0]}, "of type ''"),
+        ({"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}, r"has 4 bytes, F32 \[2\] takes 8"),
+        ({"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}, "no whole numbers"),
+    ):
+        header = json.dumps({"x": entry}).encode()
+        path = tmp_path / "model.safetensors"
+        path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+        with pytest.raises(InputError, match=words) as caught:
+            read_header(path)
+        assert "Spec(" not in str(caught.value)
