@@ -95,7 +95,7 @@ def prune(
     if learns:
         from prunecli.training import learning
 
-        lesson = learning.prepare(checkpoint, data, settings, compute, report)
+        lesson = learning.prepare(checkpoint, data, settings, compute, report, compat)
         expected = {**expected, **lesson.expected(checkpoint.arch.total_params)}
         resolved |= lesson.recorded
     if output.dry_run:

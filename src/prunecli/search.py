@@ -137,7 +137,7 @@ def search(
     if chosen.learned:
         from prunecli.training import learning
 
-        lesson = learning.prepare(checkpoint, data, settings, compute, report)
+        lesson = learning.prepare(checkpoint, data, settings, compute, report, compat)
         resolved |= lesson.recorded
         expected |= lesson.expected(checkpoint.arch.total_params)
     if output.dry_run:

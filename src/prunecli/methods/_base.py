@@ -11,6 +11,7 @@ Methods see tensors only. Three kinds of formula, told apart by `unit`:
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -88,6 +89,28 @@ def domains_of(options: Mapping[str, Any]) -> list[str]:
     """Return every D that options name beside `--data`."""
     names = (name.strip() for name in options.get("domains", "").split(","))
     return [name for name in names if name]
+
+
+def shares_of(options: Mapping[str, Any], domains: int) -> list[float] | None:
+    """Return the shares that so many domains begin with, None where options do not say.
+
+    Raises UsageError for anything but a positive number each.
+    """
+    from prunecli.errors import UsageError
+
+    told = options.get("domain_weights", "")
+    if not told:
+        return None
+    try:
+        shares = [float(share) for share in told.split(",")]
+    except ValueError:
+        shares = []
+    if len(shares) != domains or not all(0 < share < inf for share in shares):
+        raise UsageError(
+            f"--domain-weights '{told}': expected {domains} numbers above 0, separated by commas",
+            "one for --data, then one for each of --domains",
+        )
+    return shares
 
 
 Formula = Callable[..., Any]

@@ -29,10 +29,23 @@ METHOD = Method(
             "other D, separated by commas: batches are loaded more from where the loss is further "
             "above the parent's",
         ),
+        Option(
+            "domain_weights",
+            str,
+            "",
+            "shares that --data and --domains begin with, separated by commas [those of their rows]",
+        ),
         Option("domain_every", int, 50, "steps between looks at the losses of domains"),
         Option("freeze_weights", bool, False, "learn masks alone: a variant, not the method"),
         Option("activation_checkpointing", bool, False, "compute activations twice to save memory"),
     ),
-    # 3200 steps of RedPajama, which --data must name: rows of 4096 tokens
-    recipes={"official": {"tokens": 3200 * 32 * 4096, "batch_size": 32, "seed": 17}},
+    # 3200 steps of RedPajama, which --data and --domains must name; --domain-weights are its shares
+    recipes={
+        "official": {
+            "tokens": 3200 * 32 * 4096,
+            "batch_size": 32,
+            "seq_len": 4096,
+            "seed": 17,
+        },
+    },
 )
