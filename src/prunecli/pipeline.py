@@ -27,7 +27,7 @@ from prunecli.io.tensorfile import (
     spec_of,
 )
 from prunecli.methods import registry
-from prunecli.methods._base import LayerView, Method, Need
+from prunecli.methods._base import LayerView, Method, Need, Setting
 from prunecli.report import SILENT, Report
 from prunecli.settings import Amount, Compute, Data, Made, Output
 
@@ -268,6 +268,12 @@ def calibrate(
     for method in chosen:
         if not method.needed(compat):
             raise UsageError(f"'{method.name}' reads no statistics, there is nothing to calibrate")
+    if compat and union(chosen, True) == union(chosen, False):
+        raise UsageError(
+            "--compat official changes nothing: the statistics of "
+            f"{', '.join(method.name for method in chosen)} are the same",
+            "leave it out",
+        )
     checkpoint = Checkpoint(model)
     check_file(out, output, checkpoint)
     skip = skipped(chosen, amount or Amount(), checkpoint)
@@ -319,8 +325,11 @@ def score(
             f"'{method}' is sequential: prune scores each layer on pruned predecessors",
             "use `prunecli prune`, or --stats for the knowing one-pass variant",
         )
-    settings = score_options(chosen, chosen.resolve(options or {}), compat)
+    resolved = chosen.resolve(options or {})
+    _refuse_later(chosen, options or {})
+    settings = score_options(chosen, resolved, compat)
     checkpoint = Checkpoint(model)
+    chosen.refuse_idle(options or {}, Setting(resolved, compat, group=checkpoint.arch.group))
     check_file(out, output, checkpoint)
     if stats is not None and amount != Amount():
         raise UsageError("with --stats the amount is known already", "leave it out")
@@ -346,6 +355,16 @@ def score(
     return write_scores(
         out, checkpoint, digest, chosen, source, tensors, options=settings, output=output
     )
+
+
+def _refuse_later(method: Method, given: Mapping[str, Any]) -> None:
+    """Raise UsageError for options that scores do not depend on."""
+    for option in method.options:
+        value = given.get(option.name, option.default)
+        if option.stage != "score" and value != option.default:
+            raise UsageError(
+                f"{option.flag} {value} has no part in scores", "leave it out, and give it to prune"
+            )
 
 
 def open_stats(

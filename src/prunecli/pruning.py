@@ -77,8 +77,9 @@ def prune(
     elif settings or recipe:
         raise UsageError("method options and recipes need a --method")
     request = Request(
-        chosen, settings, amount or Amount(), data, stats, scores, plan, plan_only, keep, compat
-    )
+        chosen, settings, amount or Amount(), data, stats, scores, plan, plan_only, keep, compat,
+        given=dict(options or {}),
+    )  # fmt: skip
     request.check(out)
     learns = chosen is not None and chosen.learned
     if restart and not learns:

@@ -215,8 +215,8 @@ def gradients(llama, calibration, official, clip):
     )  # fmt: skip
     ids = load_file(calibration.rsplit(":", 1)[0])["ids"]
     loop = Loop(
-        objective, learning.Windows(ids), Training("", clip=clip), Masks(objective.model, ()), ranks,
-        steps=10, batch_size=4, lr=1e-3, micro=4,
+        objective, learning.Windows(ids), Training("", clip=clip), Masks(objective.model, ()),
+        ranks, steps=10, batch_size=4, lr=1e-3, micro=4,
     )  # fmt: skip
     found = []
 

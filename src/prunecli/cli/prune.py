@@ -64,6 +64,7 @@ def prune(
 
     # what learns is stopped between two steps, everything else at once
     learns = method is not None and registry.get(method).learned
+    quirks = method is not None and plan is None and registry.get(method).quirks is not None
     with first_signal(report, wanted=learns) as stop:
         made = pruning.prune(
             folder or "",
@@ -78,7 +79,7 @@ def prune(
             plan=plan,
             plan_only=plan_only,
             keep=keep,
-            compat=compat is not None,
+            compat=options.follows_official(context, quirks),
             compute=options.compute_of(context.params),
             output=options.output(context.params),
             restart=restart,

@@ -17,7 +17,7 @@ one weight more than asked, and propagates weights before the cast to the storag
 from typing import TYPE_CHECKING, Any
 
 from prunecli.errors import PruneError
-from prunecli.methods._base import Method, Need, Option, Pattern
+from prunecli.methods._base import Method, Need, Option, Pattern, Setting
 from prunecli.methods._masks import drop_mask
 
 if TYPE_CHECKING:
@@ -99,6 +99,12 @@ def _block_mask(
     return drop_mask(score, pattern, "matrix")
 
 
+def _quirks(beside: Setting) -> str:
+    if beside.grouped and not beside.rounded:
+        return "with an N:M pattern it is about rounding that propagates, and here none does"
+    return ""
+
+
 METHOD = Method(
     name="sparsegpt",
     title="SparseGPT",
@@ -115,6 +121,7 @@ METHOD = Method(
         "paper": {"source": "c4", "sampler": "docs", "nsamples": 128, "seq_len": 8192},
         "official": {"source": "c4", "sampler": "docs", "nsamples": 128, "seq_len": 2048},
     },
+    quirks=_quirks,
     prepare=prepare,
     sparsify=sparsify,
 )

@@ -4,8 +4,8 @@
 
 every so many steps, over D domains. As the official code and unlike the paper's text, a loss below
 its reference lowers a weight. A domain's rows are read as a run without domains reads its own: each
-once, in a shuffled order, then again in another. What is drawn follows from seed, step, weights, and
-how many rows of each domain were read before.
+once, in a shuffled order, then again in another. What is drawn follows from seed, step, weights,
+and how many rows of each domain were read before.
 """
 
 from collections.abc import Sequence
@@ -67,11 +67,12 @@ class Mixture:
 
     def _row(self, domain: int, place: int) -> int:
         """Return the row at `place` of the order of a domain."""
-        size = self.sizes[domain]
+        size, start = self.sizes[domain], self.parts[domain].start
         number, inside = divmod(place, size)
         if self._passes.get(domain, (-1,))[0] != number:
             self._passes[domain] = number, shuffled(size, self.seed, number, domain)
-        return self.parts[domain].start + int(self._passes[domain][1][inside])
+        row: int = start + int(self._passes[domain][1][inside])
+        return row
 
     def update(self, losses: Tensor, reference: Tensor) -> None:
         """Take in the losses [D] of all domains, in nats per token."""

@@ -98,9 +98,9 @@ class Lesson:
     """A run with every default resolved: its rows, its steps, and what is recorded of it.
 
     `dtype` is the compute type, `calibration` are the inputs that rows come from; `trained` is None
-    where only masks are. `looked` are rows of each domain that are not learned on, for its loss, and
-    `held_out` what is recorded of them; there are none of one D alone. `official`: with the quirks
-    of the official code.
+    where only masks are. `looked` are rows of each domain that are not learned on, for its loss,
+    and `held_out` what is recorded of them; there are none of one D alone. `official`: with the
+    quirks of the official code.
     """
 
     rows: Joined
