@@ -538,10 +538,12 @@ def with_recipe(
     data: Data,
     options: Mapping[str, Any],
     decided: bool = False,
+    read: bool = True,
 ) -> tuple[Data, dict[str, Any]]:
     """Return data and options with a recipe's values wherever none were given.
 
-    Where what goes is `decided`, of the options only that of biases is taken.
+    Where what goes is `decided`, of the options only that of biases is taken. Raises UsageError for
+    a recipe that the method does not have, or that says nothing where no text is `read`.
     """
     if recipe is None:
         return data, dict(options)
@@ -550,11 +552,21 @@ def with_recipe(
         raise UsageError(f"'{method.name}' has no recipe '{recipe}'", f"it has: {known}")
     values = method.recipes[recipe]
     default = asdict(Data())
-    given = {name: value for name, value in asdict(data).items() if value != default[name]}
+    given = {
+        name: value
+        for name, value in asdict(data).items()
+        if value != default[name] or name in data.asked
+    }
     fields = {name: value for name, value in values.items() if name in default}
     settings = {
         name: value
         for name, value in values.items()
         if name not in default and (name == "bias" or not decided)
     }
+    if not (read or settings):
+        raise UsageError(
+            f"--recipe {recipe} changes nothing: it says what text '{method.name}' reads, and none "
+            "is read here",
+            "leave it out",
+        )
     return replace(data, **{**fields, **given}), {**settings, **options}

@@ -70,7 +70,12 @@ def prune(
         chosen = registry.get(method)
         if plan is not None:
             settings = planned_with(plan, chosen, settings)
-        data, settings = with_recipe(chosen, recipe, data, settings, decided=plan is not None)
+        read = not (stats or scores)
+        if plan is not None:
+            read = read and chosen.biased({"bias": "keep", **settings})
+        data, settings = with_recipe(
+            chosen, recipe, data, settings, decided=plan is not None, read=read
+        )
         if scores is not None:
             settings = {**scored_with(scores, chosen, settings), **settings}
         settings = chosen.resolve(settings)

@@ -10,7 +10,8 @@ SHARD_TOKENS = 1 << 24  # per file of token rows
 class Data:
     """Which tokens to read: D of the command line, and how windows are drawn from it.
 
-    `None` means that the source or the sampler decides (io/tokens.py).
+    `None` means that the source or the sampler decides (io/tokens.py). `asked` are the fields that
+    stand for themselves whatever their values: where one is the default, a recipe has no say in it.
     """
 
     source: str = "builtin"
@@ -20,6 +21,7 @@ class Data:
     seed: int = 0
     tokenizer: str | None = None
     up_to: bool = False  # take as many windows as there are, and no more positions than there are
+    asked: frozenset[str] = field(default=frozenset(), compare=False)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 import tiny
 from prunecli.errors import UsageError
 from prunecli.methods import registry
-from prunecli.pipeline import calibrate, score
+from prunecli.pipeline import calibrate, score, with_recipe
 from prunecli.pruning import prune
 from prunecli.search import search
 from prunecli.settings import Amount, Data
@@ -163,6 +163,37 @@ def test_a_search_refuses_them_too(llama, tmp_path):
                 str(llama), str(tmp_path / "a.json"), options=options, compat=not options,
                 method="flap" if options else "wanda-sp", **budget,
             )  # fmt: skip
+
+
+def test_recipes_yield_to_what_was_asked_for():
+    """Whatever its value: a default too, if it was given."""
+    method = registry.get("llm-pruner")
+    found, _ = with_recipe(method, "official", Data(), {})
+    assert (found.source, found.seed) == ("hf:bookcorpus/bookcorpus:train:text", 42)
+    found, _ = with_recipe(method, "official", Data(asked=frozenset({"source", "seed"})), {})
+    assert (found.source, found.seed, found.nsamples) == ("builtin", 0, 10)
+
+
+@pytest.mark.parametrize("recipe", ["paper", "official"])
+@pytest.mark.parametrize("name", registry.names())
+def test_recipes_say_all_that_windows_need(name, recipe):
+    """Text, how windows are drawn, how many and how long; masks are learned on a D of one's own."""
+    method = registry.get(name)
+    if recipe not in method.recipes:
+        return
+    wanted = {"tokens", "batch_size"} if method.learned else {"source", "sampler", "nsamples"}
+    assert wanted | {"seq_len"} <= method.recipes[recipe].keys()
+    settings = with_recipe(method, recipe, Data(), {})[1]
+    assert method.resolve(settings).keys() >= settings.keys()
+
+
+def test_a_recipe_of_text_that_is_not_read(llama, calibration, tmp_path):
+    stats = str(tmp_path / "s.safetensors")
+    calibrate(str(llama), stats, methods=["wanda", "flap"], data=Data(calibration))
+    asked = {"amount": HALF, "stats": stats, "recipe": "official"}
+    with pytest.raises(UsageError, match="--recipe official changes nothing"):
+        prune(str(llama), str(tmp_path / "o"), method="wanda", **asked)
+    prune(str(llama), str(tmp_path / "o"), method="flap", **asked)  # AL-AM
 
 
 def test_a_plan_says_it_already(llama, calibration, tmp_path):

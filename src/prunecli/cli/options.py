@@ -443,6 +443,14 @@ def data_of(values: Mapping[str, Any], source: str | None = None) -> Data:
     return Data(source or values["data"], **{name: values[name] for name in fields})
 
 
+def asked(context: typer.Context) -> frozenset[str]:
+    """Return which of --data and the options of its windows were given, wherever."""
+    known = {"source": "data", **{name: name for name in (*WINDOWS, "seed")}}
+    return frozenset(
+        field for field, name in known.items() if _source(context, name) not in ("", "DEFAULT")
+    )
+
+
 def compute_of(values: Mapping[str, Any]) -> Compute:
     """Return device, compute type and buffer among a command's arguments."""
     fields = ("device", "dtype", "buffer")

@@ -1,5 +1,6 @@
 """`prunecli prune`."""
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -72,7 +73,7 @@ def prune(
             method=method,
             amount=options.amount_of({**context.params, "arch": arch}),
             options=given,
-            data=options.data_of(context.params),
+            data=replace(options.data_of(context.params), asked=options.asked(context)),
             recipe=recipe,
             stats=stats,
             scores=scores,
