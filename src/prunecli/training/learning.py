@@ -177,13 +177,9 @@ def prepare(
     read = [_rows_of(entry) for _, entry in opened]
     if any(row_sets.overlap(one, read[:number]) for number, one in enumerate(read)):
         raise InputError("the domains have the same text twice", "name every D once")
-    held_out = []
-    if len(opened) > 1:
-        held_out = [_held_out(*entry) for entry in opened]
-        opened = [
-            _some(0, len(found) - len(kept), found, entry)
-            for (found, entry), (kept, _) in zip(opened, held_out, strict=True)
-        ]
+    held_out = [_held_out(*one) for one in opened] if len(opened) > 1 else []
+    for number, (kept, _) in enumerate(held_out):
+        opened[number] = _some(0, len(opened[number][0]) - len(kept), *opened[number])
     rows = Joined([found for found, _ in opened])
     per_step = batch_size * rows.seq_len
     steps = max(len(rows) // batch_size, SHORTEST)
