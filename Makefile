@@ -10,10 +10,11 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+FAST := not slow and not shells and not golden and not outside
 MODEL := build/smollm2
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help install test soak outside experiment golden check docs shells demo bench methods masks throughput scratch clean
+.PHONY: help install test portable foreign floors ceilings versions soak outside experiment golden check docs shells demo bench methods agreement masks throughput scratch clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -31,7 +32,24 @@ $(VENV)/demo: $(VENV)/installed
 install: $(VENV)/installed ## the package and its tools, into .venv
 
 test: install ## the fast tests
-	HF_HUB_OFFLINE=1 pytest -n 2 -m 'not slow and not shells and not golden and not outside'
+	HF_HUB_OFFLINE=1 pytest -n 2 -m '$(FAST)'
+
+portable: install ## the fast tests under three instruction sets, with 1 and with 2 threads
+	tests/portable.sh 'default avx2 avx512' '1 2' pytest -n 2 -m '$(FAST)'
+
+foreign: install ## processes, masks and resumption under another instruction set than this CPU's
+	tests/portable.sh foreign 2 pytest -m '$(FAST)' -k 'process or mask or resum or kill or signal or same'
+
+floors: ## the fast tests on the lowest versions that pyproject.toml allows, in build/floors
+	mkdir -p build && $(PYTHON) .ci/floors.py >build/floors.txt
+	PIP_CONSTRAINT=$(abspath build/floors.txt) $(MAKE) versions test VENV=build/floors TORCH=torch
+
+ceilings: ## the fast tests on the newest versions that the registry has, in build/ceilings
+	rm -rf build/ceilings
+	$(MAKE) versions test VENV=build/ceilings TORCH=torch
+
+versions: install ## of what the package stands on
+	$(BIN)/python .ci/floors.py | cut -d= -f1 | xargs $(BIN)/python -m pip show | grep -E '^(Name|Version)' | cut -d' ' -f2 | paste - -
 
 soak: install ## the long tests, and the whole matrix of methods and families
 	HF_HUB_OFFLINE=1 pytest -m 'slow or matrix'
@@ -69,6 +87,10 @@ bench: $(MODEL)/model.safetensors ## cost of every method as multiples of a forw
 
 methods: $(MODEL)/model.safetensors ## every method at one ratio: perplexity, seconds, memory
 	python benchmarks/methods.py $(MODEL) build/methods
+
+agreement: $(MODEL)/model.safetensors ## masks and perplexity over instruction sets, method by method
+	tests/portable.sh 'avx512 avx2 default' '1 2' python benchmarks/agreement.py make $(MODEL) build/agreement
+	python benchmarks/agreement.py compare build/agreement
 
 masks: $(MODEL)/model.safetensors ## learned masks against random ones (an hour)
 	benchmarks/masks.sh $(MODEL) build/masks

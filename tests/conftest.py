@@ -13,12 +13,12 @@ from prunecli.families import registry
 
 
 @pytest.fixture(scope="session", autouse=True)
-def quiet_single_thread():
-    """Tests run side by side: one thread each, and no progress bars of libraries."""
+def quiet_few_threads():
+    """Tests run side by side: one thread each unless asked, and no progress bars of libraries."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    torch.set_num_threads(1)
+    torch.set_num_threads(tiny.THREADS)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Tiny random models of every family, made by stock transformers, and tokens to go with them."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from prunecli.families import registry
+
+# per test; `tests/portable.sh` asks for others
+THREADS = int(os.environ.get("PRUNECLI_TEST_THREADS", "1"))
 
 SIZES = {
     "num_hidden_layers": 4,

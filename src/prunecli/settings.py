@@ -21,6 +21,8 @@ class Data:
     seed: int = 0
     tokenizer: str | None = None
     up_to: bool = False  # take as many windows as there are, and no more positions than there are
+    text_column: str | None = None  # 'text', or else the only one of strings
+    skip_bad: int = 0  # lines without text to pass over before one stops the run
     asked: frozenset[str] = field(default=frozenset(), compare=False)
 
 
@@ -123,6 +125,8 @@ class Training:
     kd_weight: float | None = None
     temperature: float = 1.0
     eval_data: str | None = None
+    text_column: str | None = Data.text_column  # of eval_data, as is skip_bad
+    skip_bad: int = Data.skip_bad
     eval_every: int | None = None
     save_every: int | None = None
     keep_states: int = 2

@@ -14,6 +14,7 @@ from prunecli.errors import InputError, OutputExists, UsageError
 from prunecli.io import documents, sidecar, textfiles, token_shards
 from prunecli.io import output as place
 from prunecli.io.checkpoint import tag_along
+from prunecli.io.records import Reading
 from prunecli.io.sidecar import Input, Recorder
 from prunecli.io.tokenizer import (
     BYTES,
@@ -26,7 +27,7 @@ from prunecli.io.tokenizer import (
     well_formed,
 )
 from prunecli.report import SILENT, Report
-from prunecli.settings import SHARD_TOKENS, Made, Output
+from prunecli.settings import SHARD_TOKENS, Data, Made, Output
 
 END = "<|endoftext|>"
 
@@ -43,6 +44,8 @@ def tokenize(
     part: str = "calibration",
     shard_tokens: int = SHARD_TOKENS,
     workers: int | None = None,
+    text_column: str | None = Data.text_column,
+    skip_bad: int = Data.skip_bad,
     restart: bool = False,
     output: Output | None = None,
     report: Report = SILENT,
@@ -52,6 +55,7 @@ def tokenize(
     `tokenizer` is a folder. `train_tokenizer` trains a byte-level BPE of that many ids on D
     instead; a `tokenizer` folder given beside it gets a copy. `separator` is an id, `none`, or
     `auto`: the tokenizer's end (or beginning) of sequence. `tokens` stops after that many.
+    `text_column` names the column of D that is read, `skip_bad` lines of it may be without text.
     A stopped run goes on from its last finished shard, of about `shard_tokens`.
     Raises UsageError, InputError, OutputExists.
     """
@@ -61,7 +65,8 @@ def tokenize(
     _check(seq_len, tokenizer, train_tokenizer, tokens)
     read = [Path(source)] if Path(source).exists() else []
     place.check_place(out, output, read)
-    text = documents.open_text(source, part, lazy=True)
+    reading = Reading(text_column, skip_bad, report)
+    text = documents.open_text(source, part, True, reading)
     if train_tokenizer is None:
         assert tokenizer is not None
         made_with: dict[str, Any] = {"tokenizer": digest(tokenizer), "train_tokenizer": None}
@@ -74,6 +79,8 @@ def tokenize(
         **made_with,
         "separator": separator,
         "tokens": None if tokens is None else int(tokens),
+        "text_column": text_column,
+        "skip_bad": skip_bad,
     }
     if output.dry_run:
         return Made(out, results=options)
@@ -86,7 +93,8 @@ def tokenize(
             # tokenizer.json is the last of them: where it is, all are
             for name, content in train_bpe(text.documents, train_tokenizer, report).items():
                 place.replace_bytes(folder / name, content)
-            text = documents.open_text(source, part, lazy=True)
+            reading = Reading(text_column, skip_bad)
+            text = documents.open_text(source, part, True, reading)
         if tokenizer is not None and train_tokenizer is not None:
             _give_tokenizer(folder, Path(tokenizer))
         encoder = Tokenizer(str(folder))
@@ -98,7 +106,10 @@ def tokenize(
             None if tokens is None else int(tokens) // seq_len,
             encoder.size,
         )
-        sha = token_shards.write(shards, text.documents, str(folder), between, workers, report)
+        sha, reading.skipped = token_shards.write(
+            shards, text.documents, str(folder), between, workers, report, reading
+        )
+        reading.tell(report)
         if not shards.rows:
             place.remove(folder)
             raise InputError(
@@ -118,6 +129,7 @@ def tokenize(
             "separator": between,
             "max_id": shards.digest.max_id,
             "shards": shards.count,
+            "skipped": reading.skipped,
         }
         made = recorder.sidecar(
             "rows",

@@ -414,3 +414,20 @@ def test_notes_go_to_stderr(run, monkeypatch) -> None:
     assert run(*init, "--quiet").err == ""
     assert run(*init, "--verbose").err == "prunecli: a note\nprunecli: a detail\n"
     assert run(*init, "--verbose").out == "out\n"
+
+
+def test_bad_lines_are_passed_over_if_asked(run, tmp_path) -> None:
+    lines = ['{"body": "words and more words"}', "{", '{"body": null}', '{"body": "the end of it"}']
+    (tmp_path / "x.jsonl").write_text("\n".join(lines))
+    out = str(tmp_path / "rows")
+    command = ["tokenize", "--train-tokenizer", "258", "--seq-len", "8", "--text-column", "body"]
+    ended = run(*command, str(tmp_path / "x.jsonl"), out)
+    assert ended.code == 4
+    assert "line 2 of" in ended.err
+    assert "--skip-bad N" in ended.err
+    ended = run(*command, "--restart", "--skip-bad", "2", str(tmp_path / "x.jsonl"), out)
+    assert (ended.code, ended.out) == (0, f"{out}\n")
+    assert "2 bad lines skipped, the first: line 2 of" in ended.err
+    record = json.loads((tmp_path / "rows" / "prunecli.json").read_text())
+    assert (record["options"]["text_column"], record["options"]["skip_bad"]) == ("body", 2)
+    assert record["results"]["skipped"] == 2

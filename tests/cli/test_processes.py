@@ -1,10 +1,11 @@
 """Several processes under torchrun, on CPUs with gloo: the same run, and states of either resume.
 
-Losses agree to 1e-5: sums over two shares of a batch are rounded in another order, no more.
+Sums over two shares of a batch are rounded in another order than one sum over all of it, no more.
 """
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,11 +19,14 @@ from safetensors.torch import load_file
 import tiny
 from prunecli.pruning import prune
 from prunecli.settings import Amount
+from prunecli.training.shearing import MASK_WARMUP
 
 BIN = Path(sys.executable).parent
 ALONE = [str(BIN / "prunecli")]
 TWO = [str(BIN / "torchrun"), "--standalone", "--nproc_per_node=2", *ALONE]
 STEPS = 40
+# of a loss in float32 whose sums were taken in another order: 2^-24 for each of a hundred terms
+ROUNDING = 1e-5
 
 
 def command(launcher: list[str], model: Path, data: str, out: Path, *more: str) -> list[str]:
@@ -37,7 +41,7 @@ def learning(launcher: list[str], model: Path, data: str, out: Path, *more: str)
 
 
 def start(line: list[str]) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(tiny.THREADS)}
     return subprocess.Popen(
         line,
         env=environment,
@@ -98,7 +102,7 @@ def check_same(alone: Path, other: Path, sparse: Path) -> None:
     ours, theirs = log(alone), log(other)
     assert [line["step"] for line in theirs] == list(range(1, STEPS + 1))
     for one, two in zip(ours, theirs, strict=True):
-        assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        assert two["loss"] == pytest.approx(one["loss"], rel=ROUNDING)
     one, two = (load_file(out / "model.safetensors") for out in (alone, other))
     mask = load_file(sparse / "model.safetensors")
     assert one.keys() == two.keys()
@@ -118,7 +122,7 @@ def test_two_processes_are_one_run(files, alone, tmp_path) -> None:
     model = ["--data", files[1] + ":180:187", "--json", str(tmp_path / "o")]
     measured = finish([*ALONE, "eval", *model])
     loss = json.loads(measured.stdout)["results"]["loss"]
-    assert log(tmp_path / "o")[-1]["eval_loss"] == pytest.approx(loss, rel=1e-5)
+    assert log(tmp_path / "o")[-1]["eval_loss"] == pytest.approx(loss, rel=ROUNDING)
 
 
 def test_validation_changes_nothing(files, tmp_path) -> None:
@@ -141,8 +145,13 @@ def test_states_resume_on_other_numbers(files, alone, tmp_path, first, then) -> 
 
 
 def test_masks_are_learned_by_two_processes_as_by_one(files, tmp_path) -> None:
-    """Gates are drawn and multipliers updated alike, killed and resumed by another number too."""
-    dense = files[0].parent / "dense"
+    """Gates are drawn and multipliers updated alike, killed and resumed by another number too.
+
+    Masks at the end are no function that is continuous: a gate that opens or not for a rounding
+    changes every step after it. So whatever comes before any gate is at zero is compared, and the
+    one step after a resumption, which begins from the same state to the bit.
+    """
+    dense, resumed = files[0].parent / "dense", 0
     for launcher, name in ((ALONE, "one"), (TWO, "two"), (TWO, "cut")):
         if name == "cut":
             kill_after_a_save(learning(TWO, dense, files[1], tmp_path / name), tmp_path / name)
@@ -151,16 +160,18 @@ def test_masks_are_learned_by_two_processes_as_by_one(files, tmp_path) -> None:
         assert ended.returncode == 0, ended.stderr
         assert ended.stdout == f"{tmp_path / name}\n"
         assert ended.stderr.count("random masks of the same shape") == 1
+        if name == "cut":
+            resumed = int(re.search(r"resuming .* at step (\d+) of", ended.stderr)[1])
     records = [tiny.sidecar(tmp_path / name) for name in ("one", "two", "cut")]
     assert [record["run"]["ranks"] for record in records] == [1, 2, 1]
     assert len({record["id"] for record in records}) == 1
-    one, two, cut = (record["results"]["learned"] for record in records)
-    for other in (two, cut):
-        assert other["curve"]["loss"] == pytest.approx(one["curve"]["loss"], rel=2e-3)
-        assert other["loss"]["learned"] == pytest.approx(one["loss"]["learned"], rel=2e-3)
-        assert other["loss"]["parent_with_learned_masks"] == pytest.approx(
-            one["loss"]["parent_with_learned_masks"], rel=1e-5
-        )
+    # every run ends at the shape that was asked for, whichever units that took
+    assert len({json.dumps(record["results"]["sizes"]) for record in records}) == 1
+    one, two, cut = (record["results"]["learned"]["curve"]["loss"] for record in records)
+    rising = round(MASK_WARMUP * STEPS)  # steps until the targets are reached
+    assert len(one) == STEPS and two[:rising] == pytest.approx(one[:rising], rel=ROUNDING)
+    assert 0 < resumed < STEPS and cut[:resumed] == two[:resumed]
+    assert cut[resumed] == pytest.approx(two[resumed], rel=ROUNDING)
 
 
 def test_what_does_not_learn_is_no_job_for_many(files, tmp_path) -> None:

@@ -218,7 +218,7 @@ def test_suite_takes_whole_windows_there_are(model, monkeypatch):
     """Fewer than 256 windows are no error, a short model shortens them, both are recorded."""
     parts = []
 
-    def text(source, part, lazy):
+    def text(source, part, lazy, reading):
         parts.append(source)
         return documents.Text(source, [" ".join(WORDS * 40)])
 

@@ -215,3 +215,60 @@ def test_skip_existing(made, text) -> None:
         tokenize(str(text), str(made), **{**again, "seq_len": 8})
     with pytest.raises(OutputExists):
         tokenize(str(text), str(made), seq_len=16, train_tokenizer=300)
+
+
+# ---- text that is bad in places
+
+
+@pytest.fixture
+def bad_text(tmp_path):
+    """The documents with a bad line before every tenth, and two at the end."""
+    lines = [json.dumps({"text": document}) for document in DOCUMENTS]
+    for index in range(50, -1, -10):
+        lines.insert(index, '{"text": null}')
+    path = tmp_path / "bad.jsonl"
+    path.write_text("\n".join([*lines, "{", '{"text": 1}']))
+    return path
+
+
+@pytest.mark.parametrize("settings", [{}, {"workers": 2}, {"shard_tokens": 100}])
+def test_bad_lines_are_skipped_and_counted(made, bad_text, tmp_path, monkeypatch, settings):
+    monkeypatch.setattr(token_shards, "BATCH", 500)
+    options = {"seq_len": 16, "tokenizer": str(made), "workers": 1, **settings}
+    with pytest.raises(InputError, match=r"line 1 of .* has no string in 'text': it holds null"):
+        tokenize(str(bad_text), str(tmp_path / "o"), **options)
+    with pytest.raises(InputError, match=r"line 68 of .* \(bad line 8, --skip-bad 7\)"):
+        tokenize(str(bad_text), str(tmp_path / "o"), skip_bad=7, **options, restart=True)
+    result = tokenize(str(bad_text), str(tmp_path / "o"), skip_bad=8, **options, restart=True)
+    assert all_ids(tmp_path / "o").tolist() == all_ids(made).tolist()
+    assert result.results["skipped"] == 8
+    assert result.sidecar["options"]["skip_bad"] == 8
+    assert json.loads((made / "prunecli.json").read_text())["results"]["skipped"] == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_is_counted_does_not_depend_on_how_far_processes_run_ahead(
+    made, bad_text, tmp_path, monkeypatch, workers
+):
+    monkeypatch.setattr(token_shards, "BATCH", 200)
+    options = {"seq_len": 16, "tokenizer": str(made), "workers": workers, "skip_bad": 8}
+    few = tokenize(str(bad_text), str(tmp_path / "few"), tokens=320, **options)
+    assert few.results["skipped"] == 2
+    assert all_ids(tmp_path / "few").tolist() == all_ids(made)[:20].tolist()
+
+
+def test_bad_lines_while_a_tokenizer_is_trained(made, bad_text, tmp_path) -> None:
+    options = {"seq_len": 16, "train_tokenizer": 300}
+    with pytest.raises(InputError, match="line 1 of"):
+        tokenize(str(bad_text), str(tmp_path / "o"), **options)
+    result = tokenize(str(bad_text), str(tmp_path / "o"), skip_bad=8, **options, restart=True)
+    assert result.results["skipped"] == 8
+    assert rows.open_rows(str(tmp_path / "o")).digest == rows.open_rows(str(made)).digest
+
+
+def test_a_dry_run_opens_the_text(made, bad_text, tmp_path) -> None:
+    options = {"seq_len": 16, "tokenizer": str(made), "output": Output(dry_run=True)}
+    with pytest.raises(InputError, match="line 1 of"):
+        tokenize(str(bad_text), str(tmp_path / "o"), **options)
+    assert tokenize(str(bad_text), str(tmp_path / "o"), skip_bad=8, **options).results
+    assert not list(tmp_path.glob("o*"))

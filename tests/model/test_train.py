@@ -377,6 +377,8 @@ def test_overlap_with_an_ancestor(llama, ids, tmp_path) -> None:
         ({"micro_batch": 3}, InputError, "does not divide"),
         ({"kd_weight": 0.5}, UsageError, "needs a teacher"),
         ({"eval_every": 5}, UsageError, "--eval-data"),
+        ({"skip_bad": 5}, UsageError, "--eval-data"),
+        ({"eval_data": "builtin", "text_column": "body"}, UsageError, "which builtin has not"),
         ({"sweep_steps": 5}, UsageError, "--lr sweep"),
         ({"warmup": 2.0}, UsageError, "fraction"),
         ({"clip": 0.0}, UsageError, "more than 0"),

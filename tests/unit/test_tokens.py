@@ -293,6 +293,25 @@ def test_half_a_surrogate_pair_is_replaced(load, tmp_path):
     assert load(str(file), nsamples=1, seq_len=5).ids.shape == (1, 5)
 
 
+@pytest.mark.parametrize("sampler", ["docs", "concat-random", "concat-contiguous"])
+def test_bad_lines_are_recorded(load, tmp_path, sampler):
+    good = [json.dumps({"body": text, "n": 1}) for text in DOCUMENTS]
+    (tmp_path / "a.jsonl").write_text("\n".join(good))
+    (tmp_path / "b.jsonl").write_text("\n".join(['{"body": 1}', *good[:4], "{", *good[4:]]))
+    settings = {"sampler": sampler, "nsamples": 3, "seq_len": 300, "text_column": "body"}
+    with pytest.raises(
+        InputError, match=r"line 6 of .* is not JSON.* \(bad line 2, --skip-bad 1\)"
+    ):
+        load(str(tmp_path / "b.jsonl"), **settings, skip_bad=1)
+    report = Heard()
+    found = load(str(tmp_path / "b.jsonl"), **settings, skip_bad=2, report=report)
+    expected = load(str(tmp_path / "a.jsonl"), **settings)
+    assert torch.equal(found.ids, expected.ids)
+    assert (expected.meta["skipped"], found.meta["skipped"]) == (0, 2)
+    assert found.meta["text_column"] == "body"
+    assert "2 bad lines skipped, the first: line 1 of" in report.notes[-1]
+
+
 # ---- token ids
 
 
@@ -359,6 +378,7 @@ def test_refused_tensors(load, rows, name):
         ({"nsamples": 9}, InputError, "has 8 sequences, asked for 9"),
         ({"seq_len": 5}, UsageError, r"used as it is \(8 sequences of 10 tokens\); .*--seq-len"),
         ({"sampler": "docs"}, UsageError, "used as it is .*--sampler"),
+        ({"text_column": "body"}, UsageError, "used as it is .*--text-column"),
         ({"max_positions": 9}, InputError, "10 tokens are too long: the model has 9 positions"),
         ({"vocab_size": 79}, InputError, "another vocabulary: id 79 >= vocab_size 79"),
         ({"nsamples": 0}, UsageError, "--nsamples 0"),
@@ -404,7 +424,7 @@ FILE_REFUSALS = {
     "none.jsonl": (b'{"n": 1}\n', "0 columns of strings: it has n"),
     "null.jsonl": (b'{"text": "x"}\n{"text": null}\n', "line 2 of .* no string in 'text'"),
     "broken.parquet": (b"PAR1 and then nothing", "is not a valid parquet file"),
-    "table.csv": (b"a,b\n", "cannot read .* as text: expected .jsonl, .parquet, .txt"),
+    "table.csv": (b"a,b\n", "cannot read .* as text: expected .jsonl, .json, .parquet, .txt"),
 }
 
 
@@ -429,7 +449,7 @@ def test_refused_parquet_columns(load, tmp_path):
 
 def test_refused_folder_without_text(load, tmp_path):
     (tmp_path / "folder").mkdir()
-    with pytest.raises(InputError, match=r"has no text: expected .jsonl, .parquet, .txt files"):
+    with pytest.raises(InputError, match=r"has no text: expected .jsonl, .json, .parquet"):
         load(str(tmp_path / "folder"))
 
 
@@ -547,7 +567,7 @@ def test_hub_columns(load, model, online):
     assert online[0][2] == {"split": "validation"}
     with pytest.raises(InputError, match="has no column 'body': text, article, n"):
         load("hf:org/name:train:body")
-    with pytest.raises(InputError, match="a row of 'hf:org/name:train:n' has no string in 'n'"):
+    with pytest.raises(InputError, match="name:train:n' has no string in 'n': it holds int64"):
         load("hf:org/name:train:n")
     assert load("cnn_dailymail", nsamples=1, seq_len=9).ids.shape == (1, 9)
 

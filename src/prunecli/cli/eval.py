@@ -21,9 +21,9 @@ def evaluate(
         list[str] | None,
         option(
             "data",
-            "D to measure on, may be repeated: builtin[:part], a .txt/.jsonl/.parquet file or "
-            "folder, FILE.safetensors:NAME, a named set, or hf:org/name[:split[:column]] "
-            "[builtin:evaluation]",
+            "D to measure on, may be repeated: builtin[:part], a .txt/.jsonl/.json/.parquet"
+            "[.gz/.zst] file or folder, FILE.safetensors:NAME, a named set, or "
+            "hf:org/name[:split[:column]] [builtin:evaluation]",
             metavar="D",
         ),
     ] = None,

@@ -197,8 +197,8 @@ DataOption = Annotated[
     str,
     option(
         "data",
-        "D: builtin[:part], a .txt/.jsonl/.parquet file or folder, FILE.safetensors:NAME, "
-        "a named set (c4, wikitext2, ...), or hf:org/name[:split[:column]]",
+        "D: builtin[:part], a .txt/.jsonl/.json/.parquet[.gz/.zst] file or folder, "
+        "FILE.safetensors:NAME, a named set (c4, wikitext2, ...), or hf:org/name[:split[:column]]",
         metavar="D",
     ),
 ]
@@ -212,6 +212,13 @@ SeqLen = Annotated[
 ]
 Tokenizer = Annotated[
     str | None, option("tokenizer", "folder with the tokenizer [default: IN]", metavar="DIR")
+]
+TextColumn = Annotated[
+    str | None,
+    option("text-column", "column of D to read [text, or else the only one of strings]"),
+]
+SkipBad = Annotated[
+    int, option("skip-bad", "lines of D without text to pass over; one more stops the run", min=0)
 ]
 Ratio = Annotated[
     float | None,
@@ -248,11 +255,16 @@ AMOUNT: Group = {
     "params": (Params, None),
     "arch": (ArchFile, None),
 }
+READING: Group = {
+    "text_column": (TextColumn, Data.text_column),
+    "skip_bad": (SkipBad, Data.skip_bad),
+}
 WINDOWS: Group = {
     "sampler": (Sampler, None),
     "nsamples": (Nsamples, None),
     "seq_len": (SeqLen, None),
     "tokenizer": (Tokenizer, None),
+    **READING,
 }
 DATA: Group = {"data": (DataOption, Data.source), **WINDOWS}
 COMPUTE: Group = {

@@ -9,15 +9,15 @@ from prunecli.cli.options import option
 from prunecli.settings import SHARD_TOKENS
 
 
-@options.takes(options.OUTPUT, options.TALK, options.CONFIG)
+@options.takes(options.READING, options.OUTPUT, options.TALK, options.CONFIG)
 def tokenize(
     context: typer.Context,
     data: Annotated[
         str,
         typer.Argument(
             metavar="D",
-            help="a .txt/.jsonl/.parquet file or folder, a named set (c4, dclm, ...), "
-            "hf:org/name[:split[:column]], or builtin",
+            help="a .txt/.jsonl/.json/.parquet[.gz/.zst] file or folder, a named set "
+            "(c4, dclm, ...), hf:org/name[:split[:column]], or builtin",
         ),
     ],
     out: Annotated[str, typer.Argument(metavar="OUT", help="folder to write")],
@@ -71,6 +71,8 @@ def tokenize(
         tokens=tokens,
         shard_tokens=shard_tokens,
         workers=workers,
+        text_column=context.params["text_column"],
+        skip_bad=context.params["skip_bad"],
         restart=restart,
         output=options.output(context.params),
         report=report,

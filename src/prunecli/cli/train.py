@@ -11,7 +11,7 @@ from prunecli.settings import Compute, Training
 from prunecli.training import world
 
 
-@options.takes(options.COMPUTE, options.OUTPUT, options.TALK, options.CONFIG)
+@options.takes(options.READING, options.COMPUTE, options.OUTPUT, options.TALK, options.CONFIG)
 def train(
     context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="IN", help="model folder, hf:org/name, or -")],

@@ -20,8 +20,8 @@ from prunecli.errors import InputError, UsageError, suggest
 from prunecli.evaluation import suite
 from prunecli.io import tokenizer
 from prunecli.io.checkpoint import Checkpoint
+from prunecli.io.records import first_line
 from prunecli.io.sidecar import Input
-from prunecli.io.textfiles import first_line
 from prunecli.report import Report
 from prunecli.settings import Compute, Tasks
 

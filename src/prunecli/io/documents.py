@@ -6,6 +6,7 @@ from pathlib import Path
 
 from prunecli.errors import InputError, UsageError, suggest
 from prunecli.io import builtin_text, hub, textfiles
+from prunecli.io.records import Reading
 
 
 @dataclass(frozen=True)
@@ -20,24 +21,28 @@ class Text:
     builtin: bool = False
 
 
-def open_text(source: str, part: str, lazy: bool) -> Text:
+def open_text(source: str, part: str, lazy: bool, reading: Reading | None = None) -> Text:
     """Return the documents of D, where D is not token ids.
 
     `part` is what a source gives that does not say so itself; `lazy` promises that documents are
-    read in order, once, and perhaps not all. Raises UsageError for an unknown name and InputError
-    for what cannot be read, the latter in part only while documents are read.
+    read in order, once, and perhaps not all; `reading` says how, and counts bad lines. Raises
+    UsageError for an unknown name and InputError for what cannot be read, the latter in part only
+    while documents are read.
     """
+    reading = reading or Reading()
     kind, colon, rest = source.partition(":")
     if kind == "builtin":
+        if reading.column:
+            raise UsageError("--text-column is for text with columns, which builtin has not")
         return _builtin(rest if colon else part)
     if kind == "hf":
-        return Text(*hub.by_id(rest, part, lazy))
+        return Text(*hub.by_id(rest, part, lazy, reading))
     if kind in hub.SETS and (not colon or rest in builtin_text.PARTS):
-        return Text(*hub.by_name(kind, rest or part, lazy))
+        return Text(*hub.by_name(kind, rest or part, lazy, reading))
     path = Path(source)
     if source and path.exists():
-        return Text(path.name or path.resolve().name, textfiles.documents(path))
-    if path.suffix in textfiles.SUFFIXES or "/" in source:
+        return Text(path.name or path.resolve().name, textfiles.documents(path, reading))
+    if textfiles.format_of(path)[0] or "/" in source:
         hint = f"for the Hugging Face hub write hf:{source}" if hub.is_id(source) else ""
         raise InputError(f"no such file or folder: '{source}'", hint or "check the path")
     raise UsageError(f"unknown data '{source}'{suggest(source, ['builtin', *hub.SETS])}")

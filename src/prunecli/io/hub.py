@@ -11,7 +11,18 @@ from typing import Any
 
 from prunecli.errors import InputError, PruneError, UsageError
 from prunecli.io.builtin_text import PARTS
-from prunecli.io.textfiles import first_line, string_columns, text_column, text_of
+from prunecli.io.records import (
+    BYTES,
+    DEFAULT,
+    STRING,
+    Reading,
+    choose,
+    column_texts,
+    decoded,
+    first_line,
+    texts,
+)
+from prunecli.io.textfiles import unzstd
 
 
 @dataclass(frozen=True)
@@ -67,7 +78,7 @@ def is_id(name: str) -> bool:
     return bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name))
 
 
-def by_name(name: str, part: str, lazy: bool) -> tuple[str, Iterable[str]]:
+def by_name(name: str, part: str, lazy: bool, reading: Reading) -> tuple[str, Iterable[str]]:
     """Return the full name and the documents of one of `SETS`; raise InputError if unreachable.
 
     Only without `lazy` are the documents a Sequence, for which everything is fetched.
@@ -81,24 +92,29 @@ def by_name(name: str, part: str, lazy: bool) -> tuple[str, Iterable[str]]:
         settings["verification_mode"] = "no_checks"
     if known.config:
         settings["name"] = known.config
-    return f"{name}:{part}", _load(known.repo, known.column, settings, name, lazy)
+    reading.column = reading.column or known.column
+    return f"{name}:{part}", _load(known.repo, settings, name, lazy, reading)
 
 
-def by_id(name: str, part: str, lazy: bool) -> tuple[str, Iterable[str]]:
+def by_id(name: str, part: str, lazy: bool, reading: Reading) -> tuple[str, Iterable[str]]:
     """Return the same for org/name[:split[:column]]; the part decides only where no split does."""
     repo, split, column = [*name.split(":"), "", ""][:3]
     if name.count(":") > 2 or not is_id(repo):
         raise UsageError(f"'hf:{name}' is not hf:org/name[:split[:column]]")
+    if column and reading.column not in (None, column):
+        raise UsageError(f"'hf:{name}' names its column, and so does --text-column")
+    reading.column = column or reading.column
     split = split or {"calibration": "train", "evaluation": "test"}[part]
-    rows = _load(repo, column or None, {"split": split}, f"hf:{name}", lazy)
+    rows = _load(repo, {"split": split}, f"hf:{name}", lazy, reading)
     return ":".join(filter(None, ["hf", repo, split, column])), rows
 
 
 def _load(
-    repo: str, column: str | None, settings: dict[str, Any], name: str, lazy: bool
+    repo: str, settings: dict[str, Any], name: str, lazy: bool, reading: Reading
 ) -> Iterable[str]:
     with _hub_errors(name):
         import datasets
+        import fsspec.compression
         from huggingface_hub import HfApi, is_offline_mode
 
         offline = is_offline_mode()
@@ -106,27 +122,60 @@ def _load(
             # without a connection `datasets` would try again for half a minute before it says so
             HfApi().dataset_info(repo, timeout=10)
         datasets.disable_progress_bars()
+        # what fsspec has of its own stops at the end of a first frame, without a word
+        fsspec.compression.register_compression("zstd", unzstd, "zst", force=True)
         # streaming reads only what is used, but needs a connection; the cache does without
-        rows = datasets.load_dataset(repo, streaming=lazy and not offline, **settings)
-        first: dict[str, Any] = next(iter(rows), {})
-    if column is None:
-        column = text_column(string_columns(first), f"'{name}'")
-    elif column not in first:
-        raise InputError(f"'{name}' has no column '{column}': {', '.join(first) or 'it is empty'}")
-    return _Lazy(rows, column, name) if lazy else _Rows(rows, column, name)
+        settings = {"streaming": lazy and not offline, **settings}
+        rows = datasets.load_dataset(repo, **settings)
+        if rows.info.builder_name == "text":
+            # a .txt file is one document here as on disk, not one a line
+            whole = {"sample_by": "document", "encoding": "utf-8-sig"}
+            rows = datasets.load_dataset(repo, **whole, **settings)
+        next(iter(rows), {})  # what cannot be fetched is met now
+        if rows.features is None:
+            return _Undeclared(rows, name, reading)
+        kinds = {column: _kind(feature) for column, feature in rows.features.items()}
+        column = choose(kinds, reading.column, f"'{name}'")
+        if column not in (reading.column, DEFAULT):
+            reading.guessed(column, f"'{name}'")
+        rows = rows.select_columns([column])
+    return (_Lazy if lazy else _Rows)(rows, name, reading, column)
+
+
+def _kind(feature: Any) -> str:
+    """Return what a column of this feature holds."""
+    dtype = getattr(feature, "dtype", None)
+    if type(feature).__name__ != "Value":
+        return type(feature).__name__
+    if dtype in ("string", "large_string", "string_view"):
+        return STRING
+    return BYTES if dtype in ("binary", "large_binary", "binary_view") else str(dtype)
+
+
+class _Undeclared:
+    """The text of a data set that does not say which columns it has, in order."""
+
+    def __init__(self, rows: Any, name: str, reading: Reading) -> None:
+        self.rows, self.name, self.reading = rows, name, reading
+
+    def __iter__(self) -> Iterator[str]:
+        with _hub_errors(self.name):
+            places = ((f"row {n} of '{self.name}'", row) for n, row in enumerate(self.rows, 1))
+            yield from texts(places, self.reading)
 
 
 class _Lazy:
     """One column of a data set, in order."""
 
-    def __init__(self, rows: Any, column: str, name: str) -> None:
-        self.rows, self.column, self.name = rows, column, name
+    def __init__(self, rows: Any, name: str, reading: Reading, column: str) -> None:
+        self.rows, self.name, self.reading, self.column = rows, name, reading, column
 
     def __iter__(self) -> Iterator[str]:
         with _hub_errors(self.name):
-            for batch in self.rows.iter(batch_size=100):
-                for value in batch[self.column]:
-                    yield text_of({self.column: value}, self.column, f"a row of '{self.name}'")
+            batches = self.rows.iter(batch_size=100)
+            values = (value for batch in batches for value in batch[self.column])
+            places = ((f"row {n} of '{self.name}'", value) for n, value in enumerate(values, 1))
+            yield from column_texts(places, self.column, self.reading)
 
 
 class _Rows(_Lazy, Sequence[str]):
@@ -136,7 +185,13 @@ class _Rows(_Lazy, Sequence[str]):
         return len(self.rows)
 
     def __getitem__(self, index: Any) -> Any:
-        return text_of(self.rows[index], self.column, f"row {index} of '{self.name}'")
+        place = f"row {index + 1} of '{self.name}'"
+        try:
+            return decoded(self.rows[index][self.column], self.column, place)
+        except InputError as error:
+            # a row cannot be passed over here: an empty one is too short for any window
+            self.reading.bad(error.what, error.remedy)
+            return ""
 
 
 @contextmanager
@@ -149,6 +204,5 @@ def _hub_errors(name: str) -> Iterator[None]:
     except Exception as error:
         raise InputError(
             f"data '{name}' needs the Hugging Face hub, which failed: {first_line(error)}",
-            "download it elsewhere and give a .txt, .jsonl or .parquet file, "
-            "or FILE.safetensors:NAME",
+            "download it elsewhere and give its files, or FILE.safetensors:NAME",
         ) from None

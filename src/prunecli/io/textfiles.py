@@ -1,124 +1,310 @@
-"""Text in local files: .txt (one document each), .jsonl and .parquet (one document a row).
+"""Text in local files: .txt (one document each), .jsonl, .json and .parquet (one a row or line).
 
-A folder's files are read in the order of their names, each only when its turn comes.
+Each may be compressed (.gz, .zst). A folder's files are read in the order of their paths, each only
+when its turn comes; nothing in it is left out without a word, hidden names apart.
 """
 
+import gzip
+import io
 import json
+import zlib
+from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
-from prunecli.errors import InputError
+from prunecli.errors import InputError, UsageError
+from prunecli.io.records import (
+    BYTES,
+    DEFAULT,
+    STRING,
+    Reading,
+    choose,
+    column_texts,
+    first_line,
+    texts,
+    told,
+)
 
-SUFFIXES = (".jsonl", ".parquet", ".txt")
+FORMATS, CODECS = (".jsonl", ".json", ".parquet", ".txt"), (".gz", ".zst")
+EXPECTED = f"expected {', '.join(FORMATS)}, plain, {' or '.join(CODECS)}"
+# bytes held at once, so that no small compressed file fills the memory
+LARGEST_JSON = 1 << 28  # a line, or an array
+LARGEST_FILE = 1 << 32  # a .txt, or (on disk) a compressed .parquet
+PIECE = 1 << 20
+BOM = b"\xef\xbb\xbf"
+LFS = b"version https://git-lfs.github.com/spec/"
+SHOWN = 5
 
 
-def documents(path: Path) -> Iterator[str]:
+def documents(path: Path, reading: Reading) -> Iterator[str]:
     """Return the documents of an existing file or folder.
 
-    Raises InputError at once if there is nothing to read, and while reading if a file is damaged.
+    Raises InputError at once if there is nothing to read or the first document cannot be, and while
+    reading for what comes later.
     """
-    return (document for file in _files(path) for document in _read(file))
+    files, others = _found(path)
+    if reading.column and all(format_of(file)[0] == ".txt" for file in files):
+        raise UsageError(f"--text-column '{reading.column}': '{path}' has no columns")
+    if others:
+        named = ", ".join(file.relative_to(path).as_posix() for file in others[:SHOWN])
+        more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+        reading.report.note(f"not read as text in '{path}': {named}{more}")
+    found = (document for file in files for document in _read(file, reading))
+    return chain(list(islice(found, 1)), found)
 
 
 def size(path: Path) -> int:
     """Return the bytes of all files that `documents` would read."""
-    return sum(file.stat().st_size for file in _files(path))
+    return sum(file.stat().st_size for file in _found(path)[0])
 
 
-def _files(path: Path) -> list[Path]:
-    files = [path]
-    if path.is_dir():
-        files = [file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file()]
-        files.sort(key=lambda file: file.relative_to(path).as_posix())
-        if not files:
-            raise InputError(f"'{path}' has no text: expected {', '.join(SUFFIXES)} files in it")
-    elif path.suffix not in SUFFIXES:
-        raise InputError(
-            f"cannot read '{path}' as text: expected {', '.join(SUFFIXES)}",
-            "or FILE.safetensors:NAME for token ids",
-        )
-    return files
+def format_of(path: Path) -> tuple[str, str]:
+    """Return format and compression by the name of a file: '' for none that is known."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    codec = suffixes.pop() if suffixes and suffixes[-1] in CODECS else ""
+    known = suffixes and suffixes[-1] in FORMATS
+    return (suffixes[-1], codec) if known else ("", "")
 
 
-def _read(path: Path) -> Iterator[str]:
+def _found(path: Path) -> tuple[list[Path], list[Path]]:
+    """Return the files to read, in order, and what else there is; raise InputError if nothing."""
+    if not path.is_dir():
+        if not format_of(path)[0]:
+            raise InputError(
+                f"cannot read '{path}' as text: {EXPECTED}",
+                "or FILE.safetensors:NAME for token ids",
+            )
+        if not path.is_file():
+            raise InputError(f"'{path}' is no regular file", "write the text into a file first")
+        return [path], []
     try:
-        if path.suffix == ".txt":
-            yield path.read_text("utf-8")
-        elif path.suffix == ".jsonl":
-            yield from _read_jsonl(path)
-        else:
-            yield from _read_parquet(path)
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"'{path}' is not UTF-8 text: {error.reason} at byte {error.start}", "convert it"
-        ) from None
+        entries = sorted(_below(path), key=lambda entry: entry.relative_to(path).as_posix())
+        files = [entry for entry in entries if format_of(entry)[0] and entry.is_file()]
     except OSError as error:
-        raise InputError(f"cannot read '{path}': {error.strerror or error}") from None
+        raise InputError(f"cannot read '{error.filename or path}': {error.strerror}") from None
+    read = set(files)
+    others = [entry for entry in entries if entry not in read]
+    for entry in others:
+        if format_of(entry)[0] and entry.is_symlink() and not entry.exists():
+            raise InputError(f"'{entry}' is a link to a file that is not there")
+    if not files:
+        raise InputError(f"'{path}' has no text: {EXPECTED}")
+    return files, others
 
 
-def _read_jsonl(path: Path) -> Iterator[str]:
-    column = None
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
+def _below(folder: Path) -> Iterator[Path]:
+    """Yield what a folder holds, nested folders opened, hidden names left out.
+
+    Links are followed, but no folder is opened twice: one met again is yielded itself.
+    """
+    seen, waiting = {folder.resolve()}, deque([folder])
+    while waiting:
+        # of a folder and a link to it beside it, the folder is opened
+        for entry in sorted(waiting.popleft().iterdir(), key=lambda e: (e.is_symlink(), e.name)):
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir() and (real := entry.resolve()) not in seen:
+                seen.add(real)
+                waiting.append(entry)
+            else:
+                yield entry
+
+
+def _read(path: Path, reading: Reading) -> Iterator[str]:
+    kind, codec = format_of(path)
+    try:
+        if kind == ".txt":
+            yield from _text(path, codec, reading)
+        elif kind == ".parquet":
+            yield from _parquet(path, codec, reading)
+        else:
+            rows = _whole(path, codec, reading) if kind == ".json" else None
+            yield from texts(_lines(path, codec, reading) if rows is None else rows, reading)
+    except (OSError, EOFError, zlib.error) as error:
+        why = getattr(error, "strerror", None)
+        if codec and not why:
+            raise InputError(
+                f"cannot unpack '{path}': cut short, damaged, or no {codec} at all",
+                "fetch it again",
+            ) from None
+        raise InputError(f"cannot read '{path}': {why or first_line(error)}") from None
+
+
+@contextmanager
+def _opened(path: Path, codec: str) -> Iterator[Any]:
+    """Open a file for reading, decompressed as it is read."""
+    with path.open("rb") as raw:
+        head = raw.peek(len(LFS))
+        if head.startswith(LFS):
+            raise InputError(f"'{path}' is a pointer of Git LFS, not the file", "run: git lfs pull")
+        if codec and not head:
+            raise InputError(f"'{path}' is empty, not even compressed", "fetch it again")
+        if codec == ".gz":
+            with gzip.GzipFile(fileobj=raw) as unpacked:
+                yield unpacked
+        elif codec == ".zst":
+            with unzstd(raw) as unpacked:
+                yield unpacked
+        else:
+            yield raw
+
+
+def unzstd(raw: Any, **_: Any) -> io.BufferedReader:
+    """Return what a file compressed by zstd holds, all frames of it, as a file to read."""
+    import pyarrow
+
+    return io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd"))
+
+
+def _at_most(most: int, stream: IO[bytes]) -> bytearray:
+    """Return what is left of a stream, but no more than a piece beyond so many bytes."""
+    content = bytearray()
+    # piece by piece, since one read of so many would set aside the memory for all of them
+    while len(content) <= most and (piece := stream.read(PIECE)):
+        content += piece
+    return content
+
+
+def _text(path: Path, codec: str, reading: Reading) -> Iterator[str]:
+    with _opened(path, codec) as stream:
+        content = _at_most(LARGEST_FILE, stream)
+    if len(content) > LARGEST_FILE:
+        raise InputError(f"'{path}' is one text of more than {LARGEST_FILE >> 30} GiB", "split it")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        reading.bad(f"'{path}' is not UTF-8 text: {told(error)}", "convert it")
+    else:
+        yield text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _lines(path: Path, codec: str, reading: Reading) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the objects of JSON lines with their places. A mark may stand before any of them."""
+    with _opened(path, codec) as stream:
+        number = 0
+        while line := stream.readline(LARGEST_JSON + 1):
+            number += 1
+            place = f"line {number} of '{path}'"
+            if len(line) > LARGEST_JSON:
+                raise InputError(f"{place} is longer than {LARGEST_JSON >> 20} MiB")
             if not line.strip():
                 continue
-            place = f"line {number} of '{path}'"
             try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{place} is not JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise InputError(f"{place} is no JSON object", 'expected {"text": "..."}')
-            column = column or text_column(string_columns(row), place)
-            yield text_of(row, column, place)
+                row = _parsed(line.rstrip(b"\r\n"))
+            except ValueError as error:
+                reading.bad(f"{place} is not JSON: {error}")
+                continue
+            if isinstance(row, dict):
+                yield place, row
+            else:
+                reading.bad(f"{place} is no JSON object", 'expected {"text": "..."}')
 
 
-def _read_parquet(path: Path) -> Iterator[str]:
+def _whole(path: Path, codec: str, reading: Reading) -> Iterator[tuple[str, dict[str, Any]]] | None:
+    """Return the objects of a .json file that is one array or one object; None if it is lines."""
+    with _opened(path, codec) as stream:
+        start = stream.readline(LARGEST_JSON)
+        while start and not start.strip():
+            start = stream.readline(LARGEST_JSON)
+        try:
+            if isinstance(_parsed(start), dict):
+                return None
+        except ValueError:
+            pass  # the first line of many, or a bad one
+        content = start + _at_most(LARGEST_JSON - len(start), stream)
+    array = content.removeprefix(BOM).lstrip().startswith(b"[")
+    if len(content) > LARGEST_JSON:
+        if array:
+            raise InputError(
+                f"'{path}' is one array of more than {LARGEST_JSON >> 20} MiB",
+                "write it as JSON lines",
+            )
+        return None
+    try:
+        value = _parsed(content)
+    except ValueError as error:
+        if array:
+            raise InputError(f"'{path}' is not JSON: {error}") from None
+        return None
+    if isinstance(value, dict):
+        return iter([(f"'{path}'", value)])
+    return _items(path, value, reading) if array else None
+
+
+def _items(path: Path, values: list[Any], reading: Reading) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, value in enumerate(values, 1):
+        place = f"item {number} of '{path}'"
+        if isinstance(value, dict):
+            yield place, value
+        else:
+            reading.bad(f"{place} is no JSON object", 'expected {"text": "..."}')
+
+
+def _parsed(content: bytes | bytearray) -> Any:
+    """Return the value of UTF-8 JSON; raise ValueError, in words for users, if it is none."""
+    try:
+        return json.loads(content.removeprefix(BOM).decode())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"no UTF-8, {told(error)}") from None
+    except json.JSONDecodeError as error:
+        line = f" of line {error.lineno}" if error.lineno > 1 else ""
+        raise ValueError(f"{error.msg} at character {error.colno}{line}") from None
+    except ValueError:
+        raise ValueError("a number has too many digits") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _parquet(path: Path, codec: str, reading: Reading) -> Iterator[str]:
     import pyarrow
     import pyarrow.parquet as parquet
 
-    def is_text(kind: Any) -> bool:
-        return bool(pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind))
-
     try:
-        with parquet.ParquetFile(path) as file:
-            columns = {field.name: is_text(field.type) for field in file.schema_arrow}
-            column = text_column(columns, f"'{path}'")
-            for batch in file.iter_batches(columns=[column], batch_size=1000):
-                for row in batch.to_pylist():
-                    yield text_of(row, column, f"a row of '{path}'")
+        with _seekable(path, codec) as content, parquet.ParquetFile(content) as file:
+            kinds = {field.name: _kind(field.type) for field in file.schema_arrow}
+            if len(kinds) < len(file.schema_arrow):
+                raise InputError(f"'{path}' has two columns of one name")
+            column = choose(kinds, reading.column, f"'{path}'")
+            if column not in (reading.column, DEFAULT):
+                reading.guessed(column, f"'{path}'")
+            batches = file.iter_batches(columns=[column], batch_size=1000)
+            values = (value for batch in batches for value in batch.column(0).to_pylist())
+            places = ((f"row {n} of '{path}'", value) for n, value in enumerate(values, 1))
+            yield from column_texts(places, column, reading)
     except pyarrow.ArrowException as error:
         raise InputError(f"'{path}' is not a valid parquet file: {first_line(error)}") from None
 
 
-def string_columns(row: dict[str, Any]) -> dict[str, bool]:
-    """Return, for each column of a row, whether it holds a string."""
-    return {name: isinstance(value, str) for name, value in row.items()}
+@contextmanager
+def _seekable(path: Path, codec: str) -> Iterator[IO[bytes]]:
+    """Open a file that is not read from its beginning; a compressed one is unpacked on disk."""
+    with _opened(path, codec) as stream:
+        if not codec:
+            yield stream
+            return
+        with TemporaryFile() as copy:
+            while part := stream.read(PIECE):
+                if copy.tell() + len(part) > LARGEST_FILE:
+                    raise InputError(
+                        f"'{path}' unpacks to more than {LARGEST_FILE >> 30} GiB", "unpack it first"
+                    )
+                copy.write(part)
+            copy.seek(0)
+            yield copy
 
 
-def text_column(is_text: dict[str, bool], place: str) -> str:
-    """Return the column to read, 'text' or the only one of strings; raise InputError if unclear."""
-    if is_text.get("text"):
-        return "text"
-    strings = [name for name, holds in is_text.items() if holds]
-    if len(strings) != 1:
-        raise InputError(
-            f"{place} has no column 'text' and {len(strings)} columns of strings: "
-            f"it has {', '.join(is_text) or 'nothing'}",
-            "rename the one to read to 'text'",
-        )
-    return strings[0]
+def _kind(kind: Any) -> str:
+    """Return what a column of this Arrow type holds."""
+    from pyarrow import types
 
-
-def text_of(row: dict[str, Any], column: str, place: str) -> str:
-    """Return the text in a row; raise InputError, naming `place`, if there is none."""
-    value = row.get(column)
-    if not isinstance(value, str):
-        raise InputError(f"{place} has no string in '{column}'")
-    return value
-
-
-def first_line(error: Exception) -> str:
-    """Return what an error of some library says, cut to a line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        return STRING
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind):
+        return BYTES
+    return str(kind)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from prunecli.errors import InputError
 from prunecli.io.output import replace_bytes, replace_text
+from prunecli.io.records import Reading
 from prunecli.io.rows import NAME, Digest, shard_name
 from prunecli.io.tokenizer import Tokenizer
 from prunecli.report import Report
@@ -188,11 +189,12 @@ def write(
     separator: int | None,
     workers: int,
     report: Report,
-) -> str:
+    reading: Reading,
+) -> tuple[str, int]:
     """Write all rows, going on after the shards that a stopped run has finished.
 
-    Returns the sha256 of the text that was read. Raises InputError if the text before the end of
-    the finished shards is not what it was.
+    Returns the sha256 of the text in them, and how many bad lines `reading` met in it. Raises
+    InputError if the text before the end of the finished shards is not what it was.
     """
     sha = hashlib.sha256()
 
@@ -212,12 +214,12 @@ def write(
             next(batches, None)
         if sha.hexdigest() != state["text"]:
             raise InputError("the text has changed since this run began", "use --restart")
-    digests: deque[str] = deque([sha.hexdigest()])
+    met: deque[tuple[str, int]] = deque([(sha.hexdigest(), reading.skipped)])
 
     def remembered() -> Iterator[list[Piece]]:
-        # processes run ahead of what is written: remember the text's digest at each batch
+        # processes run ahead of what is written: remember what was met at each batch
         for batch in batches:
-            digests.append(sha.hexdigest())
+            met.append((sha.hexdigest(), reading.skipped))
             yield batch
 
     stream = encoded(remembered(), tokenizer, separator, workers)
@@ -229,15 +231,17 @@ def write(
                 "shards": shards.count,
                 "batches": done,
                 "used": len(ids) - len(shards.rest),
-                "text": digests[0],
+                "text": met[0][0],
             }
             replace_text(file, json.dumps(state))
-        digests.popleft()
+        met.popleft()
         done, used = done + 1, 0
         tokens += len(ids)
         report.live(f"{tokens} tokens, {tokens / (perf_counter() - start):.0f} tokens/s")
         if shards.full:
             break
+    else:
+        met[0] = sha.hexdigest(), reading.skipped  # bad lines after the last document too
     stream.close()
     shards.finish()
-    return digests[0]
+    return met[0]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunecli.errors import InputError, UsageError
 from prunecli.io import documents, rows, samplers, tokenizer
+from prunecli.io.records import Reading
 from prunecli.io.tensorfile import tensor_digest
 from prunecli.io.tokenizer import Tokenizer
 from prunecli.report import SILENT, Report
@@ -147,11 +148,16 @@ def check_tokenizer(found: rows.Rows, folder: str) -> None:
 
 def _as_it_is(data: Data, count: int, length: int) -> None:
     """Raise an error for options that would change rows which are used as they are."""
-    if data.sampler is not None or data.seq_len not in (None, length):
-        what = "sampler" if data.sampler is not None else "seq-len"
+    asked = {
+        "sampler": data.sampler is not None,
+        "seq-len": data.seq_len not in (None, length),
+        "text-column": data.text_column is not None,
+    }
+    if any(asked.values()):
         raise UsageError(
             f"'{data.source}' is used as it is ({count} sequences of {length} tokens)",
-            f"leave out --{what}, or the --recipe that asks for it",
+            f"leave out --{next(name for name in asked if asked[name])}, or the --recipe that asks "
+            "for it",
         )
     if data.nsamples is not None and data.nsamples > count:
         raise InputError(
@@ -167,7 +173,9 @@ def _drawn(
     import torch
 
     sampler = samplers.get(data.sampler)
-    text = documents.open_text(data.source, part, lazy=sampler is samplers.concat_contiguous)
+    reading = Reading(data.text_column, data.skip_bad, report)
+    lazy = sampler is samplers.concat_contiguous
+    text = documents.open_text(data.source, part, lazy, reading)
     count, length = BUILTIN_SIZE if text.builtin else TEXT_SIZE
     if data.seq_len is not None:
         length = data.seq_len
@@ -192,6 +200,7 @@ def _drawn(
         )
     report.detail(f"drawing {count} windows of {length} tokens from {text.name}")
     windows, digest = sampler(text.documents, encoder.encode, count, length, data.seed)
+    reading.tell(report)
     if not windows:
         raise InputError(
             f"'{data.source}' is too short: not one window of {length} tokens",
@@ -208,6 +217,8 @@ def _drawn(
         "seed": data.seed,
         "tokenizer": encoder.digest,
         "text": digest,
+        "text_column": data.text_column,
+        "skipped": reading.skipped,
     }
     if text.builtin:
         meta["python"] = platform.python_version()

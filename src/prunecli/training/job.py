@@ -167,6 +167,8 @@ def _check_numbers(training: Training) -> None:
         library(training.track)
     if training.eval_every is not None and training.eval_data is None:
         raise UsageError("--eval-every needs held-out tokens", "add --eval-data")
+    if (training.text_column is not None or training.skip_bad) and training.eval_data is None:
+        raise UsageError("--text-column and --skip-bad are for held-out text", "add --eval-data")
 
 
 def check_rows(rows: Rows, checkpoint: Checkpoint) -> None:
@@ -309,7 +311,7 @@ def _held_out(
     if training.eval_data is None:
         return None
     found = tokens.load(
-        Data(training.eval_data),
+        Data(training.eval_data, text_column=training.text_column, skip_bad=training.skip_bad),
         folder=str(checkpoint.folder),
         vocab_size=checkpoint.arch.vocab,
         max_positions=checkpoint.arch.max_positions,

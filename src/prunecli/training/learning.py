@@ -203,9 +203,9 @@ def prepare(
     if not options["freeze_weights"]:
         trained = _trained(calibration, len(rows), needed * rows.seq_len)
     dtype = job.dtype_of(compute)
-    looked, kept = [found for found, _ in held_out], [entry for _, entry in held_out]
+    looked, told = [found for found, _ in held_out], [entry for _, entry in held_out]
     return Lesson(
-        rows, steps, options, data.seed, dtype, calibration, trained, looked, kept, official
+        rows, steps, options, data.seed, dtype, calibration, trained, looked, told, official
     )
 
 
