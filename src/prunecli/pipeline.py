@@ -28,7 +28,7 @@ from prunecli.io.tensorfile import (
 )
 from prunecli.io.tokenizer import IDS, OFFICIAL
 from prunecli.methods import registry
-from prunecli.methods._base import LayerView, Method, Need
+from prunecli.methods._base import LayerView, Method, Need, Setting
 from prunecli.report import SILENT, Report
 from prunecli.settings import Amount, Compute, Data, Made, Output
 
@@ -272,6 +272,12 @@ def calibrate(
     for method in chosen:
         if not method.needed(compat):
             raise UsageError(f"'{method.name}' reads no statistics, there is nothing to calibrate")
+    if compat and union(chosen, True) == union(chosen, False):
+        raise UsageError(
+            "--compat official changes nothing: the statistics of "
+            f"{', '.join(method.name for method in chosen)} are the same",
+            "leave it out",
+        )
     checkpoint = Checkpoint(model, report)
     check_file(out, output, checkpoint)
     skip = skipped(chosen, amount or Amount(), checkpoint)
@@ -321,8 +327,11 @@ def score(
             f"'{method}' is sequential: prune scores each layer on pruned predecessors",
             "use `prunecli prune`, or --stats for the knowing one-pass variant",
         )
-    settings = score_options(chosen, chosen.resolve(options or {}), compat)
+    resolved = chosen.resolve(options or {})
+    _refuse_later(chosen, options or {})
+    settings = score_options(chosen, resolved, compat)
     checkpoint = Checkpoint(model, report)
+    chosen.refuse_idle(options or {}, Setting(resolved, compat, group=checkpoint.arch.group))
     check_file(out, output, checkpoint)
     if stats is not None and amount != Amount():
         raise UsageError("with --stats the amount is known already", "leave it out")
@@ -346,6 +355,16 @@ def score(
     return write_scores(
         out, checkpoint, digest, chosen, source, tensors, options=settings, output=output
     )
+
+
+def _refuse_later(method: Method, given: Mapping[str, Any]) -> None:
+    """Raise UsageError for options that scores do not depend on."""
+    for option in method.options:
+        value = given.get(option.name, option.default)
+        if option.stage != "score" and value != option.default:
+            raise UsageError(
+                f"{option.flag} {value} has no part in scores", "leave it out, and give it to prune"
+            )
 
 
 def open_stats(
@@ -521,10 +540,12 @@ def with_recipe(
     data: Data,
     options: Mapping[str, Any],
     decided: bool = False,
+    read: bool = True,
 ) -> tuple[Data, dict[str, Any]]:
     """Return data and options with a recipe's values wherever none were given.
 
-    Where what goes is `decided`, of the options only that of biases is taken.
+    Where what goes is `decided`, of the options only that of biases is taken. Raises UsageError for
+    a recipe that the method does not have, or that says nothing where no text is `read`.
     """
     if recipe is None:
         return data, dict(options)
@@ -535,11 +556,21 @@ def with_recipe(
     if "source" in values:
         values = {**OFFICIAL_TEXT, **values}
     default = asdict(Data())
-    given = {name: value for name, value in asdict(data).items() if value != default[name]}
+    given = {
+        name: value
+        for name, value in asdict(data).items()
+        if value != default[name] or name in data.asked
+    }
     fields = {name: value for name, value in values.items() if name in default}
     settings = {
         name: value
         for name, value in values.items()
         if name not in default and (name == "bias" or not decided)
     }
+    if not (read or settings):
+        raise UsageError(
+            f"--recipe {recipe} changes nothing: it says what text '{method.name}' reads, and none "
+            "is read here",
+            "leave it out",
+        )
     return replace(data, **{**fields, **given}), {**settings, **options}

@@ -71,15 +71,21 @@ def prune(
         chosen = registry.get(method)
         if plan is not None:
             settings = planned_with(plan, chosen, settings)
-        data, settings = with_recipe(chosen, recipe, data, settings, decided=plan is not None)
+        read = not (stats or scores)
+        if plan is not None:
+            read = read and chosen.biased({"bias": "keep", **settings})
+        data, settings = with_recipe(
+            chosen, recipe, data, settings, decided=plan is not None, read=read
+        )
         if scores is not None:
             settings = {**scored_with(scores, chosen, settings), **settings}
         settings = chosen.resolve(settings)
     elif settings or recipe:
         raise UsageError("method options and recipes need a --method")
     request = Request(
-        chosen, settings, amount or Amount(), data, stats, scores, plan, plan_only, keep, compat
-    )
+        chosen, settings, amount or Amount(), data, stats, scores, plan, plan_only, keep, compat,
+        given=dict(options or {}),
+    )  # fmt: skip
     request.check(out)
     learns = chosen is not None and chosen.learned
     if restart and not learns:
@@ -97,7 +103,7 @@ def prune(
     if learns:
         from prunecli.training import learning
 
-        lesson = learning.prepare(checkpoint, data, settings, compute, report)
+        lesson = learning.prepare(checkpoint, data, settings, compute, report, compat)
         expected = {**expected, **lesson.expected(checkpoint.arch.total_params)}
         resolved |= lesson.recorded
     check_device(compute)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from prunecli.io import sidecar
 from prunecli.io.checkpoint import Checkpoint, check_holds
 from prunecli.io.rows import place_of
 from prunecli.io.sidecar import Sidecar
-from prunecli.methods._base import Method, Pattern, domains_of
+from prunecli.methods._base import Method, Pattern, Setting, domains_of
 from prunecli.plan import Plan
 from prunecli.settings import Amount, Data
 
@@ -36,6 +36,7 @@ class Request:
     plan_only: bool
     keep: str | None
     compat: bool
+    given: Mapping[str, Any] = field(default_factory=dict)  # options, of which none was filled in
 
     @property
     def read(self) -> list[Path | None]:
@@ -84,6 +85,8 @@ class Request:
             raise UsageError("--plan says already how much goes", "leave out the amount")
         if self.plan and self.keep:
             raise UsageError("with --plan there is nothing to --keep")
+        if self.plan and self.compat:
+            raise UsageError("--plan says already what goes, --compat has no part in it")
         if self.plan_only != out.endswith(".json"):
             raise UsageError(
                 f"--plan-only writes a JSON file, OUT is '{out}'",
@@ -168,6 +171,7 @@ def prepare(request: Request, checkpoint: Checkpoint) -> Prepared:
     }
     if method is not None and method.unit == "weights":
         pattern = allocate.pattern(request.amount, arch)
+        _refuse_idle(request, checkpoint, pattern=pattern)
         if method.check is not None:
             method.check(request.options, pattern)
         check_holds(arch)
@@ -191,6 +195,9 @@ def prepare(request: Request, checkpoint: Checkpoint) -> Prepared:
     if method.rotates:
         arch = rotate.untied(arch)
     sizes = allocate.sizes(method, request.options, request.amount, arch)
+    axes = ("layers", "hidden", "kv_heads", "ffn")
+    cut = frozenset(axis for axis in axes if getattr(sizes, axis) < getattr(arch, axis))
+    _refuse_idle(request, checkpoint, cut=cut, of_ratio=sizes.ratio is not None)
     options |= {"sizes": asdict(sizes)}
     # transformers must take the shape before anything is computed; of ragged plans the widest
     widest = sizes.widest(arch, request.structure)
@@ -209,6 +216,17 @@ def prepare(request: Request, checkpoint: Checkpoint) -> Prepared:
         "container": child.config["model_type"],
     }
     return Prepared(options, granularity, expected, size, sizes=sizes)
+
+
+def _refuse_idle(request: Request, checkpoint: Checkpoint, **known: Any) -> None:
+    """Raise UsageError for options that change nothing beside the others, on this model."""
+    assert request.method is not None
+    stored = {checkpoint.specs[name].dtype for name in checkpoint.specs if ".layers." in name}
+    rounded = request.method.sequential and request.stats is None and stored != {"F32"}
+    beside = Setting(
+        request.options, request.compat, group=checkpoint.arch.group, rounded=rounded, **known
+    )
+    request.method.refuse_idle(request.given, beside)
 
 
 def read_plan(path: str) -> tuple[Plan, Sidecar | None]:

@@ -25,7 +25,7 @@ from prunecli.io.checkpoint import Checkpoint
 from prunecli.io.rows import place_of
 from prunecli.io.sidecar import Recorder
 from prunecli.methods import registry
-from prunecli.methods._base import Method, domains_of
+from prunecli.methods._base import Method, Setting, domains_of
 from prunecli.pipeline import (
     Source,
     TensorFile,
@@ -121,6 +121,8 @@ def search(
     read = [place_of(name) for name in sources]
     place.check_place(out, output, [checkpoint.folder, *read])
     budget = shapes.budget(checkpoint.arch, params, flops, ratio)
+    of_ratio, group = budget.quantity != "flops", checkpoint.arch.group
+    chosen.refuse_idle(options or {}, Setting(settings, compat, of_ratio=of_ratio, group=group))
     step = multiple or shapes.grain(checkpoint.arch)
     tried = _candidates(chosen, checkpoint.arch, budget, step, ratio, settings, report)
     resolved = {
@@ -137,7 +139,7 @@ def search(
     if chosen.learned:
         from prunecli.training import learning
 
-        lesson = learning.prepare(checkpoint, data, settings, compute, report)
+        lesson = learning.prepare(checkpoint, data, settings, compute, report, compat)
         resolved |= lesson.recorded
         expected |= lesson.expected(checkpoint.arch.total_params)
     if output.dry_run:

@@ -10,7 +10,8 @@ SHARD_TOKENS = 1 << 24  # per file of token rows
 class Data:
     """Which tokens to read: D of the command line, and how windows are drawn from it.
 
-    `None` means that the source or the sampler decides (io/tokens.py).
+    `None` means that the source or the sampler decides (io/tokens.py). `asked` are the fields that
+    stand for themselves whatever their values: where one is the default, a recipe has no say in it.
     """
 
     source: str = "builtin"
@@ -24,6 +25,7 @@ class Data:
     up_to: bool = False  # take as many windows as there are, and no more positions than there are
     text_column: str | None = None  # 'text', or else the only one of strings
     skip_bad: int = 0  # lines without text to pass over before one stops the run
+    asked: frozenset[str] = field(default=frozenset(), compare=False)
 
 
 @dataclass(frozen=True)

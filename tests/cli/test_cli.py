@@ -396,6 +396,37 @@ def test_variables_of_other_methods_are_ignored(run, called, monkeypatch) -> Non
     assert ended.code == 2 and "it belongs to sheared-llama" in ended.err
 
 
+def test_a_default_that_was_typed_stands_against_a_recipe(run, called) -> None:
+    run(*PRUNE, "--data", "builtin", "--seed", "0", "--recipe", "paper", "in", "out")
+    assert called["data"].asked == {"source", "seed"}
+    run(*PRUNE, "--recipe", "paper", "in", "out")
+    assert called["data"].asked == frozenset()
+
+
+def test_variables_that_change_nothing_here_are_ignored(run, called, monkeypatch) -> None:
+    """Typed they are passed on, for the library to refuse."""
+    monkeypatch.setenv("PRUNECLI_COMPAT", "official")
+    monkeypatch.setenv("PRUNECLI_BIAS", "drop")
+    of_wanda = ("prune", "--method", "wanda", "--ratio", "0.5")
+    for line, followed in (
+        ((*PRUNE, "in", "out"), True),
+        ((*of_wanda, "in", "out"), False),
+        ((*of_wanda, "--compat", "official", "in", "out"), True),
+        (("prune", "--plan", "p.json", "in", "out"), False),
+        (("prune", "--plan", "p.json", "--method", "flap", "in", "out"), False),
+        (("score", "--method", "flap", "in", "c.safetensors"), True),
+        (("score", "--method", "shortgpt", "in", "c.safetensors"), False),
+        (("calibrate", "--for", "flap,wanda", "in", "s.safetensors"), True),
+        (("calibrate", "--for", "llm-pruner", "in", "s.safetensors"), False),
+    ):
+        assert run(*line).code == 0
+        assert called["compat"] is followed, line
+    run("score", "--method", "flap", "in", "c.safetensors")
+    assert called["options"] == {}
+    run("score", "--method", "flap", "--bias", "drop", "in", "c.safetensors")
+    assert called["options"] == {"bias": "drop"}
+
+
 def test_check_tells_what_is_wrong(run, monkeypatch) -> None:
     found = {"good": [], "bad": ["torn", "bent"]}
     # by its module: the package offers the verb under the same name

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 import tiny
 from prunecli.pruning import prune
 from prunecli.settings import Amount
+from prunecli.training.schedule import warm_steps
 from prunecli.training.shearing import MASK_WARMUP
 
 BIN = Path(sys.executable).parent
@@ -168,7 +169,7 @@ def test_masks_are_learned_by_two_processes_as_by_one(files, tmp_path) -> None:
     # every run ends at the shape that was asked for, whichever units that took
     assert len({json.dumps(record["results"]["sizes"]) for record in records}) == 1
     one, two, cut = (record["results"]["learned"]["curve"]["loss"] for record in records)
-    rising = round(MASK_WARMUP * STEPS)  # steps until the targets are reached
+    rising = warm_steps(MASK_WARMUP, STEPS)  # steps until the targets are reached
     assert len(one) == STEPS and two[:rising] == pytest.approx(one[:rising], rel=ROUNDING)
     assert 0 < resumed < STEPS and cut[:resumed] == two[:resumed]
     assert cut[resumed] == pytest.approx(two[resumed], rel=ROUNDING)

@@ -525,7 +525,8 @@ def test_three_steps_give_the_bytes_of_one(method, options, llama, calibration, 
     )
     amount = HALF if method in ("minitron-depth", "sleb") else None
     stats, scores = str(tmp_path / "s.safetensors"), str(tmp_path / "c.safetensors")
-    scored = {k: v for k, v in options.items() if k != "bias"}
+    stages = {option.name: option.stage for option in registry.get(method).options}
+    scored = {k: v for k, v in options.items() if stages[k] == "score"}
     calibrate(str(llama), stats, methods=[method], amount=amount, data=Data(calibration))
     score(str(llama), scores, method=method, options=scored, stats=stats)
     three = prune(

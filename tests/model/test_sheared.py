@@ -3,7 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
-from math import log
+from math import cos, exp, log, pi
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from prunecli.io.checkpoint import Checkpoint
 from prunecli.pipeline import calibrate, score
 from prunecli.pruning import prune
 from prunecli.settings import Amount, Data, Output, Training
-from prunecli.training import gates, learning, shearing
+from prunecli.training import gates, learning, schedule, shearing
 from prunecli.training.domains import Mixture
 from prunecli.training.train import train
 
@@ -102,6 +102,170 @@ def test_a_masked_model_is_the_cut_one(name, tied, axes, tmp_path):
         expected = masked(IDS, use_cache=False).logits
     # the rounding of float32 alone, by a pass in float64, is 2e-4 on the worst of these models
     assert torch.allclose(tiny.logits(out, IDS), expected, atol=5e-4, rtol=1e-4)
+
+
+def test_drawn_gates():
+    """Against the formulas written out, one number at a time."""
+    draw = torch.Generator().manual_seed(5)
+    alpha = 6 * torch.randn(500, generator=draw, dtype=torch.float64)
+    uniform = torch.rand(500, generator=draw, dtype=torch.float64).clamp(1e-6, 1 - 1e-6)
+    naive = []
+    for a, u in zip(alpha.tolist(), uniform.tolist(), strict=True):
+        soft = 1 / (1 + exp(-(log(u) - log(1 - u) + a) / (2 / 3)))
+        naive.append(min(1.0, max(0.0, soft * 1.2 - 0.1)))
+    assert gates.sample(alpha, uniform).tolist() == pytest.approx(naive, abs=1e-12)
+    assert {0.0, 1.0} < set(naive)
+
+
+@pytest.mark.parametrize("steps", [40, 300])
+def test_the_official_rate_is_one_step_behind(steps):
+    """Composer's cosine with warm-up, t = 0 at the first step; ours has no step without a rate."""
+    warm = round(0.1 * steps)
+    for step in range(steps):
+        late = schedule.late(step, steps, 2.0, 0.1, 0.1)
+        share = step / warm
+        if step >= warm:
+            share = 0.1 + 0.9 * (1 + cos(pi * (step - warm) / (steps - warm))) / 2
+        assert late == pytest.approx(2.0 * share, abs=1e-12)
+    ahead = [schedule.rate(step, steps, 2.0, 0.1, 0.1) for step in range(warm)]
+    behind = [schedule.late(step, steps, 2.0, 0.1, 0.1) for step in range(1, warm + 1)]
+    assert ahead == pytest.approx(behind)
+
+
+def soft_gates(arch):
+    """Return gates of all axes in (0.5, 1), none at zero."""
+    draw = torch.Generator().manual_seed(6)
+    shapes = {
+        "layers": (arch.layers,),
+        "hidden": (arch.hidden,),
+        "kv_heads": (arch.layers, arch.kv_heads),
+        "ffn": (arch.layers, arch.ffn),
+    }
+    return {axis: 0.5 + 0.5 * torch.rand(shape, generator=draw) for axis, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("official", [False, True])
+def test_the_official_embedding_is_not_gated_while_it_learns(llama, official):
+    """Masked, it is the model whose other weights have the gates folded in."""
+    from transformers import AutoModelForCausalLM
+
+    from prunecli.training import model as models
+    from prunecli.training.ranks import Ranks
+
+    parent = Checkpoint(str(llama))
+    values = soft_gates(parent.arch)
+    objective = models.assemble(
+        parent, None, Ranks(0, 1, torch.device("cpu"), None),
+        lambda model, _: shearing.Shearing(
+            model, parent.arch, shearing.Gates(parent.arch, Sizes(3, 36, 1, 40), 0), torch.float32,
+            1.0, official,
+        ),
+    )  # fmt: skip
+    objective.values = values
+    expected = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32).eval()
+    folded = gates.Folded(parent, values)
+    with torch.no_grad():
+        for name, weight in expected.named_parameters():
+            if not (official and name == "model.embed_tokens.weight"):
+                weight.copy_(folded.tensor(name))
+        found = objective.model.eval()(IDS, use_cache=False).logits
+        assert torch.allclose(found, expected(IDS).logits, atol=1e-3, rtol=1e-4)
+    objective.release()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_official_head_is_multiplied_too(tied, tmp_path):
+    """Norm and head both have the hidden gates, which no masked forward has."""
+    parent = Checkpoint(str(tiny.make(tmp_path / "m", tie_word_embeddings=tied)))
+    values = soft_gates(parent.arch)
+    ours, theirs = (gates.Folded(parent, values, official) for official in (False, True))
+    hidden, norm, table = values["hidden"], "model.norm.weight", "model.embed_tokens.weight"
+    assert theirs.tensor(norm).equal(parent.tensor(norm) * hidden)
+    assert theirs.tensor(table).equal(parent.tensor(table) * hidden)
+    assert ours.tensor(table).equal(theirs.tensor(table))
+    if tied:
+        assert ours.tensor(norm).equal(parent.tensor(norm))
+    else:
+        head = parent.tensor("lm_head.weight")
+        assert theirs.tensor("lm_head.weight").equal(head * hidden)
+        assert ours.tensor("lm_head.weight").equal(head)
+    name = "model.layers.1.self_attn.o_proj.weight"
+    assert ours.tensor(name).equal(theirs.tensor(name))
+
+
+def gradients(llama, calibration, official, clip):
+    """Return the gradients that reach the optimiser in step 3: of weights, and of what masks are.
+
+    Multipliers are not at zero, so that the constraint has a part in those of the masks.
+    """
+    from prunecli.training import model as models
+    from prunecli.training.loop import Loop
+    from prunecli.training.masks import Masks
+    from prunecli.training.ranks import Ranks
+
+    parent, ranks = Checkpoint(str(llama)), Ranks(0, 1, torch.device("cpu"), None)
+    masks = shearing.Gates(parent.arch, Sizes(3, 36, 1, 40), 0)
+    with torch.no_grad():
+        for two in masks.multipliers.values():
+            two.fill_(3.0)
+    objective = models.assemble(
+        parent, None, ranks,
+        lambda model, _: shearing.Shearing(
+            model, parent.arch, masks, torch.float32, 1.0, official
+        ),
+    )  # fmt: skip
+    ids = load_file(calibration.rsplit(":", 1)[0])["ids"]
+    loop = Loop(
+        objective, learning.Windows(ids), Training("", clip=clip), Masks(objective.model, ()),
+        ranks, steps=10, batch_size=4, lr=1e-3, micro=4,
+    )  # fmt: skip
+    found = []
+
+    def take():
+        for module in (objective.model, masks):
+            grads = [p.grad.double().flatten() for p in module.parameters() if p.grad is not None]
+            found.append(torch.cat(grads))
+
+    loop.optimizer.step = take
+    norm = loop.step(3).grad_norm
+    objective.release()
+    return *found, norm
+
+
+@pytest.mark.parametrize("official", [False, True])
+def test_what_is_clipped_together(llama, calibration, official):
+    """Weights alone; in the official code log alpha and multipliers by the same norm."""
+    weights, masks, _ = gradients(llama, calibration, official, 1e9)
+    clipped_weights, clipped_masks, told = gradients(llama, calibration, official, 1.0)
+    square = sum(x * x for x in weights.tolist())
+    if official:
+        square += sum(x * x for x in masks.tolist())
+    norm = square**0.5
+    assert norm > 1 and float(masks.norm()) > 0.01 * norm
+    assert told == pytest.approx(norm, rel=1e-4)
+    assert torch.allclose(clipped_weights, weights / norm, rtol=1e-3, atol=1e-7)
+    assert torch.allclose(clipped_masks, masks / norm if official else masks, rtol=1e-3, atol=1e-7)
+
+
+def test_official_quirks_are_another_run(llama, calibration, tmp_path):
+    """Recorded, and in what comes out."""
+    made = run(llama, tmp_path / "a", calibration, compat=True)
+    assert made.sidecar["options"]["compat"] == "official"
+    run(llama, tmp_path / "b", calibration)
+    assert not tiny.same(tmp_path / "a", tmp_path / "b")
+
+
+def test_the_official_recipe_is_the_published_run(tmp_path):
+    """3200 steps of 32 x 4096 whatever the text: everything in it is counted in steps."""
+    model = tiny.make(tmp_path / "m", max_position_embeddings=4096)
+    rows = tiny.tokens(tmp_path / "t.safetensors", rows=3, length=4096)
+    short = tiny.tokens(tmp_path / "s.safetensors", rows=3, length=2048)
+    told = run(
+        model, tmp_path / "o", rows, options={}, recipe="official", output=Output(dry_run=True)
+    ).results
+    assert (told["steps"], told["tokens"]) == (3200, 3200 * 32 * 4096)
+    with pytest.raises(UsageError, match="or the --recipe that asks for it"):
+        run(model, tmp_path / "o", short, options={}, recipe="official")
 
 
 def test_the_constraint(llama):
@@ -350,19 +514,48 @@ def test_what_was_gated_can_be_forgotten(llama):
 def test_mixtures_follow_the_losses():
     mixture = Mixture([10, 30, 5], seed=1)
     losses, reference = torch.tensor([3.0, 2.0, 5.0]), torch.tensor([2.0, 2.5, 3.0])
-    expected = [1 / 3] * 3
+    expected = [10 / 45, 30 / 45, 5 / 45]  # natural shares
+    assert mixture.weights.tolist() == pytest.approx(expected)
     for _ in range(3):
         mixture.update(losses.double(), reference.double())
         expected = naive_update(expected, losses.tolist(), reference.tolist())
         assert mixture.weights.tolist() == pytest.approx(expected, rel=1e-9)
-    mixture.weights = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+    mixture = Mixture([10, 30, 5], 1, [2.0, 5.0, 3.0])
+    assert mixture.weights.tolist() == pytest.approx([0.2, 0.5, 0.3])
     drawn = [row for step in range(400) for row in mixture.batch(step, 20, slice(None))]
     for part, weight in zip(mixture.parts, (0.2, 0.5, 0.3), strict=True):
         inside = [row for row in drawn if part.start <= row < part.stop]
         assert len(inside) / len(drawn) == pytest.approx(weight, abs=0.03)
-        assert set(inside) == set(range(part.start, part.stop))
-    whole = mixture.batch(7, 8, slice(None))
-    assert mixture.batch(7, 8, slice(0, 4)) + mixture.batch(7, 8, slice(4, 8)) == whole
+    whole = mixture.batch(400, 8, slice(None))
+    assert mixture.batch(400, 8, slice(0, 4)) + mixture.batch(400, 8, slice(4, 8)) == whole
+
+
+def test_a_domain_is_read_once_before_it_is_read_again():
+    """Each pass over a domain has every row once, in an order of its own."""
+    mixture = Mixture([7, 50, 3], seed=5)
+    drawn = [row for step in range(30) for row in mixture.batch(step, 8, slice(None))]
+    for part in mixture.parts:
+        read = [row for row in drawn if part.start <= row < part.stop]
+        size = part.stop - part.start
+        passes = [read[start : start + size] for start in range(0, len(read) - size + 1, size)]
+        assert passes and all(sorted(one) == [*range(part.start, part.stop)] for one in passes)
+        assert len(set(read[len(passes) * size :])) == len(read) % size
+    first = [row for row in drawn if 7 <= row < 57]
+    assert first[:50] != sorted(first[:50]) and first[:50] != first[50:100]
+
+
+def test_what_was_read_is_part_of_the_state():
+    """Resumed after any step, or at a step that came to nothing, a mixture goes on as it was."""
+    whole = Mixture([7, 50], seed=2)
+    expected = [whole.batch(step, 4, slice(None)) for step in range(20)]
+    cut = Mixture([7, 50], seed=2)
+    for step in range(20):
+        assert cut.batch(step, 4, slice(None)) == expected[step]
+        resumed = Mixture([7, 50], seed=2)
+        for name, tensor in resumed.state().items():
+            tensor.copy_(cut.state()[name])
+        assert resumed.batch(step, 4, slice(2, 4)) == expected[step][2:]
+        cut = resumed
 
 
 def test_domains_are_loaded_by_loss(llama, calibration, tmp_path, monkeypatch):
@@ -392,6 +585,54 @@ def test_domains_are_loaded_by_loss(llama, calibration, tmp_path, monkeypatch):
             run(llama, tmp_path / "cut", calibration, options=options)
     again = run(llama, tmp_path / "cut", calibration, options=options)
     assert again.results == made.results
+
+
+def test_losses_of_domains_are_those_of_windows_apart(llama, calibration, tmp_path, monkeypatch):
+    """The last tenth of each domain is looked at, recorded, and never learned on."""
+    other = tiny.tokens(tmp_path / "other.safetensors", rows=30, seed=11)
+    ids = [load_file(data.rsplit(":", 1)[0])["ids"].long() for data in (calibration, other)]
+    looked, learned = [], []
+    evaluate, read = learning.Loop.evaluate, learning.Joined.read
+
+    def evaluated(self, rows):
+        looked.append(rows)
+        return evaluate(self, rows)
+
+    def was_read(self, indices):
+        found = read(self, indices)
+        learned.extend(found)
+        return found
+
+    monkeypatch.setattr(learning.Loop, "evaluate", evaluated)
+    monkeypatch.setattr(learning.Joined, "read", was_read)
+    options = {"tokens": 40 * 4 * 32, "batch_size": 4, "domains": other, "domain_every": 40}
+    made = run(llama, tmp_path / "o", calibration, options=options)
+    assert [rows.tolist() for rows in looked] == [ids[0][7:].tolist(), ids[1][27:].tolist()]
+    everything = {tuple(row.tolist()) for row in learned}
+    assert everything == {tuple(row) for row in [*ids[0][:7].tolist(), *ids[1][:27].tolist()]}
+    inputs = made.sidecar["inputs"]
+    ranges = {(e["role"], *e["range"]) for e in inputs if e["role"] != "model"}
+    assert ranges == {
+        ("calibration", 0, 7), ("calibration", 0, 27), ("rows", 0, 34),
+        ("evaluation", 7, 8), ("evaluation", 27, 30),
+    }  # fmt: skip
+
+
+def test_shares_to_begin_with(llama, calibration, tmp_path):
+    """Those of the rows that are learned on, or as given: one number for each D."""
+    other = tiny.tokens(tmp_path / "other.safetensors", rows=30, seed=11)
+    options = {**FEW, "domains": other}  # twelve steps: none looks at losses
+    made = run(llama, tmp_path / "a", calibration, options=options)
+    assert made.results["learned"]["domain_weights"] == pytest.approx([7 / 34, 27 / 34])
+    given = {**options, "domain_weights": "0.67,0.33"}
+    made = run(llama, tmp_path / "b", calibration, options=given)
+    assert made.results["learned"]["domain_weights"] == pytest.approx([0.67, 0.33])
+    for wrong in ("1", "1,2,3", "1,-1", "1,x", "1,nan", "0,1"):
+        with pytest.raises(UsageError, match="expected 2 numbers above 0"):
+            run(llama, tmp_path / "c", calibration, options={**options, "domain_weights": wrong})
+    one = tiny.tokens(tmp_path / "one.safetensors", rows=1, seed=12)
+    with pytest.raises(InputError, match="has one window, its loss needs another"):
+        run(llama, tmp_path / "c", calibration, options={**FEW, "domains": one})
 
 
 def test_rows_are_read_as_they_are_needed(llama, calibration, tmp_path):
@@ -511,7 +752,7 @@ def test_rows_of_domains_are_known_to_be_trained_on(llama, calibration, tmp_path
         made = run(llama, out, parts[0], options={**FEW, "domains": other})
         seen.append(made.sidecar["tokens"]["trained"][0]["rows"])
     assert seen[0] != seen[1]
-    settings = Training(f"{calibration}:2:8", steps=1, batch_size=1)
+    settings = Training(f"{calibration}:1:8", steps=1, batch_size=1)
     with pytest.raises(PruneError, match="rows were trained on by an ancestor"):
         train(str(tmp_path / "o0"), str(tmp_path / "t"), settings)
     train(str(tmp_path / "o0"), str(tmp_path / "t"), replace(settings, data=f"{calibration}:6:8"))

@@ -7,6 +7,7 @@ import typer
 from prunecli.cli import console, options
 from prunecli.cli.options import option
 from prunecli.errors import UsageError
+from prunecli.methods import registry
 
 
 @options.takes(options.DATA, options.STREAM, options.OUTPUT, options.TALK, options.CONFIG)
@@ -34,13 +35,14 @@ def calibrate(
     options.refuse_tokenizer(context, context.params["data"])
     from prunecli import pipeline
 
+    collected = any(need.compat for name in names for need in registry.get(name).needs)
     made = pipeline.calibrate(
         folder or "",
         out,
         methods=names,
         data=options.data_of(context.params),
         amount=options.amount_of(context.params),
-        compat=compat is not None,
+        compat=options.follows_official(context, collected),
         compute=options.compute_of(context.params),
         output=options.output(context.params),
         report=report,

@@ -23,7 +23,7 @@ def methods(context: typer.Context, json: options.Json = False) -> None:
                 method.name,
                 method.granularity,
                 "yes" if method.sequential else "no",
-                " ".join(f"--{o.name.replace('_', '-')}" for o in method.options),
+                " ".join(option.flag for option in method.options),
                 method.reference,
             ]
             for method in found
@@ -52,6 +52,7 @@ def _record(method: Method) -> dict[str, Any]:
             for option in method.options
         ],
         "recipes": method.recipes,
+        "compat": ["official"] if method.quirks is not None else [],
     }
 
 

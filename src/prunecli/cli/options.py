@@ -425,24 +425,35 @@ def _completer(choices: tuple[str, ...]) -> Callable[[], list[str]] | None:
     return (lambda: list(choices)) if choices else None
 
 
-def chosen_options(method: str | None, context: typer.Context) -> dict[str, Any]:
+def chosen_options(
+    method: str | None, context: typer.Context, stages: tuple[str, ...] = ("score", "prune")
+) -> dict[str, Any]:
     """Return the method options that were given; raise UsageError for those it does not have.
 
-    Variables of the environment may be meant for other methods and commands: those it does not have
-    are ignored.
+    Variables of the environment may be meant for other methods and commands: those that it does not
+    have, or that none of these stages reads, are ignored.
     """
     owners, values = method_options(), context.params
     given = {name: values[name] for name in owners if values.get(name) is not None}
-    known = [entry.name for entry in registry.get(method).options] if method else []
-    for name in [name for name in given if name not in known]:
+    known = {entry.name: entry.stage for entry in registry.get(method).options} if method else {}
+    for name in [name for name in given if known.get(name) not in stages]:
         if _source(context, name) == "ENVIRONMENT":
             del given[name]
-        elif method:
+        elif method and name not in known:
             raise UsageError(
                 f"method '{method}' has no option --{name.replace('_', '-')}",
                 f"it belongs to {', '.join(owners[name])}",
             )
     return given
+
+
+def follows_official(context: typer.Context, has_quirks: bool) -> bool:
+    """Return whether the official code is to be followed, quirks included.
+
+    Where it has none, what a variable or a file says for all runs has no say.
+    """
+    given = context.params.get("compat") is not None
+    return given and (has_quirks or typed(context, "compat"))
 
 
 def typed(context: typer.Context, name: str) -> bool:
@@ -483,6 +494,14 @@ def data_of(values: Mapping[str, Any], source: str | None = None) -> Data:
     """Return the tokens to read among a command's arguments; `source` takes the place of --data."""
     fields = (*WINDOWS, "seed")
     return Data(source or values["data"], **{name: values[name] for name in fields})
+
+
+def asked(context: typer.Context) -> frozenset[str]:
+    """Return which of --data and the options of its windows were given, wherever."""
+    known = {"source": "data", **{name: name for name in (*WINDOWS, "seed")}}
+    return frozenset(
+        field for field, name in known.items() if _source(context, name) not in ("", "DEFAULT")
+    )
 
 
 def compute_of(values: Mapping[str, Any]) -> Compute:

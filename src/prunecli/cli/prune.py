@@ -1,5 +1,6 @@
 """`prunecli prune`."""
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -68,6 +69,7 @@ def prune(
 
     # what learns is stopped between two steps, everything else at once
     learns = method is not None and registry.get(method).learned
+    quirks = method is not None and plan is None and registry.get(method).quirks is not None
     with first_signal(report, wanted=learns) as stop:
         made = pruning.prune(
             folder or "",
@@ -75,14 +77,14 @@ def prune(
             method=method,
             amount=options.amount_of({**context.params, "arch": arch}),
             options=given,
-            data=options.data_of(context.params),
+            data=replace(options.data_of(context.params), asked=options.asked(context)),
             recipe=recipe,
             stats=stats,
             scores=scores,
             plan=plan,
             plan_only=plan_only,
             keep=keep,
-            compat=compat is not None,
+            compat=options.follows_official(context, quirks),
             compute=options.compute_of(context.params),
             output=options.output(context.params),
             restart=restart,

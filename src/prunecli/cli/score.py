@@ -6,6 +6,7 @@ import typer
 
 from prunecli.cli import console, options
 from prunecli.cli.options import option
+from prunecli.methods import registry
 
 
 @options.takes(
@@ -27,7 +28,7 @@ def score(
     """
     report = options.settings(context)
     folder, stats = options.from_stdin(model, stats)
-    given = options.chosen_options(method, context)
+    given = options.chosen_options(method, context, ("score",))
     if stats:
         options.refuse(context, options.DATA, "is not read: --stats is what was made of it")
     options.refuse_tokenizer(context, context.params["data"])
@@ -41,7 +42,7 @@ def score(
         data=options.data_of(context.params),
         amount=options.amount_of(context.params),
         stats=stats,
-        compat=compat is not None,
+        compat=options.follows_official(context, registry.get(method).quirks is not None),
         compute=options.compute_of(context.params),
         output=options.output(context.params),
         report=report,

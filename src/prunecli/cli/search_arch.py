@@ -93,7 +93,7 @@ def search_arch(
             data=own,
             eval_data=replace(own, source=eval_data),
             allow_overlap=allow_overlap,
-            compat=compat is not None,
+            compat=options.follows_official(context, registry.get(method).quirks is not None),
             restart=restart,
             compute=options.compute_of(context.params),
             output=options.output(context.params),

@@ -156,7 +156,7 @@ def _as_it_is(data: Data, count: int, length: int) -> None:
     if what is not None:
         raise UsageError(
             f"'{data.source}' is used as it is ({count} sequences of {length} tokens)",
-            f"leave out --{what}",
+            f"leave out --{what}, or the --recipe that asks for it",
         )
     if data.nsamples is not None and data.nsamples > count:
         raise InputError(

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from math import floor
+from math import floor, inf
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ class Option:
     """An option that belongs to a method; the command line shows it under the method's name.
 
     `stage` is the first step that reads it: what `score` has used, `prune --scores` must agree to.
+    `idle` tells why it changes nothing beside the other settings, "" where it does.
     """
 
     name: str
@@ -33,6 +34,12 @@ class Option:
     help: str
     choices: tuple[str, ...] = ()
     stage: str = "score"
+    idle: "Callable[[Setting], str]" = lambda beside: ""
+
+    @property
+    def flag(self) -> str:
+        """Its name on the command line."""
+        return f"--{self.name.replace('_', '-')}"
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,38 @@ class Pattern:
 
 
 @dataclass(frozen=True)
+class Setting:
+    """What an option stands beside: the other options, and what is known of amount and model.
+
+    Attributes:
+        options: all of the method's, with their values.
+        compat: whether the official code is followed.
+        pattern: where zeros go, None where nothing is set to zero.
+        cut: axes that get smaller, None where that is not known yet.
+        of_ratio: whether sizes are made from a ratio, or a number of parameters.
+        group: query heads per KV head.
+        rounded: whether later layers see what a storage type has made of the weights.
+    """
+
+    options: Mapping[str, Any]
+    compat: bool
+    pattern: Pattern | None = None
+    cut: frozenset[str] | None = None
+    of_ratio: bool = True
+    group: int = 0
+    rounded: bool = True
+
+    @property
+    def grouped(self) -> bool:
+        """Whether the pattern is N:M."""
+        return self.pattern is not None and self.pattern.group > 0
+
+    def keeps(self, axis: str) -> bool:
+        """Return whether an axis is known to stay as it is."""
+        return self.cut is not None and axis not in self.cut
+
+
+@dataclass(frozen=True)
 class LayerView:
     """One layer as a channel formula sees it.
 
@@ -108,6 +147,28 @@ def domains_of(options: Mapping[str, Any]) -> list[str]:
     return [name for name in names if name]
 
 
+def shares_of(options: Mapping[str, Any], domains: int) -> list[float] | None:
+    """Return the shares that so many domains begin with, None where options do not say.
+
+    Raises UsageError for anything but a positive number each.
+    """
+    from prunecli.errors import UsageError
+
+    told = options.get("domain_weights", "")
+    if not told:
+        return None
+    try:
+        shares = [float(share) for share in told.split(",")]
+    except ValueError:
+        shares = []
+    if len(shares) != domains or not all(0 < share < inf for share in shares):
+        raise UsageError(
+            f"--domain-weights '{told}': expected {domains} numbers above 0, separated by commas",
+            "one for --data, then one for each of --domains",
+        )
+    return shares
+
+
 Formula = Callable[..., Any]
 
 
@@ -119,6 +180,7 @@ class Method:
     `rotates`: the scores hold a `rotation` [D, D] of the residual stream to carry out first.
     `protects` tells from the options how many of the first and of the last layers always stay.
     `check` raises UsageError for options that contradict a pattern of zeros.
+    `quirks` tells why `--compat official` changes nothing, "" where it does; None: it never does.
     """
 
     name: str
@@ -141,6 +203,7 @@ class Method:
     rotates: bool = False
     protects: Callable[[Mapping[str, Any]], tuple[int, int]] | None = None
     check: Callable[[Mapping[str, Any], Pattern], None] | None = None
+    quirks: Callable[[Setting], str] | None = None
 
     def resolve(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return every option with its value, defaults filled in.
@@ -157,10 +220,28 @@ class Method:
             choices = known[name].choices
             if choices and value not in choices:
                 raise UsageError(
-                    f"--{name.replace('_', '-')}: unknown value '{value}'"
+                    f"{known[name].flag}: unknown value '{value}'"
                     f"{suggest(str(value), list(choices))}"
                 )
         return {name: given.get(name, option.default) for name, option in known.items()}
+
+    def refuse_idle(self, given: Mapping[str, Any], beside: Setting) -> None:
+        """Raise UsageError for what was given, other than by default, and changes nothing."""
+        from prunecli.errors import UsageError
+
+        if beside.compat:
+            if self.quirks is None:
+                raise UsageError(
+                    f"--compat official changes nothing: '{self.name}' has no quirk to follow",
+                    "leave it out",
+                )
+            if why := self.quirks(beside):
+                raise UsageError(f"--compat official changes nothing: {why}", "leave it out")
+        for option in self.options:
+            value = given.get(option.name, option.default)
+            if value != option.default and (why := option.idle(beside)):
+                told = option.flag if value is True else f"{option.flag} {value}"
+                raise UsageError(f"{told} changes nothing: {why}", "leave it out")
 
     def biased(self, options: Mapping[str, Any]) -> bool:
         """Return whether removed channels leave a bias."""

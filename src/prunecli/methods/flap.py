@@ -19,7 +19,7 @@ the same tensor (`fluctuation`).
 
 from typing import TYPE_CHECKING, Any
 
-from prunecli.methods._base import LayerView, Method, Need, Option
+from prunecli.methods._base import LayerView, Method, Need, Option, Setting
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +44,16 @@ def score(layer: LayerView, options: dict[str, Any]) -> "dict[str, torch.Tensor]
     return {"kv_heads": heads.view(layer.kv_heads, -1).mean(1), "ffn": ffn}
 
 
+def _no_structure(beside: Setting) -> str:
+    if beside.options["structure"] == "UL-UM" and not beside.of_ratio:
+        return "it says what a ratio means, and sizes were given"
+    return ""
+
+
+def _quirks(beside: Setting) -> str:
+    return "--metric WIFN reads no variance" if beside.options["metric"] == "WIFN" else ""
+
+
 METHOD = Method(
     name="flap",
     title="FLAP",
@@ -60,6 +70,7 @@ METHOD = Method(
             "who competes with whom: within a layer (UL) or across layers (AL), heads and FFN by "
             "numbers of their own (MM), by one ratio (UM), or in one ranking (AM)",
             choices=("UL-UM", "UL-MM", "AL-MM", "AL-AM"),
+            idle=_no_structure,
         ),
         Option(
             "metric",
@@ -87,6 +98,7 @@ METHOD = Method(
             "structure": "AL-AM",
         },
     },
+    quirks=_quirks,
     score=score,
     compensates=True,
 )

@@ -17,7 +17,7 @@ layers are the default.
 
 from typing import TYPE_CHECKING, Any
 
-from prunecli.methods._base import LayerView, Method, Need, Option, layers_of
+from prunecli.methods._base import LayerView, Method, Need, Option, Setting, layers_of
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +35,12 @@ def score(layer: LayerView, options: dict[str, Any]) -> "dict[str, torch.Tensor]
         "kv_heads": heads.view(groups, -1).sum(1) + kv_heads.view(groups, -1).sum(1),
         "ffn": ffn,
     }
+
+
+def _quirks(beside: Setting) -> str:
+    if beside.group == 1:
+        return "it is about query heads that share a KV head, and here none do"
+    return "it is about heads, and none go" if beside.keeps("kv_heads") else ""
 
 
 METHOD = Method(
@@ -72,5 +78,6 @@ METHOD = Method(
             "protect": "4,2",
         },
     },
+    quirks=_quirks,
     score=score,
 )

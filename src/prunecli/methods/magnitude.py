@@ -8,7 +8,7 @@ floor(n * ratio), which in bf16 overshoots by all the weights that tie with it.
 
 from typing import TYPE_CHECKING, Any
 
-from prunecli.methods._base import Method, Option, Pattern
+from prunecli.methods._base import Method, Option, Pattern, Setting
 from prunecli.methods._masks import drop_mask
 
 if TYPE_CHECKING:
@@ -26,6 +26,12 @@ def sparsify(
     return weight_OI.masked_fill(drop_mask(score_OI, pattern, options["scope"]), 0)
 
 
+def _no_scope(beside: Setting) -> str:
+    if beside.grouped:
+        return "an N:M pattern compares the weights of a group"
+    return "the official code compares within the whole matrix" if beside.compat else ""
+
+
 METHOD = Method(
     name="magnitude",
     title="Magnitude",
@@ -40,7 +46,9 @@ METHOD = Method(
             "weights compared with each other: a whole matrix, or one output row",
             choices=("matrix", "row"),
             stage="prune",
+            idle=_no_scope,
         ),
     ),
+    quirks=lambda beside: "an N:M pattern has no threshold" if beside.grouped else "",
     sparsify=sparsify,
 )

@@ -49,6 +49,7 @@ METHOD = Method(
             "ln-out",
             "activations that rank hidden channels",
             choices=("ln-out", "block-out", "nvidia"),
+            idle=lambda beside: "the hidden size stays" if beside.keeps("hidden") else "",
         ),
         Option(
             "mlp_score",
@@ -56,6 +57,7 @@ METHOD = Method(
             "l2",
             "aggregation that ranks FFN channels",
             choices=("l2", "nvidia"),
+            idle=lambda beside: "the FFN size stays" if beside.keeps("ffn") else "",
         ),
     ),
     recipes={"paper": PAPER, "official": PAPER},

@@ -5,6 +5,10 @@ weights by the language-modelling loss, under an augmented Lagrangian that holds
 shares to a given shape (training/shearing.py, training/gates.py). Not a score: what stays, and the
 weights that it was trained with, come out of the run. `--freeze-weights` trains the masks alone,
 for machines that cannot hold optimiser state; that variant is not the method, and is called so.
+
+`--compat official` learns as the official code does: embedding without gates, output head times
+the gates when they are folded in, one clipping for everything that is trained, learning rates one
+step later. training/shearing.py tells what else differs.
 """
 
 from prunecli.methods._base import Method, Option
@@ -17,10 +21,17 @@ METHOD = Method(
     granularity="layers, hidden channels, KV groups + FFN channels",
     axes=("layers", "hidden", "heads", "ffn"),
     learned=True,
+    quirks=lambda beside: "",
     options=(
         Option("tokens", float, None, "to learn masks on: one pass over D, 300 steps at least"),
         Option("batch_size", int, 8, "sequences per step"),
-        Option("lr", float, 1e-4, "peak learning rate of the weights"),
+        Option(
+            "lr",
+            float,
+            1e-4,
+            "peak learning rate of the weights",
+            idle=lambda beside: "weights are frozen" if beside.options["freeze_weights"] else "",
+        ),
         Option("mask_lr", float, 1.0, "peak learning rate of masks and multipliers"),
         Option(
             "domains",
@@ -29,10 +40,30 @@ METHOD = Method(
             "other D, separated by commas: batches are loaded more from where the loss is further "
             "above the parent's",
         ),
-        Option("domain_every", int, 50, "steps between looks at the losses of domains"),
+        Option(
+            "domain_weights",
+            str,
+            "",
+            "shares that --data and --domains begin with, separated by commas [of all rows]",
+            idle=lambda beside: "" if beside.options["domains"] else "there are no --domains",
+        ),
+        Option(
+            "domain_every",
+            int,
+            50,
+            "steps between looks at the losses of domains",
+            idle=lambda beside: "" if beside.options["domains"] else "there are no --domains",
+        ),
         Option("freeze_weights", bool, False, "learn masks alone: a variant, not the method"),
         Option("activation_checkpointing", bool, False, "compute activations twice to save memory"),
     ),
-    # 3200 steps of RedPajama, which --data must name: rows of 4096 tokens
-    recipes={"official": {"tokens": 3200 * 32 * 4096, "batch_size": 32, "seed": 17}},
+    # 3200 steps of RedPajama, which --data and --domains must name; --domain-weights are its shares
+    recipes={
+        "official": {
+            "tokens": 3200 * 32 * 4096,
+            "batch_size": 32,
+            "seq_len": 4096,
+            "seed": 17,
+        },
+    },
 )

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from prunecli.errors import PruneError, UsageError
-from prunecli.methods._base import Method, Need, Option, Pattern
+from prunecli.methods._base import Method, Need, Option, Pattern, Setting
 from prunecli.methods._masks import drop_mask
 
 if TYPE_CHECKING:
@@ -114,6 +114,12 @@ def check(options: Mapping[str, Any], pattern: Pattern) -> None:
         )
 
 
+def _quirks(beside: Setting) -> str:
+    if beside.grouped and not beside.rounded:
+        return "with an N:M pattern it is about rounding that propagates, and here none does"
+    return ""
+
+
 METHOD = Method(
     name="sparsegpt",
     title="SparseGPT",
@@ -130,6 +136,7 @@ METHOD = Method(
         "paper": {"source": "c4", "sampler": "docs", "nsamples": 128, "seq_len": 8192},
         "official": {"source": "c4", "sampler": "docs", "nsamples": 128, "seq_len": 2048},
     },
+    quirks=_quirks,
     prepare=prepare,
     sparsify=sparsify,
     check=check,

@@ -4,6 +4,9 @@
 
 A KV group with its query heads is worth the sum over its channels. Sequential: both statistics
 of a layer come from the unpruned layer on inputs that pruned layers made.
+
+The official code takes one ratio of heads and of FFN channels. Here a ratio means FLAP's default
+shape; give `--heads` and `--ffn` for that one, with `--recipe official` too.
 """
 
 from typing import TYPE_CHECKING, Any

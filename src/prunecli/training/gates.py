@@ -29,7 +29,7 @@ EPSILON = 1e-6
 LIMIT = log(100)  # of log alpha, on either side
 SHARPNESS = 0.8  # of the settled gates, as in the official code
 
-LAST = "model.norm"
+EMBEDDING, LAST, HEAD = "model.embed_tokens", "model.norm", "lm_head"
 NORMED = ("hidden", "heads", "kv_heads")  # axes that a norm may run over, in whole units
 
 Values = Mapping[str, Tensor]
@@ -111,7 +111,7 @@ class Gated(NamedTuple):
 
 def outputs(arch: Arch) -> dict[str, Gated]:
     """Return the modules whose outputs are gated: all that norms and writes the residual stream."""
-    found = {name: Gated(("hidden",)) for name in ("model.embed_tokens", LAST)}
+    found = {name: Gated(("hidden",)) for name in (EMBEDDING, LAST)}
     for i in range(arch.layers):
         layer = f"model.layers.{i}."
         found |= {layer + norm: Gated(("hidden",)) for norm in arch.norms()}
@@ -128,12 +128,17 @@ def inputs(arch: Arch) -> dict[str, Gated]:
     }
 
 
-def attach(model: nn.Module, arch: Arch, values: Callable[[], Values]) -> list[RemovableHandle]:
+def attach(
+    model: nn.Module, arch: Arch, values: Callable[[], Values], embedding: bool = True
+) -> list[RemovableHandle]:
     """Have a stock model multiply by the gates that `values()` returns at the time of a forward.
 
-    Returns what takes the gates off again.
+    Without `embedding` its output is left as it is. Returns what takes the gates off again.
     """
     handles = []
+    gated_outputs = outputs(arch)
+    if not embedding:
+        del gated_outputs[EMBEDDING]
 
     def times(gated: Gated, x: Tensor) -> Tensor:
         factor = gated.factor(values(), arch)
@@ -165,7 +170,7 @@ def attach(model: nn.Module, arch: Arch, values: Callable[[], Values]) -> list[R
             before, after = over(tensor.axes[0], tensor.layer)
             handles.append(norm.register_forward_pre_hook(before))
             handles.append(norm.register_forward_hook(after))
-    for name, gated in outputs(arch).items():
+    for name, gated in gated_outputs.items():
         handles.append(
             model.get_submodule(name).register_forward_hook(
                 lambda module, given, output, gated=gated: times(gated, output)
@@ -181,13 +186,18 @@ def attach(model: nn.Module, arch: Arch, values: Callable[[], Values]) -> list[R
 
 
 class Folded(Reader):
-    """Weights with gates multiplied in: reads like a checkpoint, of the same shape as `source`."""
+    """Weights with gates multiplied in: reads like a checkpoint, of the same shape as `source`.
 
-    def __init__(self, source: Reader, values: Values) -> None:
+    `official`: the output head is multiplied by the hidden gates too, beside the norm before it.
+    """
+
+    def __init__(self, source: Reader, values: Values, official: bool = False) -> None:
         self.source, self.arch, self.specs, self.values = source, source.arch, source.specs, values
         self._tensors = source.arch.tensors()
         self._outputs, self._inputs = outputs(source.arch), inputs(source.arch)
-        if source.arch.tied:
+        if official:
+            self._inputs[HEAD] = Gated(("hidden",))
+        elif source.arch.tied:
             # the head gets its gates with the embedding
             del self._outputs[LAST]
 

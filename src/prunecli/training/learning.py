@@ -22,11 +22,11 @@ from prunecli.io.checkpoint import Checkpoint, Reader
 from prunecli.io.rows import Rows
 from prunecli.io.sidecar import Input, Trained
 from prunecli.io.tensorfile import Spec, TensorWriter, read_tensor
-from prunecli.methods._base import domains_of
+from prunecli.methods._base import domains_of, shares_of
 from prunecli.plan import Plan
 from prunecli.report import Report
 from prunecli.settings import Compute, Data, Training
-from prunecli.training import gates, job
+from prunecli.training import gates, job, schedule
 from prunecli.training import model as models
 from prunecli.training.curves import curve, final
 from prunecli.training.domains import Mixture
@@ -39,7 +39,7 @@ from prunecli.training.steps import Run
 
 SHORTEST = 300  # steps, where one pass over D is less
 STATES = 10  # saved over a run
-LOOKED = 4  # windows of a domain, for its loss
+LOOKED = 16  # windows of a domain, for its loss; a tenth of it at most
 JUDGED = 16  # windows for the losses that are reported
 DRAWS = 3  # of random masks to compare with
 WEIGHTS = "weights.safetensors"
@@ -87,11 +87,10 @@ class Joined:
             found.append(self.sets[which].read([self.sets[which].start + inside]))
         return torch.cat(found)
 
-    def some(self, count: int, first: int = 0, stop: int | None = None) -> Tensor:
-        """Return `count` rows spread evenly over those from `first` to `stop` - 1, or all these."""
-        size = (len(self) if stop is None else stop) - first
-        step = max(1, size // count)
-        return self.read(range(first, first + size, step)[:count])
+    def some(self, count: int) -> Tensor:
+        """Return `count` rows spread evenly over all, or all."""
+        step = max(1, len(self) // count)
+        return self.read(range(0, len(self), step)[:count])
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,9 @@ class Lesson:
     """A run with every default resolved: its rows, its steps, and what is recorded of it.
 
     `dtype` is the compute type, `calibration` are the inputs that rows come from; `trained` is None
-    where only masks are.
+    where only masks are. `looked` are rows of each domain that are not learned on, for its loss,
+    and `held_out` what is recorded of them; there are none of one D alone. `official`: with the
+    quirks of the official code.
     """
 
     rows: Joined
@@ -109,6 +110,9 @@ class Lesson:
     dtype: str
     calibration: list[Input]
     trained: Trained | None
+    looked: list[Rows | Windows]
+    held_out: list[Input]
+    official: bool
 
     @property
     def recorded(self) -> dict[str, Any]:
@@ -120,11 +124,12 @@ class Lesson:
     @property
     def inputs(self) -> list[Input]:
         """What rows come from; and which, if weights are trained on them."""
+        read = [*self.calibration, *self.held_out]
         if self.trained is None:
-            return self.calibration
+            return read
         told = {"passes": self.steps * self.options["batch_size"], "seq_len": self.rows.seq_len}
         first = {"role": "rows", "digest": self.trained.rows, "range": list(self.trained.range)}
-        return [*self.calibration, Input.model_validate({**first, **told})]
+        return [*read, Input.model_validate({**first, **told})]
 
     @property
     def calibration_tokens(self) -> int:
@@ -152,11 +157,12 @@ def prepare(
     options: Mapping[str, Any],
     compute: Compute,
     report: Report,
+    official: bool = False,
 ) -> Lesson:
     """Return a run over D and other domains: `tokens`, or one pass over them, 300 steps at least.
 
-    Rows that `tokenize` made are read as they are needed. Raises UsageError or InputError for a run
-    that makes no sense.
+    Rows that `tokenize` made are read as they are needed. Of several domains the last rows of each
+    are held out. Raises UsageError or InputError for a run that makes no sense.
     """
     for name in ("tokens", "batch_size", "lr", "mask_lr", "domain_every"):
         if options[name] is not None and not 0 < options[name] < inf:
@@ -166,12 +172,16 @@ def prepare(
     batch_size = options["batch_size"]
     job.share(batch_size)
     sources = (data.source, *domains_of(options))
+    shares_of(options, len(sources))
     opened = [_open(checkpoint, replace(data, source=name), report) for name in sources]
     if len({found.seq_len for found, _ in opened}) > 1:
         raise InputError("the domains have windows of unequal lengths", "give a --seq-len")
     read = [_rows_of(entry) for _, entry in opened]
     if any(row_sets.overlap(one, read[:number]) for number, one in enumerate(read)):
         raise InputError("the domains have the same text twice", "name every D once")
+    held_out = [_held_out(*one) for one in opened] if len(opened) > 1 else []
+    for number, (kept, _) in enumerate(held_out):
+        opened[number] = _some(0, len(opened[number][0]) - len(kept), *opened[number])
     rows = Joined([found for found, _ in opened])
     per_step = batch_size * rows.seq_len
     steps = max(len(rows) // batch_size, SHORTEST)
@@ -188,14 +198,17 @@ def prepare(
         times = needed / len(rows)
         report.note(f"D is read {times:.1f} times: {steps} steps of {batch_size} x {rows.seq_len}")
     if len(opened) == 1 and needed < len(rows):
-        opened = [_first(needed, *opened[0])]
+        opened = [_some(0, needed, *opened[0])]
         rows = Joined([opened[0][0]])
     calibration = [entry for _, entry in opened]
     trained = None
     if not options["freeze_weights"]:
         trained = _trained(calibration, len(rows), needed * rows.seq_len)
     dtype = job.dtype_of(compute)
-    return Lesson(rows, steps, options, data.seed, dtype, calibration, trained)
+    looked, told = [found for found, _ in held_out], [entry for _, entry in held_out]
+    return Lesson(
+        rows, steps, options, data.seed, dtype, calibration, trained, looked, told, official
+    )
 
 
 def _open(checkpoint: Checkpoint, data: Data, report: Report) -> tuple[Rows | Windows, Input]:
@@ -217,14 +230,29 @@ def _open(checkpoint: Checkpoint, data: Data, report: Report) -> tuple[Rows | Wi
     return Windows(drawn.ids), sidecar.tokens_input("calibration", drawn.meta, drawn.windows)
 
 
-def _first(count: int, rows: Rows | Windows, entry: Input) -> tuple[Rows | Windows, Input]:
-    """Return the first rows of a D, and what is recorded of these: no more are read."""
-    told = {**(entry.model_extra or {}), "nsamples": count}
+def _some(
+    first: int, stop: int, rows: Rows | Windows, entry: Input
+) -> tuple[Rows | Windows, Input]:
+    """Return rows `first` to `stop` - 1 of a D, and what is recorded of these: no more are read."""
+    told = {**(entry.model_extra or {}), "nsamples": stop - first}
     if isinstance(rows, Windows):
-        told["windows"] = told["windows"][:count]
-        return Windows(rows.ids[:count]), entry.model_copy(update=told)
-    told["range"] = [rows.start, rows.start + count]
-    return replace(rows, stop=rows.start + count), entry.model_copy(update=told)
+        told["windows"] = told["windows"][first:stop]
+        return Windows(rows.ids[first:stop]), entry.model_copy(update=told)
+    told["range"] = [rows.start + first, rows.start + stop]
+    part = replace(rows, start=rows.start + first, stop=rows.start + stop)
+    return part, entry.model_copy(update=told)
+
+
+def _held_out(rows: Rows | Windows, entry: Input) -> tuple[Rows | Windows, Input]:
+    """Return the rows of a domain that are kept for its loss, and what is recorded of these."""
+    if len(rows) < 2:
+        source = (entry.model_extra or {})["source"]
+        raise InputError(
+            f"the domain '{source}' has one window, its loss needs another", "give more text"
+        )
+    count = min(LOOKED, max(1, len(rows) // 10))
+    kept, told = _some(len(rows) - count, len(rows), rows, entry)
+    return kept, told.model_copy(update={"role": "evaluation"})
 
 
 def _rows_of(entry: Input) -> Trained:
@@ -287,24 +315,27 @@ def learn(
     dtype, share = getattr(torch, lesson.dtype), options["mask_lr"] / options["lr"]
 
     def make(model: nn.Module, teacher: nn.Module | None) -> Shearing:
-        return Shearing(model, checkpoint.arch, masks, dtype, share)
+        return Shearing(model, checkpoint.arch, masks, dtype, share, lesson.official)
 
     objective = models.assemble(
         checkpoint, None, ranks, make,
         recompute=options["activation_checkpointing"], frozen=options["freeze_weights"],
     )  # fmt: skip
     assert isinstance(objective, Shearing)
-    mixture = Mixture(rows.sizes, lesson.seed) if len(rows.sizes) > 1 else None
+    mixture = None
+    if lesson.looked:
+        mixture = Mixture(rows.sizes, lesson.seed, shares_of(options, len(rows.sizes)))
     settings = Training("", seed=lesson.seed, weight_decay=0.0, warmup=0.1)
     loop = Loop(
         objective, rows, settings, Masks(objective.model, ()), ranks,
         steps=lesson.steps, batch_size=options["batch_size"], lr=options["lr"],
         micro=job.micro(job.share(options["batch_size"]), rows.seq_len), order=mixture,
+        rate=schedule.late if lesson.official else schedule.rate,
     )  # fmt: skip
     mixing = None
     if mixture is not None:
-        reference = _domain_losses(checkpoint, mixture, rows, compute)
-        mixing = _Mixing(mixture, rows, options["domain_every"], reference)
+        reference = _domain_losses(checkpoint, lesson.looked, compute)
+        mixing = _Mixing(mixture, lesson.looked, options["domain_every"], reference)
 
     def line_of(step: int, done: Step) -> dict[str, Any]:
         if mixing is None or (step + 1) % mixing.every:
@@ -334,7 +365,8 @@ def learn(
         **figures,
         "domain_weights": None if mixture is None else mixture.weights.tolist(),
     }
-    return Learned(gates.plan_of(values), gates.Folded(weights, values), values, results)
+    folded = gates.Folded(weights, values, lesson.official)
+    return Learned(gates.plan_of(values), folded, values, results)
 
 
 @dataclass
@@ -342,19 +374,23 @@ class _Mixing:
     """When and by what a mixture of domains changes; `reference` are the parent's losses [D]."""
 
     mixture: Mixture
-    rows: Joined
+    looked: list[Rows | Windows]
     every: int
     reference: Tensor
 
     def look(self, loop: Loop) -> None:
         """Measure all domains with the masked model, and shift the weights."""
-        looked = (self.rows.some(LOOKED, part.start, part.stop) for part in self.mixture.parts)
-        losses = [loop.evaluate(ids) for ids in looked]
+        losses = [loop.evaluate(_all(rows)) for rows in self.looked]
         self.mixture.update(torch.tensor(losses, dtype=torch.float64), self.reference)
 
 
+def _all(rows: Rows | Windows) -> Tensor:
+    """Return all rows: int64 [N, T]."""
+    return rows.read(range(rows.start, rows.start + len(rows)))
+
+
 def _domain_losses(
-    checkpoint: Checkpoint, mixture: Mixture, rows: Joined, compute: Compute
+    checkpoint: Checkpoint, looked: list[Rows | Windows], compute: Compute
 ) -> Tensor:
     """Return the parent's loss on every domain [D], in nats per token."""
     from prunecli.stats import run
@@ -362,9 +398,9 @@ def _domain_losses(
 
     runner = run.Runner(checkpoint, compute)
     found = []
-    for part in mixture.parts:
-        looked = rows.some(LOOKED, part.start, part.stop)
-        found.append(sequence_losses(runner, looked).sum() / looked[:, 1:].numel())
+    for rows in looked:
+        ids = _all(rows)
+        found.append(sequence_losses(runner, ids).sum() / ids[:, 1:].numel())
     return torch.stack(found).double()
 
 

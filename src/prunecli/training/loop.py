@@ -4,6 +4,7 @@ A step is a function of weights, moments and the step's number: rows, learning r
 any dropout follow from the number. So whatever is saved between two steps resumes exactly.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 
@@ -39,7 +40,7 @@ class Loop:
 
     `steps`, `batch_size` and `lr` are those of this loop, whatever `settings` ask for: a sweep has
     loops of its own. `micro` is how many sequences go through a process at once. `order` takes the
-    place of passes over all rows.
+    place of passes over all rows, `rate` that of the usual schedule.
     """
 
     def __init__(
@@ -55,9 +56,10 @@ class Loop:
         lr: float,
         micro: int,
         order: Order | Mixture | None = None,
+        rate: Callable[[int, int, float, float, float], float] = schedule.rate,
     ) -> None:
         self.objective, self.settings, self.masks, self.ranks = objective, settings, masks, ranks
-        self.rows, self.micro = rows, micro
+        self.rows, self.micro, self.rate = rows, micro, rate
         self.steps, self.batch_size, self.lr = steps, batch_size, lr
         self.order = order or Order(rows, steps * batch_size, settings.seed)
         self.optimizer = torch.optim.AdamW(
@@ -77,7 +79,7 @@ class Loop:
         `stop` is this process's wish to stop; the result's is that of any.
         """
         settings, ranks = self.settings, self.ranks
-        lr = schedule.rate(step, self.steps, self.lr, settings.warmup, settings.floor)
+        lr = self.rate(step, self.steps, self.lr, settings.warmup, settings.floor)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["share"]
         self.objective.begin(step, self.steps)
@@ -103,11 +105,10 @@ class Loop:
         sums[2] = float(stop)
         sums = ranks.sum(sums)
         self.masks.on_gradients()
-        model = self.objective.model
-        norm = whole(nn.utils.clip_grad_norm_(model.parameters(), settings.clip))
+        norm = whole(nn.utils.clip_grad_norm_(self.objective.clipped, settings.clip))
         loss, kl_mean = float(sums[0]) / self.predicted, float(sums[1]) / self.predicted
         beside = [p for part in self.objective.beside for p in part.parameters()]
-        # never clipped, but they must be numbers too
+        # clipped or not, they must be numbers too
         besides = whole(nn.utils.clip_grad_norm_(beside, inf))
         finite = bool(torch.isfinite(torch.stack([norm, besides.to(norm)])).all())
         finite = finite and bool(torch.isfinite(sums).all())

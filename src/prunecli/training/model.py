@@ -52,6 +52,11 @@ class Objective(nn.Module):
         """What is trained beside the model: small, and float32 whatever the compute type."""
         return []
 
+    @property
+    def clipped(self) -> list[nn.Parameter]:
+        """All whose gradients are clipped by one norm."""
+        return list(self.model.parameters())
+
     def groups(self) -> list[dict[str, Any]]:
         """Return parameters for the optimiser; `share` is a group's learning rate beside the peak.
 

@@ -28,6 +28,13 @@ class Numbered(Protocol):
         """Return rows by their numbers: int64 [rows, length]."""
 
 
+def shuffled(size: int, seed: int, epoch: int, domain: int = 0) -> torch.Tensor:
+    """Return the numbers below `size` [size], in an order of their own for every other argument."""
+    # seeds of neighbouring epochs must not meet those of neighbouring seeds
+    number = ((domain << 52) + (seed << 20) + epoch) % (1 << 63)
+    return torch.randperm(size, generator=torch.Generator().manual_seed(number))
+
+
 class Order:
     """The order of `needed` rows out of a range, again and again if it is shorter."""
 
@@ -40,9 +47,7 @@ class Order:
         epoch, inside = divmod(place, len(self.rows))
         if self._epoch is None or self._epoch[0] != epoch:
             size = min(len(self.rows), self.needed - epoch * len(self.rows))
-            # seeds of neighbouring epochs must not meet those of neighbouring seeds
-            generator = torch.Generator().manual_seed(((self.seed << 20) + epoch) % (1 << 63))
-            self._epoch = epoch, torch.randperm(size, generator=generator)
+            self._epoch = epoch, shuffled(size, self.seed, epoch)
         return self.rows.start + int(self._epoch[1][inside])
 
     def state(self) -> dict[str, torch.Tensor]:

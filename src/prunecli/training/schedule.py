@@ -28,3 +28,15 @@ def rate(step: int, steps: int, peak: float, warmup: float, floor: float) -> flo
     after = steps - 1 - warm
     progress = (step - warm) / after if after else float(warm > 0)
     return peak * (floor + (1 - floor) * (1 + cos(pi * progress)) / 2)
+
+
+def late(step: int, steps: int, peak: float, warmup: float, floor: float) -> float:
+    """Return what `rate` does, one step later, as composer's schedulers count.
+
+    The first step has rate 0 and changes nothing; the floor is that of the step after the last.
+    """
+    warm = warm_steps(warmup, steps)
+    if step < warm:
+        return peak * step / warm
+    progress = (step - warm) / (steps - warm)
+    return peak * (floor + (1 - floor) * (1 + cos(pi * progress)) / 2)

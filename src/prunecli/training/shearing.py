@@ -6,10 +6,25 @@
 s is the expected share of zero gates of an axis (a vector over the layers for KV groups and FFN
 channels), t its target, which rises from 0 over the first fifth of the steps. Axes whose size is
 to stay have no mask. Gates (gates.py) are drawn once per step; multipliers, two per axis, go up by
-the same AdamW. As the official code, except: masks and multipliers stand outside the clipping of
-gradients, log alpha is held within its limits once per step, draws are a function of seed and step,
-the output head is not multiplied by the hidden gates (its masked forward does not do that either),
-and a unit of the heads is a KV group.
+the same AdamW. A unit of the heads is a KV group. Otherwise as the official code, except:
+
+- The embedding is gated in every forward. The official code folds its gates in, but does not gate
+  it while it learns, so that what is cut is not what was trained.           (--compat official)
+- The output head is not multiplied by the hidden gates when they are folded in: no masked forward
+  does that, the official one neither.                                       (--compat official)
+- Masks and multipliers stand outside the clipping of gradients.             (--compat official)
+- Learning rates are those of schedule.py, one step ahead of composer's.     (--compat official)
+- Gates are drawn once per step, by seed and step alone; the official code draws them on every
+  process for every micro-batch.
+- log alpha is held within its limits once per step. The official code does so in every forward,
+  which under FSDP, as in its published runs, reaches a gathered copy alone: there log alpha goes
+  on beyond the limits, and needs the longer to come back.
+- Units at the same limit are ranked by how far the last step went beyond it (gates.settled); the
+  official code leaves it to topk. Those are many where the target puts more units at the lower
+  limit than go, but their gates are at 0.004.
+- Gates of heads and FFN channels are folded into the columns of o and down, which read them; the
+  official code folds them into the rows of v and up. The function is the same.
+- An axis whose size stays has no gates; there they would end at 0.996.
 """
 
 from collections.abc import Mapping
@@ -23,6 +38,7 @@ from prunecli.arch import Arch
 from prunecli.stock import Cap
 from prunecli.training import gates
 from prunecli.training.model import Objective, whole
+from prunecli.training.schedule import warm_steps
 
 MASK_WARMUP = 0.2
 MEAN, DEVIATION = 5.0, 0.01  # of log alpha at the start
@@ -112,14 +128,20 @@ class Shearing(Objective):
     """A model with gates: its loss, and the constraint on its shape."""
 
     def __init__(
-        self, model: nn.Module, arch: Arch, masks: Gates, dtype: torch.dtype, mask_share: float
+        self,
+        model: nn.Module,
+        arch: Arch,
+        masks: Gates,
+        dtype: torch.dtype,
+        mask_share: float,
+        official: bool = False,
     ) -> None:
         super().__init__(model, None, dtype, 0.0, 1.0, (Cap.of(arch), Cap()))
-        self.masks, self.mask_share = masks, mask_share
+        self.masks, self.mask_share, self.official = masks, mask_share, official
         self.values: dict[str, Tensor] = {}
         self._uniform: dict[str, Tensor] = {}
         self._share = 0.0
-        self._handles = gates.attach(model, arch, lambda: self.values)
+        self._handles = gates.attach(model, arch, lambda: self.values, embedding=not official)
 
     def release(self) -> None:
         """Take the gates off the model, which holds on to this otherwise, as this to the model."""
@@ -139,6 +161,11 @@ class Shearing(Objective):
         """The gates."""
         return [self.masks]
 
+    @property
+    def clipped(self) -> list[nn.Parameter]:
+        """The weights; all that is trained in the official code."""
+        return [*super().clipped, *(self.masks.parameters() if self.official else ())]
+
     def groups(self) -> list[dict[str, Any]]:
         """Return weights (unless they are frozen), log alpha, and multipliers that go up."""
         masks = self.masks
@@ -152,7 +179,7 @@ class Shearing(Objective):
     @torch.no_grad()
     def begin(self, step: int, steps: int) -> None:
         """Draw this step's random numbers; hold log alpha within its limits."""
-        self._share = min(1.0, step / max(1, round(MASK_WARMUP * steps)))
+        self._share = min(1.0, step / max(1, warm_steps(MASK_WARMUP, steps)))
         self._uniform = self.masks.uniform(step)
         for alpha in self.masks.log_alpha.values():
             alpha.clamp_(-gates.LIMIT, gates.LIMIT)
