@@ -7,6 +7,7 @@ a stream, and one function writes it.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from prunecli import surgery
@@ -18,7 +19,7 @@ from prunecli.io import sidecar
 from prunecli.io.checkpoint import Checkpoint, Reader
 from prunecli.io.sidecar import Kind, Recorder, Sidecar
 from prunecli.methods import registry
-from prunecli.pipeline import Source, check_device, with_recipe
+from prunecli.pipeline import Source, settled, with_recipe
 from prunecli.report import SILENT, Report
 from prunecli.request import PLAN, Request, plan_results, planned_with, prepare, scored_with
 from prunecli.settings import Amount, Compute, Data, Made, Output
@@ -91,7 +92,7 @@ def prune(
         place.check_kept(keep, request.kept, checkpoint.folder, out)
     prepared = prepare(request, checkpoint)
     lesson, expected = None, prepared.expected
-    resolved = {**prepared.options, "dtype": compute.dtype}
+    resolved = dict(prepared.options)
     if learns:
         from prunecli.training import learning
 
@@ -100,7 +101,10 @@ def prune(
         resolved |= lesson.recorded
     if output.dry_run:
         return Made(out, results=expected)
-    check_device(compute)
+    # a method that learns is judged in the type that it learns in
+    compute = replace(compute, dtype=lesson.dtype) if lesson is not None else compute
+    compute = settled(compute, checkpoint)
+    resolved["dtype"] = compute.dtype
     place.check_disk(out, expected.get("disk_bytes", 0) + (0 if plan_only else prepared.bytes))
     digest = checkpoint.digest(report)
     decider = Decider(request, checkpoint, digest, compute, output, report)

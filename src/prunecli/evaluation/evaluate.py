@@ -15,7 +15,7 @@ from prunecli.io import output as place
 from prunecli.io import sidecar
 from prunecli.io.checkpoint import Checkpoint
 from prunecli.io.sidecar import Recorder
-from prunecli.pipeline import check_device
+from prunecli.pipeline import settled
 from prunecli.report import SILENT, Report
 from prunecli.settings import Compute, Data, Made, Output, Tasks
 from prunecli.writing import FLOPS_TOKENS
@@ -52,7 +52,7 @@ def evaluate(
     if output.dry_run:
         named = {"data": [source.source for source in sources], "tasks": list(tasks.names)}
         return Made(model, results=named)
-    check_device(compute)
+    compute = settled(compute, checkpoint)
     given = [tasks.tokenizer, *(source.tokenizer for source in sources)]
     tokenizer = next(filter(None, given), None)
     if tasks.names:
@@ -100,7 +100,7 @@ def evaluate(
             outputs={},
             results=results,
             parent=checkpoint.sidecar,
-            device=str(run.device_of(compute)),
+            device=compute.device,
         )
         if out is not None and folder is not None:
             place.write_json(out, record.text())
