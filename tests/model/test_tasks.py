@@ -17,7 +17,8 @@ from prunecli.io.checkpoint import Checkpoint
 from prunecli.report import SILENT
 from prunecli.settings import Compute, Data, Output, Tasks
 
-WORDS = "the cat dog sat on mat house tree runs blue green sky walks slowly table chair".split()
+TEXT = "the cat dog sat on mat house tree runs blue green sky walks slowly table chair"
+WORDS = TEXT.split(" ")
 BOTH = [{"metric": "acc"}, {"metric": "acc_norm"}]
 
 

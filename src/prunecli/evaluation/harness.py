@@ -228,9 +228,14 @@ def _numbers(name: str, results: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
+def is_accuracy(key: str) -> bool:
+    """Return whether a metric is the share of items that are right."""
+    return key.partition(",")[0] in ACCURACIES
+
+
 def _sigma(key: str, value: float, count: int) -> float | None:
     """Return the noise of an accuracy over `count` items, None for other metrics."""
-    if key.partition(",")[0] not in ACCURACIES or not 0 <= value <= 1:
+    if not is_accuracy(key) or not 0 <= value <= 1:
         return None
     return sqrt(value * (1 - value) / count)
 
