@@ -1,5 +1,6 @@
 """Which runs are seeds of one run, which are twins, and the noise of means and differences."""
 
+import json
 import random
 from math import sqrt
 from statistics import fmean
@@ -10,7 +11,7 @@ from test_tables import Runs, differences, task
 from prunecli import matching
 from prunecli.errors import InputError
 from prunecli.io.sidecar import Input
-from prunecli.tables import advice, table
+from prunecli.tables import advice, figures, table, verb
 from prunecli.tables.collect import collect
 from prunecli.tables.entries import Measure, noise, standard_error
 
@@ -253,6 +254,33 @@ def test_pairs_of_two_types_have_no_difference(runs):
     (row,) = [r for r in rows if (r["pruned"], r["scratch"]) == ("p", "s")]
     assert row["matched"] == "yes" and row["difference"] is None
     assert row["why"] == "scratch was measured in bfloat16, pruned in float32"
+
+
+def test_files_of_one_name_are_not_one_model(tmp_path):
+    """Two released models, each evaluated into e.json of a folder of its own."""
+    for name, loss in (("a", 2.0), ("b", 3.0)):
+        runs = Runs(tmp_path / "runs" / name)
+        made = runs.made(name, "init")
+        (runs.folder / name / "prunecli.json").unlink()
+        runs.eval("e", made, loss, source=f"{name}.txt")
+        told = json.loads((runs.folder / "e.json").read_text())
+        told["inputs"][0]["id"] = None
+        (runs.folder / "e.json").write_text(json.dumps(told))
+    found = [sorted(entry.measures) for entry in collect([str(tmp_path / "runs")]).entries]
+    assert sorted(found) == [["loss_a.txt"], ["loss_b.txt"]]
+
+
+def test_bars_of_different_runs_stand_apart(runs):
+    start = runs.made("start", "init")
+    runs.eval("e-s", runs.trained("s", start, 0, 4), 3.0)
+    for name, loss in (("a", 2.0), ("b", 2.5)):
+        results = {"method": "flap", "ratio": 0.5}
+        cut = runs.made(f"cut-{name}", "prune", None, {}, [calibrated(name)], results)
+        runs.eval(f"e-{name}", runs.trained(f"p-{name}", cut, 0, 4), loss, [task()])
+    runs.eval("e-s", runs.trained("s", start, 0, 4), 3.0, [task()])
+    found = verb.chosen(collect([str(runs.folder)]), "table16", None)
+    series = figures.drawing(found, "1").panels[0].series[0]
+    assert series.x == ["flap", "flap (p-b, s)"]
 
 
 def test_auto_of_older_evaluations_is_what_it_was(runs):

@@ -250,7 +250,7 @@ def _entries(models: Models) -> list[Entry]:
     own = [pooled(group) for group in runs.values()]
     return own + [
         Entry(name, BASE, 0.0, BASE, measures=measured, shape=shape)
-        for name, (measured, shape) in _foreign(models).items()
+        for (name, _), (measured, shape) in _foreign(models).items()
     ]
 
 
@@ -354,12 +354,18 @@ def _average(measures: dict[str, Measure]) -> None:
         measures["average"] = mean
 
 
-def _foreign(models: Models) -> dict[str, tuple[dict[str, Measure], dict[str, Any]]]:
-    """Return measures and shape of models that have no sidecar of their own, by name."""
-    found: dict[str, tuple[dict[str, Measure], dict[str, Any]]] = {}
+def _foreign(
+    models: Models,
+) -> dict[tuple[str, str], tuple[dict[str, Measure], dict[str, Any]]]:
+    """Return measures and shape of models that have no sidecar of their own, by name and digest.
+
+    Files of one name in several folders need not be of one model.
+    """
+    found: dict[tuple[str, str], tuple[dict[str, Measure], dict[str, Any]]] = {}
     for path, record, key in models.evaluations():
         if key is None:
-            measures, _ = found.setdefault(path.stem, ({}, _shape(record.results)))
+            of = (path.stem, record.inputs[0].digest)
+            measures, _ = found.setdefault(of, ({}, _shape(record.results)))
             measures |= measures_of(record)
             _average(measures)
     return found
