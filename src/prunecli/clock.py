@@ -153,7 +153,7 @@ def measure(
             peaks[index] = max(peaks[index], subject.bytes + subject.peak)
         # freed before the next are loaded
         del subjects, subject
-    told: dict[str, Any] = {"device": _name(device), "seq_len": length}
+    told: dict[str, Any] = {"device": name_of(compute), "seq_len": length}
     told["semi_structured"] = _kernels(found[-1], device)
     for quantity, taken_by in times.items():
         tokens = timing.decode_tokens if quantity == "decode" else length
@@ -215,8 +215,15 @@ def _linears(model: "Model") -> list[str]:
     return [name for name, t in model.arch.tensors().items() if t.template in templates]
 
 
-def _name(device: torch.device) -> str:
+def name_of(compute: Compute) -> str:
+    """Return what the device is called: times of one are not those of another."""
+    device = device_of(compute)
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def threads(compute: Compute) -> int | None:
+    """Return how many threads compute on a CPU, None on other devices."""
+    return torch.get_num_threads() if device_of(compute).type == "cpu" else None
 
 
 def _memory(device: torch.device) -> int:

@@ -22,6 +22,7 @@ from prunecli.pipeline import (
     collect,
     layer_scores,
     merged,
+    of_amount,
     open_source,
     open_stats,
     read_tokens,
@@ -195,7 +196,7 @@ class Decider:
             self.digest,
             [self.method],
             source,
-            skip=skip if any(need.points == ("model",) for need in needs) else None,
+            skip=skip if of_amount(self.method) else None,
             compat=self.request.compat,
             compute=self.compute,
             output=self.output.beside,
@@ -214,7 +215,9 @@ class Decider:
             self.method,
             source,
             lambda: self._stats(source, skip),
+            skip=skip if of_amount(self.method) else None,
             options=options,
+            compute=self.compute,
             output=self.output.beside,
         )
         return TensorFile(Path(path))

@@ -11,11 +11,12 @@ before pruning and R after it:
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
-from prunecli.io.sidecar import Sidecar, Step
+from prunecli.io.sidecar import Input, Sidecar, Step
 
 EQUAL_RETRAINING = "S_N vs P_M-R_N"
 EQUAL_TOTAL = "S_{M+N} vs P_M-R_N"
@@ -113,6 +114,106 @@ def setting(pruned: Lineage, scratch: Lineage) -> tuple[str | None, str]:
             return EQUAL_TOTAL, ""
         return None, "the pruned model was retrained on rows that its parent had seen"
     return None, f"scratch saw {told(seen)}, retraining {told(pruned.after)}"
+
+
+Histories = Mapping[str, Sequence[Step]]
+
+
+def histories(records: Iterable[Sidecar]) -> dict[str, Sequence[Step]]:
+    """Return how every model came about that these records know of, by the id of its last step."""
+    return {
+        step.id: record.history[: number + 1]
+        for record in records
+        for number, step in enumerate(record.history)
+    }
+
+
+def zeros(record: Sidecar, known: Histories) -> str | None:
+    """Return what made the zeros that a model holds, as an id; None for a dense one.
+
+    Counting them would not do: trained weights round to zero, and untrained biases are.
+    """
+    found = _zeros(record.history, known)
+    # nothing tells of the model that had them first, but what was removed is told
+    sparse = str(record.results.get("granularity")).startswith("weights")
+    return found if sparse or not _unknown(found) else None
+
+
+UNKNOWN = "those of "
+
+
+def _unknown(found: str | None) -> bool:
+    return found is not None and found.startswith(UNKNOWN)
+
+
+def _zeros(
+    steps: Sequence[Step], known: Histories, walked: frozenset[str] = frozenset()
+) -> str | None:
+    """Return the id of the step that made the zeros, or UNKNOWN and a model without history.
+
+    A scratch twin holds those of the model that it is like; training keeps them, drops them or
+    takes those of another.
+    """
+    found: str | None = None
+    for step in steps:
+        by_role = {entry.role: entry for entry in step.inputs}
+        masks, other = step.options.get("masks"), by_role.get("masks")
+        if step.command == "init":
+            other = by_role.get("like") if masks == "keep" else None
+        if step.command == "prune" and step.options.get("sparsity") is not None:
+            found = step.id
+        elif step.command == "train" and masks == "drop":
+            found = None
+        elif other is not None:
+            key = other.id or ""
+            found = f"{UNKNOWN}{key or other.digest}"
+            if key in known and key not in walked:
+                found = _zeros(known[key], known, walked | {key})
+    return found
+
+
+def recipe(record: Sidecar, known: Histories) -> list[Any]:
+    """Return how a model was made but for seeds, as plain JSON: equal for two seeds of one run.
+
+    That is every step with its options and inputs. Inputs that were made by steps that are known
+    count by these, others by their content; windows drawn from a text count by the text, and a
+    dense model that another is drawn like by its sizes alone.
+    """
+
+    def of(steps: Sequence[Step], walked: frozenset[str]) -> list[Any]:
+        own = {step.id for step in steps}
+        return [
+            [
+                step.command,
+                seedless(step.options),
+                [told_of(entry, step, own, walked) for entry in step.inputs],
+            ]
+            for step in steps
+        ]
+
+    def told_of(entry: Input, step: Step, own: set[str], walked: frozenset[str]) -> list[Any]:
+        extra, key = entry.model_extra or {}, entry.id or ""
+        redrawn = entry.role == "like" and step.options.get("compat") is None
+        content: Any = entry.digest
+        if redrawn and _zeros([step], known) is None:
+            content = "its sizes"
+        elif key in own:
+            content = "the step before"
+        elif key in known and key not in walked:
+            content = of(known[key], walked | {key})
+        elif extra.get("seed") is not None and extra.get("text") is not None:
+            content = extra["text"]
+        meta = {name: value for name, value in extra.items() if name != "windows"}
+        return [entry.role, content, seedless(meta)]
+
+    return of(record.history, frozenset())
+
+
+def seedless(found: Any) -> Any:
+    """Return plain JSON without any seed in it."""
+    if isinstance(found, dict):
+        return {key: seedless(value) for key, value in found.items() if key != "seed"}
+    return [seedless(value) for value in found] if isinstance(found, list) else found
 
 
 def told(found: Exposure) -> str:

@@ -16,7 +16,7 @@ from prunecli.arch import Arch
 from prunecli.errors import InputError, UsageError
 from prunecli.io import output as place
 from prunecli.io import sidecar, tokens
-from prunecli.io.checkpoint import Checkpoint
+from prunecli.io.checkpoint import Checkpoint, Reader
 from prunecli.io.sidecar import Input, Kind, Recorder
 from prunecli.io.tensorfile import (
     Spec,
@@ -123,11 +123,9 @@ def union(methods: list[Method], compat: bool) -> tuple[Need, ...]:
 
 def skipped(methods: list[Method], amount: Amount, checkpoint: Checkpoint) -> int | None:
     """Return how many layers go, where a method must know that before it can calibrate."""
-    from prunecli.stats.models import OF_MODELS
-
     gone = set()
     for method in methods:
-        if any(OF_MODELS[name].of_amount for name in _of_models(method.needs)):
+        if of_amount(method):
             if amount == Amount():
                 raise UsageError(
                     f"'{method.name}' tries out what it removes",
@@ -139,6 +137,13 @@ def skipped(methods: list[Method], amount: Amount, checkpoint: Checkpoint) -> in
         raise UsageError("the statistics of these methods do not depend on an amount")
     # an amount means the same number of layers for all
     return gone.pop() if gone else None
+
+
+def of_amount(method: Method) -> bool:
+    """Return whether what a method reads depends on how many layers go."""
+    from prunecli.stats.models import OF_MODELS
+
+    return any(OF_MODELS[name].of_amount for name in _of_models(method.needs))
 
 
 def collect(
@@ -234,17 +239,24 @@ def write_scores(
     source: Source,
     stats: Callable[[], Tensors],
     *,
+    skip: int | None,
     options: dict[str, Any],
+    compute: Compute,
     output: Output,
 ) -> Made:
-    """Score a model by its statistics, into a file; they are asked for if it is not there yet."""
+    """Score a model by its statistics, into a file; they are asked for if it is not there yet.
+
+    What statistics depend on is recorded where they come from tokens; a file of them says so
+    itself.
+    """
+    of_tokens = {"skip": skip, "dtype": compute.dtype} if source.found is not None else {}
     return _write(
         out,
         lambda: iter([scores_of(method, checkpoint, stats(), options)]),
         Recorder("score", output.argv),
         output,
         kind="scores",
-        options={"method": method.name, "options": options},
+        options={"method": method.name, "options": options, **of_tokens},
         inputs=[checkpoint.as_input(digest), *source.inputs],
         calibration=source.calibration,
     )
@@ -281,7 +293,7 @@ def calibrate(
     checkpoint = Checkpoint(model, report)
     check_file(out, output, checkpoint)
     skip = skipped(chosen, amount or Amount(), checkpoint)
-    check_device(compute)
+    compute = settled(compute, checkpoint)
     source = read_tokens(checkpoint, data or Data(), report)
     return write_stats(
         out,
@@ -336,7 +348,7 @@ def score(
     if stats is not None and amount != Amount():
         raise UsageError("with --stats the amount is known already", "leave it out")
     skip = None if stats is not None else skipped([chosen], amount, checkpoint)
-    check_device(compute)
+    compute = settled(compute, checkpoint)
     digest = checkpoint.digest(report)
     if stats is not None:
         source = open_stats(stats, checkpoint, digest, chosen, compat)
@@ -353,8 +365,9 @@ def score(
         return merged(collect(checkpoint, source.found, needs, skip, compute, report))
 
     return write_scores(
-        out, checkpoint, digest, chosen, source, tensors, options=settings, output=output
-    )
+        out, checkpoint, digest, chosen, source, tensors,
+        skip=skip, options=settings, compute=compute, output=output,
+    )  # fmt: skip
 
 
 def _refuse_later(method: Method, given: Mapping[str, Any]) -> None:
@@ -472,11 +485,16 @@ def at_point(stats: Tensors, point: str) -> "dict[str, torch.Tensor]":
     return {name[len(start) :]: stats[name] for name in stats if name.startswith(start)}
 
 
-def check_device(compute: Compute) -> None:
-    """Raise UsageError for a device that is not there, before anything is read."""
+def settled(compute: Compute, checkpoint: Reader) -> Compute:
+    """Return `compute` with the device and the type that its `auto` stand for.
+
+    Ids and sidecars are made of these: a result is that of the type that was computed in, not of
+    the word that chose it. Raises UsageError for a device that is not there.
+    """
     from prunecli.stats import run
 
-    run.device_of(compute)
+    dtype = str(run.dtype_of(compute, checkpoint)).removeprefix("torch.")
+    return replace(compute, device=str(run.device_of(compute)), dtype=dtype)
 
 
 def check_file(out: str, output: Output, checkpoint: Checkpoint) -> None:

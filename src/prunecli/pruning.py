@@ -7,6 +7,7 @@ a stream, and one function writes it.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from prunecli import surgery
@@ -19,7 +20,7 @@ from prunecli.io.checkpoint import Checkpoint, Reader
 from prunecli.io.sidecar import Kind, Recorder, Sidecar
 from prunecli.methods import registry
 from prunecli.methods._base import Pattern
-from prunecli.pipeline import Source, check_device, with_recipe
+from prunecli.pipeline import Source, settled, with_recipe
 from prunecli.report import SILENT, Report
 from prunecli.request import PLAN, Request, plan_results, planned_with, prepare, scored_with
 from prunecli.settings import Amount, Compute, Data, Made, Output
@@ -99,14 +100,17 @@ def prune(
     prepared = prepare(request, checkpoint)
     checkpoint.tag_along()  # refused now or never
     lesson, expected = None, prepared.expected
-    resolved = {**prepared.options, "dtype": compute.dtype}
+    resolved = dict(prepared.options)
     if learns:
         from prunecli.training import learning
 
         lesson = learning.prepare(checkpoint, data, settings, compute, report, compat)
         expected = {**expected, **lesson.expected(checkpoint.arch.total_params)}
         resolved |= lesson.recorded
-    check_device(compute)
+    # a method that learns is judged in the type that it learns in
+    compute = replace(compute, dtype=lesson.dtype) if lesson is not None else compute
+    compute = settled(compute, checkpoint)
+    resolved["dtype"] = compute.dtype
     place.check_disk(out, expected.get("disk_bytes", 0) + (0 if plan_only else prepared.bytes))
     digest = checkpoint.digest(report)
     decider = Decider(request, checkpoint, digest, compute, output, report)

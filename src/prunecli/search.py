@@ -8,7 +8,7 @@ has a run of its own for every candidate.
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,12 +30,12 @@ from prunecli.pipeline import (
     Source,
     TensorFile,
     Tensors,
-    check_device,
     collect,
     merged,
     open_source,
     read_tokens,
     score_options,
+    settled,
     write_scores,
 )
 from prunecli.report import SILENT, Report
@@ -132,7 +132,6 @@ def search(
         "budget": {"quantity": budget.quantity, "most": budget.most},
         "multiple": step,
         "candidates": [candidate.name for candidate in tried],
-        "dtype": compute.dtype,
     }
     lesson = None
     expected: dict[str, Any] = {"candidates": [c.told(checkpoint.arch) for c in tried]}
@@ -144,7 +143,10 @@ def search(
         expected |= lesson.expected(checkpoint.arch.total_params)
     if output.dry_run:
         return Made(out, results={**resolved, **expected})
-    check_device(compute)
+    # a method that learns is measured in the type that it learns in
+    compute = replace(compute, dtype=lesson.dtype) if lesson is not None else compute
+    compute = settled(compute, checkpoint)
+    resolved["dtype"] = compute.dtype
     place.check_disk(out, expected.get("disk_bytes", 0))
     held_out = perplexity.read(checkpoint, eval_data, report)
     source = Source([])
@@ -356,7 +358,7 @@ def _scores(
     if not sidecar.path_of(str(path)).exists():
         write_scores(
             str(path), checkpoint, digest, method, source, stats,
-            options=options, output=Output(force=True),
+            skip=None, options=options, compute=compute, output=Output(force=True),
         )  # fmt: skip
     found = open_source(str(path), "scores", digest).tensors
     assert isinstance(found, TensorFile)

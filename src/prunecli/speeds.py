@@ -17,6 +17,7 @@ from prunecli.io import output as place
 from prunecli.io import sidecar
 from prunecli.io.checkpoint import Checkpoint
 from prunecli.io.sidecar import Input, Recorder, Sidecar
+from prunecli.pipeline import settled
 from prunecli.report import SILENT, Report
 from prunecli.settings import Compute, Made, Output, Timing
 from prunecli.sparsity import claimed
@@ -120,14 +121,19 @@ def speed(
     options: dict[str, Any] = {"seq_len": length, "sparsity": sparsity, "official": official}
     if not flops_only:
         options |= {**timing.__dict__, "quantities": list(timing.quantities)}
-        options |= {"device": compute.device, "dtype": compute.dtype}
+        from prunecli import clock
+
+        timed_on = found[-1].checkpoint
+        assert timed_on is not None, "only counts need no weights"
+        # base and model in one type, that of the model
+        compute = settled(compute, timed_on)
+        options |= {"device": clock.name_of(compute), "threads": clock.threads(compute)}
+        options["dtype"] = compute.dtype
     key = sidecar.key("speed", options, inputs)
     if out is not None and (same := place.same_already(out, output, key)):
         return Made(model, same.sidecar, same.results)
     device = "none"
     if not flops_only:
-        from prunecli import clock
-
         measured = clock.measure(found, timed, timing, compute, report)
         device = measured.pop("device")
         results["measured"] = measured

@@ -707,9 +707,9 @@ def test_a_shape_that_changes_nothing(llama, calibration, tmp_path):
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        ({"batch_size": 0}, UsageError, "expected more than 0"),
-        ({"lr": -1.0}, UsageError, "expected more than 0"),
-        ({"tokens": float("nan")}, UsageError, "expected more than 0"),
+        ({"batch_size": 0}, UsageError, "expected a number above 0"),
+        ({"lr": -1.0}, UsageError, "expected a number above 0"),
+        ({"tokens": float("nan")}, UsageError, "expected a number above 0"),
         ({"tokens": 10.0}, InputError, "less than one step"),
     ],
 )

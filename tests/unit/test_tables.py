@@ -138,25 +138,25 @@ class Runs:
         (self.folder / name).mkdir(exist_ok=True, parents=True)
         (self.folder / name / "prunecli.json").write_text(record.text())
 
-    def trained(self, name, parent, start, stop, rows="r", seed=0, **results):
+    def trained(self, name, parent, start, stop, rows="r", seed=0, options=None, **results):
         fields = {"range": [start, stop], "passes": stop - start, "seq_len": 4}
         entry = Input.model_validate({"role": "rows", "digest": rows, **fields})
         count = (stop - start) * 4
         seen = Trained(rows=rows, range=(start, stop), count=count)
         kept = {k: parent.results[k] for k in ("method", "ratio") if k in parent.results}
-        options = {"seed": seed, "steps": 1}
+        options = {"seed": seed, "steps": 1, **(options or {})}
         return self.made(name, "train", parent, options, [entry], {**kept, **results}, trained=seen)
 
     def eval(self, name, model, loss, tasks=(), source="text.txt", **data):
         recorder = Recorder("eval", ())
         digest = data.pop("digest", "tokens")
         meta = {"source": source, "tokenizer": data.pop("tokenizer", "t"), "seq_len": 8}
-        windows = [loss - 0.1, loss, loss + 0.1]
+        windows = data.pop("losses", [loss - 0.1, loss, loss + 0.1])
         measured = {"source": source, "digest": digest, "windows": 3, "seq_len": 8, "tokens": 21}
         measured |= {"loss": fmean(windows), "perplexity": 2.0, "window_losses": windows}
         record = recorder.sidecar(
             "eval",
-            {},
+            {"dtype": data.pop("dtype", "float32")},
             [
                 Input(
                     role="model", id=model.id, digest=data.pop("weights", model.outputs["digest"])
@@ -254,6 +254,7 @@ def test_seeds_become_mean_and_spread(runs):
         ({"tokenizer": "another", "digest": "others"}, "tokenizer another"),
         ({"digest": "others"}, "tokens others"),
         ({"windows": 4}, "windows 4"),
+        ({"dtype": "bfloat16"}, "dtype bfloat16"),
     ],
 )
 def test_unlike_measures_are_marked_not_compared(runs, change, said):

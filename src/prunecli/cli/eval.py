@@ -153,13 +153,15 @@ def _print(made: list[Made], as_json: bool) -> None:
         [
             one.path,
             task["name"],
-            task["metric"],
-            f"{task['value']:.4f}",
-            "" if task["sigma"] is None else f"{task['sigma']:.4f}",
-            str(task["n"]),
+            metric,
+            f"{task['metrics'][metric]:.4f}",
+            "" if (sigma := task["sigmas"][metric]) is None else f"{sigma:.4f}",
+            str(task["counts"][metric]),
         ]
         for one in made
         for task in one.results.get("tasks", [])
+        # the one that tables show comes first
+        for metric in dict.fromkeys([task["metric"], *task["metrics"]])
     ]
     if rows and tasks:
         print()

@@ -7,16 +7,18 @@ evaluated; lm-eval needs it whole. What is done is kept in OUT.partial, one file
 import json
 from collections.abc import Callable
 from contextlib import nullcontext
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from prunecli.evaluation import harness, perplexity
+from prunecli.evaluation import tasks as of_tasks
 from prunecli.io import output as place
 from prunecli.io import sidecar
 from prunecli.io.checkpoint import Checkpoint
 from prunecli.io.sidecar import Recorder
 from prunecli.io.tokenizer import AUTO
-from prunecli.pipeline import check_device
+from prunecli.pipeline import settled
 from prunecli.report import SILENT, Report
 from prunecli.settings import Compute, Data, Made, Output, Tasks
 from prunecli.writing import FLOPS_TOKENS
@@ -40,7 +42,8 @@ def evaluate(
 
     Without either, the built-in text. Results: `loss` (nats per token), `perplexity` and `tokens`
     (predicted) of the first D; `data`, a list with the same for every D, `window_losses` included;
-    `tasks`, one record each (harness.py); `average` where the paper's eight tasks are among them.
+    `tasks`, one record for each task and group of tasks (harness.py); `average` where the paper's
+    eight tasks are among them.
     Raises InputError if a window was calibrated or trained on, unless `allow_overlap`, and for data
     or tasks that cannot be had, before anything is computed.
     """
@@ -53,12 +56,11 @@ def evaluate(
     if output.dry_run:
         named = {"data": [source.source for source in sources], "tasks": list(tasks.names)}
         return Made(model, results=named)
-    check_device(compute)
+    compute = settled(compute, checkpoint)
     given = [tasks.tokenizer, *(source.tokenizer for source in sources)]
     tokenizer = next(filter(None, given), None)
-    if tasks.names:
-        harness.check_tokenizer(checkpoint, tokenizer)
-    loaded = harness.load(tasks, report)
+    words = harness.tokenizer_digest(checkpoint, tokenizer) if tasks.names else ""
+    loaded, groups = of_tasks.load(tasks, report)
     harness.check_marks(checkpoint, tokenizer, tasks, loaded)
     read = [perplexity.read(checkpoint, source, report) for source in sources]
     if not allow_overlap:
@@ -66,11 +68,12 @@ def evaluate(
             perplexity.refuse_overlap(checkpoint, found)
     inputs = [checkpoint.as_input(checkpoint.digest(report))]
     inputs += [sidecar.tokens_input("evaluation", t.meta, t.windows) for t in read]
-    inputs += [task.as_input() for task in loaded]
+    inputs += [task.as_input(words) for task in loaded]
+    inputs += [group.as_input(words) for group in groups]
     options: dict[str, Any] = {"dtype": compute.dtype, "allow_overlap": allow_overlap}
     if loaded:
         options |= {"limit": tasks.limit, "batch_size": tasks.batch_size}
-        options["bos"] = tasks.bos or AUTO
+        options |= {"bos": tasks.bos or AUTO, "lm_eval": metadata.version("lm-eval")}
     key = sidecar.key("eval", options, inputs)
     if out is not None and (same := place.same_already(out, output, key)):
         return Made(model, same.sidecar, same.results)
@@ -86,16 +89,19 @@ def evaluate(
         return perplexity.result(found, sequence_losses(runner, found.ids).tolist())
 
     work: list[tuple[str, Callable[[], dict[str, Any]]]] = [
-        *((f"data-{t.meta['digest'][:16]}", lambda t=t: losses(t)) for t in read),
-        *((f"task-{t.name.replace('/', '_')}", lambda t=t: whole.run(t)) for t in loaded),
+        # by number: names may be alike as names of files, and two D may have the same tokens
+        *((f"data-{number}", lambda t=t: losses(t)) for number, t in enumerate(read)),
+        *((f"task-{number}", lambda t=t: whole.run(t)) for number, t in enumerate(loaded)),
     ]
     state = nullcontext(None) if out is None else place.partial(out, key, restart)
     with state as folder:
         # one D shows its own progress
         several = report.track(work, "measuring", unit="measurement") if len(work) > 1 else work
         done = [_kept(folder, name, make) for name, make in several]
-        measured, accuracies = done[: len(read)], done[len(read) :]
-        results = _results(checkpoint, measured, accuracies)
+        measured, figures = done[: len(read)], done[len(read) :]
+        by_name = {found["name"]: found for found in figures}
+        figures += [harness.of_group(group, by_name, tasks.limit) for group in groups]
+        results = _results(checkpoint, measured, figures)
         record = recorder.sidecar(
             "eval",
             options,
@@ -103,7 +109,7 @@ def evaluate(
             outputs={},
             results=results,
             parent=checkpoint.sidecar,
-            device=str(run.device_of(compute)),
+            device=compute.device,
         )
         if out is not None and folder is not None:
             place.write_json(out, record.text())

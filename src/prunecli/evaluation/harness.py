@@ -1,61 +1,47 @@
-"""Accuracy on tasks through lm-eval: zero-shot unless a task says so, fp32 log-probabilities.
+"""Figures of tasks through lm-eval: zero-shot unless a task says so, fp32 log-probabilities.
 
 lm-eval makes the prompts and scores the answers; what is ours is which metric is stated, and its
 noise: sigma = sqrt(acc (1 - acc) / N), as in the paper's Table 8.
 """
 
-import contextlib
-import io
-import json
-import logging
-import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
-from math import sqrt
+from math import isfinite, sqrt
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from prunecli.errors import InputError, UsageError, suggest
+from prunecli.errors import InputError, NotANumber
 from prunecli.evaluation import suite
-from prunecli.io import tokenizer
+from prunecli.evaluation.tasks import Group, Task, quiet, refuse_absent, seed
+from prunecli.io import beside, tokenizer
 from prunecli.io.checkpoint import Checkpoint
-from prunecli.io.records import first_line
-from prunecli.io.sidecar import Input
 from prunecli.report import Report
 from prunecli.settings import Compute, Tasks
 
 GENERATES = "generate_until"  # the type of tasks whose answers are written, not chosen
 METRICS = ("acc_norm", "acc")  # the first that a task has is the one that is stated
+# means of what is right (1) or wrong (0), of which the noise is known
+ACCURACIES = (*METRICS, "acc_bytes", "acc_mutual_info", "exact_match")
+PLAIN = "none"  # the name of the filter that every task has that names none
 CPU_BATCH = 8
-# how a task file reaches Python: by a tag, or out of a template
-CODE = re.compile(r"!function|\{[{%][^}]*(?:__|\|\s*attr)")
 
 
-@dataclass(frozen=True)
-class Task:
-    """One task with its data, before any model has seen it."""
+def tokenizer_digest(checkpoint: Checkpoint, folder: str | None) -> str:
+    """Return the digest of all files of the tokenizer that tasks are read with.
 
-    name: str
-    loaded: Any
-    version: str
-    num_fewshot: int
-    items: int
-    digest: str
-
-    def as_input(self) -> Input:
-        """Return the task as an input of a sidecar: what must be equal for equal results."""
-        fields = {"name": self.name, "version": self.version, "num_fewshot": self.num_fewshot}
-        return Input.model_validate(
-            {"role": "task", "digest": self.digest, **fields, "items": self.items}
-        )
-
-
-def check_tokenizer(checkpoint: Checkpoint, folder: str | None) -> None:
-    """Raise InputError unless there is a tokenizer: tasks are text."""
-    found = folder or str(checkpoint.folder)
-    if not tokenizer.present(found):
+    More of them than the vocabulary decide what a text becomes, and where generation ends.
+    Raises InputError unless there is one: tasks are text.
+    """
+    found = Path(folder or checkpoint.folder)
+    if not tokenizer.present(str(found)):
         raise InputError(f"'{found}' has no tokenizer, which tasks need", "add --tokenizer DIR")
+    sha = sha256()
+    for path in beside.find(found, (*beside.TOKENIZER, "generation_config.json")):
+        sha.update(path.name.encode() + b"\0" + sha256(path.read_bytes()).digest())
+    return sha.hexdigest()
 
 
 def check_marks(
@@ -76,86 +62,6 @@ def check_marks(
         )
 
 
-def load(wanted: Tasks, report: Report) -> list[Task]:
-    """Load tasks and their data, so that nothing can be missing once a model runs.
-
-    Raises UsageError for names that are no tasks, InputError for data that cannot be had or a
-    local task file that can run code and may not.
-    """
-    if not wanted.names:
-        return []
-    _check_folder(wanted)
-    with _quiet():
-        from lm_eval.tasks import TaskManager
-
-        manager: Any = None
-        if wanted.include_path is not None:
-            # the index of all the tasks of lm-eval takes ten seconds, local ones none
-            manager = TaskManager(include_path=wanted.include_path, include_defaults=False)
-        if manager is None or not set(wanted.names) <= set(manager.all_tasks):
-            report.detail("indexing the tasks of lm-eval")
-            manager = TaskManager(include_path=wanted.include_path)
-    for name in wanted.names:
-        if name not in manager.all_tasks:
-            close = suggest(name, list(manager.all_tasks))
-            raise UsageError(f"unknown task '{name}'{close}", "lm-eval ls tasks lists all")
-    found: dict[str, Any] = {}
-    for name in report.track(wanted.names, "loading tasks", unit="task"):
-        found |= _loaded(manager, name)
-    return [_task(name, task, wanted.limit) for name, task in found.items()]
-
-
-def _loaded(manager: Any, name: str) -> dict[str, Any]:
-    """Return the tasks that a name stands for (a group has several), with their data."""
-    try:
-        with _quiet():
-            tasks: dict[str, Any] = manager.load([name])["tasks"]
-    except Exception as error:
-        # what fetching and reading may raise has no common base
-        raise InputError(
-            f"task '{name}' cannot load its data: {first_line(error)}",
-            "fetch it once where there is a network and bring the cache (HF_HOME), "
-            "or give a local task by --include-path",
-        ) from None
-    return tasks
-
-
-def _check_folder(wanted: Tasks) -> None:
-    """Refuse task files that can run code, unless that was allowed."""
-    if wanted.include_path is None:
-        return
-    folder = Path(wanted.include_path)
-    if not folder.is_dir():
-        raise InputError(f"no such folder: '{folder}'", "check --include-path")
-    if wanted.allow_code:
-        return
-    for path in sorted(folder.rglob("*.y*ml")):
-        found = CODE.search(path.read_text("utf-8", "replace"))
-        if found is not None:
-            raise InputError(
-                f"task file '{path.name}' can run code ('{found[0]}' in it)",
-                "read it, then give --allow-code",
-            )
-
-
-def _task(name: str, task: Any, limit: int | None) -> Task:
-    if task.get_config("num_fewshot") is None:
-        task.set_config(key="num_fewshot", value=0)
-    task.set_fewshot_seed(seed=1234)
-    sha, count = sha256(), 0
-    for document in task.eval_docs:
-        if limit is not None and count == limit:
-            break
-        count += 1
-        choices = task.doc_to_choice(document) if task.config.doc_to_choice is not None else None
-        shown = [task.doc_to_text(document), choices, task.doc_to_target(document)]
-        sha.update(json.dumps(shown, default=str).encode())
-    if not count:
-        raise InputError(f"task '{name}' has no items")
-    shots = int(task.get_config("num_fewshot"))
-    return Task(name, task, str(task.VERSION), shots, count, sha.hexdigest())
-
-
 @dataclass
 class Harness:
     """A model loaded whole, for any number of tasks; loaded when the first of them runs."""
@@ -170,44 +76,44 @@ class Harness:
     def run(self, task: Task) -> dict[str, Any]:
         """Return the figures of one task as plain JSON.
 
-        `value` is the metric stated in `metric`, `sigma` its noise over `n` items; every metric of
-        lm-eval is kept beside it.
+        `metrics` are all that it has, named as lm-eval names them (`metric,filter`, the filter left
+        out where the task names none), each with its noise in `sigmas` (None: unknown) and the
+        number of its items in `counts`. `value` is the one that `metric` names, with its `sigma`
+        and `n`. Raises InputError for a metric that is absent, NotANumber for one that is none.
         """
-        with _quiet(self.report.watched):
+        with quiet(self.report.watched):
             from lm_eval import evaluator
 
             if self._model is None:
                 self._model = self._load()
+            seed(task.loaded)
             made = evaluator.evaluate(
                 lm=self._model,
                 task_dict={"tasks": {task.name: task.loaded}, "groups": {}},
                 limit=self.wanted.limit,
                 bootstrap_iters=0,
-                log_samples=False,
+                log_samples=True,
             )
-        count = int(made["n-samples"][task.name]["effective"])
-        metrics = {
-            key.partition(",")[0]: float(value)
-            for key, value in made["results"][task.name].items()
-            if "," in key and "stderr" not in key and isinstance(value, int | float)
-        }
-        if not metrics:
-            raise InputError(f"task '{task.name}' has no metric that is a number")
-        metric = next((name for name in METRICS if name in metrics), next(iter(metrics)))
-        value = metrics[metric]
+        refuse_absent(task.name, _absent(task, made["results"][task.name]))
+        metrics = _numbers(task.name, made["results"][task.name])
+        # not every item needs to have every metric
+        counts = Counter(
+            _name(f"{metric},{sample['filter']}")
+            for sample in made["samples"][task.name]
+            for metric in sample["metrics"]
+        )
+        better = made["higher_is_better"][task.name]
+        lower = [key for key in metrics if better.get(key.partition(",")[0]) is False]
+        sigmas = {key: _sigma(key, value, counts[key]) for key, value in metrics.items()}
+        told = _stated(metrics, sigmas, {key: counts[key] for key in metrics}, lower)
         return {
             "name": task.name,
             "version": task.version,
             "num_fewshot": task.num_fewshot,
-            "metric": metric,
-            "value": value,
-            "sigma": sqrt(value * (1 - value) / count) if metric in METRICS else None,
-            "n": count,
+            **told,
             "limit": self.wanted.limit,
             "bos": self.wanted.bos or tokenizer.AUTO,
             "digest": task.digest,
-            **{key: metrics[key] for key in METRICS if key in metrics},
-            "metrics": metrics,
         }
 
     def _load(self) -> Any:
@@ -245,22 +151,122 @@ class Harness:
             )
 
 
+def of_group(
+    group: Group, tasks: Mapping[str, dict[str, Any]], limit: int | None
+) -> dict[str, Any]:
+    """Return the figures of a group, as lm-eval averages those of its tasks; `tasks` by name.
+
+    The noise of a mean follows from that of its parts. Raises InputError as `Group.keys`.
+    """
+    own = {task.name: tasks[task.name] for task in group.tasks}
+    known = {name: {_key(metric) for metric in told["metrics"]} for name, told in own.items()}
+    wanted = group.keys(known)
+    made = group.loaded.aggregate(
+        {
+            name: {
+                **{_key(metric): value for metric, value in told["metrics"].items()},
+                "sample_len": max(told["counts"].values()),
+            }
+            for name, told in own.items()
+        }
+    )
+    metrics = _numbers(group.name, {key: made[key] for key in wanted})
+    counts, sigmas = {}, {}
+    for key, by_size in wanted.items():
+        name = _name(key)
+        sizes = [max(told["counts"].values()) for told in own.values()]
+        counts[name] = sum(sizes)
+        weights = [size / sum(sizes) if by_size else 1 / len(own) for size in sizes]
+        parts = [told["sigmas"][name] for told in own.values()]
+        known_all = all(part is not None for part in parts)
+        terms = ((w * part) ** 2 for w, part in zip(weights, parts, strict=True))
+        sigmas[name] = sqrt(sum(terms)) if known_all else None
+    lower = [key for key in metrics if any(key in told["lower_is_better"] for told in own.values())]
+    shots = {told["num_fewshot"] for told in own.values()}
+    return {
+        "name": group.name,
+        "version": group.loaded.version,
+        "num_fewshot": shots.pop() if len(shots) == 1 else None,
+        **_stated(metrics, sigmas, counts, lower),
+        "limit": limit,
+        "digest": group.digest,
+        "tasks": list(own),
+    }
+
+
+def _stated(
+    metrics: dict[str, float],
+    sigmas: dict[str, float | None],
+    counts: dict[str, int],
+    lower: list[str],
+) -> dict[str, Any]:
+    """Return all metrics, and beside them the one that stands for the task."""
+    by_name = {key.partition(",")[0]: key for key in reversed(metrics)}
+    metric = next((by_name[name] for name in METRICS if name in by_name), next(iter(metrics)))
+    return {
+        "metric": metric,
+        "value": metrics[metric],
+        "sigma": sigmas[metric],
+        "n": counts[metric],
+        **{name: metrics[name] for name in METRICS if name in metrics},
+        "metrics": metrics,
+        "sigmas": sigmas,
+        "counts": counts,
+        "lower_is_better": lower,
+    }
+
+
+def _key(name: str) -> str:
+    """Return what lm-eval calls a metric of ours."""
+    return name if "," in name else f"{name},{PLAIN}"
+
+
+def _name(key: str) -> str:
+    """Return what a metric of lm-eval is called here."""
+    metric, _, filtered = key.partition(",")
+    return metric if filtered == PLAIN else key
+
+
+def _absent(task: Task, results: Mapping[str, Any]) -> set[str]:
+    """Return the metrics that a task declares and did not get.
+
+    Those of generated text may come as several, under names of their own.
+    """
+    own = callable(task.loaded.get_config("process_results"))
+    if task.loaded.OUTPUT_TYPE == "generate_until" and not own:
+        return set()
+    return set(task.loaded.aggregation()) - {key.partition(",")[0] for key in results}
+
+
+def _numbers(name: str, results: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics among lm-eval's results; raise NotANumber where one is no number."""
+    found = {}
+    for key, value in results.items():
+        metric, comma, _ = key.partition(",")
+        if not comma or metric.endswith("_stderr"):
+            continue
+        if not isinstance(value, Real) or not isfinite(value):
+            shown = value if isinstance(value, Real) else type(value).__name__
+            raise NotANumber(f"metric '{_name(key)}' of task '{name}' is {shown}")
+        found[_name(key)] = float(value)
+    return found
+
+
+def is_accuracy(key: str) -> bool:
+    """Return whether a metric is the share of items that are right."""
+    return key.partition(",")[0] in ACCURACIES
+
+
+def _sigma(key: str, value: float, count: int) -> float | None:
+    """Return the noise of an accuracy over `count` items, None for other metrics."""
+    if not is_accuracy(key) or not 0 <= value <= 1:
+        return None
+    return sqrt(value * (1 - value) / count)
+
+
 def average(tasks: list[dict[str, Any]]) -> float | None:
     """Return the mean of the paper's eight tasks, None unless all of them are there."""
     values = {task["name"]: float(task["value"]) for task in tasks}
     if not set(suite.TASKS) <= values.keys():
         return None
     return sum(values[name] for name in suite.TASKS) / len(suite.TASKS)
-
-
-@contextlib.contextmanager
-def _quiet(watched: bool = False) -> Iterator[None]:
-    """Keep lm-eval off stdout, and off stderr but for its progress where somebody watches."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    errors = contextlib.nullcontext() if watched else contextlib.redirect_stderr(io.StringIO())
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), errors:
-            yield
-    finally:
-        logging.disable(level)

@@ -41,7 +41,7 @@ def device_of(compute: Compute) -> torch.device:
 def dtype_of(compute: Compute, checkpoint: Reader) -> torch.dtype:
     """Return the compute type: on a CPU float32 unless asked, on a GPU the checkpoint's."""
     if compute.dtype != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[compute.dtype]
+        return getattr(torch, compute.dtype)  # type: ignore[no-any-return]
     if device_of(compute).type == "cpu":
         return torch.float32
     return torch_dtype(checkpoint.specs["model.embed_tokens.weight"].dtype)

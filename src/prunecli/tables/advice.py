@@ -93,7 +93,13 @@ def _cases(found: list[Entry], column: Column) -> list[Case]:
             tokens = float(pruned.tokens or 0) * unit
             sd = max(ours.sd or 0.0, theirs.sd or 0.0)
             point = (tokens, float(ours.value), float(theirs.value), sd)
-            points.setdefault(key, {})[tokens] = point
+            if points.setdefault(key, {}).setdefault(tokens, point) != point:
+                raise InputError(
+                    f"'{pruned.name}' and '{scratch.name}' are not the only pair of "
+                    f"{pruned.method} at {count(tokens)} tokens, and differ from the other in more "
+                    "than seeds",
+                    "give the runs of one kind alone",
+                )
         elif which == matching.EQUAL_TOTAL:
             totals[key] = _total(cell, column)
     return [

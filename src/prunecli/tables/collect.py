@@ -9,13 +9,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import sqrt
 from pathlib import Path
-from statistics import stdev
 from typing import Any
 
 from prunecli import matching
 from prunecli.errors import InputError
+from prunecli.evaluation.harness import is_accuracy
 from prunecli.io import sidecar
 from prunecli.io.checkpoint import Checkpoint
 from prunecli.io.sidecar import Sidecar
@@ -33,6 +32,7 @@ from prunecli.tables.entries import (
     Measure,
     mean_of_tasks,
     pooled,
+    standard_error,
     unlike,
 )
 from prunecli.tables.render import count
@@ -198,6 +198,8 @@ class Pair:
 
 
 def _twins(models: Models) -> list[Pair]:
+    known = matching.histories(record for _, record in models.made.values())
+    sizes = {key: size(record, known) for key, (_, record) in models.made.items()}
     lines = {key: matching.lineage(record) for key, (_, record) in models.made.items()}
 
     def setting(one: str, other: str) -> tuple[str | None, str]:
@@ -210,22 +212,20 @@ def _twins(models: Models) -> list[Pair]:
         Pair(one, other, *setting(one, other))
         for one, ours in lines.items()
         for other, theirs in lines.items()
-        if ours.pruned
-        and theirs.scratch
-        and size(models.made[one][1]) == size(models.made[other][1])
+        if ours.pruned and theirs.scratch and sizes[one] == sizes[other]
     ]
 
 
-def size(record: Sidecar) -> tuple[Any, ...]:
-    """Return what two models of one size have in common."""
+def size(record: Sidecar, known: matching.Histories) -> tuple[Any, ...]:
+    """Return what two models of one size have in common: shape, parameters, and zeros."""
     results = record.results
-    # a trained weight may round to zero, so densities are compared to a thousandth
-    density = round(results.get("nonzero", 0) / results["params"], 3)
-    return json.dumps(results.get("sizes"), sort_keys=True), density
+    shape = json.dumps(results.get("sizes"), sort_keys=True)
+    return shape, results["params"], matching.zeros(record, known)
 
 
 def _entries(models: Models) -> list[Entry]:
     measures = _measures(models)
+    known = matching.histories(record for _, record in models.made.values())
     runs: dict[str, list[Entry]] = defaultdict(list)
     found = {key: _entry(models, key, measures.get(key, {})) for key in models.made}
     for key in _parents(models):
@@ -244,12 +244,14 @@ def _entries(models: Models) -> list[Entry]:
             replace(entry, method=other.method, ratio=other.ratio) for other in as_twin.values()
         ]
         for copy in copies or [entry]:
-            signature = [copy.method, str(copy.ratio), _recipe(models.made[key][1])]
-            runs[json.dumps(signature)].append(copy)
+            record = models.made[key][1]
+            made = [record.results.get("sizes"), matching.recipe(record, known)]
+            signature = [copy.method, str(copy.ratio), *made]
+            runs[json.dumps(signature, sort_keys=True)].append(copy)
     own = [pooled(group) for group in runs.values()]
     return own + [
         Entry(name, BASE, 0.0, BASE, measures=measured, shape=shape)
-        for name, (measured, shape) in _foreign(models).items()
+        for (name, _), (measured, shape) in _foreign(models).items()
     ]
 
 
@@ -261,16 +263,6 @@ def _parents(models: Models) -> set[str]:
         for step in record.history
         if step.command == "prune" and step.parent in models.made
     }
-
-
-def _recipe(record: Sidecar) -> list[Any]:
-    """Return how a model was made but for its seeds; two seeds of one run have this in common."""
-    steps = [
-        (step.command, {k: v for k, v in step.options.items() if k != "seed"})
-        for step in record.history
-    ]
-    exposure = matching.exposure(record.history)
-    return [steps, sorted(exposure.items()), size(record)]
 
 
 def _entry(models: Models, key: str, measures: dict[str, Measure]) -> Entry:
@@ -308,7 +300,15 @@ def _entry(models: Models, key: str, measures: dict[str, Measure]) -> Entry:
         lineage=line,
         wrong=models.wrong.get(key, ""),
         parent=parent if line.pruned else "",
+        seed=_seed(record),
     )
+
+
+def _seed(record: Sidecar) -> str:
+    """Return the seed of the last step: of training, or of what it was calibrated on."""
+    last = record.history[-1]
+    given = [(entry.model_extra or {}).get("seed") for entry in last.inputs]
+    return str(next((s for s in (last.options.get("seed"), *given) if s is not None), ""))
 
 
 def _shape(results: dict[str, Any]) -> dict[str, Any]:
@@ -348,19 +348,25 @@ def _measures(models: Models) -> dict[str, dict[str, Measure]]:
 
 def _average(measures: dict[str, Measure]) -> None:
     """Add the mean of the paper's eight tasks, or where these are not, of all tasks there are."""
-    tasks = [key for key in measures if not key.startswith(("loss_", "ppl_")) and key != LOSS.key]
+    tasks = [key for key, measure in measures.items() if measure.accuracy]
     eight = all(key in measures for key in SUITE)
     mean = mean_of_tasks(measures, list(SUITE) if eight else tasks)
     if mean is not None:
         measures["average"] = mean
 
 
-def _foreign(models: Models) -> dict[str, tuple[dict[str, Measure], dict[str, Any]]]:
-    """Return measures and shape of models that have no sidecar of their own, by name."""
-    found: dict[str, tuple[dict[str, Measure], dict[str, Any]]] = {}
+def _foreign(
+    models: Models,
+) -> dict[tuple[str, str], tuple[dict[str, Measure], dict[str, Any]]]:
+    """Return measures and shape of models that have no sidecar of their own, by name and digest.
+
+    Files of one name in several folders need not be of one model.
+    """
+    found: dict[tuple[str, str], tuple[dict[str, Measure], dict[str, Any]]] = {}
     for path, record, key in models.evaluations():
         if key is None:
-            measures, _ = found.setdefault(path.stem, ({}, _shape(record.results)))
+            of = (path.stem, record.inputs[0].digest)
+            measures, _ = found.setdefault(of, ({}, _shape(record.results)))
             measures |= measures_of(record)
             _average(measures)
     return found
@@ -373,7 +379,6 @@ def measures_of(record: Sidecar) -> dict[str, Measure]:
     tokenizers = {e.digest: (e.model_extra or {}).get("tokenizer") for e in sources}
     for data in record.results.get("data", []):
         losses = data.get("window_losses", [])
-        sd = stdev(losses) / sqrt(len(losses)) if len(losses) > 1 else None
         name = data["source"].partition(":")[0]
         key = f"ppl_{name}"
         protocol = (
@@ -382,24 +387,49 @@ def measures_of(record: Sidecar) -> dict[str, Measure]:
             ("windows", str(data["windows"])),
             ("length", str(data["seq_len"])),
             ("part", data["source"]),
+            ("dtype", dtype_of(record)),
         )
         if key in PERPLEXITIES:
             perplexity = data["perplexity"]
-            noise = None if sd is None else perplexity * sd
-            measures[key] = Measure(perplexity, noise, protocol)
+            # to first order a window's loss counts as many times
+            losses = [perplexity * loss for loss in losses]
+            sd = standard_error([losses])
+            measures[key] = Measure(perplexity, sd, protocol, tuple(losses), lower=True)
         else:
             key = LOSS.key if name == "dclm" else f"loss_{data['source']}"
-            measures[key] = Measure(data["loss"], sd, protocol, tuple(losses))
+            sd = standard_error([losses])
+            measures[key] = Measure(data["loss"], sd, protocol, tuple(losses), lower=True)
     for task in record.results.get("tasks", []):
-        measures[task["name"]] = Measure(
-            100 * task["value"],
-            None if task["sigma"] is None else 100 * task["sigma"],
-            (
-                ("version", str(task["version"])),
-                ("metric", task["metric"]),
-                ("shots", str(task["num_fewshot"])),
-                ("bos", task.get("bos", AUTO)),
-                ("items", f"{task['n']} ({task['digest'][:8]})"),
-            ),
-        )
+        key, measure = _of_task(record, task)
+        measures[key] = measure
     return measures
+
+
+def _of_task(record: Sidecar, task: dict[str, Any]) -> tuple[str, Measure]:
+    """Return the metric that a task states: an accuracy in points, anything else as it is."""
+    inputs = {(e.model_extra or {}).get("name"): e.model_extra or {} for e in record.inputs}
+    metric, sigma = task["metric"], task["sigma"]
+    accuracy = is_accuracy(metric)
+    unit = 100 if accuracy else 1
+    measure = Measure(
+        unit * task["value"],
+        None if sigma is None else unit * sigma,
+        (
+            ("tokenizer", str(inputs.get(task["name"], {}).get("tokenizer"))[:8]),
+            ("version", str(task["version"])),
+            ("metric", metric),
+            ("shots", str(task["num_fewshot"])),
+            ("bos", task.get("bos", AUTO)),
+            ("items", f"{task['n']} ({task['digest'][:8]})"),
+            ("dtype", dtype_of(record)),
+        ),
+        lower=metric in task.get("lower_is_better", []),
+        accuracy=accuracy and "tasks" not in task,
+    )
+    return (task["name"] if accuracy else f"{task['name']} {metric}"), measure
+
+
+def dtype_of(record: Sidecar) -> str:
+    """Return the type that an evaluation computed in; older ones may only say `auto`."""
+    asked = str(record.options.get("dtype"))
+    return "float32" if asked == "auto" and record.run.device == "cpu" else asked

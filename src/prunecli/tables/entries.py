@@ -4,11 +4,12 @@ Losses and perplexities are better when lower, accuracies (in points) when highe
 positive where the first of two models is better, as in the paper's Tables 11-16.
 """
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from math import hypot, sqrt
-from statistics import fmean, stdev
+from statistics import fmean, stdev, variance
 from typing import Any
 
 from prunecli import matching
@@ -40,6 +41,7 @@ MEASURES = (
     AVERAGE,
 )
 BASE, SCRATCH, PRUNED = "base", "scratch", "pruned"
+Rows = Mapping[str, tuple[float, ...]]  # losses of windows, by seed
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,11 @@ class Measure:
         value: as printed (Decimal) if it comes from print; accuracies in points.
         sd: standard deviation of its noise, None if unknown.
         protocol: what must be equal for two figures to be comparable: what it is, and its value.
-        windows: losses of the single windows, by which two models on the same text are paired.
+        windows: losses of the single windows, by which two models on the same text are paired;
+            their mean has the noise of `value`.
+        seeds: the single runs of a mean over seeds, by seed; empty for a single run.
         spread: standard deviation over seeds, None for a single run.
+        lower: whether less is better. accuracy: whether it is that of one task, in points.
         note: what a reader must know.
     """
 
@@ -61,6 +66,15 @@ class Measure:
     windows: tuple[float, ...] = ()
     spread: float | None = None
     note: str = ""
+    seeds: dict[str, "Measure"] = field(default_factory=dict)
+    lower: bool = False
+    accuracy: bool = False
+
+    @property
+    def rows(self) -> dict[str, tuple[float, ...]]:
+        """The windows of every seed, of a single run under no name; empty if one has none."""
+        found = {name: run.windows for name, run in (self.seeds or {"": self}).items()}
+        return found if all(found.values()) else {}
 
 
 # the paper's tables of candidate shapes, by what their methods cut
@@ -76,6 +90,7 @@ class Entry:
         tokens: trained on after pruning, or from scratch; before: by the parent, None if unknown.
         shape: sizes, params, nonzero and FLOPs.
         wrong: why its sidecar cannot be believed, empty if it can.
+        seed: that of its last step; `seeds` are how many runs it is the mean of.
     """
 
     name: str
@@ -90,6 +105,7 @@ class Entry:
     wrong: str = ""
     parent: str = ""
     source: str = "ours"
+    seed: str = ""
     seeds: int = 1
 
     @property
@@ -131,17 +147,16 @@ def pairs(entries: list[Entry]) -> Iterator[tuple[Entry, Entry, str | None, str]
 
 def columns_of(entries: Iterable[Entry]) -> tuple[Column, ...]:
     """Return the columns of all measures: the paper's in its order, then the others by name."""
-    found = {key for entry in entries for key in entry.measures}
+    found = {key: measure for entry in entries for key, measure in entry.measures.items()}
     known = [column for column in MEASURES if column.key in found]
-    others = sorted(found - {column.key for column in MEASURES})
-    own = [_own_column(key) for key in others]
+    others = sorted(found.keys() - {column.key for column in MEASURES})
+    own = [_own_column(key, found[key]) for key in others]
     return tuple([c for c in known if c is not AVERAGE] + own + [c for c in known if c is AVERAGE])
 
 
-def _own_column(key: str) -> Column:
-    if key.startswith("loss_"):
-        return Column(key, key.replace("loss_", "loss ", 1), ".4f", lower_is_better=True)
-    return Column(key, key, ".2f")
+def _own_column(key: str, measure: Measure) -> Column:
+    heading = key.replace("loss_", "loss ", 1) if measure.windows or measure.seeds else key
+    return Column(key, heading, ".4f" if measure.lower else ".2f", lower_is_better=measure.lower)
 
 
 def unlike(one: Measure, other: Measure) -> str:
@@ -183,14 +198,67 @@ def noise(one: Measure, other: Measure) -> float | None:
     """
     if isinstance(one.value, Decimal):
         return one.sd
-    if one.spread is None and other.spread is None and one.windows and other.windows:
-        differences = [a - b for a, b in zip(one.windows, other.windows, strict=True)]
-        if len(differences) < 2:
-            return None
-        return stdev(differences) / sqrt(len(differences))
+    ours, theirs = one.rows, other.rows
+    if ours and theirs:
+        return _paired(ours, theirs)
     if one.sd is None or other.sd is None:
         return None
     return hypot(one.sd, other.sd)
+
+
+def _paired(ours: Rows, theirs: Rows) -> float | None:
+    """Return the standard error of the difference of two means over the same windows.
+
+    Runs of equal seeds are paired, too. Where the seeds are others, those of either side add what
+    they vary by.
+    """
+
+    def minus(one: Iterable[float], other: Iterable[float]) -> list[float]:
+        return [a - b for a, b in zip(one, other, strict=True)]
+
+    if ours.keys() == theirs.keys():
+        return standard_error([minus(ours[seed], theirs[seed]) for seed in ours])
+    sides = [list(rows.values()) for rows in (ours, theirs)]
+    by_window = standard_error([minus(*map(_over_seeds, sides))])
+    return None if by_window is None else sqrt(by_window**2 + sum(map(_of_seeds, sides)))
+
+
+def standard_error(rows: Sequence[Sequence[float]]) -> float | None:
+    """Return the standard error of the mean of figures [seeds, windows]; None for one window.
+
+    Both are drawn at random, and every seed reads the same windows: x_sw = m + a_s + b_w + e_sw.
+    The mean of all then varies by var(b) / W + var(a) / S + var(e) / (S W). The variance of the
+    windows' means over W estimates the first and the last of these, `_of_seeds` the other: the
+    analysis of variance of two crossed random factors.
+    """
+    means = _over_seeds(rows)
+    if len(means) < 2:
+        return None
+    return sqrt(variance(means) / len(means) + _of_seeds(rows))
+
+
+def _of_seeds(rows: Sequence[Sequence[float]]) -> float:
+    """Return what seeds add to the variance of a mean of figures [S, W]: var(a) / S, at least 0.
+
+    A single run tells nothing of it.
+    """
+    count, length = len(rows), len(rows[0])
+    if count < 2 or length < 2:
+        return 0.0
+    by_seed, by_window = [fmean(row) for row in rows], _over_seeds(rows)
+    centre = fmean(by_seed)
+    rest = sum(
+        (value - seed - window + centre) ** 2
+        for row, seed in zip(rows, by_seed, strict=True)
+        for value, window in zip(row, by_window, strict=True)
+    )
+    residual = rest / ((count - 1) * (length - 1))
+    return max(0.0, variance(by_seed) / count - residual / (count * length))
+
+
+def _over_seeds(rows: Sequence[Sequence[float]]) -> list[float]:
+    """Return the mean of every window."""
+    return [fmean(window) for window in zip(*rows, strict=True)]
 
 
 def mean_of_tasks(measures: dict[str, Measure], keys: Iterable[str]) -> Measure | None:
@@ -205,7 +273,32 @@ def mean_of_tasks(measures: dict[str, Measure], keys: Iterable[str]) -> Measure 
         protocol=tuple(
             (f"{key} {name}", value) for key in keys for name, value in measures[key].protocol
         ),
+        note="; ".join(dict.fromkeys(m.note for m in found if m.note)),
     )
+
+
+def _mean(found: dict[str, Measure], total: int) -> Measure:
+    """Return the mean of a measure over seeds, of those that were measured in the same way."""
+    usual = Counter(measure.protocol for measure in found.values()).most_common(1)[0][0]
+    alike = {name: measure for name, measure in found.items() if measure.protocol == usual}
+    notes = [measure.note for measure in alike.values()]
+    if len(alike) < total:
+        one = next(iter(alike.values()))
+        others = [unlike(measure, one) for name, measure in found.items() if name not in alike]
+        why = "; ".join(dict.fromkeys(others)) or "not measured"
+        notes.append(f"{len(alike)} of {total} seeds, the others: {why}")
+    note = "; ".join(dict.fromkeys(filter(None, notes)))
+    first, *more = alike.values()
+    if not more:
+        return replace(first, note=note)
+    values = [float(measure.value) for measure in alike.values()]
+    spread = stdev(values)
+    mean = replace(first, value=fmean(values), windows=(), spread=spread, note=note, seeds=alike)
+    if mean.rows:
+        return replace(mean, sd=standard_error(list(mean.rows.values())))
+    sds = [measure.sd for measure in alike.values() if measure.sd is not None]
+    # seeds share the items that they are measured on, so their spread alone may be too small
+    return replace(mean, sd=max([spread / sqrt(len(values)), *sds]))
 
 
 def pooled(runs: list[Entry]) -> Entry:
@@ -213,18 +306,14 @@ def pooled(runs: list[Entry]) -> Entry:
     if len(runs) == 1:
         return runs[0]
     first = runs[0]
-    keys = [key for key in first.measures if all(key in run.measures for run in runs)]
+    seeds = [run.seed for run in runs]
+    # runs whose seeds differ in an earlier step are no partners of any other
+    unique = len(set(seeds)) == len(seeds)
+    names = seeds if unique else [f"{run.name} {number}" for number, run in enumerate(runs)]
     measures = {}
-    for key in keys:
-        found = [run.measures[key] for run in runs]
-        if any(unlike(found[0], other) for other in found[1:]):
-            continue
-        values = [float(m.value) for m in found]
-        spread = stdev(values)
-        sds = [m.sd for m in found if m.sd is not None]
-        # seeds share the items that they are measured on, so their spread alone may be too small
-        sd = max([spread / sqrt(len(values)), *sds])
-        measures[key] = Measure(fmean(values), sd, found[0].protocol, spread=spread)
+    for key in dict.fromkeys(key for run in runs for key in run.measures):
+        found = {n: r.measures[key] for n, r in zip(names, runs, strict=True) if key in r.measures}
+        measures[key] = _mean(found, len(runs))
     return replace(
         first,
         measures=measures,

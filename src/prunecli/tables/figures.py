@@ -283,6 +283,9 @@ def _bars(
         cell = difference(pruned, scratch, column)
         if cell is None or cell.value is None:
             continue
+        if name in apart.x:
+            # runs that differ in more than what bars are told by
+            name = f"{name} ({pruned.name}, {scratch.name})"
         for entry, series in ((pruned, kinds["pruned"]), (scratch, kinds[SCRATCH])):
             series.x.append(name)
             series.y.append(float(entry.measures[column.key].value))

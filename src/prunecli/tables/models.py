@@ -1,12 +1,14 @@
 """The layouts that are our own: every model with each of its measurements, and pairs of them."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from prunecli.errors import InputError
+from prunecli.evaluation.harness import is_accuracy
 from prunecli.io import sidecar
 from prunecli.io.sidecar import Sidecar
-from prunecli.tables.collect import STALE, Models, name_of
+from prunecli.tables.collect import STALE, Models, dtype_of, name_of
 from prunecli.tables.render import Cell, Column, Row, Table
 
 COLUMNS = (
@@ -27,6 +29,9 @@ COLUMNS = (
     Column("sd", "sd", ".2f"),
     Column("seconds", "seconds", ".1f"),
     Column("peak_mb", "peak MB", ".0f"),
+    Column("metric", "metric"),
+    Column("value", "value", ".6g"),
+    Column("dtype", "computed in"),
 )
 PAIR_COLUMNS = (
     Column("pruned", "pruned"),
@@ -61,7 +66,7 @@ def _rows(models: Models) -> list[Row]:
     rows = [
         _row(models, path, key, record, measured, partners)
         for path, record, key in models.evaluations()
-        for measured in (*record.results["data"], *record.results.get("tasks", []))
+        for measured in (*record.results["data"], *_figures(record))
     ]
     evaluated = {key for _, _, key in models.evaluations()}
     rows += [
@@ -70,6 +75,18 @@ def _rows(models: Models) -> list[Row]:
         if key not in evaluated
     ]
     return list({repr(row): row for row in rows}.values())
+
+
+def _figures(record: Sidecar) -> Iterator[dict[str, Any]]:
+    """Yield every metric of every task; those of older evaluations have no noise of their own."""
+    for task in record.results.get("tasks", []):
+        sigmas = {task["metric"]: task["sigma"], **task.get("sigmas", {})}
+        for metric, value in {task["metric"]: task["value"], **task.get("metrics", {})}.items():
+            sigma = sigmas.get(metric)
+            told: dict[str, Any] = {"name": task["name"], "metric": metric, "value": value}
+            if is_accuracy(metric):
+                told |= {"accuracy": 100 * value, "sd": None if sigma is None else 100 * sigma}
+            yield told
 
 
 def _partners(models: Models) -> dict[str, list[str]]:
@@ -83,22 +100,22 @@ def _partners(models: Models) -> dict[str, list[str]]:
 
 
 def _pairs(models: Models) -> list[Row]:
-    losses: dict[str, dict[str, tuple[str, float]]] = {}
+    losses: dict[str, dict[str, tuple[str, float, str]]] = {}
     for _, record, key in models.evaluations():
         for measured in record.results["data"]:
             if key is not None:
-                losses.setdefault(key, {})[measured["digest"]] = (
-                    measured["source"],
-                    measured["loss"],
-                )
+                found = (measured["source"], measured["loss"], dtype_of(record))
+                losses.setdefault(key, {})[measured["digest"]] = found
     rows: list[Row] = []
     for pair in models.twins:
         ours, theirs = losses.get(pair.pruned, {}), losses.get(pair.scratch, {})
         path, record = models.made[pair.pruned]
         results = record.results
         for digest in sorted(ours.keys() & theirs.keys()) or [""]:
-            source, loss = ours.get(digest, (None, None))
-            other = theirs.get(digest, (None, None))[1]
+            source, loss, dtype = ours.get(digest, (None, None, ""))
+            _, other, their = theirs.get(digest, (None, None, ""))
+            fair = pair.setting is not None and dtype == their
+            unlike = f"scratch was measured in {their}, pruned in {dtype}" if dtype != their else ""
             rows.append(
                 {
                     "pruned": name_of(path),
@@ -113,9 +130,9 @@ def _pairs(models: Models) -> list[Row]:
                     "scratch_loss": other,
                     # a difference means something only where the comparison is fair
                     "difference": other - loss
-                    if pair.setting is not None and loss is not None and other is not None
+                    if fair and loss is not None and other is not None
                     else None,
-                    "why": pair.why or None,
+                    "why": pair.why or unlike or None,
                 }
             )
     return rows
@@ -153,9 +170,12 @@ def _row(
         "tokens": measured.get("tokens"),
         "loss": measured.get("loss"),
         "perplexity": measured.get("perplexity"),
-        "accuracy": 100 * measured["value"] if "value" in measured else None,
-        "sd": 100 * measured["sigma"] if "sigma" in measured else None,
+        "accuracy": measured.get("accuracy"),
+        "sd": measured.get("sd"),
         # an evaluation tells what its model is, not what it took to make it
         "seconds": made.run.seconds if made and whole else None,
         "peak_mb": made.run.peak_bytes / 1e6 if made and whole else None,
+        "metric": measured.get("metric"),
+        "value": measured.get("value"),
+        "dtype": dtype_of(evaluation) if evaluation else None,
     }

@@ -1,0 +1,77 @@
+"""What identifies a result: all that can change it is in its id, in the form that was used."""
+
+import pytest
+import torch
+
+import tiny
+from prunecli.errors import OutputExists
+from prunecli.evaluation.evaluate import evaluate
+from prunecli.io.checkpoint import Checkpoint
+from prunecli.pipeline import calibrate, score, settled
+from prunecli.pruning import prune
+from prunecli.search import search
+from prunecli.settings import Amount, Compute, Data, Output, Timing
+from prunecli.speeds import speed
+
+HALF = Amount(ratio=0.5)
+VERBS = {
+    "calibrate": lambda m, d, out, **more: calibrate(
+        m, f"{out}.safetensors", methods=["flap"], data=d, **more
+    ),
+    "score": lambda m, d, out, **more: score(
+        m, f"{out}.safetensors", method="llm-pruner", data=d, **more
+    ),
+    "prune": lambda m, d, out, **more: prune(m, out, method="wanda", amount=HALF, data=d, **more),
+    "eval": lambda m, d, out, **more: evaluate(m, data=[d], out=f"{out}.json", **more),
+    "search-arch": lambda m, d, out, **more: search(
+        m, f"{out}.json", method="wanda-sp", ratio=0.5, data=d,
+        eval_data=d, allow_overlap=True, **more,
+    ),
+    "speed": lambda m, d, out, **more: speed(
+        m, timing=Timing(("prefill",), warmup=0, rounds=1), seq_len=8, out=f"{out}.json", **more
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", list(VERBS))
+def test_ids_are_made_of_the_type_that_was_used(verb, llama, calibration, tmp_path):
+    """`auto` is float32 here: it makes what float32 makes, and not what bfloat16 does."""
+    made = {
+        dtype: VERBS[verb](
+            str(llama), Data(calibration), str(tmp_path / dtype), compute=Compute(dtype=dtype)
+        ).sidecar
+        for dtype in ("auto", "float32", "bfloat16")
+    }
+    assert [record["options"]["dtype"] for record in made.values()] == [
+        "float32", "float32", "bfloat16",
+    ]  # fmt: skip
+    assert made["auto"]["id"] == made["float32"]["id"] != made["bfloat16"]["id"]
+
+
+@pytest.mark.parametrize("verb", list(VERBS))
+def test_another_type_is_no_existing_result(verb, llama, calibration, tmp_path):
+    given = (str(llama), Data(calibration), str(tmp_path / "out"))
+    made = VERBS[verb](*given)
+    again = VERBS[verb](*given, output=Output(skip_existing=True))
+    assert again.sidecar == made.sidecar
+    with pytest.raises(OutputExists, match="made from other inputs or options"):
+        VERBS[verb](*given, output=Output(skip_existing=True), compute=Compute(dtype="bfloat16"))
+
+
+def test_scores_that_depend_on_an_amount_are_those_of_it(llama, calibration, tmp_path):
+    out = str(tmp_path / "s.safetensors")
+    given = {"method": "minitron-depth", "data": Data(calibration)}
+    score(str(llama), out, amount=Amount(layers=1), **given)
+    with pytest.raises(OutputExists, match="made from other inputs or options"):
+        score(
+            str(llama), out, amount=Amount(layers=2), output=Output(skip_existing=True), **given
+        )  # fmt: skip
+
+
+def test_on_a_gpu_auto_is_the_type_of_the_checkpoint(tmp_path, monkeypatch):
+    half = Checkpoint(str(tiny.make(tmp_path / "half", dtype=torch.bfloat16)))
+    assert settled(Compute(), half) == Compute("cpu", "float32")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert settled(Compute(), half) == Compute("cuda", "bfloat16")
+    assert settled(Compute(dtype="float32"), half) == Compute("cuda", "float32")
+    assert settled(Compute(device="cpu"), half) == Compute("cpu", "float32")
