@@ -217,6 +217,7 @@ def write_stats(
         options=options,
         inputs=[checkpoint.as_input(digest), *source.inputs],
         calibration=source.calibration,
+        compute=compute,
         depth=checkpoint.arch.layers,
         extra=extra,
     )
@@ -231,6 +232,7 @@ def write_scores(
     stats: Callable[[], Tensors],
     *,
     options: dict[str, Any],
+    compute: Compute,
     output: Output,
 ) -> Made:
     """Score a model by its statistics, into a file; they are asked for if it is not there yet."""
@@ -243,6 +245,7 @@ def write_scores(
         options={"method": method.name, "options": options},
         inputs=[checkpoint.as_input(digest), *source.inputs],
         calibration=source.calibration,
+        compute=compute,
     )
 
 
@@ -264,6 +267,7 @@ def calibrate(
     Raises UsageError, InputError, OutputExists.
     """
     compute, output = compute or Compute(), output or Output()
+    check_device(compute)
     chosen = [registry.get(name) for name in methods]
     for method in chosen:
         if not method.needed(compat):
@@ -273,7 +277,6 @@ def calibrate(
     skip = skipped(chosen, amount or Amount(), checkpoint)
     if output.dry_run:
         return Made(out, results={"statistics": [asdict(need) for need in union(chosen, compat)]})
-    check_device(compute)
     source = read_tokens(checkpoint, data or Data(), report)
     return write_stats(
         out,
@@ -309,6 +312,7 @@ def score(
     inside `prune`, InputError for unusable files, OutputExists.
     """
     compute, output, amount = compute or Compute(), output or Output(), amount or Amount()
+    check_device(compute)
     chosen = registry.get(method)
     if chosen.unit == "weights":
         raise UsageError(f"'{method}' scores weights inside prune", "use `prunecli prune`")
@@ -327,7 +331,6 @@ def score(
     skip = None if stats is not None else skipped([chosen], amount, checkpoint)
     if output.dry_run:
         return Made(out, results={"method": method, "options": settings})
-    check_device(compute)
     digest = checkpoint.digest(report)
     if stats is not None:
         source = open_stats(stats, checkpoint, digest, chosen, compat)
@@ -344,8 +347,9 @@ def score(
         return merged(collect(checkpoint, source.found, needs, skip, compute, report))
 
     return write_scores(
-        out, checkpoint, digest, chosen, source, tensors, options=settings, output=output
-    )
+        out, checkpoint, digest, chosen, source, tensors,
+        options=settings, compute=compute, output=output,
+    )  # fmt: skip
 
 
 def open_stats(
@@ -455,9 +459,18 @@ def at_point(stats: Tensors, point: str) -> "dict[str, torch.Tensor]":
 
 def check_device(compute: Compute) -> None:
     """Raise UsageError for a device that is not there, before anything is read."""
+    if compute.device in ("auto", "cpu"):
+        # always there, and torch is slow to load
+        return
+
+    device_name(compute)
+
+
+def device_name(compute: Compute) -> str:
+    """Return which device is computed on, as sidecars tell it; UsageError if it is not there."""
     from prunecli.stats import run
 
-    run.device_of(compute)
+    return str(run.device_of(compute))
 
 
 def check_file(out: str, output: Output, checkpoint: Checkpoint) -> None:
@@ -477,6 +490,7 @@ def _write(
     options: dict[str, Any],
     inputs: list[Input],
     calibration: int,
+    compute: Compute,
     depth: int = 1,
     extra: Mapping[str, Spec] | None = None,
 ) -> Made:
@@ -508,6 +522,7 @@ def _write(
         outputs={"digest": combined_digest(writer.digests), "tensors": len(specs)},
         results={"calibration_tokens": calibration},
         calibration=calibration,
+        device=device_name(compute),
     )
     place.write_json(str(sidecar.path_of(out)), record.text())
     return Made(out, record.dump(), record.results)

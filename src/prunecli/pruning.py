@@ -18,7 +18,7 @@ from prunecli.io import sidecar
 from prunecli.io.checkpoint import Checkpoint, Reader
 from prunecli.io.sidecar import Kind, Recorder, Sidecar
 from prunecli.methods import registry
-from prunecli.pipeline import Source, check_device, with_recipe
+from prunecli.pipeline import Source, check_device, device_name, with_recipe
 from prunecli.report import SILENT, Report
 from prunecli.request import PLAN, Request, plan_results, planned_with, prepare, scored_with
 from prunecli.settings import Amount, Compute, Data, Made, Output
@@ -64,6 +64,7 @@ def prune(
     Raises UsageError, InputError, OutputExists, PruneError.
     """
     compute, output = compute or Compute(), output or Output()
+    check_device(compute)
     recorder = Recorder("prune", output.argv)
     data, chosen, settings = data or Data(), None, dict(options or {})
     if method is not None:
@@ -100,7 +101,6 @@ def prune(
         resolved |= lesson.recorded
     if output.dry_run:
         return Made(out, results=expected)
-    check_device(compute)
     place.check_disk(out, expected.get("disk_bytes", 0) + (0 if plan_only else prepared.bytes))
     digest = checkpoint.digest(report)
     decider = Decider(request, checkpoint, digest, compute, output, report)
@@ -124,7 +124,7 @@ def prune(
             parent=checkpoint.sidecar,
             calibration=source.calibration,
             trained=lesson.trained if lesson else None,
-            device=compute.device,
+            device=device_name(compute),
             ranks=world.size(),
         )
 

@@ -32,6 +32,7 @@ from prunecli.pipeline import (
     Tensors,
     check_device,
     collect,
+    device_name,
     merged,
     open_source,
     read_tokens,
@@ -106,6 +107,7 @@ def search(
     Raises UsageError, InputError (no shape meets the budget, or the texts overlap), OutputExists.
     """
     compute, output = compute or Compute(), output or Output()
+    check_device(compute)
     data, eval_data = data or Data(), eval_data or Data()
     recorder = Recorder("search-arch", output.argv)
     if not out.endswith(".json"):
@@ -142,7 +144,6 @@ def search(
         expected |= lesson.expected(checkpoint.arch.total_params)
     if output.dry_run:
         return Made(out, results={**resolved, **expected})
-    check_device(compute)
     place.check_disk(out, expected.get("disk_bytes", 0))
     held_out = perplexity.read(checkpoint, eval_data, report)
     source = Source([])
@@ -183,7 +184,7 @@ def search(
             results=results,
             parent=checkpoint.sidecar,
             calibration=source.calibration,
-            device=compute.device,
+            device=device_name(compute),
         )
         place.write_json(out, record.text())
         place.remove(folder)
@@ -338,7 +339,7 @@ def _scores(
     if not sidecar.path_of(str(path)).exists():
         write_scores(
             str(path), checkpoint, digest, method, source, stats,
-            options=options, output=Output(force=True),
+            options=options, compute=compute, output=Output(force=True),
         )  # fmt: skip
     found = open_source(str(path), "scores", digest).tensors
     assert isinstance(found, TensorFile)

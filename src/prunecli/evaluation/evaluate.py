@@ -15,7 +15,7 @@ from prunecli.io import output as place
 from prunecli.io import sidecar
 from prunecli.io.checkpoint import Checkpoint
 from prunecli.io.sidecar import Recorder
-from prunecli.pipeline import check_device
+from prunecli.pipeline import check_device, device_name
 from prunecli.report import SILENT, Report
 from prunecli.settings import Compute, Data, Made, Output, Tasks
 from prunecli.writing import FLOPS_TOKENS
@@ -44,6 +44,7 @@ def evaluate(
     or tasks that cannot be had, before anything is computed.
     """
     compute, output, tasks = compute or Compute(), output or Output(), tasks or Tasks()
+    check_device(compute)
     recorder = Recorder("eval", output.argv)
     checkpoint = Checkpoint(model)
     if out is not None:
@@ -52,7 +53,6 @@ def evaluate(
     if output.dry_run:
         named = {"data": [source.source for source in sources], "tasks": list(tasks.names)}
         return Made(model, results=named)
-    check_device(compute)
     given = [tasks.tokenizer, *(source.tokenizer for source in sources)]
     tokenizer = next(filter(None, given), None)
     if tasks.names:
@@ -100,7 +100,7 @@ def evaluate(
             outputs={},
             results=results,
             parent=checkpoint.sidecar,
-            device=str(run.device_of(compute)),
+            device=device_name(compute),
         )
         if out is not None and folder is not None:
             place.write_json(out, record.text())

@@ -15,6 +15,7 @@ from prunecli.io import sidecar
 from prunecli.io.checkpoint import Checkpoint
 from prunecli.io.rows import place_of
 from prunecli.io.sidecar import Recorder, Sidecar
+from prunecli.pipeline import check_device
 from prunecli.report import SILENT, Report
 from prunecli.settings import Compute, Made, Output, Training
 from prunecli.sparsity import Held, check_masks, sparse_tensors
@@ -59,6 +60,7 @@ def train(
     Raises UsageError, InputError, OutputExists, and PruneError where the loss is no number.
     """
     compute, output = compute or Compute(), output or Output()
+    check_device(compute)
     recorder = Recorder("train", output.argv)
     checkpoint = Checkpoint(model)
     sources = (training.data, training.eval_data, training.teacher)
