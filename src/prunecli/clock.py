@@ -74,8 +74,8 @@ class Subject:
         return seconds
 
     def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).synchronize(self.device)
 
     @torch.no_grad()
     def _prefill(self, _: None) -> None:
@@ -218,7 +218,7 @@ def _linears(model: "Model") -> list[str]:
 def name_of(compute: Compute) -> str:
     """Return what the device is called: times of one are not those of another."""
     device = device_of(compute)
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def threads(compute: Compute) -> int | None:
@@ -228,9 +228,10 @@ def threads(compute: Compute) -> int | None:
 
 def _memory(device: torch.device) -> int:
     """Return the bytes in use, and begin to watch for their peak."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
+    if device.type != "cpu":
+        module = torch.get_device_module(device)
+        module.reset_peak_memory_stats(device)
+        return int(module.memory_allocated(device))
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
@@ -238,8 +239,8 @@ def _memory(device: torch.device) -> int:
 
 def _peak(device: torch.device) -> int:
     """Return the peak of the bytes in use since `_memory`."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+    if device.type != "cpu":
+        return int(torch.get_device_module(device).max_memory_allocated(device))
     return _status("VmHWM")
 
 

@@ -230,6 +230,8 @@ class Decider:
         Removed units are silenced by zeros in the columns that read them, which gives what the
         cut layers will give.
         """
+        import torch
+
         from prunecli.stats import run
 
         arch = self.checkpoint.arch
@@ -239,6 +241,7 @@ class Decider:
         for i, layer, stats in run.layerwise(
             runner, source.found.ids, self.method.needed(self.request.compat)
         ):
+            stats = {name: value.cpu() for name, value in stats.items()}
             found = layer_scores(self.method, self.checkpoint, i, stats, options)
             scores |= {f"{axis}.{i}": values for axis, values in found.items()}
             kept = {
@@ -248,8 +251,9 @@ class Decider:
             for point, (units, total) in kept.items():
                 weight = layer.get_submodule(arch.module(point)).weight
                 columns = weight.data.view(len(weight.data), total, -1)  # type: ignore[operator,arg-type]
-                gone = [unit for unit in range(total) if unit not in set(units)]
-                columns[:, gone] = 0
+                gone = torch.ones(total, dtype=torch.bool)
+                gone[list(units)] = False
+                columns.masked_fill_(gone.to(columns.device)[:, None], 0)
         return scores
 
 

@@ -226,6 +226,7 @@ def write_stats(
         options=options,
         inputs=[checkpoint.as_input(digest), *source.inputs],
         calibration=source.calibration,
+        compute=compute,
         depth=checkpoint.arch.layers,
         extra=extra,
     )
@@ -259,6 +260,7 @@ def write_scores(
         options={"method": method.name, "options": options, **of_tokens},
         inputs=[checkpoint.as_input(digest), *source.inputs],
         calibration=source.calibration,
+        compute=compute,
     )
 
 
@@ -280,6 +282,7 @@ def calibrate(
     Raises UsageError, InputError, OutputExists.
     """
     compute, output = compute or Compute(), output or Output()
+    check_device(compute)
     chosen = [registry.get(name) for name in methods]
     for method in chosen:
         if not method.needed(compat):
@@ -329,6 +332,7 @@ def score(
     inside `prune`, InputError for unusable files, OutputExists.
     """
     compute, output, amount = compute or Compute(), output or Output(), amount or Amount()
+    check_device(compute)
     chosen = registry.get(method)
     if chosen.unit == "weights":
         raise UsageError(f"'{method}' scores weights inside prune", "use `prunecli prune`")
@@ -485,6 +489,16 @@ def at_point(stats: Tensors, point: str) -> "dict[str, torch.Tensor]":
     return {name[len(start) :]: stats[name] for name in stats if name.startswith(start)}
 
 
+def check_device(compute: Compute) -> None:
+    """Raise UsageError for a device that is not there, before anything is read."""
+    if compute.device in ("auto", "cpu"):
+        # always there, and torch is slow to load
+        return
+    from prunecli.stats import run
+
+    run.device_of(compute)
+
+
 def settled(compute: Compute, checkpoint: Reader) -> Compute:
     """Return `compute` with the device and the type that its `auto` stand for.
 
@@ -514,6 +528,7 @@ def _write(
     options: dict[str, Any],
     inputs: list[Input],
     calibration: int,
+    compute: Compute,
     depth: int = 1,
     extra: Mapping[str, Spec] | None = None,
 ) -> Made:
@@ -547,6 +562,7 @@ def _write(
         outputs={"digest": combined_digest(writer.digests), "tensors": len(specs)},
         results={"calibration_tokens": calibration},
         calibration=calibration,
+        device=compute.device,
     )
     place.write_json(str(sidecar.path_of(out)), record.text())
     return Made(out, record.dump(), record.results)

@@ -20,7 +20,7 @@ from prunecli.io.checkpoint import Checkpoint, Reader
 from prunecli.io.sidecar import Kind, Recorder, Sidecar
 from prunecli.methods import registry
 from prunecli.methods._base import Pattern
-from prunecli.pipeline import Source, settled, with_recipe
+from prunecli.pipeline import Source, check_device, settled, with_recipe
 from prunecli.report import SILENT, Report
 from prunecli.request import PLAN, Request, plan_results, planned_with, prepare, scored_with
 from prunecli.settings import Amount, Compute, Data, Made, Output
@@ -66,6 +66,7 @@ def prune(
     Raises UsageError, InputError, OutputExists, PruneError.
     """
     compute, output = compute or Compute(), output or Output()
+    check_device(compute)
     recorder = Recorder("prune", output.argv)
     data, chosen, settings = data or Data(), None, dict(options or {})
     if method is not None:

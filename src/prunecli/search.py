@@ -30,6 +30,7 @@ from prunecli.pipeline import (
     Source,
     TensorFile,
     Tensors,
+    check_device,
     collect,
     merged,
     open_source,
@@ -106,6 +107,7 @@ def search(
     Raises UsageError, InputError (no shape meets the budget, or the texts overlap), OutputExists.
     """
     compute, output = compute or Compute(), output or Output()
+    check_device(compute)
     data, eval_data = data or Data(), eval_data or Data()
     recorder = Recorder("search-arch", output.argv)
     if not out.endswith(".json"):

@@ -17,7 +17,7 @@ from prunecli.io import output as place
 from prunecli.io import sidecar
 from prunecli.io.checkpoint import Checkpoint
 from prunecli.io.sidecar import Input, Recorder, Sidecar
-from prunecli.pipeline import settled
+from prunecli.pipeline import check_device, settled
 from prunecli.report import SILENT, Report
 from prunecli.settings import Compute, Made, Output, Timing
 from prunecli.sparsity import claimed
@@ -97,6 +97,8 @@ def speed(
     Raises InputError or UsageError before anything is loaded.
     """
     compute, output, timing = compute or Compute(), output or Output(), timing or Timing()
+    if not flops_only:
+        check_device(compute)
     recorder = Recorder("speed", output.argv)
     for name in timing.quantities:
         if name not in QUANTITIES:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from prunecli.io.checkpoint import Checkpoint
+from prunecli.io.tensorfile import torch_dtype
 from prunecli.methods._base import Method, Pattern
 from prunecli.pipeline import Source, Tensors, at_point
 from prunecli.report import Report
@@ -66,11 +67,16 @@ class Sparsifier:
                 factor = self._factor(found, point)
                 for module in modules:
                     name = f"model.layers.{i}.{module}.weight"
-                    parent = checkpoint.tensor(name)
-                    pruned = self._sparsify(parent.to(device).float(), factor)
-                    stored = pruned.to(parent.dtype)
-                    if layer is not None:
-                        live = layer.get_submodule(module)
+                    dtype = torch_dtype(checkpoint.specs[name].dtype)
+                    live = None if layer is None else layer.get_submodule(module)
+                    if live is not None and live.weight.dtype == dtype:
+                        # as it is stored, it is on the device already
+                        parent = live.weight.detach()  # type: ignore[operator]
+                    else:
+                        parent = checkpoint.tensor(name).to(device)
+                    pruned = self._sparsify(parent.float(), factor)
+                    stored = pruned.to(dtype)
+                    if live is not None:
                         exact = pruned if self.request.compat else stored
                         weight = exact.to(live.weight.dtype)  # type: ignore[arg-type]
                         live.weight = torch.nn.Parameter(weight, requires_grad=False)

@@ -41,6 +41,8 @@ CHOICES = {
     "figure": ("1", "3", "4", "5"),
     "format": ("rich", "md", "csv", "tex", "json"),
 }
+# options whose choices are only the usual ones
+OPEN = ("device",)
 EXIT_STATUS = {
     0: "success",
     1: "failed",
@@ -58,9 +60,10 @@ def option(name: str, help: str, **settings: Any) -> Any:
     variable = "PRUNECLI_" + name.upper().replace("-", "_")
     choices = CHOICES.get(name)
     if choices:
-        settings["metavar"] = "|".join(choices)
+        settings["metavar"] = "|".join((*choices, "NAME") if name in OPEN else choices)
         settings["autocompletion"] = lambda: list(choices)
-        settings["callback"] = _one_of(name, choices)
+        if name not in OPEN:
+            settings["callback"] = _one_of(name, choices)
     return typer.Option(f"--{name}", help=help, envvar=variable, show_envvar=False, **settings)
 
 
@@ -167,7 +170,9 @@ Restart = Annotated[bool, option("restart", "begin anew instead of resuming OUT.
 DryRun = Annotated[bool, option("dry-run", "check everything cheap, tell what would be done")]
 # what every library's generator takes
 Seed = Annotated[int, option("seed", "seed of every random draw", min=0, max=2**32 - 1)]
-Device = Annotated[str, option("device", "where to compute; auto takes a GPU if there is one")]
+Device = Annotated[
+    str, option("device", "where to compute, as torch names it; auto takes a GPU if any")
+]
 Dtype = Annotated[
     str,
     option("dtype", "compute type; auto is float32 on a CPU, the checkpoint's on a GPU"),

@@ -18,7 +18,7 @@ from prunecli.io import sidecar
 from prunecli.io.checkpoint import Checkpoint
 from prunecli.io.sidecar import Recorder
 from prunecli.io.tokenizer import AUTO
-from prunecli.pipeline import settled
+from prunecli.pipeline import check_device, settled
 from prunecli.report import SILENT, Report
 from prunecli.settings import Compute, Data, Made, Output, Tasks
 from prunecli.writing import FLOPS_TOKENS
@@ -48,6 +48,7 @@ def evaluate(
     or tasks that cannot be had, before anything is computed.
     """
     compute, output, tasks = compute or Compute(), output or Output(), tasks or Tasks()
+    check_device(compute)
     recorder = Recorder("eval", output.argv)
     checkpoint = Checkpoint(model, report)
     if out is not None:

@@ -137,7 +137,7 @@ class Harness:
             tokenizer.begin_with_bos(words)
         # what a text without context begins with; tokenizers of bytes have nothing made for it
         begins = words.bos_token_id is not None or words.eos_token_id is not None
-        batch: int | str = "auto" if device.type == "cuda" else CPU_BATCH
+        batch: int | str = CPU_BATCH if device.type == "cpu" else "auto"
         with torch.no_grad():
             return HFLM(
                 pretrained=model.to(device).eval(),

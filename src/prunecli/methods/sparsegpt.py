@@ -48,7 +48,7 @@ def prepare(stats: "dict[str, torch.Tensor]", options: dict[str, Any]) -> "dict[
             gram_II, damping = gram_II.double(), damping.double()
         damped = gram_II + torch.diag(damping.expand(len(gram_II)))
         lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
-        if not failed and bool(lower.diagonal().isfinite().all()):
+        if bool((failed == 0) & lower.diagonal().isfinite().all()):
             upper = lower.flip(0, 1)
             identity = torch.eye(len(upper), dtype=upper.dtype, device=upper.device)
             factor_II = torch.linalg.solve_triangular(upper, identity, upper=True)

@@ -14,7 +14,8 @@ class BlockInfluence:
     yields = ("block_influence",)
 
     def __init__(self) -> None:
-        self.count, self.cosines = 0, 0.0
+        self.count = 0
+        self.cosines: torch.Tensor | float = 0.0  # a tensor, so that no batch is waited for
 
     def observe(self, *tensors: "torch.Tensor") -> None:
         """Take a layer's input and output, [B, T, D] each."""
@@ -23,7 +24,7 @@ class BlockInfluence:
         before, after = (at_least_float32(tensor) for tensor in tensors)
         cosine = torch.nn.functional.cosine_similarity(before, after, dim=-1)
         self.count += cosine.numel()
-        self.cosines += float(cosine.double().sum())
+        self.cosines = self.cosines + cosine.double().sum()
 
     def merge(self, other: "BlockInfluence") -> None:
         """Take in what another collector has seen."""
@@ -35,7 +36,9 @@ class BlockInfluence:
         import torch
 
         return {
-            "block_influence": torch.tensor([1 - self.cosines / self.count], dtype=torch.float64)
+            "block_influence": torch.tensor(
+                [1 - float(self.cosines) / self.count], dtype=torch.float64
+            )
         }
 
 

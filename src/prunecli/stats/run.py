@@ -4,9 +4,10 @@ Layers are transformers' own classes, built on meta and given the streamed weigh
 of all sequences live in one buffer that each layer overwrites in place.
 """
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -30,12 +31,44 @@ Stats = dict[str, Tensor]
 
 
 def device_of(compute: Compute) -> torch.device:
-    """Return the device to compute on; raise UsageError if it is not there."""
-    if compute.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if compute.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError("--device cuda: torch sees no CUDA device", "use --device cpu")
-    return torch.device(compute.device)
+    """Return the device to compute on; raise UsageError if torch cannot compute there.
+
+    Under `torchrun` a GPU is that of this process's local rank.
+    """
+    name = compute.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(
+            f"--device: torch knows no device '{name}'", "use auto, cpu, cuda or cuda:N"
+        ) from None
+    rank = os.environ.get("LOCAL_RANK")
+    if device.type == "cuda" and rank is not None:
+        if device.index is not None:
+            raise UsageError(f"--device {name}: each process takes a GPU", "use --device cuda")
+        count = torch.cuda.device_count()
+        if 0 < count <= int(rank):
+            raise UsageError(
+                f"local rank {rank} has no GPU: there are {count}", "start one process per GPU"
+            )
+        device = torch.device("cuda", int(rank))
+    return _there(device)
+
+
+@cache
+def _there(device: torch.device) -> torch.device:
+    """Return a device, having computed a number on it; in float64, as statistics are."""
+    try:
+        torch.ones((), dtype=torch.float64, device=device).item()
+    except (RuntimeError, TypeError, AssertionError, ImportError) as error:
+        # what is not there shows as any of these, often with lines of explanation after the cause
+        cause = " ".join(str(error).split()).partition(". ")[0]
+        raise UsageError(
+            f"--device {device}: torch cannot compute on it here: {cause}", "use --device cpu"
+        ) from error
+    return device
 
 
 def dtype_of(compute: Compute, checkpoint: Reader) -> torch.dtype:
@@ -182,7 +215,9 @@ class Runner:
 
     def _normed(self, hidden: Tensor) -> Tensor:
         """Return the states [B, T - 1, D] that the head reads, of all tokens but the last."""
-        self._norm.weight = nn.Parameter(self.weight("model.norm.weight"), requires_grad=False)
+        if self._norm.weight.is_meta:
+            weight = self.weight("model.norm.weight")
+            self._norm.weight = nn.Parameter(weight, requires_grad=False)
         normed: Tensor = self._norm(hidden[:, :-1])
         return normed
 
@@ -248,7 +283,7 @@ class _Listening:
         found: Stats = {}
         for (point, _), collector in self._collectors.items():
             for name, value in collector.result().items():
-                found[f"{self._names(point)}.{name}"] = value.cpu()
+                found[f"{self._names(point)}.{name}"] = value
         return found
 
 
@@ -265,7 +300,7 @@ def dense(runner: Runner, ids: Tensor, needs: tuple[Need, ...]) -> Iterator[Stat
             after = runner.forward(layer, i, before)
             listening.hear("block", before, after)
             hidden[rows] = after.to(hidden.device)
-        yield listening.stats()
+        yield {name: value.cpu() for name, value in listening.stats().items()}
 
 
 @torch.no_grad()
@@ -275,7 +310,8 @@ def layerwise(
     """Yield every layer with its statistics, to be edited in place: later layers see the edit.
 
     The statistics of a layer come from its unpruned weights on inputs out of edited layers: it
-    runs once to be observed and, edited, once more to make the next layer's inputs.
+    runs once to be observed and, edited, once more to make the next layer's inputs. Statistics stay
+    on the device.
     """
     hidden = runner.embed(ids)
     depth = runner.arch.layers

@@ -6,7 +6,7 @@ any dropout follow from the number. So whatever is saved between two steps resum
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import inf
+from math import inf, isfinite
 
 import torch
 from torch import nn
@@ -88,7 +88,7 @@ class Loop:
             self.order.batch(step, self.batch_size, slice(first, first + self.own))
         )
         sums = torch.zeros(3, device=ranks.device)
-        with torch.random.fork_rng(devices=_devices(ranks)):
+        with torch.random.fork_rng(_drawing(ranks.device), device_type=ranks.device.type):
             place = step * ranks.world + ranks.rank
             torch.manual_seed(((settings.seed << 40) + place) % (1 << 63))
             pieces = torch.split(batch, self.micro)
@@ -98,26 +98,29 @@ class Loop:
                     self.objective.set_requires_gradient_sync(last)  # type: ignore[operator]
                 ids = piece.to(ranks.device, non_blocking=True)
                 with self._autocast():
-                    total, ce, kl = self.objective(ids)
+                    total, *parts = self.objective(ids)
                 # FSDP takes the mean over processes, the loss is a mean over all tokens
                 (total * (ranks.world / self.predicted)).backward()
-                sums[:2] += torch.stack([ce, kl])
+                sums[:2] += torch.stack(parts)
         sums[2] = float(stop)
         sums = ranks.sum(sums)
         self.masks.on_gradients()
-        norm = whole(nn.utils.clip_grad_norm_(self.objective.clipped, settings.clip))
-        loss, kl_mean = float(sums[0]) / self.predicted, float(sums[1]) / self.predicted
+        norms = [whole(nn.utils.clip_grad_norm_(self.objective.clipped, settings.clip))]
         beside = [p for part in self.objective.beside for p in part.parameters()]
-        # clipped or not, they must be numbers too
-        besides = whole(nn.utils.clip_grad_norm_(beside, inf))
-        finite = bool(torch.isfinite(torch.stack([norm, besides.to(norm)])).all())
-        finite = finite and bool(torch.isfinite(sums).all())
+        if beside:
+            # clipped or not, they must be numbers too
+            norms.append(whole(nn.utils.clip_grad_norm_(beside, inf)))
+        # the only wait for the device in a step
+        told = torch.cat([sums, torch.stack(norms).to(sums)]).tolist()
+        ce, kl, stopped, norm, *_ = told
+        finite = all(map(isfinite, told))
         if finite:
             self.optimizer.step()
             self.masks.on_weights()
         self.optimizer.zero_grad(set_to_none=True)
         taught = self.objective.teacher is not None
-        return Step(loss, kl_mean if taught else None, float(norm), lr, finite, bool(sums[2] > 0))
+        mean_kl = kl / self.predicted if taught else None
+        return Step(ce / self.predicted, mean_kl, norm, lr, finite, stopped > 0)
 
     def _autocast(self) -> torch.autocast:
         alone = self.ranks.mesh is None
@@ -148,5 +151,6 @@ class Loop:
         return float(ranks.sum(share)) / (len(ids) * (ids.shape[1] - 1))
 
 
-def _devices(ranks: Ranks) -> list[int]:
-    return [ranks.device.index or 0] if ranks.device.type == "cuda" else []
+def _drawing(device: torch.device) -> list[int]:
+    """Return the devices that draw random numbers beside the CPU."""
+    return [] if device.type == "cpu" else [device.index or 0]

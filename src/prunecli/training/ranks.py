@@ -1,6 +1,5 @@
 """The processes of one run: one alone, or those that `torchrun` started."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +8,6 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from prunecli.errors import UsageError
 from prunecli.settings import Compute
 from prunecli.stats.run import device_of
 from prunecli.training import world
@@ -43,21 +41,17 @@ class Ranks:
 
 @contextmanager
 def started(compute: Compute) -> Iterator[Ranks]:
-    """Join the processes of this run; each takes the GPU of its local rank, if there are any."""
+    """Join the processes of this run: by NCCL where they have GPUs, by gloo elsewhere."""
     device = device_of(compute)
     if world.size() == 1:
         yield Ranks(0, 1, device, None)
         return
     if device.type == "cuda":
-        local = int(os.environ.get("LOCAL_RANK", "0"))
-        if local >= torch.cuda.device_count():
-            raise UsageError(
-                f"local rank {local} has no GPU: there are {torch.cuda.device_count()}",
-                "start one process per GPU",
-            )
-        device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # told which GPU is its own, NCCL need not guess at the first barrier
+        dist.init_process_group("nccl", device_id=device)
+    else:
+        dist.init_process_group("gloo")
     try:
         mesh = init_device_mesh(device.type, (world.size(),))
         yield Ranks(dist.get_rank(), world.size(), device, mesh)

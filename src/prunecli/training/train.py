@@ -16,6 +16,7 @@ from prunecli.io.checkpoint import Checkpoint
 from prunecli.io.rows import place_of
 from prunecli.io.sidecar import Recorder, Sidecar
 from prunecli.io.tensorfile import TORCH_NAMES, torch_dtype
+from prunecli.pipeline import check_device
 from prunecli.report import SILENT, Report
 from prunecli.settings import Compute, Made, Output, Training
 from prunecli.sparsity import (
@@ -68,6 +69,7 @@ def train(
     Raises UsageError, InputError, OutputExists, and PruneError where the loss is no number.
     """
     compute, output = compute or Compute(), output or Output()
+    check_device(compute)
     recorder = Recorder("train", output.argv)
     checkpoint = Checkpoint(model, report)
     sources = (training.data, training.eval_data, training.teacher)

@@ -1,0 +1,67 @@
+"""Names of devices: whatever torch can compute on, and one line for everything else."""
+
+import pytest
+import torch
+
+from prunecli import pipeline
+from prunecli.errors import UsageError
+from prunecli.evaluation.evaluate import evaluate
+from prunecli.settings import Compute
+from prunecli.stats import run
+from prunecli.training import ranks
+
+
+def test_a_device_of_another_name(device):
+    found = run.device_of(Compute(device=device))
+    assert found.type == device.partition(":")[0]
+    pipeline.check_device(Compute(device=device))
+
+
+@pytest.mark.parametrize(
+    "name", ["gpu", "cuda:9999", "meta", "fpga", "hpu", "", "cpu:", "cuda;", "-1"]
+)
+def test_what_is_not_there(name):
+    with pytest.raises(UsageError, match="--device") as caught:
+        evaluate("nowhere", compute=Compute(device=name))
+    assert len(str(caught.value).splitlines()) == 1
+    assert caught.value.remedy
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """As if every device were there, and no others joined this process."""
+    joined = {}
+    monkeypatch.setattr(run, "_there", lambda device: device)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: joined.update(device=device))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(ranks, "init_device_mesh", lambda kind, shape: (kind, shape))
+    for name, value in {"get_rank": 1, "destroy_process_group": None, "barrier": None}.items():
+        monkeypatch.setattr(ranks.dist, name, lambda value=value: value)
+    monkeypatch.setattr(
+        ranks.dist, "init_process_group", lambda backend, **more: joined.update(more, by=backend)
+    )
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    return joined
+
+
+def test_each_process_takes_the_gpu_of_its_rank(gpus):
+    own = torch.device("cuda", 1)
+    assert run.device_of(Compute(device="cuda")) == own
+    with ranks.started(Compute(device="cuda")) as started:
+        assert (started.device, started.mesh) == (own, ("cuda", (2,)))
+    assert gpus == {"device": own, "by": "nccl", "device_id": own}
+    with pytest.raises(UsageError, match="cuda:0"):
+        run.device_of(Compute(device="cuda:0"))
+
+
+def test_more_processes_than_gpus(gpus, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UsageError, match="local rank 2 has no GPU: there are 2"):
+        run.device_of(Compute(device="cuda"))
+
+
+def test_processes_on_cpus_talk_by_gloo(gpus):
+    with ranks.started(Compute(device="cpu")) as started:
+        assert (started.device, started.mesh) == (torch.device("cpu"), ("cpu", (2,)))
+    assert gpus == {"by": "gloo"}
