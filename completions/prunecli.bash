@@ -9,9 +9,10 @@ _prunecli() {
     fi
     case $previous in
         --bias) words='keep drop' ;;
+        --bos) words='auto always never' ;;
         --buffer) words='ram disk' ;;
         --compat) words='official' ;;
-        --device) words='auto cpu cuda' ;;
+        --device) words='auto cpu cuda NAME' ;;
         --dtype) words='auto float32 bfloat16' ;;
         --figure) words='1 3 4 5' ;;
         --for) words='flap llm-pruner magnitude minitron-depth minitron-width sheared-llama shortened-llama shortgpt sleb slicegpt-global sparsegpt wanda wanda-sp' ;;
@@ -25,8 +26,10 @@ _prunecli() {
         --plot) words='FILE.(png svg pdf)' ;;
         --recipe) words='paper official' ;;
         --sampler) words='docs concat-random concat-contiguous' ;;
+        --save-dtype) words='auto float32 bfloat16' ;;
         --scheme) words='hf depth-scaled mup' ;;
         --scope) words='matrix row' ;;
+        --special-tokens) words='text ids' ;;
         --structure) words='UL-UM UL-MM AL-MM AL-AM' ;;
         --taylor) words='element1 element2 mix vector' ;;
         --track) words='tensorboard wandb trackio' ;;
@@ -36,14 +39,14 @@ _prunecli() {
         return
     fi
     case $command in
-        calibrate) flags='--for --ratio --layers --compat --data --sampler --nsamples --seq-len --tokenizer --seed --device --dtype --threads --buffer --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
-        score) flags='--method --stats --ratio --layers --compat --data --sampler --nsamples --seq-len --tokenizer --structure --metric --bias --taylor --protect --scope --hidden-score --mlp-score --tokens --batch-size --lr --mask-lr --domains --domain-every --freeze-weights --activation-checkpointing --block-size --damping --seed --device --dtype --threads --buffer --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
-        prune) flags='--method --recipe --stats --scores --plan --plan-only --keep --restart --compat --ratio --sparsity --layers --hidden --heads --ffn --params --arch --data --sampler --nsamples --seq-len --tokenizer --structure --metric --bias --taylor --protect --scope --hidden-score --mlp-score --tokens --batch-size --lr --mask-lr --domains --domain-every --freeze-weights --activation-checkpointing --block-size --damping --seed --device --dtype --threads --buffer --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
-        search-arch) flags='--method --params --flops --ratio --multiple --paper --eval-data --allow-overlap --format --restart --compat --data --sampler --nsamples --seq-len --tokenizer --structure --metric --bias --taylor --protect --scope --hidden-score --mlp-score --tokens --batch-size --lr --mask-lr --domains --domain-every --freeze-weights --activation-checkpointing --block-size --damping --seed --device --dtype --threads --buffer --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
+        calibrate) flags='--for --ratio --layers --compat --data --sampler --nsamples --seq-len --tokenizer --text-column --skip-bad --bos --special-tokens --seed --device --dtype --threads --buffer --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
+        score) flags='--method --stats --ratio --layers --compat --data --sampler --nsamples --seq-len --tokenizer --text-column --skip-bad --bos --special-tokens --structure --metric --bias --taylor --protect --scope --hidden-score --mlp-score --tokens --batch-size --lr --mask-lr --domains --domain-weights --domain-every --freeze-weights --activation-checkpointing --block-size --damping --seed --device --dtype --threads --buffer --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
+        prune) flags='--method --recipe --stats --scores --plan --plan-only --keep --restart --compat --ratio --sparsity --layers --hidden --heads --ffn --params --arch --data --sampler --nsamples --seq-len --tokenizer --text-column --skip-bad --bos --special-tokens --structure --metric --bias --taylor --protect --scope --hidden-score --mlp-score --tokens --batch-size --lr --mask-lr --domains --domain-weights --domain-every --freeze-weights --activation-checkpointing --block-size --damping --seed --device --dtype --threads --buffer --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
+        search-arch) flags='--method --params --flops --ratio --multiple --paper --eval-data --allow-overlap --format --restart --compat --data --sampler --nsamples --seq-len --tokenizer --text-column --skip-bad --bos --special-tokens --structure --metric --bias --taylor --protect --scope --hidden-score --mlp-score --tokens --batch-size --lr --mask-lr --domains --domain-weights --domain-every --freeze-weights --activation-checkpointing --block-size --damping --seed --device --dtype --threads --buffer --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
         init) flags='--like --config --masks --scheme --from --compat --tokenizer --seed --dtype --force --skip-existing --dry-run --json --quiet --verbose --help' ;;
-        tokenize) flags='--seq-len --tokenizer --train-tokenizer --separator --tokens --shard-tokens --workers --restart --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
-        train) flags='--data --tokens --steps --batch-size --lr --recipe --repeat --allow-overlap --masks --teacher --kd-weight --temperature --eval-data --eval-every --save-every --keep-states --restart --sweep-steps --warmup --floor --weight-decay --beta1 --beta2 --eps --clip --micro-batch --activation-checkpointing --compile --track --seed --dtype --device --threads --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
-        eval) flags='--data --tasks --suite --include-path --allow-code --limit --batch-size --compat --out --allow-overlap --restart --sampler --nsamples --seq-len --tokenizer --seed --device --dtype --threads --buffer --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
+        tokenize) flags='--seq-len --tokenizer --train-tokenizer --separator --bos --special-tokens --tokens --shard-tokens --workers --restart --text-column --skip-bad --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
+        train) flags='--data --tokens --steps --batch-size --lr --recipe --repeat --allow-overlap --masks --teacher --kd-weight --temperature --eval-data --eval-every --save-every --keep-states --save-dtype --restart --sweep-steps --warmup --floor --weight-decay --beta1 --beta2 --eps --clip --micro-batch --activation-checkpointing --compile --track --seed --dtype --text-column --skip-bad --device --threads --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
+        eval) flags='--data --tasks --suite --include-path --allow-code --limit --batch-size --compat --out --allow-overlap --restart --sampler --nsamples --seq-len --tokenizer --text-column --skip-bad --bos --special-tokens --seed --device --dtype --threads --buffer --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
         speed) flags='--base --flops-only --seq-len --sparsity --compat --measure --batch-size --decode-tokens --warmup --rounds --compile --out --seed --device --dtype --threads --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
         table) flags='--format --layout --reference --figure --plot --html --advise --budget --force --json --quiet --verbose --config --print-config --help' ;;
         check) flags='--deep --json --quiet --verbose --config --print-config --help' ;;
