@@ -30,7 +30,7 @@ from prunecli.io.tokenizer import IDS, OFFICIAL
 from prunecli.methods import registry
 from prunecli.methods._base import LayerView, Method, Need, Setting
 from prunecli.report import SILENT, Report
-from prunecli.settings import Amount, Compute, Data, Made, Output
+from prunecli.settings import BATCH_TOKENS, Amount, Compute, Data, Made, Output
 
 if TYPE_CHECKING:
     import torch
@@ -563,6 +563,8 @@ def _write(
         results={"calibration_tokens": calibration},
         calibration=calibration,
         device=compute.device,
+        dtype=compute.dtype,
+        batch=BATCH_TOKENS,
     )
     place.write_json(str(sidecar.path_of(out)), record.text())
     return Made(out, record.dump(), record.results)

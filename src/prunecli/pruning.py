@@ -23,7 +23,7 @@ from prunecli.methods._base import Pattern
 from prunecli.pipeline import Source, check_device, settled, with_recipe
 from prunecli.report import SILENT, Report
 from prunecli.request import PLAN, Request, plan_results, planned_with, prepare, scored_with
-from prunecli.settings import Amount, Compute, Data, Made, Output
+from prunecli.settings import BATCH_TOKENS, Amount, Compute, Data, Made, Output
 from prunecli.training import world
 from prunecli.writing import Written, size_results, write_tensors
 from prunecli.zeros import Sparsifier
@@ -140,6 +140,8 @@ def prune(
             calibration=source.calibration,
             trained=lesson.trained if lesson else None,
             device=compute.device,
+            dtype=compute.dtype,
+            batch=BATCH_TOKENS,
             ranks=world.size(),
         )
 

@@ -41,7 +41,7 @@ from prunecli.pipeline import (
 )
 from prunecli.report import SILENT, Report
 from prunecli.request import SCORES
-from prunecli.settings import Amount, Compute, Data, Made, Output
+from prunecli.settings import BATCH_TOKENS, Amount, Compute, Data, Made, Output
 from prunecli.shapes import Budget
 from prunecli.training import world
 from prunecli.writing import FLOPS_TOKENS
@@ -190,6 +190,8 @@ def search(
             parent=checkpoint.sidecar,
             calibration=source.calibration,
             device=compute.device,
+            dtype=compute.dtype,
+            batch=BATCH_TOKENS,
         )
         place.write_json(out, record.text())
         place.remove(folder)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 SHARD_TOKENS = 1 << 24  # per file of token rows
+BATCH_TOKENS = 1024  # through a layer at once, in walks over a model
 
 
 @dataclass(frozen=True)

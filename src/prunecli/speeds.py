@@ -147,6 +147,7 @@ def speed(
         results=results,
         parent=found[-1].record,
         device=device,
+        dtype=options.get("dtype"),
     )
     if out is not None:
         place.write_json(out, record.text())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import tiny
 from prunecli.errors import InputError, UsageError
@@ -163,11 +164,11 @@ def test_resumes_by_measurement(model, folder, tmp_path, monkeypatch):
     ran: list[str] = []
     real = harness.Harness.run
 
-    def cut(self, task):
+    def cut(self, task, turn):
         ran.append(task.name)
         if task.name == "plain4" and ran.count("plain4") == 1:
             raise KeyboardInterrupt
-        return real(self, task)
+        return real(self, task, turn)
 
     monkeypatch.setattr(harness.Harness, "run", cut)
     out = str(tmp_path / "e.json")
@@ -358,3 +359,50 @@ def test_bfloat16_has_fp32_log_probabilities(model, folder):
     ids = torch.zeros(1, 4, dtype=torch.long)
     assert loaded.softmax_dtype == torch.float32
     assert loaded._model_call(ids).dtype == torch.bfloat16
+
+
+def test_a_loss_is_that_of_its_text_alone(llama, tmp_path) -> None:
+    """The same bits whatever other windows are measured, and in whatever order."""
+    ids = load_file(tiny.tokens(tmp_path / "t.safetensors", rows=9, length=31)[:-4])["ids"]
+    save_file({"few": ids[4:7].clone(), "back": ids.flip(0).clone()}, tmp_path / "o.safetensors")
+
+    def losses(name: str) -> list[float]:
+        found = evaluate(str(llama), data=[Data(name)]).results["data"][0]
+        return found["window_losses"]
+
+    whole = losses(f"{tmp_path / 't.safetensors'}:ids")
+    assert losses(f"{tmp_path / 'o.safetensors'}:few") == whole[4:7]
+    assert losses(f"{tmp_path / 'o.safetensors'}:back") == whole[::-1]
+
+
+def test_the_noise_that_is_left(llama, tmp_path, monkeypatch) -> None:
+    """Greatest differences between the times: none on a CPU, else what the times differ by."""
+    from prunecli.stats import removals
+
+    data = [Data(tiny.tokens(tmp_path / "t.safetensors"))]
+    assert "noise" not in evaluate(str(llama), data=data).results["data"][0]
+    made = evaluate(str(llama), data=data, repeat=3)
+    assert made.results["data"][0]["noise"] == {"repeats": 3, "loss": 0.0, "window_loss": 0.0}
+    assert made.sidecar["options"]["repeat"] == 3
+
+    exact, turns = removals.sequence_losses, iter(range(3))
+
+    def noisy(runner, ids):
+        found = exact(runner, ids)
+        # of the first window in the order asked for: the last one in the second turn
+        found[0] += (ids.shape[1] - 1) * next(turns)
+        return found
+
+    monkeypatch.setattr(removals, "sequence_losses", noisy)
+    noise = evaluate(str(llama), data=data, repeat=3).results["data"][0]["noise"]
+    assert noise["loss"] == pytest.approx(2 / 8) and noise["window_loss"] == pytest.approx(2)
+
+
+def test_batches_of_tasks_are_halved_to_see_their_noise(model, folder) -> None:
+    wanted = on(folder, "next4", batch_size=4)
+    task = evaluate(model, tasks=wanted, repeat=2).results["tasks"][0]
+    assert task["noise"]["repeats"] == 2 and set(task["noise"]["metrics"]) == set(task["metrics"])
+    # the same answers: what batches do to the sums is far below what tells these apart
+    assert task["noise"]["value"] == 0
+    alone = evaluate(model, tasks=on(folder, "next4")).sidecar["options"]
+    assert alone["batch_size"] == 1

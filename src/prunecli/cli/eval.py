@@ -58,7 +58,7 @@ def evaluate(
     ] = None,
     batch_size: Annotated[
         int | None,
-        option("batch-size", "sequences at once for tasks [CPU: 8, GPU: as many as fit]", min=1),
+        option("batch-size", "sequences at once for tasks [CPU: 1, GPU: as many as fit]", min=1),
     ] = None,
     compat: Annotated[
         str | None,
@@ -71,6 +71,9 @@ def evaluate(
         bool, option("allow-overlap", "accept windows that the model was calibrated on")
     ] = False,
     restart: options.Restart = False,
+    repeat: Annotated[
+        int, option("repeat", "measure so often, and print the noise that is left", min=1)
+    ] = 1,
 ) -> None:
     """Measure loss (nats per token) and perplexity on held-out tokens, and accuracy on tasks.
 
@@ -117,6 +120,7 @@ def evaluate(
                     data=sources or ([] if names else [options.data_of(values, Data.source)]),
                     tasks=wanted,
                     restart=restart,
+                    repeat=repeat,
                     allow_overlap=allow_overlap,
                     out=out,
                     compute=options.compute_of(values),
@@ -134,7 +138,8 @@ def _print(made: list[Made], as_json: bool) -> None:
     if as_json:
         console.print_objects(made)
         return
-    headings = ["model", "source", "tokens", "loss", "perplexity"]
+    noisy = any("repeat" in one.sidecar["options"] for one in made)
+    headings = ["model", "source", "tokens", "loss", "perplexity", *["noise"] * noisy]
     rows = [
         [
             one.path,
@@ -142,13 +147,14 @@ def _print(made: list[Made], as_json: bool) -> None:
             str(row["tokens"]),
             f"{row['loss']:.6f}",
             console.plain(row["perplexity"]),
+            *[f"{row['noise']['loss']:.1e}"] * noisy,
         ]
         for one in made
         for row in one.results["data"]
     ]
     if rows:
         console.print_columns(headings, rows)
-    headings = ["model", "task", "metric", "value", "sigma", "items"]
+    headings = ["model", "task", "metric", "value", "sigma", "items", *["noise"] * noisy]
     tasks = [
         [
             one.path,
@@ -157,6 +163,8 @@ def _print(made: list[Made], as_json: bool) -> None:
             f"{task['metrics'][metric]:.4f}",
             "" if (sigma := task["sigmas"][metric]) is None else f"{sigma:.4f}",
             str(task["counts"][metric]),
+            # the mean of a group has none of its own
+            *[f"{task['noise']['metrics'][metric]:.1e}" if "noise" in task else ""] * noisy,
         ]
         for one in made
         for task in one.results.get("tasks", [])
@@ -174,5 +182,6 @@ EXAMPLES = (
     ("On token windows, as JSON", "eval --data tokens.safetensors:eval --json out/"),
     ("Tasks of one's own, without a network", "eval --tasks cloze4 --include-path tasks out/"),
     ("What the paper measures", "eval --suite paper --out out.json out/"),
+    ("How far it is from itself", "eval --repeat 3 out/"),
     ("Several models, results kept", "eval --out out.json --data text.txt out/"),
 )

@@ -7,6 +7,7 @@ evaluated; lm-eval needs it whole. What is done is kept in OUT.partial, one file
 import json
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ def evaluate(
     allow_overlap: bool = False,
     out: str | None = None,
     restart: bool = False,
+    repeat: int = 1,
     compute: Compute | None = None,
     output: Output | None = None,
     report: Report = SILENT,
@@ -43,7 +45,8 @@ def evaluate(
     Without either, the built-in text. Results: `loss` (nats per token), `perplexity` and `tokens`
     (predicted) of the first D; `data`, a list with the same for every D, `window_losses` included;
     `tasks`, one record for each task and group of tasks (harness.py); `average` where the paper's
-    eight tasks are among them.
+    eight tasks are among them. With `repeat`, everything is measured as often, and each record has
+    its `noise`: the greatest differences between these times (perplexity.py, harness.py).
     Raises InputError if a window was calibrated or trained on, unless `allow_overlap`, and for data
     or tasks that cannot be had, before anything is computed.
     """
@@ -73,8 +76,11 @@ def evaluate(
     inputs += [group.as_input(words) for group in groups]
     options: dict[str, Any] = {"dtype": compute.dtype, "allow_overlap": allow_overlap}
     if loaded:
-        options |= {"limit": tasks.limit, "batch_size": tasks.batch_size}
+        options["limit"] = tasks.limit
         options |= {"bos": tasks.bos or AUTO, "lm_eval": metadata.version("lm-eval")}
+        options["batch_size"] = tasks.batch_size or harness.batch_of(compute)
+    if repeat > 1:
+        options["repeat"] = repeat
     key = sidecar.key("eval", options, inputs)
     if out is not None and (same := place.same_already(out, output, key)):
         return Made(model, same.sidecar, same.results)
@@ -85,14 +91,29 @@ def evaluate(
     runner = run.Runner(checkpoint, compute, report) if read else None
     whole = harness.Harness(checkpoint, compute, tasks, tokenizer, report)
 
-    def losses(found: Any) -> dict[str, Any]:
+    def losses(found: Any, turn: int) -> dict[str, Any]:
         assert runner is not None
-        return perplexity.result(found, sequence_losses(runner, found.ids).tolist())
+        # every other time in the opposite order, which must not matter
+        order = slice(None, None, -1 if turn % 2 else 1)
+        windows = sequence_losses(runner, found.ids[list(range(len(found.ids)))[order]])
+        return perplexity.result(found, windows.tolist()[order])
+
+    def repeated(
+        make: Callable[[int], dict[str, Any]], noise: Callable[[Any], dict[str, Any]]
+    ) -> dict[str, Any]:
+        times = [make(turn) for turn in range(repeat)]
+        return {**times[0], **({"noise": noise(times)} if repeat > 1 else {})}
 
     work: list[tuple[str, Callable[[], dict[str, Any]]]] = [
         # by number: names may be alike as names of files, and two D may have the same tokens
-        *((f"data-{number}", lambda t=t: losses(t)) for number, t in enumerate(read)),
-        *((f"task-{number}", lambda t=t: whole.run(t)) for number, t in enumerate(loaded)),
+        *(
+            (f"data-{number}", lambda t=t: repeated(partial(losses, t), perplexity.noise))
+            for number, t in enumerate(read)
+        ),
+        *(
+            (f"task-{number}", lambda t=t: repeated(partial(whole.run, t), harness.noise))
+            for number, t in enumerate(loaded)
+        ),
     ]
     state = nullcontext(None) if out is None else place.partial(out, key, restart)
     with state as folder:
@@ -111,6 +132,9 @@ def evaluate(
             results=results,
             parent=checkpoint.sidecar,
             device=compute.device,
+            dtype=compute.dtype,
+            # windows go through alone
+            batch=max((t.ids.shape[1] for t in read), default=None),
         )
         if out is not None and folder is not None:
             place.write_json(out, record.text())

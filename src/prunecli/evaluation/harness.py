@@ -15,6 +15,7 @@ from typing import Any
 
 from prunecli.errors import InputError, NotANumber
 from prunecli.evaluation import suite
+from prunecli.evaluation.perplexity import spread
 from prunecli.evaluation.tasks import Group, Task, quiet, refuse_absent, seed
 from prunecli.io import beside, tokenizer
 from prunecli.io.checkpoint import Checkpoint
@@ -26,7 +27,8 @@ METRICS = ("acc_norm", "acc")  # the first that a task has is the one that is st
 # means of what is right (1) or wrong (0), of which the noise is known
 ACCURACIES = (*METRICS, "acc_bytes", "acc_mutual_info", "exact_match")
 PLAIN = "none"  # the name of the filter that every task has that names none
-CPU_BATCH = 8
+# padding and what else is in a batch change how a text's products are rounded; GPUs idle without
+CPU_BATCH = 1
 
 
 def tokenizer_digest(checkpoint: Checkpoint, folder: str | None) -> str:
@@ -62,6 +64,24 @@ def check_marks(
         )
 
 
+def batch_of(compute: Compute) -> int | str:
+    """Return how many sequences go through a model at once unless that is asked for."""
+    from prunecli.stats.run import device_of
+
+    return CPU_BATCH if device_of(compute).type == "cpu" else "auto"
+
+
+def noise(times: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the greatest differences between figures of one task: of `value`, and `metrics`."""
+    return {
+        "repeats": len(times),
+        "value": spread(told["value"] for told in times),
+        "metrics": {
+            name: spread(told["metrics"][name] for told in times) for name in times[0]["metrics"]
+        },
+    }
+
+
 @dataclass
 class Harness:
     """A model loaded whole, for any number of tasks; loaded when the first of them runs."""
@@ -73,8 +93,10 @@ class Harness:
     report: Report
     _model: Any = field(default=None, init=False)
 
-    def run(self, task: Task) -> dict[str, Any]:
+    def run(self, task: Task, turn: int = 0) -> dict[str, Any]:
         """Return the figures of one task as plain JSON.
+
+        From one `turn` to the next, batches that were asked for are halved, as far as they go.
 
         `metrics` are all that it has, named as lm-eval names them (`metric,filter`, the filter left
         out where the task names none), each with its noise in `sigmas` (None: unknown) and the
@@ -86,6 +108,8 @@ class Harness:
 
             if self._model is None:
                 self._model = self._load()
+            if self.wanted.batch_size is not None:
+                self._model.batch_size_per_gpu = max(1, self.wanted.batch_size >> turn)
             seed(task.loaded)
             made = evaluator.evaluate(
                 lm=self._model,
@@ -137,14 +161,13 @@ class Harness:
             tokenizer.begin_with_bos(words)
         # what a text without context begins with; tokenizers of bytes have nothing made for it
         begins = words.bos_token_id is not None or words.eos_token_id is not None
-        batch: int | str = CPU_BATCH if device.type == "cpu" else "auto"
         with torch.no_grad():
             return HFLM(
                 pretrained=model.to(device).eval(),
                 tokenizer=words,
                 prefix_token_id=None if begins else 0,
                 add_bos_token=None if bos == tokenizer.AUTO else bos == tokenizer.ALWAYS,
-                batch_size=self.wanted.batch_size or batch,
+                batch_size=self.wanted.batch_size or batch_of(self.compute),
                 device=str(device),
                 # log-probabilities of a 16-bit model lose a unit in a thousand otherwise
                 softmax_dtype="float32",
@@ -189,6 +212,7 @@ def of_group(
         "num_fewshot": shots.pop() if len(shots) == 1 else None,
         **_stated(metrics, sigmas, counts, lower),
         "limit": limit,
+        "bos": next(iter(own.values()))["bos"],
         "digest": group.digest,
         "tasks": list(own),
     }

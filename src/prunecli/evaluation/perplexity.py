@@ -69,3 +69,19 @@ def result(found: "tokens.Tokens", windows: list[float]) -> dict[str, Any]:
         "perplexity": exp(loss) if loss < 700 else float("inf"),
         "window_losses": [window / (length - 1) for window in windows],
     }
+
+
+def noise(times: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the greatest differences between figures of one D, in nats: `loss`, `window_loss`."""
+    windows = zip(*(told["window_losses"] for told in times), strict=True)
+    return {
+        "repeats": len(times),
+        "loss": spread(told["loss"] for told in times),
+        "window_loss": max(map(spread, windows)),
+    }
+
+
+def spread(values: Iterable[float]) -> float:
+    """Return the greatest difference between any two values."""
+    known = list(values)
+    return max(known) - min(known)

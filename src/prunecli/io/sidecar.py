@@ -73,13 +73,20 @@ class Step(_Strict):
 
 
 class Run(_Strict):
-    """What differs between two equal runs."""
+    """What differs between two equal runs, and what decides how their sums are rounded.
+
+    `cpu` is what torch's kernels use of the CPU, `dtype` the compute type; `batch` is how many
+    tokens went through a layer at once in walks over a model. Records of older versions lack them.
+    """
 
     argv: list[str]
     started: str
     seconds: float
     device: str
     threads: int
+    cpu: str | None = None
+    dtype: str | None = None
+    batch: int | None = None
     ranks: int = 1
     libraries: dict[str, str]
     peak_bytes: int
@@ -231,9 +238,14 @@ class Recorder:
         calibration: int = 0,
         trained: Trained | None = None,
         device: str = "cpu",
+        dtype: str | None = None,
+        batch: int | None = None,
         ranks: int = 1,
     ) -> Sidecar:
-        """Return the finished record; `parent` is the sidecar whose history goes on here."""
+        """Return the finished record; `parent` is the sidecar whose history goes on here.
+
+        `device`, `dtype` (the compute type), `batch` and `ranks` are told under `run`.
+        """
         made = key(kind, options, inputs)
         step = Step(
             id=made,
@@ -256,10 +268,10 @@ class Recorder:
                 trained=[*seen.trained, *([trained] if trained else [])],
             ),
             history=[*(parent.history if parent else []), step],
-            run=self._run(device, ranks),
+            run=self._run(device=device, dtype=dtype, batch=batch, ranks=ranks),
         )
 
-    def _run(self, device: str, ranks: int) -> Run:
+    def _run(self, **told: Any) -> Run:
         unit = 1 if sys.platform == "darwin" else 1024
         libraries = {"python": platform.python_version()}
         for name in LIBRARIES:
@@ -270,9 +282,9 @@ class Recorder:
             argv=list(self.argv),
             started=self._started,
             seconds=round(time.perf_counter() - self._clock, 3),
-            device=device,
             threads=torch.get_num_threads() if torch else 1,
-            ranks=ranks,
+            cpu=torch.backends.cpu.get_cpu_capability() if torch else None,
+            **told,
             libraries=libraries,
             peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
         )

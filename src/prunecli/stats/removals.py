@@ -12,15 +12,20 @@ STREAMS = 1 << 30  # bytes of hidden states at once
 
 @torch.no_grad()
 def sequence_losses(runner: Runner, ids: Tensor, without: range = range(0)) -> Tensor:
-    """Return every sequence's summed loss [N] in nats, of the model without some layers."""
+    """Return every sequence's summed loss [N] in nats, of the model without some layers.
+
+    One sequence at a time: how products are rounded hangs on what else is in a batch, and a loss
+    is that of its text alone.
+    """
     hidden = runner.embed(ids)
+    alone = [slice(row, row + 1) for row in range(len(ids))]
     layers = [i for i in range(runner.arch.layers) if i not in without]
     for i in runner.report.track(layers, "evaluating", len(layers), "layers"):
         layer = runner.layer(i)
-        for rows in batches(ids):
-            after = runner.forward(layer, i, hidden[rows].to(runner.device))
-            hidden[rows] = after.to(hidden.device)
-    return torch.cat([runner.losses(hidden[rows], ids[rows]) for rows in batches(ids)])
+        for row in alone:
+            after = runner.forward(layer, i, hidden[row].to(runner.device))
+            hidden[row] = after.to(hidden.device)
+    return torch.cat([runner.losses(hidden[row], ids[row]) for row in alone])
 
 
 @torch.no_grad()

@@ -19,12 +19,11 @@ from prunecli.io.checkpoint import Reader
 from prunecli.io.tensorfile import torch_dtype
 from prunecli.methods._base import Need
 from prunecli.report import SILENT, Report
-from prunecli.settings import Compute
+from prunecli.settings import BATCH_TOKENS, Compute
 from prunecli.stats import registry
 from prunecli.stats._base import Collector
 from prunecli.stock import Cap, bare
 
-BATCH_TOKENS = 1024
 VOCAB_CHUNK = 8192
 
 Stats = dict[str, Tensor]

@@ -139,6 +139,7 @@ def train(
                     parent=checkpoint.sidecar,
                     trained=job.trained,
                     device=str(ranks.device),
+                    dtype=options["dtype"],
                     ranks=ranks.world,
                 )
 
