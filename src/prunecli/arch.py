@@ -58,8 +58,8 @@ class Arch:
 
     @classmethod
     def read(cls, folder: str | Path) -> "Arch":
-        """Read FOLDER/config.json; raise InputError if it is missing or transformers refuses it."""
-        return cls(configs.read(folder).values)
+        """Read FOLDER/config.json, to be counted; raise InputError if it is missing or unknown."""
+        return cls(configs.read(folder, counted=True).values)
 
     def get(self, key: str) -> Any:
         """Return a value of config.json, or what its absence means in this family."""

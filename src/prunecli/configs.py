@@ -46,8 +46,12 @@ class Config(NamedTuple):
     whole: str | None
 
 
-def read(folder: str | Path) -> Config:
-    """Read FOLDER/config.json; raise InputError if it is missing or transformers refuses it."""
+def read(folder: str | Path, counted: bool = False) -> Config:
+    """Read FOLDER/config.json; raise InputError if it is missing or transformers refuses it.
+
+    One that is only `counted` may be of a shape that no class builds; transformers, which is slow
+    to load, is asked where it leaves something out.
+    """
     path = Path(folder) / "config.json"
     try:
         values = strict.read_object(path)
@@ -56,10 +60,10 @@ def read(folder: str | Path) -> Config:
             f"'{folder}' is not a checkpoint: it has no config.json",
             "give a Hugging Face model folder",
         ) from None
-    return of_language_model(values)
+    return of_language_model(values, counted)
 
 
-def of_language_model(values: dict[str, Any]) -> Config:
+def of_language_model(values: dict[str, Any], counted: bool = False) -> Config:
     """Return the config of the language model that a config.json describes, or is a part of.
 
     Sizes that are absent are filled in as transformers does. Raises InputError.
@@ -75,7 +79,7 @@ def of_language_model(values: dict[str, Any]) -> Config:
                 f"{suggest(kind, sorted(WRAPPERS))}",
                 "save its language model as a folder of its own",
             )
-        return Config(_filled(values), None)
+        return Config(_filled(values, counted), None)
     text = values.get("text_config") or {}
     if not isinstance(text, dict):
         raise InputError(f"config.json: text_config is {strict.told(text)}, expected an object")
@@ -89,7 +93,7 @@ def of_language_model(values: dict[str, Any]) -> Config:
     found = {"model_type": own.model_type, **shared, **text, "tie_word_embeddings": tied}
     if "quantization_config" in values:
         found["quantization_config"] = values["quantization_config"]
-    return Config(_filled(found), kind)
+    return Config(_filled(found, counted), kind)
 
 
 def _refuse_kernels(values: Mapping[str, Any]) -> None:
@@ -105,15 +109,17 @@ def _refuse_kernels(values: Mapping[str, Any]) -> None:
             _refuse_kernels(value)
 
 
-def _filled(values: dict[str, Any]) -> dict[str, Any]:
+def _filled(values: dict[str, Any], counted: bool) -> dict[str, Any]:
     from prunecli.families import registry
 
     # an unknown family is told before transformers could mistake it
     registry.of_model_type(values["model_type"])
     check_numbers(values)
+    absent = [key for key in FILLED if values.get(key) is None]
+    if counted and not absent:
+        return values
     known = judged(values)
-    absent = {key: getattr(known, key) for key in FILLED if values.get(key) is None}
-    return {**values, **absent}
+    return {**values, **{key: getattr(known, key) for key in absent}}
 
 
 def check_numbers(values: Mapping[str, Any]) -> None:

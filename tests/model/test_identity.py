@@ -12,6 +12,7 @@ from prunecli.pruning import prune
 from prunecli.search import search
 from prunecli.settings import Amount, Compute, Data, Output, Timing
 from prunecli.speeds import speed
+from prunecli.stats import run
 
 HALF = Amount(ratio=0.5)
 VERBS = {
@@ -72,6 +73,7 @@ def test_on_a_gpu_auto_is_the_type_of_the_checkpoint(tmp_path, monkeypatch):
     half = Checkpoint(str(tiny.make(tmp_path / "half", dtype=torch.bfloat16)))
     assert settled(Compute(), half) == Compute("cpu", "float32")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(run, "_there", lambda device: device)
     assert settled(Compute(), half) == Compute("cuda", "bfloat16")
     assert settled(Compute(dtype="float32"), half) == Compute("cuda", "float32")
     assert settled(Compute(device="cpu"), half) == Compute("cpu", "float32")
