@@ -120,3 +120,14 @@ def test_advice(run):
     assert found["verdict"] == "prune" and len(found["cases"]) == 12
     told = run("table", "--advise", "--reference", "paper", "--budget", "100e9").out
     assert told.startswith("prune (by DCLM loss")
+
+
+def test_noise_is_a_column_of_its_own(run, llama, tmp_path) -> None:
+    data = tiny.tokens(tmp_path / "t.safetensors", rows=2)
+    once, thrice = (
+        run("eval", "--data", data, *more, str(llama)) for more in ((), ("--repeat", "3"))
+    )
+    assert (once.code, thrice.code) == (0, 0), thrice.err
+    assert "noise" not in once.out
+    heading, _, row = thrice.out.splitlines()
+    assert heading.split()[-1] == "noise" and row.split()[-1] == "0.0e+00"

@@ -138,7 +138,10 @@ def _print(made: list[Made], as_json: bool) -> None:
     if as_json:
         console.print_objects(made)
         return
-    noisy = any("repeat" in one.sidecar["options"] for one in made)
+    measured = [
+        row for one in made for row in (*one.results["data"], *one.results.get("tasks", []))
+    ]
+    noisy = any("noise" in row for row in measured)
     headings = ["model", "source", "tokens", "loss", "perplexity", *["noise"] * noisy]
     rows = [
         [
@@ -147,7 +150,7 @@ def _print(made: list[Made], as_json: bool) -> None:
             str(row["tokens"]),
             f"{row['loss']:.6f}",
             console.plain(row["perplexity"]),
-            *[f"{row['noise']['loss']:.1e}"] * noisy,
+            *([f"{row['noise']['loss']:.1e}"] if noisy else []),
         ]
         for one in made
         for row in one.results["data"]
@@ -164,7 +167,7 @@ def _print(made: list[Made], as_json: bool) -> None:
             "" if (sigma := task["sigmas"][metric]) is None else f"{sigma:.4f}",
             str(task["counts"][metric]),
             # the mean of a group has none of its own
-            *[f"{task['noise']['metrics'][metric]:.1e}" if "noise" in task else ""] * noisy,
+            *([f"{task['noise']['metrics'][metric]:.1e}" if "noise" in task else ""] * noisy),
         ]
         for one in made
         for task in one.results.get("tasks", [])
