@@ -14,18 +14,19 @@ STREAMS = 1 << 30  # bytes of hidden states at once
 def sequence_losses(runner: Runner, ids: Tensor, without: range = range(0)) -> Tensor:
     """Return every sequence's summed loss [N] in nats, of the model without some layers.
 
-    One sequence at a time: how products are rounded hangs on what else is in a batch, and a loss
-    is that of its text alone.
+    Batches go to the device together and through a layer one sequence at a time: how products are
+    rounded hangs on what else is computed with them, and a loss is that of its text alone.
     """
     hidden = runner.embed(ids)
-    alone = [slice(row, row + 1) for row in range(len(ids))]
     layers = [i for i in range(runner.arch.layers) if i not in without]
     for i in runner.report.track(layers, "evaluating", len(layers), "layers"):
         layer = runner.layer(i)
-        for row in alone:
-            after = runner.forward(layer, i, hidden[row].to(runner.device))
-            hidden[row] = after.to(hidden.device)
-    return torch.cat([runner.losses(hidden[row], ids[row]) for row in alone])
+        for rows in batches(ids):
+            before = hidden[rows].to(runner.device)
+            after = torch.cat([runner.forward(layer, i, alone) for alone in torch.split(before, 1)])
+            hidden[rows] = after.to(hidden.device)
+    pairs = zip(torch.split(hidden, 1), torch.split(ids, 1), strict=True)
+    return torch.cat([runner.losses(states, alone) for states, alone in pairs])
 
 
 @torch.no_grad()
