@@ -477,6 +477,43 @@ def test_what_is_counted_does_not_depend_on_how_far_processes_run_ahead(
     assert all_ids(tmp_path / "few").tolist() == all_ids(made)[:20].tolist()
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_bad_line_is_met_in_its_turn(made, bad_text, tmp_path, monkeypatch, workers):
+    monkeypatch.setattr(token_shards, "BATCH", 200)
+    options = {"seq_len": 16, "tokenizer": str(made), "workers": workers, "skip_bad": 2}
+    # the third bad line is beyond these rows, but not beyond what is read ahead
+    few = tokenize(str(bad_text), str(tmp_path / "few"), tokens=320, **options)
+    assert few.results["skipped"] == 2
+    # what was made before it is kept
+    with pytest.raises(InputError, match=r"line 23 of .* \(bad line 3, --skip-bad 2\)"):
+        tokenize(str(bad_text), str(tmp_path / "all"), shard_tokens=16, **options)
+    kept = all_ids(tmp_path / "all.partial")
+    assert len(kept) >= 20
+    assert kept.tolist() == all_ids(made)[: len(kept)].tolist()
+
+
+def test_ids_beyond_the_count_of_a_vocabulary_with_gaps(tmp_path):
+    from tokenizers import Tokenizer as Bare
+    from tokenizers import models, pre_tokenizers
+
+    bare = Bare(models.WordLevel({"?": 0, "x": 70_000, "y": 2}, unk_token="?"))
+    bare.pre_tokenizer = pre_tokenizers.Whitespace()
+    bare.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "?"}'
+    )
+    (tmp_path / "text.txt").write_text("x y x x")
+    options = {"seq_len": 2, "tokenizer": str(tmp_path), "separator": "69999", "workers": 1}
+    result = tokenize(str(tmp_path / "text.txt"), str(tmp_path / "out"), **options)
+    assert all_ids(tmp_path / "out").tolist() == [[70_000, 2], [70_000, 70_000]]
+    assert result.results["vocab"] == 70_001
+    for wrong in ("70001", "9" * 5000):
+        with pytest.raises(UsageError, match="an id below 70001"):
+            tokenize(
+                str(tmp_path / "text.txt"), str(tmp_path / "o"), **options | {"separator": wrong}
+            )
+
+
 def test_bad_lines_while_a_tokenizer_is_trained(made, bad_text, tmp_path) -> None:
     options = {"seq_len": 16, "train_tokenizer": 300}
     with pytest.raises(InputError, match="line 1 of"):

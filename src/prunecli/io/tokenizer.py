@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
+from re import fullmatch
 from typing import TYPE_CHECKING, Any
 
 from prunecli.errors import InputError, UsageError, suggest
@@ -30,7 +31,7 @@ class Marks:
     """What a tokenizer has to begin and to end a text with.
 
     Attributes:
-        size: how many ids there are, added tokens included.
+        size: one more than the largest id, added tokens included; ids may have gaps.
         begins: what the tokenizer itself puts in front of one text: as a rule, `bos` or nothing.
         bos, eos: its beginning and its end of sequence.
     """
@@ -65,7 +66,7 @@ class Marks:
             return None
         if asked == AUTO:
             return self.eos if self.eos is not None or front else self.bos
-        if not asked.isdecimal() or int(asked) >= self.size:
+        if not fullmatch(r"[0-9]{1,9}", asked) or int(asked) >= self.size:
             raise UsageError(
                 f"--separator '{asked}': expected auto, none, or an id below {self.size}"
             )
@@ -88,7 +89,8 @@ def marks_of(words: Any) -> Marks:
         before = next((i for i in starts if whole[i : i + len(plain)] == plain), 0)
     else:
         before = int(whole[:1] == [words.bos_token_id])
-    return Marks(len(words), tuple(whole[:before]), words.bos_token_id, words.eos_token_id)
+    size = max(words.get_vocab().values(), default=-1) + 1
+    return Marks(size, tuple(whole[:before]), words.bos_token_id, words.eos_token_id)
 
 
 def begin_with_bos(words: Any) -> None:
