@@ -437,6 +437,23 @@ def test_skip_existing(made, text) -> None:
         tokenize(str(text), str(made), seq_len=16, train_tokenizer=300)
 
 
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_an_out_that_cannot_be_written_is_refused_first(
+    made, text, tmp_path, monkeypatch, dry_run
+) -> None:
+    options = {"seq_len": 16, "tokenizer": str(made), "output": Output(dry_run=dry_run)}
+    for name in ("o" * 245, "o" * 300, f"{'o' * 300}/rows"):  # OUT.partial has to fit as well
+        with pytest.raises(InputError, match=r"cannot be written: .* too long; choose another"):
+            tokenize(str(text), str(tmp_path / name), **options)
+    assert list(tmp_path.iterdir()) == []
+    # as of a folder that may only be read, which no folder is to root
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(InputError, match=rf"nothing may be made in '{tmp_path}'"):
+        tokenize(str(text), str(tmp_path / "o" / "rows"), **options)
+    same = {"seq_len": 16, "train_tokenizer": 300, "output": Output(skip_existing=True)}
+    assert tokenize(str(text), str(made), **same).results["seq_len"] == 16
+
+
 # ---- text that is bad in places
 
 
