@@ -509,6 +509,27 @@ def test_a_bad_line_is_met_in_its_turn(made, bad_text, tmp_path, monkeypatch, wo
     assert kept.tolist() == all_ids(made)[: len(kept)].tolist()
 
 
+def test_bos_in_front_where_unknown_words_are_bos_too(tmp_path):
+    from tokenizers import Tokenizer as Bare
+    from tokenizers import models, pre_tokenizers, processors
+
+    bare = Bare(models.WordLevel({"<s>": 0, "x": 1, "y": 2}, unk_token="<s>"))
+    bare.pre_tokenizer = pre_tokenizers.Whitespace()
+    bare.add_special_tokens(["<s>"])
+    bare.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    bare.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "unk_token": "<s>"}'
+    )
+    assert Tokenizer(str(tmp_path)).marks.front("auto") == [0]
+    (tmp_path / "text.txt").write_text("x z y")
+    options = {"seq_len": 4, "tokenizer": str(tmp_path), "workers": 1}
+    tokenize(str(tmp_path / "text.txt"), str(tmp_path / "out"), **options)
+    assert all_ids(tmp_path / "out").tolist() == [[0, 1, 0, 2]]
+
+
 def test_ids_beyond_the_count_of_a_vocabulary_with_gaps(tmp_path):
     from tokenizers import Tokenizer as Bare
     from tokenizers import models, pre_tokenizers

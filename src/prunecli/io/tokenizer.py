@@ -81,12 +81,14 @@ def check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
 
 def marks_of(words: Any) -> Marks:
     """Return what a tokenizer of transformers has to begin and to end a text with."""
-    plain, whole = (
-        words("a", add_special_tokens=added, verbose=False)["input_ids"] for added in (False, True)
-    )
+    plain = words("a", add_special_tokens=False, verbose=False)["input_ids"]
+    around = words("a", return_special_tokens_mask=True, verbose=False)
+    whole, put = around["input_ids"], around["special_tokens_mask"]
     if plain:
         starts = range(len(whole) - len(plain) + 1)
-        before = next((i for i in starts if whole[i : i + len(plain)] == plain), 0)
+        # the text itself may begin with BOS: with what unknown words become, where that is the same
+        found = (i for i in starts if whole[i : i + len(plain)] == plain and not put[i])
+        before = next(found, 0)
     else:
         before = int(whole[:1] == [words.bos_token_id])
     size = max(words.get_vocab().values(), default=-1) + 1
