@@ -75,7 +75,7 @@ def tokenize(
     workers = workers or len(os.sched_getaffinity(0))
     _check(seq_len, tokenizer, train_tokenizer, tokens)
     check_choice("bos", bos, BOS)
-    read = [Path(source)] if Path(source).exists() else []
+    read = [Path(source)] if textfiles.exists(Path(source)) else []
     place.check_place(out, output, read)
     reading = Reading(text_column, skip_bad, report)
     text = documents.open_text(source, part, True, reading)

@@ -437,6 +437,23 @@ def test_skip_existing(made, text) -> None:
         tokenize(str(text), str(made), seq_len=16, train_tokenizer=300)
 
 
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_an_out_that_cannot_be_written_is_refused_first(
+    made, text, tmp_path, monkeypatch, dry_run
+) -> None:
+    options = {"seq_len": 16, "tokenizer": str(made), "output": Output(dry_run=dry_run)}
+    for name in ("o" * 245, "o" * 300, f"{'o' * 300}/rows"):  # OUT.partial has to fit as well
+        with pytest.raises(InputError, match=r"cannot be written: .* too long; choose another"):
+            tokenize(str(text), str(tmp_path / name), **options)
+    assert list(tmp_path.iterdir()) == []
+    # as of a folder that may only be read, which no folder is to root
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(InputError, match=rf"nothing may be made in '{tmp_path}'"):
+        tokenize(str(text), str(tmp_path / "o" / "rows"), **options)
+    same = {"seq_len": 16, "train_tokenizer": 300, "output": Output(skip_existing=True)}
+    assert tokenize(str(text), str(made), **same).results["seq_len"] == 16
+
+
 # ---- text that is bad in places
 
 
@@ -475,6 +492,64 @@ def test_what_is_counted_does_not_depend_on_how_far_processes_run_ahead(
     few = tokenize(str(bad_text), str(tmp_path / "few"), tokens=320, **options)
     assert few.results["skipped"] == 2
     assert all_ids(tmp_path / "few").tolist() == all_ids(made)[:20].tolist()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_bad_line_is_met_in_its_turn(made, bad_text, tmp_path, monkeypatch, workers):
+    monkeypatch.setattr(token_shards, "BATCH", 200)
+    options = {"seq_len": 16, "tokenizer": str(made), "workers": workers, "skip_bad": 2}
+    # the third bad line is beyond these rows, but not beyond what is read ahead
+    few = tokenize(str(bad_text), str(tmp_path / "few"), tokens=320, **options)
+    assert few.results["skipped"] == 2
+    # what was made before it is kept
+    with pytest.raises(InputError, match=r"line 23 of .* \(bad line 3, --skip-bad 2\)"):
+        tokenize(str(bad_text), str(tmp_path / "all"), shard_tokens=16, **options)
+    kept = all_ids(tmp_path / "all.partial")
+    assert len(kept) >= 20
+    assert kept.tolist() == all_ids(made)[: len(kept)].tolist()
+
+
+def test_bos_in_front_where_unknown_words_are_bos_too(tmp_path):
+    from tokenizers import Tokenizer as Bare
+    from tokenizers import models, pre_tokenizers, processors
+
+    bare = Bare(models.WordLevel({"<s>": 0, "x": 1, "y": 2}, unk_token="<s>"))
+    bare.pre_tokenizer = pre_tokenizers.Whitespace()
+    bare.add_special_tokens(["<s>"])
+    bare.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    bare.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "unk_token": "<s>"}'
+    )
+    assert Tokenizer(str(tmp_path)).marks.front("auto") == [0]
+    (tmp_path / "text.txt").write_text("x z y")
+    options = {"seq_len": 4, "tokenizer": str(tmp_path), "workers": 1}
+    tokenize(str(tmp_path / "text.txt"), str(tmp_path / "out"), **options)
+    assert all_ids(tmp_path / "out").tolist() == [[0, 1, 0, 2]]
+
+
+def test_ids_beyond_the_count_of_a_vocabulary_with_gaps(tmp_path):
+    from tokenizers import Tokenizer as Bare
+    from tokenizers import models, pre_tokenizers
+
+    bare = Bare(models.WordLevel({"?": 0, "x": 70_000, "y": 2}, unk_token="?"))
+    bare.pre_tokenizer = pre_tokenizers.Whitespace()
+    bare.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "?"}'
+    )
+    (tmp_path / "text.txt").write_text("x y x x")
+    options = {"seq_len": 2, "tokenizer": str(tmp_path), "separator": "69999", "workers": 1}
+    result = tokenize(str(tmp_path / "text.txt"), str(tmp_path / "out"), **options)
+    assert all_ids(tmp_path / "out").tolist() == [[70_000, 2], [70_000, 70_000]]
+    assert result.results["vocab"] == 70_001
+    for wrong in ("70001", "9" * 5000):
+        with pytest.raises(UsageError, match="an id below 70001"):
+            tokenize(
+                str(tmp_path / "text.txt"), str(tmp_path / "o"), **options | {"separator": wrong}
+            )
 
 
 def test_bad_lines_while_a_tokenizer_is_trained(made, bad_text, tmp_path) -> None:

@@ -11,7 +11,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from prunecli.errors import InputError, UsageError
-from prunecli.io import documents, textfiles
+from prunecli.io import documents, rows, textfiles
 from prunecli.io.records import Reading
 from prunecli.report import Report
 
@@ -165,7 +165,10 @@ ENTRIES: dict[str, dict[str, bytes | str | None]] = {
     "a link `b.jsonl` to nothing": {"b.jsonl": "nowhere"},
     "a named pipe `b.jsonl`": {"b.jsonl": None},
     "a `b.txt` that is a pointer of Git LFS": {"b.txt": LFS},
-    'a `b.json` without text, such as `{"version": 1}`': {"b.json": b'{"version": 1}'},
+    'a `b.json` of one object without text, such as `{"version": "1.0"}`': {
+        "b.json": b'{"version": "1.0",\n "size": 3}',
+        "b.json.gz": gzip.compress(b'{"version": "1.0"}\n\n'),
+    },
     "an empty `b.jsonl`": {"b.jsonl": b""},
     "an empty `b.jsonl.gz`": {"b.jsonl.gz": b""},
 }
@@ -302,6 +305,7 @@ def test_damaged_files_are_no_bad_lines(tmp_path):
 def test_bad_lines_say_what_is_wrong(tmp_path):
     lines = [b'{"text": "fine"}', b'{"text": "caf\xe9"}', b'{"text":', b"[1]", b'{"text": 5}', b""]
     lines += [b"[" * 100_000, b'{"text": ' + b"9" * 5000 + b"}", b'{"id": "x"}', b'{"text": "end"}']
+    lines += [b'{"text": "\x01"}']
     file = tmp_path / "a.jsonl"
     file.write_bytes(b"\r\n".join(lines))
     messages = [
@@ -312,6 +316,7 @@ def test_bad_lines_say_what_is_wrong(tmp_path):
         "line 7 of '.*' is not JSON: nested too deeply",
         "line 8 of '.*' is not JSON: a number has too many digits",
         "line 9 of '.*' has no column 'text': id",
+        "line 11 of '.*' is not JSON: Invalid control character at character 11",
     ]
     for count, message in enumerate(messages):
         with pytest.raises(InputError, match=message):
@@ -323,7 +328,9 @@ def test_a_mark_before_any_line(tmp_path):
     part = BOM + b'{"text": "one"}\n'
     (tmp_path / "a.jsonl").write_bytes(part * 3)
     (tmp_path / "b.txt").write_bytes(BOM + b"two\r\nlines")
-    assert read(tmp_path) == ["one"] * 3 + ["two\nlines"]
+    (tmp_path / "c.jsonl").write_bytes(BOM)
+    (tmp_path / "d.json").write_bytes(BOM + b"\r\n" + part)
+    assert read(tmp_path) == ["one"] * 3 + ["two\nlines", "one"]
 
 
 def test_json_that_is_one_object_or_lines_with_a_bad_first(tmp_path, monkeypatch):
@@ -339,6 +346,52 @@ def test_json_that_is_one_object_or_lines_with_a_bad_first(tmp_path, monkeypatch
     (tmp_path / "a.json").write_text('[{"text": "one"},\n {"text": }]')
     with pytest.raises(InputError, match=r"a.json' is not JSON: .* of line 2"):
         read(tmp_path, skip_bad=9)
+
+
+def test_the_text_of_one_object_is_not_guessed(tmp_path):
+    file = tmp_path / "train-v1.1.json"
+    for form in ('{"version": "1.1", "data": []}', '{\n"version": "1.1",\n"data": []\n}'):
+        file.write_text(form)
+        with pytest.raises(InputError, match="one object without 'text': it has version, data; "):
+            read(file)
+        assert read(file, skip_bad=1) == []
+        assert read(file, column="version") == ["1.1"]
+    file.write_text('{"body": "one"}\n{"body": "two"}\n')
+    assert read(file) == ["one", "two"]
+
+
+def test_strings_of_a_table_that_are_not_utf8(tmp_path):
+    lengths = pyarrow.array([0, 3, 3, 7], pyarrow.int32()).buffers()[1]
+    strings = [None, lengths, pyarrow.py_buffer(b"fin\xff\xfeab")]
+    table = pyarrow.table({"text": pyarrow.StringArray.from_buffers(3, *strings[1:])})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"row 3 of .* has no UTF-8 in 'text'"):
+        read(tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet", skip_bad=1) == ["fin", ""]
+
+
+def test_a_column_named_like_a_field_of_another(tmp_path):
+    table = pyarrow.table({"text": [{"raw": "no"}], "text.raw": ["yes"]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet", column="text.raw") == ["yes"]
+
+
+def test_frames_of_large_windows_say_so(tmp_path):
+    # a frame of zstd --long=31 by RFC 8878: no size, a window of 2 GiB, one last raw block
+    frame = bytes.fromhex("28b52ffd 00 a8 290000") + b"hello"
+    (tmp_path / "a.txt.zst").write_bytes(frame)
+    with pytest.raises(InputError, match=r"a.txt.zst' .* window too large .*zstd -d --long=31"):
+        read(tmp_path / "a.txt.zst")
+    (tmp_path / "a.txt.zst").write_bytes(frame.replace(b"\xa8", b"\x58"))  # 2 MiB
+    assert read(tmp_path / "a.txt.zst") == ["hello"]
+
+
+def test_names_that_cannot_be_looked_up(tmp_path):
+    for look in (read, rows.is_rows, rows.place_of):
+        with pytest.raises(InputError, match="File name too long"):
+            look(f"{tmp_path}/{'x' * 300}.txt")
+    (tmp_path / "a\nb.txt").write_text("hello")
+    assert not rows.is_rows(f"{tmp_path}/a\nb.txt")
 
 
 def test_what_is_too_large_is_refused(tmp_path, monkeypatch):

@@ -458,6 +458,7 @@ def test_refused_tensors(load, rows, name):
         ({"seq_len": 5}, UsageError, r"used as it is \(8 sequences of 10 tokens\); .*--seq-len"),
         ({"sampler": "docs"}, UsageError, "used as it is .*--sampler"),
         ({"text_column": "body"}, UsageError, "used as it is .*--text-column"),
+        ({"skip_bad": 1}, UsageError, "used as it is .*--skip-bad"),
         ({"bos": "always"}, UsageError, "used as it is .*--bos"),
         ({"special_tokens": "ids"}, UsageError, "used as it is .*--special-tokens"),
         ({"max_positions": 9}, InputError, "10 tokens are too long: the model has 9 positions"),

@@ -40,7 +40,7 @@ def open_text(source: str, part: str, lazy: bool, reading: Reading | None = None
     if kind in hub.SETS and (not colon or rest in builtin_text.PARTS):
         return Text(*hub.by_name(kind, rest or part, lazy, reading))
     path = Path(source)
-    if source and path.exists():
+    if source and textfiles.exists(path):
         return Text(path.name or path.resolve().name, textfiles.documents(path, reading))
     if textfiles.format_of(path)[0] or "/" in source:
         hint = f"for the Hugging Face hub write hf:{source}" if hub.is_id(source) else ""

@@ -13,6 +13,7 @@ from prunecli.settings import Made, Output
 
 MARK = "key"
 LOGS = ".jsonl"
+BESIDE = "..4194304.tmp"  # what the longest name of a sibling has more than OUT's, see `staged`
 
 
 def check_place(out: str, output: Output, inputs: Sequence[Path | None]) -> None:
@@ -33,10 +34,13 @@ def check_place(out: str, output: Output, inputs: Sequence[Path | None]) -> None
             raise InputError(f"OUT '{out}' contains the input", "choose another OUT")
     _check_above(f"OUT '{out}'", place)
     if not occupied(place):
+        _check_access(f"OUT '{out}'", place)
         return
     if not (output.force or output.skip_existing):
         raise OutputExists(f"OUT '{out}' exists", "use --force, or --skip-existing, or move it")
     _check_ours(f"OUT '{out}'", place)
+    if not output.skip_existing:
+        _check_access(f"OUT '{out}'", place)
 
 
 def check_kept(folder: str, names: Sequence[str], model: Path, out: str) -> None:
@@ -49,17 +53,31 @@ def check_kept(folder: str, names: Sequence[str], model: Path, out: str) -> None
         if place == other or other in place.parents:
             raise InputError(f"--keep '{folder}' lies in {what}", "choose another folder")
     _check_above(f"--keep '{folder}'", place / "file")
+    _check_access(f"--keep '{folder}'", place / "file")
     for name in names:
         if occupied(place / name):
             _check_ours(f"'{Path(folder, name)}', which is to be kept,", place / name)
 
 
 def _check_above(told: str, place: Path) -> None:
-    for parent in place.parents:
-        if parent.exists():
-            if not parent.is_dir():
-                raise InputError(f"{told} lies under '{parent.name}', which is a file")
-            break
+    """Raise InputError if nothing can be made at `place`, by its name or by what is above it."""
+    try:
+        parent = next(parent for parent in place.parents if parent.exists())
+        longest = os.pathconf(parent, "PC_NAME_MAX")
+    except OSError as error:
+        raise InputError(f"{told} cannot be written: {error.strerror}", "choose another") from None
+    if not parent.is_dir():
+        raise InputError(f"{told} lies under '{parent.name}', which is a file")
+    if 0 < longest < len(os.fsencode(place.name)) + len(BESIDE):
+        raise InputError(f"{told} cannot be written: its name is too long", "choose another")
+
+
+def _check_access(told: str, place: Path) -> None:
+    parent = next(parent for parent in place.parents if parent.exists())
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(
+            f"{told} cannot be written: nothing may be made in '{parent}'", "choose another"
+        )
 
 
 def _check_ours(told: str, place: Path) -> None:

@@ -16,6 +16,7 @@ from prunecli.errors import InputError
 from prunecli.io import sidecar
 from prunecli.io.sidecar import Trained
 from prunecli.io.tensorfile import TENSOR_FILE, Spec, check_integers, read_header
+from prunecli.io.textfiles import exists
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 NAME = "rows"
 CHUNK = 1 << 24  # ids hashed at once
-RANGE = re.compile(r"(?P<path>.+?)(:(?P<start>\d*):(?P<stop>\d*))?")
+RANGE = re.compile(r"(?P<path>.+?)(:(?P<start>\d{0,18}):(?P<stop>\d{0,18}))?", re.DOTALL)
 
 
 def shard_name(index: int) -> str:
@@ -128,14 +129,15 @@ def place_of(data: str) -> Path | None:
     """Return the file or folder that D lies in, None where it is a name."""
     file, tensor, _ = data.partition(f"{TENSOR_FILE}:")
     path = Path(file + TENSOR_FILE if tensor else split(data)[0]) if data else None
-    return path if path is not None and path.exists() else None
+    return path if path is not None and exists(path) else None
 
 
 def is_rows(data: str) -> bool:
     """Return whether `data` names a folder of rows, or an integer tensor in a file."""
     if data.endswith(TENSOR_FILE) or f"{TENSOR_FILE}:" in data:
         return True
-    return bool(data) and Path(split(data)[0], shard_name(0)).is_file()
+    folder = Path(split(data)[0]) if data else None
+    return folder is not None and exists(folder) and (folder / shard_name(0)).is_file()
 
 
 def is_ranged(data: str) -> bool:

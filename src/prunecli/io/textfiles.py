@@ -57,6 +57,15 @@ def documents(path: Path, reading: Reading) -> Iterator[str]:
     return chain(list(islice(found, 1)), found)
 
 
+def exists(path: Path) -> bool:
+    """Return whether there is such a file or folder; raise InputError where nobody can tell."""
+    try:
+        return path.exists()
+    except OSError as error:
+        # too long a name, or in a folder that may not be searched
+        raise InputError(f"cannot read '{path}': {error.strerror}") from None
+
+
 def size(path: Path) -> int:
     """Return the bytes of all files that `documents` would read."""
     return sum(file.stat().st_size for file in _found(path)[0])
@@ -126,6 +135,11 @@ def _read(path: Path, reading: Reading) -> Iterator[str]:
             yield from texts(_lines(path, codec, reading) if rows is None else rows, reading)
     except (OSError, EOFError, zlib.error) as error:
         why = getattr(error, "strerror", None)
+        if codec and "requires too much memory" in str(error):
+            raise InputError(
+                f"'{path}' was compressed with a window too large to unpack as it is read",
+                "compress it again: zstd -d --long=31 -c FILE | zstd -o NEW.zst",
+            ) from None
         if codec and not why:
             raise InputError(
                 f"cannot unpack '{path}': cut short, damaged, or no {codec} at all",
@@ -191,7 +205,7 @@ def _lines(path: Path, codec: str, reading: Reading) -> Iterator[tuple[str, dict
             place = f"line {number} of '{path}'"
             if len(line) > LARGEST_JSON:
                 raise InputError(f"{place} is longer than {LARGEST_JSON >> 20} MiB")
-            if not line.strip():
+            if not line.removeprefix(BOM).strip():
                 continue
             try:
                 row = _parsed(line.rstrip(b"\r\n"))
@@ -205,14 +219,19 @@ def _lines(path: Path, codec: str, reading: Reading) -> Iterator[tuple[str, dict
 
 
 def _whole(path: Path, codec: str, reading: Reading) -> Iterator[tuple[str, dict[str, Any]]] | None:
-    """Return the objects of a .json file that is one array or one object; None if it is lines."""
+    """Return the objects of a .json file that is one array or one object; None if it is lines.
+
+    One object is as often a description of something as it is a document, so its text is not
+    guessed.
+    """
     with _opened(path, codec) as stream:
         start = stream.readline(LARGEST_JSON)
         while start and not start.strip():
             start = stream.readline(LARGEST_JSON)
         try:
-            if isinstance(_parsed(start), dict):
-                return None
+            if isinstance(value := _parsed(start), dict):
+                more = any(piece.strip() for piece in iter(lambda: stream.read(PIECE), b""))
+                return None if more else _alone(path, value, reading)
         except ValueError:
             pass  # the first line of many, or a bad one
         content = start + _at_most(LARGEST_JSON - len(start), stream)
@@ -231,8 +250,21 @@ def _whole(path: Path, codec: str, reading: Reading) -> Iterator[tuple[str, dict
             raise InputError(f"'{path}' is not JSON: {error}") from None
         return None
     if isinstance(value, dict):
-        return iter([(f"'{path}'", value)])
+        return _alone(path, value, reading)
     return _items(path, value, reading) if array else None
+
+
+def _alone(
+    path: Path, value: dict[str, Any], reading: Reading
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    if reading.column is None and DEFAULT not in value:
+        names = ", ".join(value) or "nothing"
+        reading.bad(
+            f"'{path}' is one object without '{DEFAULT}': it has {names}",
+            "name what holds the text with --text-column, or take the file away",
+        )
+    else:
+        yield f"'{path}'", value
 
 
 def _items(path: Path, values: list[Any], reading: Reading) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -252,7 +284,8 @@ def _parsed(content: bytes | bytearray) -> Any:
         raise ValueError(f"no UTF-8, {told(error)}") from None
     except json.JSONDecodeError as error:
         line = f" of line {error.lineno}" if error.lineno > 1 else ""
-        raise ValueError(f"{error.msg} at character {error.colno}{line}") from None
+        what = error.msg.removesuffix(" at")
+        raise ValueError(f"{what} at character {error.colno}{line}") from None
     except ValueError:
         raise ValueError("a number has too many digits") from None
     except RecursionError:
@@ -272,11 +305,23 @@ def _parquet(path: Path, codec: str, reading: Reading) -> Iterator[str]:
             if column not in (reading.column, DEFAULT):
                 reading.guessed(column, f"'{path}'")
             batches = file.iter_batches(columns=[column], batch_size=1000)
-            values = (value for batch in batches for value in batch.column(0).to_pylist())
+            values = (value for batch in batches for value in _values(batch.column(column)))
             places = ((f"row {n} of '{path}'", value) for n, value in enumerate(values, 1))
             yield from column_texts(places, column, reading)
     except pyarrow.ArrowException as error:
         raise InputError(f"'{path}' is not a valid parquet file: {first_line(error)}") from None
+
+
+def _values(array: Any) -> list[Any]:
+    """Return what a column holds; strings as bytes where one of them is not UTF-8."""
+    import pyarrow
+
+    try:
+        values: list[Any] = array.to_pylist()
+    except UnicodeDecodeError:
+        # files are written, and read, without a look at what strings hold
+        values = array.cast(pyarrow.large_binary()).to_pylist()
+    return values
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
@@ -220,26 +220,47 @@ def encoder(encoding: Encoding) -> Callable[[list[Piece]], "np.ndarray"]:
     return encode
 
 
+def _caught(batches: Iterator[list[Piece]]) -> Iterator[list[Piece] | Exception]:
+    """Yield batches, and in the place of what cannot be read the error."""
+    try:
+        yield from batches
+    except Exception as error:
+        yield error
+
+
 def encoded(
     batches: Iterator[list[Piece]], encoding: Encoding, workers: int
 ) -> "Generator[np.ndarray, None, None]":
-    """Yield the ids of each batch, in order; processes are only started for more than a few."""
-    first = list(islice(batches, 2 * workers))
+    """Yield the ids of each batch, in order; processes are only started for more than a few.
+
+    Batches are read ahead, but what stops their reading is raised in its turn: whether it is met
+    does not depend on how many processes there are.
+    """
+    found = _caught(batches)
+    first = list(islice(found, 2 * workers))
     if workers == 1 or len(first) < 2 * workers:
         encode = encoder(encoding)
-        for batch in first:
-            yield encode(batch)
-        for batch in batches:
+        for batch in chain(first, found):
+            if isinstance(batch, Exception):
+                raise batch
             yield encode(batch)
         return
     with ProcessPoolExecutor(
         workers, get_context("spawn"), initializer=_start, initargs=(encoding,)
     ) as pool:
-        waiting: deque[Future[np.ndarray]] = deque(pool.submit(_work, batch) for batch in first)
+
+        def submitted(batch: list[Piece] | Exception) -> "Future[np.ndarray]":
+            if not isinstance(batch, Exception):
+                return pool.submit(_work, batch)
+            failed: Future[np.ndarray] = Future()
+            failed.set_exception(batch)
+            return failed
+
+        waiting = deque(submitted(batch) for batch in first)
         try:
             while waiting:
                 yield waiting.popleft().result()
-                waiting.extend(pool.submit(_work, batch) for batch in islice(batches, 1))
+                waiting.extend(submitted(batch) for batch in islice(found, 1))
         finally:
             for future in waiting:
                 future.cancel()

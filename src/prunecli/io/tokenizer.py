@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
+from re import fullmatch
 from typing import TYPE_CHECKING, Any
 
 from prunecli.errors import InputError, UsageError, suggest
@@ -30,7 +31,7 @@ class Marks:
     """What a tokenizer has to begin and to end a text with.
 
     Attributes:
-        size: how many ids there are, added tokens included.
+        size: one more than the largest id, added tokens included; ids may have gaps.
         begins: what the tokenizer itself puts in front of one text: as a rule, `bos` or nothing.
         bos, eos: its beginning and its end of sequence.
     """
@@ -65,7 +66,7 @@ class Marks:
             return None
         if asked == AUTO:
             return self.eos if self.eos is not None or front else self.bos
-        if not asked.isdecimal() or int(asked) >= self.size:
+        if not fullmatch(r"[0-9]{1,9}", asked) or int(asked) >= self.size:
             raise UsageError(
                 f"--separator '{asked}': expected auto, none, or an id below {self.size}"
             )
@@ -80,15 +81,18 @@ def check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
 
 def marks_of(words: Any) -> Marks:
     """Return what a tokenizer of transformers has to begin and to end a text with."""
-    plain, whole = (
-        words("a", add_special_tokens=added, verbose=False)["input_ids"] for added in (False, True)
-    )
+    plain = words("a", add_special_tokens=False, verbose=False)["input_ids"]
+    around = words("a", return_special_tokens_mask=True, verbose=False)
+    whole, put = around["input_ids"], around["special_tokens_mask"]
     if plain:
         starts = range(len(whole) - len(plain) + 1)
-        before = next((i for i in starts if whole[i : i + len(plain)] == plain), 0)
+        # the text itself may begin with BOS: with what unknown words become, where that is the same
+        found = (i for i in starts if whole[i : i + len(plain)] == plain and not put[i])
+        before = next(found, 0)
     else:
         before = int(whole[:1] == [words.bos_token_id])
-    return Marks(len(words), tuple(whole[:before]), words.bos_token_id, words.eos_token_id)
+    size = max(words.get_vocab().values(), default=-1) + 1
+    return Marks(size, tuple(whole[:before]), words.bos_token_id, words.eos_token_id)
 
 
 def begin_with_bos(words: Any) -> None:

@@ -152,6 +152,7 @@ def _as_it_is(data: Data, count: int, length: int) -> None:
     own = {n: getattr(data, n) for n in ("sampler", "bos", "special_tokens", "text_column")}
     if data.seq_len != length:
         own["seq_len"] = data.seq_len
+    own["skip_bad"] = data.skip_bad or None
     what = next((name.replace("_", "-") for name, value in own.items() if value is not None), None)
     if what is not None:
         raise UsageError(
