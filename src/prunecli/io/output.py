@@ -13,6 +13,7 @@ from prunecli.settings import Made, Output
 
 MARK = "key"
 LOGS = ".jsonl"
+SUFFIX = 24  # bytes that names of what is made beside OUT are longer than its own, at most
 
 
 def check_place(out: str, output: Output, inputs: Sequence[Path | None]) -> None:
@@ -32,6 +33,7 @@ def check_place(out: str, output: Output, inputs: Sequence[Path | None]) -> None
         if place in source.parents:
             raise InputError(f"OUT '{out}' contains the input", "choose another OUT")
     _check_above(f"OUT '{out}'", place)
+    _check_name(out, place)
     if not occupied(place):
         return
     if not (output.force or output.skip_existing):
@@ -55,11 +57,27 @@ def check_kept(folder: str, names: Sequence[str], model: Path, out: str) -> None
 
 
 def _check_above(told: str, place: Path) -> None:
-    for parent in place.parents:
-        if parent.exists():
-            if not parent.is_dir():
-                raise InputError(f"{told} lies under '{parent.name}', which is a file")
-            break
+    parent = _nearest(place)
+    if not parent.is_dir():
+        raise InputError(f"{told} lies under '{parent.name}', which is a file")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"{told} lies in '{parent}', which cannot be written to", "choose another")
+
+
+def _nearest(place: Path) -> Path:
+    """Return the nearest of the folders above that is there."""
+    # unlike exists(), lexists() takes names that are too long for any file
+    return next(parent for parent in place.parents if os.path.lexists(parent))
+
+
+def _check_name(out: str, place: Path) -> None:
+    """Raise InputError for what is no file or folder, and for names too long to stage under."""
+    parent = _nearest(place)
+    most = os.pathconf(parent, "PC_NAME_MAX") - SUFFIX
+    if any(len(os.fsencode(part)) > most for part in place.relative_to(parent).parts):
+        raise InputError(f"a name in OUT has more than {most} bytes", "choose a shorter one")
+    if place.exists() and not (place.is_file() or place.is_dir()):
+        raise InputError(f"OUT '{out}' is a device or a pipe, expected a file or folder")
 
 
 def _check_ours(told: str, place: Path) -> None:
@@ -147,7 +165,7 @@ def check_partial(out: str, key: str, restart: bool) -> None:
     mark = folder / MARK
     if not folder.exists():
         return
-    if not mark.exists() and any(folder.iterdir()):
+    if not folder.is_dir() or (not mark.exists() and any(folder.iterdir())):
         raise OutputExists(f"'{folder.name}' was not made by prunecli", "move it away")
     state = mark.exists() and not restart and _holds(folder, LOGS)
     if state and mark.read_text("utf-8").strip() != key:
