@@ -66,6 +66,10 @@ def test_any_value_is_read_or_refused_in_one_line(name, key, value, tmp_path):
         ({"attn_implementation": "someone/kernel"}, ("attn_implementation", "not run")),
         ({"_attn_implementation": {"text_config": "a/b"}}, ("_attn_implementation", "not run")),
         ({"tie_word_embeddings": "yes"}, ("tie_word_embeddings",)),
+        ({"quantization_config": {}}, ("quantization_config", "take the key out")),
+        ({"dtype": 7}, ("dtype is 7, expected one of float32",)),
+        ({"torch_dtype": "torch.half"}, ('torch_dtype is "torch.half"',)),
+        ({"rope_parameters": [1]}, ("rope_parameters", "(RopeParameters, dict, NoneType)")),
         ({"attention_bias": [1]}, ("attention_bias",)),
     ],
 )
@@ -96,7 +100,8 @@ def test_values_that_only_the_model_refuses(llama, tmp_path):
     [
         ('{"model_type": "llama", "rms_norm_eps": NaN}', "NaN is no finite number"),
         ('{"model_type": "llama", "rms_norm_eps": 1e999}', "1e999 is no finite number"),
-        ('{"model_type": "llama", "vocab_size": 1' + "0" * 5000 + "}", "not readable as JSON"),
+        ('{"model_type": "llama", "vocab_size": 1' + "0" * 5000 + "}", "more than 300 digits$"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "run git lfs pull"),
         ("[" * 100_000, "nested too deeply"),
         ("[1]", "not a JSON object"),
         ("{", "not readable as JSON"),
