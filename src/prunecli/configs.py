@@ -162,7 +162,14 @@ def judged(values: Mapping[str, Any]) -> Any:
     # nested values in place
     taken = {k: copy.deepcopy(v) for k, v in values.items() if k != "transformers_version"}
     with refusals("transformers refuses config.json"):
-        return AutoConfig.for_model(**taken)
+        config = AutoConfig.for_model(**taken)
+    kinds = getattr(config, "layer_types", None) or ()
+    if "sliding_attention" in kinds and getattr(config, "sliding_window", None) is None:
+        raise InputError(
+            "config.json has layers of sliding_attention, and no sliding_window",
+            "is it as it came with the model?",
+        )
+    return config
 
 
 def shapes(values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import tiny
 from prunecli.arch import Arch
+from prunecli.configs import judged
 from prunecli.errors import InputError, PruneError
 from prunecli.families import registry
 from prunecli.initialise import init
@@ -82,6 +83,16 @@ def test_values_that_cannot_be(change, words, llama, tmp_path):
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize("family", ["gemma2", "gemma3", "qwen2", "olmo3", "smollm3"])
+def test_sliding_layers_need_a_window(family):
+    """Config classes take none, also where they make the list of layers; no forward does."""
+    config = tiny.config_of(family, sliding_window=None)
+    if family in ("qwen2", "smollm3"):
+        config["layer_types"] = ["full_attention", "sliding_attention"] * 2
+    with pytest.raises(InputError, match="sliding_attention, and no sliding_window"):
+        judged(config)
+
+
 def test_values_that_only_the_model_refuses(llama, tmp_path):
     """Config classes take any base of rotary positions; what is built of it is asked as early."""
     model = shutil.copytree(llama, tmp_path / "in")
@@ -119,8 +130,6 @@ def test_json_that_is_none(text, words, tmp_path):
 
 def test_configs_are_read_without_being_changed(tmp_path):
     """Config classes fill in nested values in place, which would change the model's digest."""
-    from prunecli.configs import judged
-
     config = tiny.config_of("llama", rope_scaling={"type": "linear", "factor": 2.0})
     before = json.dumps(config)
     judged(config)
