@@ -4,6 +4,7 @@ A config.json of several parts (`text_config`) is read for its language model al
 """
 
 import copy
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,7 @@ NUMBERS: Mapping[str, tuple[float, float]] = {
     "logits_scaling": (1e-6, 1e6),
     "final_logit_softcapping": (1e-6, 1e6),
 }
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 FRACTIONS = ("rms_norm_eps", "initializer_range", "logits_scaling", "final_logit_softcapping")
 # sizes that no family's table fills in where they are absent
 FILLED = tuple(CONFIG_KEYS[axis] for axis in ("layers", "hidden", "ffn", "heads", "vocab"))
@@ -114,6 +116,12 @@ def _filled(values: dict[str, Any], counted: bool) -> dict[str, Any]:
 
     # an unknown family is told before transformers could mistake it
     registry.of_model_type(values["model_type"])
+    if not counted and values.get("quantization_config") is not None:
+        # whatever it says, transformers would take plain weights for quantised ones
+        raise InputError(
+            "config.json has a quantization_config",
+            "dequantise the model first, or take the key out if its weights are plain",
+        )
     check_numbers(values)
     absent = [key for key in FILLED if values.get(key) is None]
     if counted and not absent:
@@ -123,7 +131,16 @@ def _filled(values: dict[str, Any], counted: bool) -> dict[str, Any]:
 
 
 def check_numbers(values: Mapping[str, Any]) -> None:
-    """Raise InputError for a number of config.json that is none, or out of all bounds."""
+    """Raise InputError for a number of config.json that is none, or out of all bounds.
+
+    So is a type of its weights that is the name of none.
+    """
+    for key in ("dtype", "torch_dtype"):
+        if values.get(key) is not None and values[key] not in DTYPES:
+            raise InputError(
+                f"config.json: {key} is {strict.told(values[key])}, expected one of "
+                f"{', '.join(DTYPES)}"
+            )
     for key, (least, most) in NUMBERS.items():
         value = values.get(key)
         if value is None:
@@ -145,7 +162,14 @@ def judged(values: Mapping[str, Any]) -> Any:
     # nested values in place
     taken = {k: copy.deepcopy(v) for k, v in values.items() if k != "transformers_version"}
     with refusals("transformers refuses config.json"):
-        return AutoConfig.for_model(**taken)
+        config = AutoConfig.for_model(**taken)
+    kinds = getattr(config, "layer_types", None) or ()
+    if "sliding_attention" in kinds and getattr(config, "sliding_window", None) is None:
+        raise InputError(
+            "config.json has layers of sliding_attention, and no sliding_window",
+            "is it as it came with the model?",
+        )
+    return config
 
 
 def shapes(values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -179,5 +203,8 @@ def refusals(what: str) -> Iterator[None]:
 def why(error: Exception) -> str:
     """Return in one line what a library's error says, without its own preamble."""
     text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, KeyError):
+        text = f"it knows no {text}"
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
     text = text.rpartition("ValueError: ")[2].rpartition("TypeError: ")[2]
     return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."

@@ -125,9 +125,7 @@ def init(
             }
         )
         shape = replace(shape, arch=arch)
-    if output.dry_run:
-        sizes = {"params_by_group": arch.params(), "sizes": arch.sizes}
-        return Made(out, results={"params": arch.total_params, **sizes})
+    check_holds(arch)
     place.check_disk(out, sum(spec.bytes for spec in shape.specs.values()))
     inputs = [_config_input(arch)]
     if twin is not None:
@@ -146,6 +144,9 @@ def init(
         return same
     masked = twin if masks == "keep" else None
     held = sparse_tensors(masked).names if masked is not None else ()
+    if output.dry_run:
+        sizes = {"params_by_group": arch.params(), "sizes": arch.sizes}
+        return Made(out, results={"params": arch.total_params, **sizes})
     pattern = pattern_of(results_of(masked))
     # a twin's draw must differ from that of its parent, should that have been made by `init` too:
     # with the mask kept it would be a rewound parent, not a model from scratch
@@ -200,7 +201,6 @@ def _of_config(config: str, dtype: str, report: Report) -> Shape:
         "dtype": _dtype(stated if dtype == "auto" else dtype),
     }
     arch = Arch(record)
-    check_holds(arch)
     stored = STORAGE[record["dtype"]]
     specs = {name: Spec(stored, tensor.shape) for name, tensor in arch.tensors().items()}
     return Shape(arch, specs, [0] * len(specs), None)

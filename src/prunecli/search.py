@@ -143,8 +143,6 @@ def search(
         lesson = learning.prepare(checkpoint, data, settings, compute, report, compat)
         resolved |= lesson.recorded
         expected |= lesson.expected(checkpoint.arch.total_params)
-    if output.dry_run:
-        return Made(out, results={**resolved, **expected})
     # a method that learns is measured in the type that it learns in
     compute = replace(compute, dtype=lesson.dtype) if lesson is not None else compute
     compute = settled(compute, checkpoint)
@@ -168,6 +166,9 @@ def search(
     key = sidecar.key("arch", resolved, inputs)
     if same := place.same_already(out, output, key):
         return same
+    place.check_partial(out, key, restart)
+    if output.dry_run:
+        return Made(out, results={**resolved, **expected})
     with place.partial(out, key, restart) as folder:
         name = f"{out}.partial"
         if lesson is not None:

@@ -116,8 +116,6 @@ def speed(
         theirs = counted(found[0].arch, found[0].density(), length, official)
         results["base"] = theirs
         results["flops_ratio"] = theirs["flops"] / results["flops"]
-    if output.dry_run:
-        return Made(model, results=results)
     roles = ["base"] * bool(base) + ["model"]
     inputs = [one.as_input(role, report) for one, role in zip(found, roles, strict=True)][::-1]
     options: dict[str, Any] = {"seq_len": length, "sparsity": sparsity, "official": official}
@@ -134,6 +132,8 @@ def speed(
     key = sidecar.key("speed", options, inputs)
     if out is not None and (same := place.same_already(out, output, key)):
         return Made(model, same.sidecar, same.results)
+    if output.dry_run:
+        return Made(model, results=results)
     device = "none"
     if not flops_only:
         measured = clock.measure(found, timed, timing, compute, report)

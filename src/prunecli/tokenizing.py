@@ -81,6 +81,7 @@ def tokenize(
     text = documents.open_text(source, part, True, reading)
     if train_tokenizer is None:
         assert tokenizer is not None
+        beside.contents(tokenizer, beside.TOKENIZER)  # refused now or never
         encoder = Tokenizer(tokenizer, special_tokens)
         marks = encoder.marks
         made_with: dict[str, Any] = {"tokenizer": encoder.digest, "train_tokenizer": None}
@@ -106,11 +107,13 @@ def tokenize(
         "text_column": text_column,
         "skip_bad": skip_bad,
     }
-    if output.dry_run:
-        return Made(out, results=options)
     if output.skip_existing and place.occupied(Path(out)):
         return _same(out, options)
-    with place.partial(out, sidecar.key("rows", options, []), restart) as folder:
+    key = sidecar.key("rows", options, [])
+    place.check_partial(out, key, restart)
+    if output.dry_run:
+        return Made(out, results=options)
+    with place.partial(out, key, restart) as folder:
         if train_tokenizer is not None:
             if not present(str(folder)):
                 # tokenizer.json is the last of them: where it is, all are

@@ -140,6 +140,29 @@ def test_a_damaged_header_is_never_more_than_an_input_error(llama, tmp_path, dat
 
 
 @pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a": {"dtype": "F32", "shape": [' + "9" * 5000 + "]}}", "more than 300 digits"),
+        ('{"a": 1, "a": 2}', "a name occurs twice"),
+        ('{"a": {"dtype": "F8_E8M0", "shape": [1], "data_offsets": [0, 1]}}', "dequantise it"),
+        ('{"a": {"dtype": "F64X", "shape": [1], "data_offsets": [0, 8]}}', "expected one of"),
+    ],
+)
+def test_headers_that_cannot_be(header, words, model, tmp_path):
+    content = len(header).to_bytes(8, "little") + header.encode()
+    (model / "model.safetensors").write_bytes(content)
+    refused(tmp_path, 4, words)
+
+
+def test_a_pointer_is_not_the_file(model, tmp_path):
+    """What `git clone` leaves without Git LFS."""
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+    (model / "model.safetensors").write_text(pointer)
+    refused(tmp_path, 4, "model.safetensors' is a pointer of Git LFS", "run git lfs pull")
+
+
+@pytest.mark.parametrize(
     ("file", "words"),
     [
         ("gone.safetensors", "missing shard"),

@@ -1,7 +1,9 @@
 """A dry run gives the verdict of the run, and the run's is given before anything is computed."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,11 +11,17 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from prunecli.errors import PruneError
+from prunecli.evaluation.evaluate import evaluate
 from prunecli.families import registry as families
+from prunecli.initialise import init
 from prunecli.methods import registry
 from prunecli.pipeline import calibrate, score
 from prunecli.pruning import prune
-from prunecli.settings import Amount, Compute, Data, Output
+from prunecli.search import search
+from prunecli.settings import Amount, Compute, Data, Output, Timing, Training
+from prunecli.speeds import speed
+from prunecli.tokenizing import tokenize
+from prunecli.training.train import train
 
 # factors of a longrope, for every pair of the 8 channels of a head
 LONGROPE = {
@@ -156,3 +164,132 @@ def test_statistics_and_scores_likewise(verb, llama, calibration, tmp_path):
         assert found[0][0] == status
         (tmp_path / "o.safetensors").unlink(missing_ok=True)
         (tmp_path / "o.safetensors.json").unlink(missing_ok=True)
+
+
+def runs(model, rows, held_out, text, words):
+    """Every other verb that writes, as a function of where to and of its output settings."""
+    return {
+        "search-arch": lambda out, output: search(
+            model, out, method="flap", ratio=0.3, multiple=16, data=Data(rows),
+            eval_data=Data(held_out), output=output,
+        ),
+        "train": lambda out, output: train(
+            model, out, Training(data=rows, steps=1, batch_size=2), output=output
+        ),
+        "eval": lambda out, output: evaluate(
+            model, data=[Data(held_out)], out=out, output=output
+        ),
+        "init": lambda out, output: init(out, like=model, output=output),
+        "tokenize": lambda out, output: tokenize(
+            text, out, seq_len=8, tokenizer=words, output=output
+        ),
+        "speed": lambda out, output: speed(
+            model, timing=Timing(quantities=("prefill",), rounds=1), seq_len=8, out=out,
+            output=output,
+        ),
+    }  # fmt: skip
+
+
+def damage(model):
+    tensors = {name: t.clone() for name, t in load_file(model / "model.safetensors").items()}
+    tensors["model.norm.weight"][0] = float("nan")
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+
+
+def link_out(model):
+    (model.parent / "elsewhere").write_text("terms")
+    (model / "LICENSE").symlink_to(model.parent / "elsewhere")
+
+
+def claim(path, text):
+    path.mkdir()
+    (path / "key").write_text(text)
+    (path / "kept.json").write_text("{}")
+
+
+STATES = ("search-arch", "train", "eval", "tokenize")  # verbs with an OUT.partial
+# what stands in the way -> how it is put there (model, OUT, OUT.partial), verbs, exit status
+IN_THE_WAY = {
+    "nothing": (lambda model, out, state: None, (), 0),
+    "weights that are no numbers": (
+        lambda model, out, state: damage(model),
+        ("search-arch", "train", "eval", "init", "speed"), 4,
+    ),
+    "a licence out of the folder": (
+        lambda model, out, state: link_out(model), ("train", "init"), 4,
+    ),
+    "another's state": (lambda model, out, state: claim(state, "another"), STATES, 5),
+    "a file for a state": (lambda model, out, state: state.write_text("mine"), STATES, 5),
+    "a pipe": (lambda model, out, state: os.mkfifo(out), None, 4),
+    "something else": (
+        lambda model, out, state: init(str(out), like=str(model), seed=9), None, 5,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", IN_THE_WAY)
+@pytest.mark.parametrize("verb", ["search-arch", "train", "eval", "init", "tokenize", "speed"])
+def test_every_verb_that_writes(verb, case, llama, tmp_path):
+    put, of, status = IN_THE_WAY[case]
+    model = shutil.copytree(llama, tmp_path / "in")
+    init(str(tmp_path / "words"), like=str(llama), tokenizer="bytes")
+    (tmp_path / "text.txt").write_text("some words of text " * 20)
+    make = runs(
+        str(model), tiny.tokens(tmp_path / "r.safetensors", rows=2),
+        tiny.tokens(tmp_path / "h.safetensors", rows=2, seed=1),
+        str(tmp_path / "text.txt"), str(tmp_path / "words"),
+    )[verb]  # fmt: skip
+    out = tmp_path / ("out.json" if verb in ("search-arch", "eval", "speed") else "out")
+    put(model, out, tmp_path / f"{out.name}.partial")
+    kept = listing(tmp_path)
+    skip = case == "something else"
+    dry = verdict(lambda: make(str(out), Output(dry_run=True, skip_existing=skip)))
+    assert listing(tmp_path) == kept
+    assert dry == verdict(lambda: make(str(out), Output(skip_existing=skip)))
+    assert dry[0] == (status if of is None or verb in of else 0), dry
+    if dry[0]:
+        assert listing(tmp_path) == kept
+
+
+def listing(folder):
+    return {path.relative_to(folder): path.lstat().st_mode for path in folder.rglob("*")}
+
+
+def test_a_vocabulary_out_of_its_folder_is_refused_first(llama, tmp_path):
+    """A tokenizer goes with the rows, and is copied when these are done."""
+    init(str(tmp_path / "own"), like=str(llama), tokenizer="bytes")
+    words = tmp_path / "words"
+    words.mkdir()
+    (words / "tokenizer.json").symlink_to(tmp_path / "own" / "tokenizer.json")
+    (tmp_path / "t.txt").write_text("some words of text " * 20)
+    for dry in (True, False):
+        told = verdict(
+            lambda dry=dry: tokenize(
+                str(tmp_path / "t.txt"), str(tmp_path / "out"), seq_len=8, tokenizer=str(words),
+                output=Output(dry_run=dry),
+            )
+        )  # fmt: skip
+        assert told[0] == 4
+        assert "is a link out of its folder" in told[1]
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_places_that_cannot_be(llama, tmp_path, monkeypatch):
+    """Names too long to be staged, and folders that are not to be written to."""
+    most = os.pathconf(tmp_path, "PC_NAME_MAX")
+    long = "n" * (most - 10)
+    for out in (tmp_path / long, tmp_path / ("n" * (most + 40)) / "out", tmp_path / long / "out"):
+        told = verdict(lambda out=out: init(str(out), like=str(llama)))
+        assert told[0] == 4
+        assert "choose a shorter one" in told[1]
+    init(str(tmp_path / ("n" * (most - 24))), like=str(llama))
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    for dry in (True, False):
+        told = verdict(
+            lambda dry=dry: init(
+                str(tmp_path / "a" / "b"), like=str(llama), output=Output(dry_run=dry)
+            )
+        )
+        assert told[0] == 4
+        assert "nothing may be made in" in told[1]
+    assert not (tmp_path / "a").exists()

@@ -337,6 +337,14 @@ def test_folders_of_something_else(row, tmp_path):
         assert word in str(caught.value)
 
 
+def test_an_adapter_beside_weights_is_said_to_be_left_out(parents, ids, tmp_path):
+    """What is read is the model of these weights; peft would put the adapter onto it."""
+    folder = laid_out(parents[False], tmp_path / "in", lambda t: t)
+    (folder / "adapter_config.json").write_text("{}")
+    notes = same_as_stock(folder, ids, tmp_path / "out", False)
+    assert ["adapter beside its weights" in note for note in notes] == [True]
+
+
 def test_a_file_where_a_folder_belongs(tmp_path):
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     with pytest.raises(InputError, match="is a GGUF model"):

@@ -18,7 +18,7 @@ CARRIED = [
     "tokenizer.json", "tokenizer.model", "tokenizer.model.v3", "tekken.json", "vocab.json",
     "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja", "additional_chat_templates/tool.jinja", "chat_templates/tool.jinja",
-    "generation_config.json", "LICENSE", "LICENSE.txt", "NOTICE",
+    "generation_config.json", "LICENSE", "LICENSE.txt", "NOTICE", "license.md",
 ]  # fmt: skip
 LEFT = [
     "README.md", "consolidated.safetensors", "original/tokenizer.model", "pytorch_model.bin",

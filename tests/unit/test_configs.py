@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import tiny
 from prunecli.arch import Arch
+from prunecli.configs import judged
 from prunecli.errors import InputError, PruneError
 from prunecli.families import registry
 from prunecli.initialise import init
@@ -66,6 +67,10 @@ def test_any_value_is_read_or_refused_in_one_line(name, key, value, tmp_path):
         ({"attn_implementation": "someone/kernel"}, ("attn_implementation", "not run")),
         ({"_attn_implementation": {"text_config": "a/b"}}, ("_attn_implementation", "not run")),
         ({"tie_word_embeddings": "yes"}, ("tie_word_embeddings",)),
+        ({"quantization_config": {}}, ("quantization_config", "take the key out")),
+        ({"dtype": 7}, ("dtype is 7, expected one of float32",)),
+        ({"torch_dtype": "torch.half"}, ('torch_dtype is "torch.half"',)),
+        ({"rope_parameters": [1]}, ("rope_parameters", "(RopeParameters, dict, NoneType)")),
         ({"attention_bias": [1]}, ("attention_bias",)),
     ],
 )
@@ -76,6 +81,16 @@ def test_values_that_cannot_be(change, words, llama, tmp_path):
         Checkpoint(str(tmp_path))
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3", "qwen2", "olmo3", "smollm3"])
+def test_sliding_layers_need_a_window(family):
+    """Config classes take none, also where they make the list of layers; no forward does."""
+    config = tiny.config_of(family, sliding_window=None)
+    if family in ("qwen2", "smollm3"):
+        config["layer_types"] = ["full_attention", "sliding_attention"] * 2
+    with pytest.raises(InputError, match="sliding_attention, and no sliding_window"):
+        judged(config)
 
 
 def test_values_that_only_the_model_refuses(llama, tmp_path):
@@ -96,7 +111,8 @@ def test_values_that_only_the_model_refuses(llama, tmp_path):
     [
         ('{"model_type": "llama", "rms_norm_eps": NaN}', "NaN is no finite number"),
         ('{"model_type": "llama", "rms_norm_eps": 1e999}', "1e999 is no finite number"),
-        ('{"model_type": "llama", "vocab_size": 1' + "0" * 5000 + "}", "not readable as JSON"),
+        ('{"model_type": "llama", "vocab_size": 1' + "0" * 5000 + "}", "more than 300 digits$"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "run git lfs pull"),
         ("[" * 100_000, "nested too deeply"),
         ("[1]", "not a JSON object"),
         ("{", "not readable as JSON"),
@@ -114,8 +130,6 @@ def test_json_that_is_none(text, words, tmp_path):
 
 def test_configs_are_read_without_being_changed(tmp_path):
     """Config classes fill in nested values in place, which would change the model's digest."""
-    from prunecli.configs import judged
-
     config = tiny.config_of("llama", rope_scaling={"type": "linear", "factor": 2.0})
     before = json.dumps(config)
     judged(config)

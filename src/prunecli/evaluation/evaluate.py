@@ -57,9 +57,6 @@ def evaluate(
     if out is not None:
         place.check_place(out, output, [checkpoint.folder])
     sources = data or ([] if tasks.names else [Data()])
-    if output.dry_run:
-        named = {"data": [source.source for source in sources], "tasks": list(tasks.names)}
-        return Made(model, results=named)
     compute = settled(compute, checkpoint)
     given = [tasks.tokenizer, *(source.tokenizer for source in sources)]
     tokenizer = next(filter(None, given), None)
@@ -84,6 +81,11 @@ def evaluate(
     key = sidecar.key("eval", options, inputs)
     if out is not None and (same := place.same_already(out, output, key)):
         return Made(model, same.sidecar, same.results)
+    if out is not None:
+        place.check_partial(out, key, restart)
+    if output.dry_run:
+        named = {"data": [source.source for source in sources], "tasks": list(tasks.names)}
+        return Made(model, results=named)
 
     from prunecli.stats import run
     from prunecli.stats.removals import sequence_losses

@@ -26,8 +26,8 @@ SETTINGS = (
 )  # fmt: skip
 TOKENIZER = (FAST, *OLDER, *SETTINGS)
 ALL = (
-    *TOKENIZER, "generation_config.json", "LICENSE*", "LICENCE*", "License*", "COPYING*", "NOTICE*",
-    "Notice*", "USE_POLICY*",
+    *TOKENIZER, "generation_config.json", "LICENSE*", "LICENCE*", "License*", "license*",
+    "COPYING*", "NOTICE*", "Notice*", "USE_POLICY*",
 )  # fmt: skip
 # names code that lies in a repository beside it, which is never run and never carried
 CODE = "auto_map"

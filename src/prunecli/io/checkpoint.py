@@ -142,13 +142,10 @@ class Checkpoint(Reader):
         self.folder = locate(model)
         if not any((self.folder / name).exists() for name in (ONE_FILE, INDEX)):
             foreign.refuse_folder(self.folder)
+        elif (self.folder / foreign.ADAPTER).exists():
+            report.note(f"'{model}' has an adapter beside its weights, which is left out")
         config, self.whole = configs.read(self.folder)
         self.arch = Arch(config)
-        if self.arch.config.get("quantization_config"):
-            raise InputError(
-                "config.json has a quantization_config",
-                "dequantise the model first, or take the key out if its weights are plain",
-            )
         # by our names: the file, and the name that the tensor has in it
         self._stored: dict[str, tuple[Path, str]] = {}
         self.specs: dict[str, Spec] = {}

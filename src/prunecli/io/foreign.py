@@ -13,9 +13,10 @@ SOURCE = "take the safetensors checkpoint that it was made from"
 SAVE = "load it with the library that wrote it, and save it with save_pretrained"
 MERGE = "merge it into its base model first: peft's merge_and_unload(), then save_pretrained"
 PICKLED = "a model of pickled weights, which can run code"
+ADAPTER = "adapter_config.json"
 # files by name, and what their being there means; the first that fits counts
 FILES: tuple[tuple[str, str, str], ...] = (
-    ("adapter_config.json", "a PEFT adapter, not a model", MERGE),
+    (ADAPTER, "a PEFT adapter, not a model", MERGE),
     ("adapter_model.*", "a PEFT adapter, not a model", MERGE),
     ("*.gguf", "a GGUF model", SOURCE),
     ("model_index.json", "a diffusers pipeline, not a language model", "give a language model"),

@@ -13,7 +13,7 @@ from prunecli.settings import Made, Output
 
 MARK = "key"
 LOGS = ".jsonl"
-BESIDE = "..4194304.tmp"  # what the longest name of a sibling has more than OUT's, see `staged`
+SUFFIX = 24  # bytes that names of what is made beside OUT are longer than its own, at most
 
 
 def check_place(out: str, output: Output, inputs: Sequence[Path | None]) -> None:
@@ -33,6 +33,7 @@ def check_place(out: str, output: Output, inputs: Sequence[Path | None]) -> None
         if place in source.parents:
             raise InputError(f"OUT '{out}' contains the input", "choose another OUT")
     _check_above(f"OUT '{out}'", place)
+    _check_name(f"OUT '{out}'", place)
     if not occupied(place):
         _check_access(f"OUT '{out}'", place)
         return
@@ -54,30 +55,40 @@ def check_kept(folder: str, names: Sequence[str], model: Path, out: str) -> None
             raise InputError(f"--keep '{folder}' lies in {what}", "choose another folder")
     _check_above(f"--keep '{folder}'", place / "file")
     _check_access(f"--keep '{folder}'", place / "file")
+    _check_name(f"--keep '{folder}'", place)
     for name in names:
         if occupied(place / name):
             _check_ours(f"'{Path(folder, name)}', which is to be kept,", place / name)
 
 
 def _check_above(told: str, place: Path) -> None:
-    """Raise InputError if nothing can be made at `place`, by its name or by what is above it."""
-    try:
-        parent = next(parent for parent in place.parents if parent.exists())
-        longest = os.pathconf(parent, "PC_NAME_MAX")
-    except OSError as error:
-        raise InputError(f"{told} cannot be written: {error.strerror}", "choose another") from None
+    parent = _nearest(place)
     if not parent.is_dir():
         raise InputError(f"{told} lies under '{parent.name}', which is a file")
-    if 0 < longest < len(os.fsencode(place.name)) + len(BESIDE):
-        raise InputError(f"{told} cannot be written: its name is too long", "choose another")
 
 
 def _check_access(told: str, place: Path) -> None:
-    parent = next(parent for parent in place.parents if parent.exists())
+    parent = _nearest(place)
     if not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(
             f"{told} cannot be written: nothing may be made in '{parent}'", "choose another"
         )
+
+
+def _nearest(place: Path) -> Path:
+    """Return the nearest of the folders above that is there."""
+    # unlike exists(), lexists() takes names that are too long for any file
+    return next(parent for parent in place.parents if os.path.lexists(parent))
+
+
+def _check_name(told: str, place: Path) -> None:
+    """Raise InputError for what is no file or folder, and for names too long to stage under."""
+    parent = _nearest(place)
+    most = os.pathconf(parent, "PC_NAME_MAX") - SUFFIX
+    if any(len(os.fsencode(part)) > most for part in place.relative_to(parent).parts):
+        raise InputError(f"{told}: a name of it has more than {most} bytes", "choose a shorter one")
+    if place.exists() and not (place.is_file() or place.is_dir()):
+        raise InputError(f"{told} is a device or a pipe, expected a file or folder")
 
 
 def _check_ours(told: str, place: Path) -> None:
@@ -165,7 +176,7 @@ def check_partial(out: str, key: str, restart: bool) -> None:
     mark = folder / MARK
     if not folder.exists():
         return
-    if not mark.exists() and any(folder.iterdir()):
+    if not folder.is_dir() or (not mark.exists() and any(folder.iterdir())):
         raise OutputExists(f"'{folder.name}' was not made by prunecli", "move it away")
     state = mark.exists() and not restart and _holds(folder, LOGS)
     if state and mark.read_text("utf-8").strip() != key:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from prunecli import strict
 from prunecli.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ TORCH_NAMES = {
 }  # fmt: skip
 # what weights may be stored as, by the names of configs and options
 STORAGE = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+# of quantised weights, or complex: what safetensors also stores
+NOT_READ = ("F4", "F6_E2M3", "F6_E3M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "C64")
 MAX_HEADER = 100_000_000
 TENSOR_FILE = ".safetensors"
 INTEGERS = ("I64", "U64", "I32", "U32", "I16", "U16", "I8", "U8")
@@ -64,13 +67,15 @@ def read_header(path: Path) -> dict[str, Spec]:
             start = file.read(8)
             if len(start) < 8:
                 raise corrupt(f"{size} bytes are too few")
+            strict.refuse_pointer(path, (start + file.read(len(strict.LFS))).decode("latin-1"))
+            file.seek(8)
             (length,) = struct.unpack("<Q", start)
             if length > min(MAX_HEADER, size - 8):
                 raise corrupt(f"its header claims {length} bytes, the file has {size}")
-            header = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
+            header = strict.parsed(file.read(length), _no_duplicates)
     except OSError as error:
         raise InputError(f"cannot read '{path}': {error.strerror}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, ValueError) as error:
+    except ValueError as error:
         raise corrupt(str(error)) from None
     try:
         specs, ranges = {}, []
@@ -80,6 +85,11 @@ def read_header(path: Path) -> dict[str, Spec]:
             spec = Spec(header[name]["dtype"], tuple(header[name]["shape"]))
             if not all(type(number) is int and number >= 0 for number in (begin, end, *spec.shape)):
                 raise corrupt(f"sizes of tensor '{name}' are no whole numbers")
+            if spec.dtype in NOT_READ:
+                raise InputError(
+                    f"'{path}': tensor '{name}' is of type {spec.dtype}, which is not read",
+                    "if its model is quantised, dequantise it first",
+                )
             if spec.dtype not in ITEM_BYTES:
                 known = ", ".join(ITEM_BYTES)
                 raise corrupt(f"tensor '{name}' is of type '{spec.dtype}', expected one of {known}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from prunecli.errors import InputError, PruneError, Stopped
 from prunecli.io import output as place
 from prunecli.io import sidecar
-from prunecli.io.checkpoint import Checkpoint
+from prunecli.io.checkpoint import Checkpoint, check_holds
 from prunecli.io.rows import place_of
 from prunecli.io.sidecar import Recorder, Sidecar
 from prunecli.io.tensorfile import TORCH_NAMES, torch_dtype
@@ -78,8 +78,8 @@ def train(
     job = jobs.prepare(checkpoint, training, report)
     dtype = jobs.dtype_of(compute)
     options = job.options(dtype)
-    if output.dry_run:
-        return Made(out, results={**options, **_expected(job)})
+    checkpoint.tag_along()  # refused now or never
+    check_holds(checkpoint.stored(training.save_dtype)[0])
     held = _held(job, report)
     found = job.inputs(report)
     key = sidecar.key("checkpoint", options, found)
@@ -87,6 +87,9 @@ def train(
         return same
     weights = 4 * job.checkpoint.arch.total_params
     place.check_disk(out, 3 * weights * (training.keep_states + 1) + weights)
+    place.check_partial(out, key, training.restart)
+    if output.dry_run:
+        return Made(out, results={**options, **_expected(job)})
 
     import torch
 
