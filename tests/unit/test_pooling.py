@@ -2,7 +2,7 @@
 
 import json
 import random
-from math import sqrt
+from math import inf, sqrt
 from statistics import fmean
 
 import pytest
@@ -360,6 +360,17 @@ def test_another_part_of_a_named_set_does_not_hide_that_of_the_suite(runs):
     assert found == {"loss_c4:calibration first": 1.0, "ppl_c4": 20.0, "ppl_wikitext2": 30.0}
 
 
+def test_a_perplexity_beyond_all_numbers_is_told_by_its_loss(runs):
+    for seed in range(2):
+        record = pruned(runs, f"m{seed}", FIRST[0], calibrated(f"x{seed}", seed=seed, **DRAWN))
+        losses = [800.0, 801.0 + seed, 802.0]
+        runs.eval(f"m{seed}", record, 0, source="c4:evaluation", perplexity=inf, losses=losses)
+    (entry,) = collect([str(runs.folder)]).entries
+    (key, measure) = entry.measures.popitem()
+    assert (key, entry.seeds) == ("loss_c4:evaluation", 2)
+    assert measure.value == pytest.approx((801 + 801 + 1 / 3) / 2, rel=1e-12)
+
+
 def test_a_model_without_sidecar_measured_in_two_ways_says_so(runs):
     record = pruned(runs, "m", *FIRST)
     for name, dtype in (("a", "float32"), ("b", "bfloat16")):
@@ -387,4 +398,4 @@ def test_what_an_older_evaluation_does_not_tell_is_unknown(runs):
 def test_a_budget_without_end_is_no_number_of_tokens(runs):
     pruned(runs, "m", *FIRST)
     with pytest.raises(UsageError, match="--budget inf: expected a finite number of tokens"):
-        advice.advise(collect([str(runs.folder)]), None, float("inf"))
+        advice.advise(collect([str(runs.folder)]), None, inf)

@@ -411,7 +411,7 @@ def _keys(measured: list[dict[str, Any]]) -> list[str]:
     Of several parts of a named set the last has the paper's column, as a suite's come last. Other
     D of one name are told apart by their tokens.
     """
-    keys = [_key(data["source"]) for data in measured]
+    keys = [_key(data) for data in measured]
     named = (LOSS.key, *PERPLEXITIES)
 
     def alone(number: int) -> bool:
@@ -425,12 +425,15 @@ def _keys(measured: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _key(source: str) -> str:
-    """Return the column of a D: one of the paper's where it is that set, else its own."""
-    name = source.partition(":")[0]
-    if f"ppl_{name}" in PERPLEXITIES:
+def _key(data: dict[str, Any]) -> str:
+    """Return the column of a D: one of the paper's where it is that set, else its own.
+
+    A perplexity beyond all numbers is none: its loss is told.
+    """
+    name = data["source"].partition(":")[0]
+    if f"ppl_{name}" in PERPLEXITIES and data["perplexity"] is not None:
         return f"ppl_{name}"
-    return LOSS.key if name == "dclm" else f"loss_{source}"
+    return LOSS.key if name == "dclm" else f"loss_{data['source']}"
 
 
 def _digest(found: Any) -> str:
