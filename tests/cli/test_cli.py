@@ -137,6 +137,8 @@ STATS, FIXED = ("--stats", "s"), ("--data", "t.safetensors:x")
         ("--nsamples 3", "not tasks", ("eval", "--tasks", "piqa", "in")),
         ("--buffer disk", "not tasks", ("eval", "--tasks", "piqa", "in")),
         ("--seq-len 8", "--suite decides", ("eval", "--suite", "paper", "in")),
+        ("--text-column t", "not of a suite", ("eval", "--suite", "paper", "in")),
+        ("--skip-bad 3", "not of a suite", ("eval", "--suite", "paper", "in")),
         ("--force", "file of --out", ("eval", "in")),
         ("--skip-existing", "file of --out", ("eval", "in")),
         ("--restart", "file of --out", ("eval", "in")),

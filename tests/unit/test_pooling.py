@@ -2,14 +2,14 @@
 
 import json
 import random
-from math import sqrt
+from math import inf, sqrt
 from statistics import fmean
 
 import pytest
 from test_tables import Runs, differences, task
 
 from prunecli import matching
-from prunecli.errors import InputError
+from prunecli.errors import InputError, UsageError
 from prunecli.io.sidecar import Input
 from prunecli.tables import advice, figures, table, verb
 from prunecli.tables.collect import collect
@@ -323,3 +323,79 @@ def test_every_metric_has_a_row_and_only_accuracies_are_points(runs):
     assert found["wiki byte_perplexity"].value == 40 and found["wiki byte_perplexity"].lower
     # a group is no task beside its own
     assert found["average"].value == pytest.approx((25 + 40) / 2)
+
+
+def columns(runs, *measured):
+    """Return what stands in the columns of one evaluation of all these (source, digest, loss)."""
+    record = pruned(runs, "m", *FIRST)
+    runs.eval("m", record, 1.0)
+    path = runs.folder / "m.json"
+    told = json.loads(path.read_text())
+    (one,) = told["results"]["data"]
+    told["results"]["data"] = [
+        {**one, "source": source, "digest": digest, "loss": loss, "perplexity": 10 * loss}
+        for source, digest, loss in measured
+    ]
+    path.write_text(json.dumps(told))
+    (entry,) = collect([str(runs.folder)]).entries
+    return {key: float(measure.value) for key, measure in entry.measures.items()}
+
+
+def test_files_of_one_name_have_a_column_each(runs):
+    found = columns(runs, ("t.txt", "first", 1.0), ("t.txt", "second", 2.0), ("u.txt", "third", 3))
+    assert found == {"loss_t.txt first": 1.0, "loss_t.txt second": 2.0, "loss_u.txt": 3.0}
+
+
+def test_the_same_tokens_twice_are_one_column(runs):
+    assert columns(runs, ("t.txt", "first", 1.0), ("t.txt", "first", 1.0)) == {"loss_t.txt": 1.0}
+
+
+def test_another_part_of_a_named_set_does_not_hide_that_of_the_suite(runs):
+    found = columns(
+        runs,
+        ("c4:calibration", "first", 1.0),
+        ("c4:evaluation", "second", 2.0),
+        ("wikitext2:evaluation", "third", 3.0),
+    )
+    assert found == {"loss_c4:calibration first": 1.0, "ppl_c4": 20.0, "ppl_wikitext2": 30.0}
+
+
+def test_a_perplexity_beyond_all_numbers_is_told_by_its_loss(runs):
+    for seed in range(2):
+        record = pruned(runs, f"m{seed}", FIRST[0], calibrated(f"x{seed}", seed=seed, **DRAWN))
+        losses = [800.0, 801.0 + seed, 802.0]
+        runs.eval(f"m{seed}", record, 0, source="c4:evaluation", perplexity=inf, losses=losses)
+    (entry,) = collect([str(runs.folder)]).entries
+    (key, measure) = entry.measures.popitem()
+    assert (key, entry.seeds) == ("loss_c4:evaluation", 2)
+    assert measure.value == pytest.approx((801 + 801 + 1 / 3) / 2, rel=1e-12)
+
+
+def test_a_model_without_sidecar_measured_in_two_ways_says_so(runs):
+    record = pruned(runs, "m", *FIRST)
+    for name, dtype in (("a", "float32"), ("b", "bfloat16")):
+        (runs.folder / name).mkdir(parents=True)
+        runs.eval(f"{name}/m", record, 1.0, dtype=dtype)
+        path = runs.folder / name / "m.json"
+        told = json.loads(path.read_text())
+        told["results"].pop("model")
+        path.write_text(json.dumps(told))
+    (runs.folder / "m" / "prunecli.json").unlink()
+    (entry,) = collect([str(runs.folder)]).entries
+    note = entry.measures["loss_text.txt"].note
+    assert note == "measured more than once, also with dtype float32 instead of bfloat16"
+
+
+def test_what_an_older_evaluation_does_not_tell_is_unknown(runs):
+    """Those of tasks did not tell the tokenizer; two of that kind compare as before."""
+    record = pruned(runs, "m", *FIRST)
+    runs.eval("m", record, 1.0, [task(num_fewshot=None)])
+    (entry,) = collect([str(runs.folder)]).entries
+    protocol = dict(entry.measures["cloze"].protocol)
+    assert (protocol["tokenizer"], protocol["shots"]) == ("unknown", "several")
+
+
+def test_a_budget_without_end_is_no_number_of_tokens(runs):
+    pruned(runs, "m", *FIRST)
+    with pytest.raises(UsageError, match="--budget inf: expected a finite number of tokens"):
+        advice.advise(collect([str(runs.folder)]), None, inf)

@@ -101,6 +101,7 @@ def evaluate(
         options.refuse(context, ["allow_code"], "is about the files of --include-path")
     if suite is not None and not data:
         options.refuse(context, SAMPLING, "is what --suite decides")
+        options.refuse(context, options.READING, "is about files of --data, not of a suite")
     if names and not sources:
         of_windows = [*SAMPLING, *options.READING, "special_tokens", "buffer"]
         options.refuse(context, of_windows, "is about windows of --data, not tasks")

@@ -10,11 +10,11 @@ counts is the comparison at equal total budget.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-from math import log10
+from math import inf, log10
 from typing import TYPE_CHECKING, Any
 
 from prunecli import matching
-from prunecli.errors import InputError
+from prunecli.errors import InputError, UsageError
 from prunecli.tables import reference as paper
 from prunecli.tables.collect import Models
 from prunecli.tables.entries import PRUNED, Entry, columns_of, difference, pairs
@@ -59,8 +59,11 @@ class Case:
 def advise(models: Models, reference: str | None, budget: float | None) -> Advice:
     """Say whether to prune or to train from scratch with `budget` tokens, and how sure that is.
 
-    Without a budget, the most tokens that were measured. Raises InputError if nothing is matched.
+    Without a budget, the most tokens that were measured. Raises InputError if nothing is matched,
+    UsageError for a budget that is no number of tokens.
     """
+    if budget is not None and not 1 <= budget < inf:
+        raise UsageError(f"--budget {budget}: expected a finite number of tokens, 1 or more")
     found = list(models.entries)
     if reference is not None:
         # the paper counts in billions

@@ -335,15 +335,19 @@ def _measures(models: Models) -> dict[str, dict[str, Measure]]:
             continue
         made = models.made[key][1]
         stale = record.inputs[0].digest != made.outputs.get("digest")
-        for name, measure in measures_of(record).items():
-            before = found[key].get(name)
-            again = before is not None and unlike(before, measure)
-            twice = f"measured more than once, also with {again}" if again else ""
-            note = STALE if stale else twice
-            found[key][name] = replace(measure, note=note)
+        _take(found[key], measures_of(record), STALE if stale else "")
     for measures in found.values():
         _average(measures)
     return found
+
+
+def _take(known: dict[str, Measure], measures: dict[str, Measure], note: str) -> None:
+    """Add what another evaluation measured, with a note where it is not what one before did."""
+    for name, measure in measures.items():
+        before = known.get(name)
+        again = before is not None and unlike(before, measure)
+        twice = f"measured more than once, also with {again}" if again else ""
+        known[name] = replace(measure, note=note or twice)
 
 
 def _average(measures: dict[str, Measure]) -> None:
@@ -367,7 +371,7 @@ def _foreign(
         if key is None:
             of = (path.stem, record.inputs[0].digest)
             measures, _ = found.setdefault(of, ({}, _shape(record.results)))
-            measures |= measures_of(record)
+            _take(measures, measures_of(record), "")
             _average(measures)
     return found
 
@@ -377,32 +381,64 @@ def measures_of(record: Sidecar) -> dict[str, Measure]:
     measures = {}
     sources = [entry for entry in record.inputs if entry.role == "evaluation"]
     tokenizers = {e.digest: (e.model_extra or {}).get("tokenizer") for e in sources}
-    for data in record.results.get("data", []):
+    measured = record.results.get("data", [])
+    for key, data in zip(_keys(measured), measured, strict=True):
         losses = data.get("window_losses", [])
-        name = data["source"].partition(":")[0]
-        key = f"ppl_{name}"
         protocol = (
-            ("tokenizer", str(tokenizers.get(data["digest"]))[:8]),
+            ("tokenizer", _digest(tokenizers.get(data["digest"]))),
             ("tokens", data["digest"][:8]),
             ("windows", str(data["windows"])),
             ("length", str(data["seq_len"])),
             ("part", data["source"]),
             ("dtype", dtype_of(record)),
         )
+        value = data["loss"]
         if key in PERPLEXITIES:
-            perplexity = data["perplexity"]
+            value = data["perplexity"]
             # to first order a window's loss counts as many times
-            losses = [perplexity * loss for loss in losses]
-            sd = standard_error([losses])
-            measures[key] = Measure(perplexity, sd, protocol, tuple(losses), lower=True)
-        else:
-            key = LOSS.key if name == "dclm" else f"loss_{data['source']}"
-            sd = standard_error([losses])
-            measures[key] = Measure(data["loss"], sd, protocol, tuple(losses), lower=True)
+            losses = [value * loss for loss in losses]
+        sd = standard_error([losses])
+        measures[key] = Measure(value, sd, protocol, tuple(losses), lower=True)
     for task in record.results.get("tasks", []):
         key, measure = _of_task(record, task)
         measures[key] = measure
     return measures
+
+
+def _keys(measured: list[dict[str, Any]]) -> list[str]:
+    """Return the column of every D of one evaluation; those of other tokens are others.
+
+    Of several parts of a named set the last has the paper's column, as a suite's come last. Other
+    D of one name are told apart by their tokens.
+    """
+    keys = [_key(data) for data in measured]
+    named = (LOSS.key, *PERPLEXITIES)
+
+    def alone(number: int) -> bool:
+        own = [place for place, key in enumerate(keys) if key == keys[number]]
+        same = len({measured[place]["digest"] for place in own}) == 1
+        return same or (keys[number] in named and number == own[-1])
+
+    return [
+        key if alone(number) else f"loss_{data['source']} {data['digest'][:8]}"
+        for number, (key, data) in enumerate(zip(keys, measured, strict=True))
+    ]
+
+
+def _key(data: dict[str, Any]) -> str:
+    """Return the column of a D: one of the paper's where it is that set, else its own.
+
+    A perplexity beyond all numbers is none: its loss is told.
+    """
+    name = data["source"].partition(":")[0]
+    if f"ppl_{name}" in PERPLEXITIES and data["perplexity"] is not None:
+        return f"ppl_{name}"
+    return LOSS.key if name == "dclm" else f"loss_{data['source']}"
+
+
+def _digest(found: Any) -> str:
+    """Return the first letters of a digest, by which figures are told apart."""
+    return "unknown" if found is None else str(found)[:8]
 
 
 def _of_task(record: Sidecar, task: dict[str, Any]) -> tuple[str, Measure]:
@@ -415,10 +451,10 @@ def _of_task(record: Sidecar, task: dict[str, Any]) -> tuple[str, Measure]:
         unit * task["value"],
         None if sigma is None else unit * sigma,
         (
-            ("tokenizer", str(inputs.get(task["name"], {}).get("tokenizer"))[:8]),
+            ("tokenizer", _digest(inputs.get(task["name"], {}).get("tokenizer"))),
             ("version", str(task["version"])),
             ("metric", metric),
-            ("shots", str(task["num_fewshot"])),
+            ("shots", "several" if (shots := task["num_fewshot"]) is None else str(shots)),
             ("bos", task.get("bos", AUTO)),
             ("items", f"{task['n']} ({task['digest'][:8]})"),
             ("dtype", dtype_of(record)),

@@ -167,10 +167,19 @@ def _check_numbers(training: Training) -> None:
     for name in ("warmup", "floor"):
         if not 0 <= getattr(training, name) <= 1:
             raise UsageError(f"--{name} {getattr(training, name)}: expected a fraction of 1")
+    for name in ("beta1", "beta2"):
+        if not 0 <= getattr(training, name) < 1:
+            raise UsageError(f"--{name} {getattr(training, name)}: expected 0 or more, below 1")
     for name in ("clip", "temperature", "eps"):
         value = getattr(training, name)
         if value is not None and not value > 0:
             raise UsageError(f"--{name} {value}: expected more than 0")
+    # a norm that is infinite clips nothing, which may be what is wanted
+    for name in ("temperature", "eps", "weight_decay"):
+        value = getattr(training, name)
+        if value is not None and not 0 <= value < inf:
+            flag = name.replace("_", "-")
+            raise UsageError(f"--{flag} {value}: expected a finite number, 0 or more")
     if training.kd_weight is not None and not 0 <= training.kd_weight <= 1:
         raise UsageError(f"--kd-weight {training.kd_weight}: expected a fraction of 1")
     if training.track is not None:
