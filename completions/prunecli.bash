@@ -26,7 +26,7 @@ _prunecli() {
         --plot) words='FILE.(png svg pdf)' ;;
         --recipe) words='paper official' ;;
         --sampler) words='docs concat-random concat-contiguous' ;;
-        --save-dtype) words='auto float32 bfloat16' ;;
+        --save-dtype) words='auto float32 bfloat16 float16' ;;
         --scheme) words='hf depth-scaled mup' ;;
         --scope) words='matrix row' ;;
         --special-tokens) words='text ids' ;;

@@ -24,7 +24,7 @@ from prunecli.strict import told
 CHOICES = {
     "device": ("auto", "cpu", "cuda"),
     "dtype": ("auto", "float32", "bfloat16"),
-    "save-dtype": ("auto", "float32", "bfloat16"),
+    "save-dtype": ("auto", "float32", "bfloat16", "float16"),
     "buffer": ("ram", "disk"),
     "compat": ("official",),
     "bos": tokenizer.BOS,

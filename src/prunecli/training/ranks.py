@@ -1,5 +1,7 @@
 """The processes of one run: one alone, or those that `torchrun` started."""
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,14 +48,28 @@ def started(compute: Compute) -> Iterator[Ranks]:
     if world.size() == 1:
         yield Ranks(0, 1, device, None)
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        # told which GPU is its own, NCCL need not guess at the first barrier
-        dist.init_process_group("nccl", device_id=device)
-    else:
-        dist.init_process_group("gloo")
-    try:
+    with _stdout_to_stderr():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+            # told which GPU is its own, NCCL need not guess at the first barrier
+            dist.init_process_group("nccl", device_id=device)
+        else:
+            dist.init_process_group("gloo")
         mesh = init_device_mesh(device.type, (world.size(),))
+    try:
         yield Ranks(dist.get_rank(), world.size(), device, mesh)
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """Have what libraries print by themselves go to stderr: gloo says on stdout who is there."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
