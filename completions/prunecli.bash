@@ -12,7 +12,7 @@ _prunecli() {
         --bos) words='auto always never' ;;
         --buffer) words='ram disk' ;;
         --compat) words='official' ;;
-        --device) words='auto cpu cuda NAME' ;;
+        --device) words='auto cpu cuda' ;;
         --dtype) words='auto float32 bfloat16' ;;
         --figure) words='1 3 4 5' ;;
         --for) words='flap llm-pruner magnitude minitron-depth minitron-width sheared-llama shortened-llama shortgpt sleb slicegpt-global sparsegpt wanda wanda-sp' ;;

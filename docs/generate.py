@@ -74,7 +74,9 @@ def _option(parameter: Any, record: tuple[str, str]) -> Option:
     switch = parameter.is_flag
     metavar = "" if switch else record[0].split(" ", 1)[-1].strip()
     parts = metavar.split("|")
-    choices = tuple(parts) if len(parts) > 1 or parts[0] in ("official",) else ()
+    listed = len(parts) > 1 or parts[0] in ("official",)
+    # NAME stands for any other
+    choices = tuple(part for part in parts if part != "NAME") if listed else ()
     return Option(flags, metavar, choices, " ".join(record[1].split()))
 
 
