@@ -340,9 +340,11 @@ def test_folders_of_something_else(row, tmp_path):
 def test_an_adapter_beside_weights_is_said_to_be_left_out(parents, ids, tmp_path):
     """What is read is the model of these weights; peft would put the adapter onto it."""
     folder = laid_out(parents[False], tmp_path / "in", lambda t: t)
+    assert same_as_stock(folder, ids, tmp_path / "out", False) == []
+    before, told = Checkpoint(str(folder)).digest(), Told()
     (folder / "adapter_config.json").write_text("{}")
-    notes = same_as_stock(folder, ids, tmp_path / "out", False)
-    assert ["adapter beside its weights" in note for note in notes] == [True]
+    assert Checkpoint(str(folder), told).digest() == before
+    assert ["adapter beside its weights" in note for note in told.notes] == [True]
 
 
 def test_a_file_where_a_folder_belongs(tmp_path):

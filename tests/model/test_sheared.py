@@ -354,7 +354,8 @@ def test_masks_find_what_is_needed(family, frozen, tmp_path):
     for i, (channels, group) in enumerate(needed):
         # weights that learn along can give what another group gave
         assert not frozen or made.results["keep"]["kv_heads"][i] == (group,)
-        assert len(channels & set(made.results["keep"]["ffn"][i])) >= 34
+        # of 40 out of 80 chance finds 20, give or take 2.2
+        assert len(channels & set(made.results["keep"]["ffn"][i])) >= 20 + 4 * 2.2
     losses = made.results["learned"]["loss"]
     assert losses["learned"] + 1 < min(losses["parent_with_random_masks"])
     assert losses["parent_with_learned_masks"] + 1 < min(losses["parent_with_random_masks"])
