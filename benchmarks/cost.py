@@ -115,7 +115,7 @@ def depth(work: str, methods: tuple[str, ...]) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from prunecli.initialise import init
+    from prunecli.training.init import init
 
     ids = torch.randint(1024, (8, 256), dtype=torch.int32)
     save_file({"ids": ids}, f"{work}/ids.safetensors")

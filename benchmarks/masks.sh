@@ -33,7 +33,7 @@ PY
 [[ -e t.safetensors ]] || python - "$model" <<'PY'
 import sys
 from safetensors.torch import save_file
-from prunecli.io import tokens
+from prunecli.data import windows as tokens
 from prunecli.settings import Data
 found = tokens.load(
     Data("builtin:calibration", nsamples=300), folder=sys.argv[1], vocab_size=49152,

@@ -23,15 +23,15 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from prunecli.initialise import init
-from prunecli.io.checkpoint import Checkpoint
-from prunecli.io.rows import open_rows
+from prunecli.data.rows import open_rows
+from prunecli.model.checkpoint import Checkpoint
 from prunecli.settings import Compute, Training
-from prunecli.training import model as models
-from prunecli.training import ranks as processes
+from prunecli.training import distributed as processes
+from prunecli.training import objective as models
 from prunecli.training import schedule
+from prunecli.training.fixed_masks import Masks
+from prunecli.training.init import init
 from prunecli.training.loop import Loop
-from prunecli.training.masks import Masks
 
 STEPS, BATCH, LENGTH, VOCAB = 6, 8, 256, 8192
 SHAPE = {

@@ -13,7 +13,7 @@ import typer
 from prunecli import __version__
 from prunecli.cli import options
 from prunecli.cli.app import COMMANDS, app
-from prunecli.io import sidecar
+from prunecli.files import sidecar
 
 ROOT = Path(__file__).resolve().parent.parent
 

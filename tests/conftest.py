@@ -9,7 +9,7 @@ import torch
 
 import tiny
 from matrix import pytest_terminal_summary as pytest_terminal_summary
-from prunecli.families import registry
+from prunecli.model.families import registry
 
 
 @pytest.fixture(scope="session", autouse=True)

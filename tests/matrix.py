@@ -1,7 +1,7 @@
 """The matrix of methods and families, in the report of every run that tried some of it."""
 
-from prunecli.families import registry as families
 from prunecli.methods import registry as methods
+from prunecli.model.families import registry as families
 
 CELL = "cell of the matrix"
 

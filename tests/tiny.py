@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from prunecli.families import registry
+from prunecli.model.families import registry
 
 # per test; `tests/portable.sh` asks for others
 THREADS = int(os.environ.get("PRUNECLI_TEST_THREADS", "1"))

@@ -9,18 +9,22 @@ from typing import Any
 
 __version__ = "0.1.0"
 
+
 _VERBS = {
-    "calibrate": "pipeline",
-    "score": "pipeline",
-    "prune": "pruning",
-    "init": "initialise",
-    "tokenize": "tokenizing",
+    "calibrate": "pruning.calibrate",
+    "score": "pruning.score",
+    "prune": "pruning.prune",
+    "search_arch": "pruning.search_arch",
+    "init": "training.init",
+    "tokenize": "data.tokenize",
     "train": "training.train",
-    "evaluate": "evaluation.evaluate",
-    "speed": "speeds",
-    "table": "tables",
-    "check": "checks",
+    "evaluate": "measuring.eval",
+    "speed": "measuring.speed",
+    "table": "tables.table",
+    "check": "measuring.check",
 }
+
+
 __all__ = ["__version__", *_VERBS]
 
 

@@ -35,11 +35,11 @@ def called(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
         return act
 
-    monkeypatch.setattr("prunecli.pruning.prune", stub("prune"))
-    monkeypatch.setattr("prunecli.pipeline.calibrate", stub("calibrate"))
-    monkeypatch.setattr("prunecli.pipeline.score", stub("score"))
-    monkeypatch.setattr("prunecli.initialise.init", stub("init"))
-    monkeypatch.setattr("prunecli.evaluation.evaluate.evaluate", stub("evaluate"))
+    monkeypatch.setattr("prunecli.pruning.prune.prune", stub("prune"))
+    monkeypatch.setattr("prunecli.pruning.calibrate.calibrate", stub("calibrate"))
+    monkeypatch.setattr("prunecli.pruning.score.score", stub("score"))
+    monkeypatch.setattr("prunecli.training.init.init", stub("init"))
+    monkeypatch.setattr("prunecli.measuring.eval.evaluate", stub("evaluate"))
     return seen
 
 
@@ -151,7 +151,7 @@ STATS, FIXED = ("--stats", "s"), ("--data", "t.safetensors:x")
     ],
 )
 def test_what_nothing_would_read_is_refused(run, called, monkeypatch, flag, why, command) -> None:
-    monkeypatch.setattr("prunecli.speeds.speed", lambda *_, **__: Made("in"))
+    monkeypatch.setattr("prunecli.measuring.speed.speed", lambda *_, **__: Made("in"))
     ended = run(command[0], *flag.split(), *command[1:])
     assert ended.code == 2 and why in ended.err and ended.err.count("\n") == 1
     assert not called
@@ -432,7 +432,9 @@ def test_variables_that_change_nothing_here_are_ignored(run, called, monkeypatch
 def test_check_tells_what_is_wrong(run, monkeypatch) -> None:
     found = {"good": [], "bad": ["torn", "bent"]}
     # by its module: the package offers the verb under the same name
-    monkeypatch.setattr(import_module("prunecli.checks"), "check", lambda path, **_: found[path])
+    monkeypatch.setattr(
+        import_module("prunecli.measuring.check"), "check", lambda path, **_: found[path]
+    )
     ended = run("check", "good", "bad")
     assert ended.out.splitlines() == ["good: ok", "bad: torn", "bad: bent"]
     assert ended.code == 3
@@ -440,8 +442,8 @@ def test_check_tells_what_is_wrong(run, monkeypatch) -> None:
 
 
 def test_methods_and_families(run) -> None:
-    from prunecli.families import registry as families
     from prunecli.methods import registry as methods
+    from prunecli.model.families import registry as families
 
     for command, registry in (("methods", methods), ("families", families)):
         lines = run(command).out.splitlines()
@@ -458,7 +460,7 @@ def test_notes_go_to_stderr(run, monkeypatch) -> None:
         assert list(report.track(range(3), "counting")) == [0, 1, 2]
         return Made(out)
 
-    monkeypatch.setattr("prunecli.initialise.init", noisy)
+    monkeypatch.setattr("prunecli.training.init.init", noisy)
     init = ("init", "--config", "c.json", "out")
     assert run(*init).err == "prunecli: a note\n"
     assert run(*init, "--quiet").err == ""

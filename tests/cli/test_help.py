@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from prunecli.cli import app, options
-from prunecli.io.samplers import SAMPLERS
+from prunecli.data.samplers import SAMPLERS
 from prunecli.methods import registry
 
 PROGRAM = Path(sys.executable).with_name("prunecli")
@@ -134,8 +134,9 @@ def test_options_of_methods() -> None:
 
 
 def test_choices_are_those_of_the_library() -> None:
-    from prunecli.tables import FORMATS, LAYOUT_NAMES
     from prunecli.tables.figures import FIGURES
+    from prunecli.tables.render import FORMATS
+    from prunecli.tables.table import LAYOUT_NAMES
 
     assert set(options.CHOICES["sampler"]) == set(SAMPLERS)
     assert options.CHOICES["format"] == FORMATS

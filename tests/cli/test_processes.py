@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
-from prunecli.pruning import prune
+from prunecli.pruning.prune import prune
+from prunecli.pruning.sheared import MASK_WARMUP
 from prunecli.settings import Amount
 from prunecli.training.schedule import warm_steps
-from prunecli.training.shearing import MASK_WARMUP
 
 BIN = Path(sys.executable).parent
 ALONE = [str(BIN / "prunecli")]

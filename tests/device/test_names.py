@@ -3,18 +3,17 @@
 import pytest
 import torch
 
-from prunecli import pipeline
 from prunecli.errors import UsageError
-from prunecli.evaluation.evaluate import evaluate
+from prunecli.measuring.eval import evaluate
+from prunecli.model import device as devices
 from prunecli.settings import Compute
-from prunecli.stats import run
-from prunecli.training import ranks
+from prunecli.training import distributed
 
 
 def test_a_device_of_another_name(device):
-    found = run.device_of(Compute(device=device))
+    found = devices.device_of(Compute(device=device))
     assert found.type == device.partition(":")[0]
-    pipeline.check_device(Compute(device=device))
+    devices.check_device(Compute(device=device))
 
 
 @pytest.mark.parametrize(
@@ -31,14 +30,16 @@ def test_what_is_not_there(name):
 def gpus(monkeypatch):
     """As if every device were there, and no others joined this process."""
     joined = {}
-    monkeypatch.setattr(run, "_there", lambda device: device)
+    monkeypatch.setattr(devices, "_there", lambda device: device)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: joined.update(device=device))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(ranks, "init_device_mesh", lambda kind, shape: (kind, shape))
+    monkeypatch.setattr(distributed, "init_device_mesh", lambda kind, shape: (kind, shape))
     for name, value in {"get_rank": 1, "destroy_process_group": None, "barrier": None}.items():
-        monkeypatch.setattr(ranks.dist, name, lambda value=value: value)
+        monkeypatch.setattr(distributed.dist, name, lambda value=value: value)
     monkeypatch.setattr(
-        ranks.dist, "init_process_group", lambda backend, **more: joined.update(more, by=backend)
+        distributed.dist,
+        "init_process_group",
+        lambda backend, **more: joined.update(more, by=backend),
     )
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
@@ -47,21 +48,21 @@ def gpus(monkeypatch):
 
 def test_each_process_takes_the_gpu_of_its_rank(gpus):
     own = torch.device("cuda", 1)
-    assert run.device_of(Compute(device="cuda")) == own
-    with ranks.started(Compute(device="cuda")) as started:
+    assert devices.device_of(Compute(device="cuda")) == own
+    with distributed.started(Compute(device="cuda")) as started:
         assert (started.device, started.mesh) == (own, ("cuda", (2,)))
     assert gpus == {"device": own, "by": "nccl", "device_id": own}
     with pytest.raises(UsageError, match="cuda:0"):
-        run.device_of(Compute(device="cuda:0"))
+        devices.device_of(Compute(device="cuda:0"))
 
 
 def test_more_processes_than_gpus(gpus, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(UsageError, match="local rank 2 has no GPU: there are 2"):
-        run.device_of(Compute(device="cuda"))
+        devices.device_of(Compute(device="cuda"))
 
 
 def test_processes_on_cpus_talk_by_gloo(gpus):
-    with ranks.started(Compute(device="cpu")) as started:
+    with distributed.started(Compute(device="cpu")) as started:
         assert (started.device, started.mesh) == (torch.device("cpu"), ("cpu", (2,)))
     assert gpus == {"by": "gloo"}

@@ -13,13 +13,13 @@ from work import BATCH, LENGTH, REAL, ROWS
 
 import tiny
 from prunecli.errors import Stopped
-from prunecli.evaluation.evaluate import evaluate
-from prunecli.io import sidecar
-from prunecli.io.checkpoint import Checkpoint
+from prunecli.files import sidecar
+from prunecli.measuring.eval import evaluate
 from prunecli.methods import registry
-from prunecli.pruning import prune
+from prunecli.model import device, stream
+from prunecli.model.checkpoint import Checkpoint
+from prunecli.pruning.prune import prune
 from prunecli.settings import Amount, Compute, Data, Training
-from prunecli.stats import run
 from prunecli.training.train import train
 
 CPU = Compute(device="cpu", dtype="float32")
@@ -64,7 +64,7 @@ def test_pruned_as_on_the_cpu(method, work, there, rel, tmp_path):
             found, expected = ({n: t.abs() for n, t in x.items()} for x in (found, expected))
         near(found, expected, rel)
     found, expected = weights(tmp_path / "there"), weights(tmp_path / "cpu")
-    assert tiny.sidecar(tmp_path / "there")["run"]["device"] == str(run.device_of(there))
+    assert tiny.sidecar(tmp_path / "there")["run"]["device"] == str(device.device_of(there))
     shapes = {name: tensor.shape for name, tensor in expected.items()}
     assert {name: tensor.shape for name, tensor in found.items()} == shapes
     if known.learned:
@@ -85,7 +85,7 @@ def test_stages(command, work, there, rel, tmp_path):
         getattr(work, command)(str(tmp_path / name), compute)
     near(*(load_file(tmp_path / f"{name}.safetensors") for name in ("there", "cpu")), rel)
     record = json.loads(sidecar.path_of(str(tmp_path / "there.safetensors")).read_text())
-    assert record["run"]["device"] == str(run.device_of(there))
+    assert record["run"]["device"] == str(device.device_of(there))
 
 
 def test_eval_and_search(work, there, rel, tmp_path):
@@ -212,7 +212,7 @@ def test_a_layer_is_sent_once_and_its_states_there_and_back(work, there, tmp_pat
     """A walk sends every matrix of the layers, and hidden states a batch at a time."""
     arch = Checkpoint(work.model).arch
     expected = Counter(("to_device", 4 * prod(tensor.shape)) for tensor in matrices(work))
-    for rows in run.batches(torch.zeros(ROWS, LENGTH)):
+    for rows in stream.batches(torch.zeros(ROWS, LENGTH)):
         states = 4 * (rows.stop - rows.start) * LENGTH * arch.hidden
         # what the embedding gives comes back too
         expected += {("to_device", states): arch.layers, ("to_host", states): arch.layers + 1}

@@ -14,13 +14,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tiny
-from prunecli.evaluation.evaluate import evaluate
+from prunecli.measuring.eval import evaluate
+from prunecli.measuring.speed import speed
 from prunecli.methods import registry
-from prunecli.pipeline import calibrate, score
-from prunecli.pruning import prune
-from prunecli.search import search
+from prunecli.pruning.calibrate import calibrate
+from prunecli.pruning.prune import prune
+from prunecli.pruning.score import score
+from prunecli.pruning.search_arch import search_arch
 from prunecli.settings import Amount, Compute, Data, Made, Timing, Training
-from prunecli.speeds import speed
 from prunecli.training.train import train
 
 REAL = os.environ.get("PRUNECLI_TEST_DEVICE")
@@ -69,7 +70,7 @@ class Work:
         return self.train(out, compute, teacher=self.teacher, temperature=2.0, **more)
 
     def search(self, out: str, compute: Compute) -> Made:
-        return search(
+        return search_arch(
             self.model, f"{out}.json", method="minitron-width", ratio=0.4, multiple=16,
             data=Data(self.ids), eval_data=Data(self.held), compute=compute,
         )  # fmt: skip

@@ -11,17 +11,18 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import tiny
-from prunecli.checks import check
 from prunecli.errors import InputError, PruneError
-from prunecli.evaluation.evaluate import evaluate
-from prunecli.initialise import init
-from prunecli.io import output
-from prunecli.io.checkpoint import CheckpointWriter
-from prunecli.io.tensorfile import read_header
-from prunecli.pipeline import calibrate, score
-from prunecli.pruning import prune
+from prunecli.files import output
+from prunecli.files.tensorfile import read_header
+from prunecli.measuring.check import check
+from prunecli.measuring.eval import evaluate
+from prunecli.model.checkpoint import CheckpointWriter
+from prunecli.pruning.calibrate import calibrate
+from prunecli.pruning.prune import prune
+from prunecli.pruning.score import score
 from prunecli.settings import Amount, Data, Output
-from prunecli.tables import table
+from prunecli.tables.table import table
+from prunecli.training.init import init
 
 
 @pytest.fixture

@@ -10,17 +10,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
+from prunecli.data.tokenize import tokenize
 from prunecli.errors import PruneError
-from prunecli.evaluation.evaluate import evaluate
-from prunecli.families import registry as families
-from prunecli.initialise import init
+from prunecli.measuring.eval import evaluate
+from prunecli.measuring.speed import speed
 from prunecli.methods import registry
-from prunecli.pipeline import calibrate, score
-from prunecli.pruning import prune
-from prunecli.search import search
+from prunecli.model.families import registry as families
+from prunecli.pruning.calibrate import calibrate
+from prunecli.pruning.prune import prune
+from prunecli.pruning.score import score
+from prunecli.pruning.search_arch import search_arch
 from prunecli.settings import Amount, Compute, Data, Output, Timing, Training
-from prunecli.speeds import speed
-from prunecli.tokenizing import tokenize
+from prunecli.training.init import init
 from prunecli.training.train import train
 
 # factors of a longrope, for every pair of the 8 channels of a head
@@ -169,7 +170,7 @@ def test_statistics_and_scores_likewise(verb, llama, calibration, tmp_path):
 def runs(model, rows, held_out, text, words):
     """Every other verb that writes, as a function of where to and of its output settings."""
     return {
-        "search-arch": lambda out, output: search(
+        "search-arch": lambda out, output: search_arch(
             model, out, method="flap", ratio=0.3, multiple=16, data=Data(rows),
             eval_data=Data(held_out), output=output,
         ),

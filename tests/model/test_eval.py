@@ -13,15 +13,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
+from prunecli.data import documents
+from prunecli.data.tokenize import tokenize
 from prunecli.errors import InputError, UsageError
-from prunecli.evaluation import evaluate as verb
-from prunecli.evaluation import harness
-from prunecli.evaluation.evaluate import evaluate
-from prunecli.evaluation.suite import TASKS, suite
-from prunecli.initialise import init
-from prunecli.io import documents
+from prunecli.measuring import eval as verb
+from prunecli.measuring import harness
+from prunecli.measuring.eval import evaluate
+from prunecli.measuring.suite import TASKS, suite
+from prunecli.model import stream
 from prunecli.settings import Compute, Data, Output, Tasks
-from prunecli.tokenizing import tokenize
+from prunecli.training.init import init
 
 TASK = """task: {name}
 dataset_path: json
@@ -224,7 +225,7 @@ def test_suite_takes_whole_windows_there_are(model, monkeypatch):
         parts.append(source)
         return documents.Text(source, [" ".join(WORDS * 40)])
 
-    monkeypatch.setattr("prunecli.io.documents.open_text", text)
+    monkeypatch.setattr("prunecli.data.documents.open_text", text)
     data, _ = suite("paper", official=False)
     made = evaluate(model, data=data).results["data"]
     assert parts == [
@@ -377,7 +378,7 @@ def test_a_loss_is_that_of_its_text_alone(llama, tmp_path) -> None:
 
 def test_the_noise_that_is_left(llama, tmp_path, monkeypatch) -> None:
     """Greatest differences between the times: none on a CPU, else what the times differ by."""
-    from prunecli.stats import removals
+    from prunecli.pruning.stats import removals
 
     data = [Data(tiny.tokens(tmp_path / "t.safetensors"))]
     assert "noise" not in evaluate(str(llama), data=data).results["data"][0]
@@ -385,7 +386,7 @@ def test_the_noise_that_is_left(llama, tmp_path, monkeypatch) -> None:
     assert made.results["data"][0]["noise"] == {"repeats": 3, "loss": 0.0, "window_loss": 0.0}
     assert made.sidecar["options"]["repeat"] == 3
 
-    exact, turns = removals.sequence_losses, iter(range(3))
+    exact, turns = stream.sequence_losses, iter(range(3))
 
     def noisy(runner, ids):
         found = exact(runner, ids)

@@ -5,14 +5,16 @@ import torch
 
 import tiny
 from prunecli.errors import OutputExists
-from prunecli.evaluation.evaluate import evaluate
-from prunecli.io.checkpoint import Checkpoint
-from prunecli.pipeline import calibrate, score, settled
-from prunecli.pruning import prune
-from prunecli.search import search
+from prunecli.measuring.eval import evaluate
+from prunecli.measuring.speed import speed
+from prunecli.model import device as devices
+from prunecli.model.checkpoint import Checkpoint
+from prunecli.model.device import settled
+from prunecli.pruning.calibrate import calibrate
+from prunecli.pruning.prune import prune
+from prunecli.pruning.score import score
+from prunecli.pruning.search_arch import search_arch
 from prunecli.settings import Amount, Compute, Data, Output, Timing
-from prunecli.speeds import speed
-from prunecli.stats import run
 
 HALF = Amount(ratio=0.5)
 VERBS = {
@@ -24,7 +26,7 @@ VERBS = {
     ),
     "prune": lambda m, d, out, **more: prune(m, out, method="wanda", amount=HALF, data=d, **more),
     "eval": lambda m, d, out, **more: evaluate(m, data=[d], out=f"{out}.json", **more),
-    "search-arch": lambda m, d, out, **more: search(
+    "search-arch": lambda m, d, out, **more: search_arch(
         m, f"{out}.json", method="wanda-sp", ratio=0.5, data=d,
         eval_data=d, allow_overlap=True, **more,
     ),
@@ -73,7 +75,7 @@ def test_on_a_gpu_auto_is_the_type_of_the_checkpoint(tmp_path, monkeypatch):
     half = Checkpoint(str(tiny.make(tmp_path / "half", dtype=torch.bfloat16)))
     assert settled(Compute(), half) == Compute("cpu", "float32")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(run, "_there", lambda device: device)
+    monkeypatch.setattr(devices, "_there", lambda device: device)
     assert settled(Compute(), half) == Compute("cuda", "bfloat16")
     assert settled(Compute(dtype="float32"), half) == Compute("cuda", "float32")
     assert settled(Compute(device="cpu"), half) == Compute("cpu", "float32")

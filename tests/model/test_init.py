@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
-from prunecli.checks import check
 from prunecli.errors import InputError, UsageError
-from prunecli.initialise import BASE_WIDTH, SCHEMES, init
-from prunecli.pruning import prune
+from prunecli.measuring.check import check
+from prunecli.pruning.prune import prune
 from prunecli.settings import Amount
+from prunecli.training.init import BASE_WIDTH, SCHEMES, init
 
 
 def weights(folder) -> dict[str, torch.Tensor]:

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from prunecli.errors import InputError
-from prunecli.evaluation.evaluate import evaluate
-from prunecli.io.checkpoint import Checkpoint
-from prunecli.pruning import prune
+from prunecli.measuring.eval import evaluate
+from prunecli.model.checkpoint import Checkpoint
+from prunecli.pruning.prune import prune
 from prunecli.report import Report
 from prunecli.settings import Amount, Data
 
@@ -247,7 +247,7 @@ def test_both_layouts_of_gemma3(wrapper, ids, tmp_path):
 
 def test_sizes_that_a_wrapper_leaves_out(tmp_path):
     """Gemma 3 4B names neither its heads nor its vocabulary: its class does."""
-    from prunecli.arch import Arch
+    from prunecli.model.arch import Arch
 
     text = {
         "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text",

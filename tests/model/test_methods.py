@@ -9,19 +9,21 @@ from safetensors.torch import load_file
 
 import tiny
 from matrix import CELL
-from prunecli import deciding
-from prunecli.arch import Arch
 from prunecli.errors import OutputExists, PruneError
-from prunecli.families import registry as families
-from prunecli.io.checkpoint import Checkpoint
 from prunecli.methods import registry
-from prunecli.methods._base import Pattern
 from prunecli.methods._masks import drop_mask
-from prunecli.pipeline import calibrate, score, with_recipe
-from prunecli.pruning import prune
+from prunecli.model import stream
+from prunecli.model.arch import Arch
+from prunecli.model.checkpoint import Checkpoint
+from prunecli.model.families import registry as families
+from prunecli.model.pattern import Pattern
+from prunecli.pruning.calibrate import calibrate
+from prunecli.pruning.prune import prune
+from prunecli.pruning.request import with_recipe
+from prunecli.pruning.score import score
+from prunecli.pruning.stats import gradients, removals
 from prunecli.report import Report
 from prunecli.settings import Amount, Compute, Data, Output
-from prunecli.stats import gradients, removals, run
 
 HALF = Amount(ratio=0.5)
 # four layers are fewer than are protected by default, and few containers hold biases
@@ -203,15 +205,15 @@ def test_damping_that_was_raised_is_told(llama, tmp_path):
 
 
 def test_every_depth_candidate_is_that_of_the_naive_loop(llama, calibration):
-    runner = run.Runner(Checkpoint(str(llama)), Compute())
+    runner = stream.Runner(Checkpoint(str(llama)), Compute())
     ids = load_file(calibration.rsplit(":", 1)[0])["ids"]
     tokens = ids.shape[0] * (ids.shape[1] - 1)
-    dense = removals.sequence_losses(runner, ids).sum() / tokens
+    dense = stream.sequence_losses(runner, ids).sum() / tokens
     assert removals.skip_losses(runner, ids, 0).tolist() == [float(dense)] * 5
     for skip in (1, 2, 3):
         found = removals.skip_losses(runner, ids, skip)
         naive = [
-            removals.sequence_losses(runner, ids, range(i, i + skip)).sum() for i in range(5 - skip)
+            stream.sequence_losses(runner, ids, range(i, i + skip)).sum() for i in range(5 - skip)
         ]
         assert found.equal(torch.stack(naive) / tokens)
 
@@ -247,7 +249,7 @@ def test_greedy_removal_is_that_of_the_naive_loop(name, calibration, tmp_path):
         }
         gone.append(min(losses, key=losses.__getitem__))
         alive.remove(gone[-1])
-    rounds = removals.greedy_skips(run.Runner(Checkpoint(str(model)), Compute()), ids, 3)
+    rounds = removals.greedy_skips(stream.Runner(Checkpoint(str(model)), Compute()), ids, 3)
     assert [rounds.tolist().index(turn) for turn in range(3)] == gone
     assert rounds.isinf().sum() == 3
     made = cut(model, tmp_path / "out", "sleb", calibration, Amount(layers=3))
@@ -261,7 +263,7 @@ def test_taylor_scores_and_choice_are_those_of_autograd(family, tied, calibratio
 
     model = tiny.make(tmp_path / "m", family, tie_word_embeddings=tied)
     ids = load_file(calibration.rsplit(":", 1)[0])["ids"]
-    runner = run.Runner(Checkpoint(str(model)), Compute())
+    runner = stream.Runner(Checkpoint(str(model)), Compute())
     found = gradients.gradients(runner, ids, ["taylor"])
     whole = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     logits = whole(ids.long(), use_cache=False).logits[:, :-1].flatten(0, 1)
@@ -368,7 +370,7 @@ def test_rotated_coordinates_compute_the_same(name, tied, tmp_path):
     """A whole model under a random rotation, biases and gains included, as stock code loads it."""
     from safetensors.torch import save_file
 
-    from prunecli.rotate import Rotated
+    from prunecli.pruning.rotate import Rotated
 
     flags = families.get(name).biases
     model = tiny.make(tmp_path / "m", name, tie_word_embeddings=tied, **dict.fromkeys(flags, True))
@@ -413,10 +415,10 @@ def test_slicing_drops_the_least_directions(llama, calibration, tmp_path):
 def test_the_residual_gram_is_that_of_a_naive_loop(llama, calibration):
     from transformers import AutoModelForCausalLM
 
-    from prunecli.stats.residual import residual_gram
+    from prunecli.pruning.stats.residual import residual_gram
 
     ids = load_file(calibration.rsplit(":", 1)[0])["ids"]
-    runner = run.Runner(Checkpoint(str(llama)), Compute())
+    runner = stream.Runner(Checkpoint(str(llama)), Compute())
     model, seen = AutoModelForCausalLM.from_pretrained(llama).eval(), []
     for name, module in model.named_modules():
         if name.endswith("layernorm") or name == "model.norm":
@@ -594,7 +596,7 @@ def test_gradients_in_sixteen_bits(llama, calibration):
     ids = load_file(calibration.rsplit(":", 1)[0])["ids"]
     exact, rounded = (
         gradients.gradients(
-            run.Runner(Checkpoint(str(llama)), Compute(dtype=dtype)), ids, ["taylor"]
+            stream.Runner(Checkpoint(str(llama)), Compute(dtype=dtype)), ids, ["taylor"]
         )
         for dtype in ("float32", "bfloat16")
     )
@@ -603,7 +605,7 @@ def test_gradients_in_sixteen_bits(llama, calibration):
 
 
 def test_a_plan_tells_what_it_was_decided_on(llama, calibration, tmp_path):
-    from prunecli.evaluation.evaluate import evaluate
+    from prunecli.measuring.eval import evaluate
 
     options = {"bias": "drop"}
     plan = tmp_path / "p.json"
@@ -659,7 +661,7 @@ def test_kept_files_are_taken_or_replaced(llama, calibration, tmp_path, monkeypa
     for name in ("stats.safetensors", "plan.json"):
         (tmp_path / "k" / name).unlink()
     mixed = {"options": {"taylor": "mix"}, **kept}
-    monkeypatch.setattr(deciding, "write_stats", None)
+    monkeypatch.setattr("prunecli.pruning.prune.write_stats", None)
     with pytest.raises(OutputExists, match=r"scores\.safetensors' exists and was made from other"):
         cut(llama, tmp_path / "c", "llm-pruner", calibration, **mixed)
     monkeypatch.undo()

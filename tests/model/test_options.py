@@ -6,9 +6,11 @@ import torch
 import tiny
 from prunecli.errors import UsageError
 from prunecli.methods import registry
-from prunecli.pipeline import calibrate, score, with_recipe
-from prunecli.pruning import prune
-from prunecli.search import search
+from prunecli.pruning.calibrate import calibrate
+from prunecli.pruning.prune import prune
+from prunecli.pruning.request import with_recipe
+from prunecli.pruning.score import score
+from prunecli.pruning.search_arch import search_arch
 from prunecli.settings import Amount, Data
 
 HALF = Amount(ratio=0.5)
@@ -159,7 +161,7 @@ def test_options_that_another_step_reads(llama, tmp_path):
 def test_a_search_refuses_them_too(llama, tmp_path):
     for options, budget in (({}, {"ratio": 0.5}), ({"structure": "UL-UM"}, {"flops": 1e8})):
         with pytest.raises(UsageError, match="changes nothing"):
-            search(
+            search_arch(
                 str(llama), str(tmp_path / "a.json"), options=options, compat=not options,
                 method="flap" if options else "wanda-sp", **budget,
             )  # fmt: skip

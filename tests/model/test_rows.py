@@ -9,13 +9,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import tiny
-from prunecli.checks import check
+from prunecli.data import rows, shards
+from prunecli.data.shards import Encoding, Exact
+from prunecli.data.tokenize import tokenize
+from prunecli.data.tokenizer import Tokenizer, alphabet, byte_level, files_of
 from prunecli.errors import InputError, OutputExists, UsageError
-from prunecli.io import rows, token_shards
-from prunecli.io.token_shards import Encoding, Exact
-from prunecli.io.tokenizer import Tokenizer, alphabet, byte_level, files_of
+from prunecli.measuring.check import check
 from prunecli.settings import Output
-from prunecli.tokenizing import tokenize
 
 DOCUMENTS = [f"Document {i}: " + "words and more words, " * (i % 7) + "\nend." for i in range(60)]
 
@@ -56,7 +56,7 @@ def test_rows_are_the_documents_in_a_row(made) -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"workers": 2}, {"shard_tokens": 100}])
 def test_bytes_depend_on_text_and_tokenizer_alone(made, text, tmp_path, monkeypatch, settings):
-    monkeypatch.setattr(token_shards, "BATCH", 500)
+    monkeypatch.setattr(shards, "BATCH", 500)
     out = tmp_path / "again"
     options = {"workers": 1, **settings}
     tokenize(str(text), str(out), seq_len=16, tokenizer=str(made), **options)
@@ -84,8 +84,8 @@ class Killed(BaseException):
 @pytest.mark.parametrize("after", [1, 2, 5, 9])
 def test_stopped_and_resumed(made, text, tmp_path, monkeypatch, after) -> None:
     """Cut off at any batch, the same call goes on after the finished shards."""
-    monkeypatch.setattr(token_shards, "BATCH", 300)
-    real, calls = token_shards.encoder, []
+    monkeypatch.setattr(shards, "BATCH", 300)
+    real, calls = shards.encoder, []
 
     def dying(*arguments):
         encode = real(*arguments)
@@ -100,7 +100,7 @@ def test_stopped_and_resumed(made, text, tmp_path, monkeypatch, after) -> None:
 
     out = str(tmp_path / "out")
     settings = {"seq_len": 16, "tokenizer": str(made), "shard_tokens": 64, "workers": 1}
-    monkeypatch.setattr(token_shards, "encoder", dying)
+    monkeypatch.setattr(shards, "encoder", dying)
     with pytest.raises(Killed):
         tokenize(str(text), out, **settings)
     assert not (tmp_path / "out").exists()
@@ -110,18 +110,18 @@ def test_stopped_and_resumed(made, text, tmp_path, monkeypatch, after) -> None:
     if after > 5:
         fresh = tmp_path / "fresh"
         calls.clear()
-        monkeypatch.setattr(token_shards, "encoder", real)
+        monkeypatch.setattr(shards, "encoder", real)
         tokenize(str(text), str(fresh), **settings)
-        found = token_shards.pieces(DOCUMENTS, lambda text, at: None)
-        assert again < sum(1 for _ in token_shards._batches(found, lambda piece: None))
+        found = shards.pieces(DOCUMENTS, lambda text, at: None)
+        assert again < sum(1 for _ in shards._batches(found, lambda piece: None))
         assert rows.open_rows(str(fresh)).digest == rows.open_rows(out).digest
 
 
 def test_resuming_refuses_other_text(made, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(token_shards, "BATCH", 300)
+    monkeypatch.setattr(shards, "BATCH", 300)
     text = tmp_path / "t.txt"
     text.write_text("\n".join(DOCUMENTS))
-    real, calls = token_shards.Shards._flush, []
+    real, calls = shards.Shards._flush, []
 
     def dying(self, size):
         calls.append(size)
@@ -129,13 +129,13 @@ def test_resuming_refuses_other_text(made, tmp_path, monkeypatch) -> None:
             raise Killed
         real(self, size)
 
-    monkeypatch.setattr(token_shards.Shards, "_flush", dying)
-    monkeypatch.setattr(token_shards, "PIECE", 100)
-    monkeypatch.setattr(token_shards, "CONTEXT", 40)
+    monkeypatch.setattr(shards.Shards, "_flush", dying)
+    monkeypatch.setattr(shards, "PIECE", 100)
+    monkeypatch.setattr(shards, "CONTEXT", 40)
     settings = {"seq_len": 16, "tokenizer": str(made), "shard_tokens": 320, "workers": 1}
     with pytest.raises(Killed):
         tokenize(str(text), str(tmp_path / "o"), **settings)
-    monkeypatch.setattr(token_shards.Shards, "_flush", real)
+    monkeypatch.setattr(shards.Shards, "_flush", real)
     text.write_text(text.read_text().replace("Document 3", "Dokument 3"))
     with pytest.raises(InputError, match="text has changed"):
         tokenize(str(text), str(tmp_path / "o"), **settings)
@@ -160,9 +160,9 @@ def test_so_many_tokens(made, text, tmp_path, tokens) -> None:
 
 
 def test_long_documents_are_cut_at_line_ends_to_train_a_tokenizer(monkeypatch) -> None:
-    monkeypatch.setattr(token_shards, "PIECE", 10)
+    monkeypatch.setattr(shards, "PIECE", 10)
     documents = ["one\ntwo\nthree\nfour", "", "x" * 25]
-    found = list(token_shards.pieces(documents, token_shards.at_lines))
+    found = list(shards.pieces(documents, shards.at_lines))
     assert [piece.own for piece in found] == [
         "one\ntwo\n", "three\nfour", "x" * 10, "x" * 10, "x" * 5,
     ]  # fmt: skip
@@ -215,14 +215,14 @@ def write_tokenizer(kind: str, folder, text: str) -> str:
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
 def test_a_long_document_has_the_tokens_of_the_whole(kind, prose, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(token_shards, "PIECE", 3000)
-    monkeypatch.setattr(token_shards, "CONTEXT", 200)
+    monkeypatch.setattr(shards, "PIECE", 3000)
+    monkeypatch.setattr(shards, "CONTEXT", 200)
     folder = write_tokenizer(kind, tmp_path, prose)
     tokenizer = Tokenizer(folder)
-    found = list(token_shards.pieces([prose, "short", prose], Exact(tokenizer)))
+    found = list(shards.pieces([prose, "short", prose], Exact(tokenizer)))
     assert len(found) > 2 * len(prose) / 4000
     assert max(len(piece.text) for piece in found) < 3000 + 8 * 200
-    ids = token_shards.encoder(Encoding(folder, "text", [7], 1))(found)
+    ids = shards.encoder(Encoding(folder, "text", [7], 1))(found)
     whole, short = tokenizer.encode_all([prose, "short"])
     assert ids.tolist() == [7, *whole, 1, 7, *short, 1, 7, *whole, 1]
 
@@ -231,14 +231,14 @@ def test_a_long_document_has_the_tokens_of_the_whole(kind, prose, tmp_path, monk
 @pytest.mark.parametrize("kind", [LLAMA2, LLAMA3])
 def test_a_long_run_is_not_cut(kind, run, prose, tmp_path, monkeypatch) -> None:
     """What a tokenizer does within a run can hang on all of it, as on where it begins."""
-    monkeypatch.setattr(token_shards, "PIECE", 1000)
-    monkeypatch.setattr(token_shards, "CONTEXT", 200)
+    monkeypatch.setattr(shards, "PIECE", 1000)
+    monkeypatch.setattr(shards, "CONTEXT", 200)
     text = prose[:700] + run * 5000 + prose[:3000]
     folder = write_tokenizer(kind, tmp_path, prose + 20 * (run * 64 + " "))
-    found = list(token_shards.pieces([text], Exact(Tokenizer(folder))))
+    found = list(shards.pieces([text], Exact(Tokenizer(folder))))
     assert len(found) > 2
     assert max(len(piece.own) for piece in found) >= 5000
-    ids = token_shards.encoder(Encoding(folder, "text", [], None))(found)
+    ids = shards.encoder(Encoding(folder, "text", [], None))(found)
     assert ids.tolist() == Tokenizer(folder).encode_all([text])[0]
 
 
@@ -335,7 +335,7 @@ def test_no_bos_to_begin_with(tmp_path) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_special_tokens_spelled_out(tmp_path, monkeypatch, workers) -> None:
-    monkeypatch.setattr(token_shards, "BATCH", 10)
+    monkeypatch.setattr(shards, "BATCH", 10)
     folder = marked_tokenizer(tmp_path / "tokenizer", True, **BOTH)
     (tmp_path / "t.jsonl").write_text('{"text": "a</s>b"}\n' * 8)
     a, b, *word = Tokenizer(folder).encode_all(["ab</s>"])[0]
@@ -470,7 +470,7 @@ def bad_text(tmp_path):
 
 @pytest.mark.parametrize("settings", [{}, {"workers": 2}, {"shard_tokens": 100}])
 def test_bad_lines_are_skipped_and_counted(made, bad_text, tmp_path, monkeypatch, settings):
-    monkeypatch.setattr(token_shards, "BATCH", 500)
+    monkeypatch.setattr(shards, "BATCH", 500)
     options = {"seq_len": 16, "tokenizer": str(made), "workers": 1, **settings}
     with pytest.raises(InputError, match=r"line 1 of .* has no string in 'text': it holds null"):
         tokenize(str(bad_text), str(tmp_path / "o"), **options)
@@ -487,7 +487,7 @@ def test_bad_lines_are_skipped_and_counted(made, bad_text, tmp_path, monkeypatch
 def test_what_is_counted_does_not_depend_on_how_far_processes_run_ahead(
     made, bad_text, tmp_path, monkeypatch, workers
 ):
-    monkeypatch.setattr(token_shards, "BATCH", 200)
+    monkeypatch.setattr(shards, "BATCH", 200)
     options = {"seq_len": 16, "tokenizer": str(made), "workers": workers, "skip_bad": 8}
     few = tokenize(str(bad_text), str(tmp_path / "few"), tokens=320, **options)
     assert few.results["skipped"] == 2
@@ -496,7 +496,7 @@ def test_what_is_counted_does_not_depend_on_how_far_processes_run_ahead(
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_bad_line_is_met_in_its_turn(made, bad_text, tmp_path, monkeypatch, workers):
-    monkeypatch.setattr(token_shards, "BATCH", 200)
+    monkeypatch.setattr(shards, "BATCH", 200)
     options = {"seq_len": 16, "tokenizer": str(made), "workers": workers, "skip_bad": 2}
     # the third bad line is beyond these rows, but not beyond what is read ahead
     few = tokenize(str(bad_text), str(tmp_path / "few"), tokens=320, **options)

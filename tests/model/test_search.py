@@ -7,18 +7,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
-from prunecli import shapes
-from prunecli.arch import Arch
+from prunecli.data import windows
 from prunecli.errors import InputError, NotANumber, PruneError, Stopped, UsageError
-from prunecli.evaluation import perplexity
-from prunecli.evaluation.evaluate import evaluate
-from prunecli.io import tokens
-from prunecli.pruning import prune
+from prunecli.measuring import perplexity
+from prunecli.measuring.eval import evaluate
+from prunecli.model.arch import Arch
+from prunecli.pruning import grid
+from prunecli.pruning.prune import prune
+from prunecli.pruning.search_arch import search_arch
 from prunecli.report import Report
-from prunecli.search import search
 from prunecli.settings import Amount, Data, Output
 from prunecli.tables import reference
-from prunecli.tables.verb import table
+from prunecli.tables.table import table
 from prunecli.training import state
 
 
@@ -31,7 +31,7 @@ def run(model, out, calibration, held_out, method="flap", **settings):
     settings = {"ratio": 0.4, "multiple": 4, **settings}
     if method == "flap":
         settings = {"options": {"bias": "drop"}, **settings}
-    return search(
+    return search_arch(
         str(model), str(out), method=method, data=Data(calibration), eval_data=held_out, **settings
     )
 
@@ -45,13 +45,13 @@ def test_the_rule_gives_the_papers_ffn_columns():
     }
     assert agree["6"] == [True] * 5 and agree["7"] == [True] * 10
     assert sum(agree["5"]) == 9 and len(agree["5"]) == 12
-    assert shapes.grain(reference.parent()) == 128
+    assert grid.grain(reference.parent()) == 128
 
 
 def test_grids_hold_nothing_that_the_paper_lacks():
-    budget = shapes.budget(reference.parent(), 4_540_600_320, None, None)
+    budget = grid.budget(reference.parent(), 4_540_600_320, None, None)
     for axes, count in ((("heads", "ffn"), 5), (("hidden", "heads", "ffn"), 10)):
-        found = shapes.candidates(axes, reference.parent(), budget, 128).shapes
+        found = grid.candidates(axes, reference.parent(), budget, 128).shapes
         assert len(found) == count
         assert all(0.96 * budget.most <= arch.total_params <= budget.most for arch in found)
 
@@ -64,7 +64,7 @@ def test_losses_are_those_of_pruned_checkpoints(method, llama, calibration, held
     assert len(found) >= 2 and "default" in {entry["role"] for entry in found}
     assert [entry["loss"] for entry in found] == sorted(entry["loss"] for entry in found)
     assert made.results["arch"]["ffn"] == found[0]["ffn"]
-    from prunecli.pipeline import calibrate
+    from prunecli.pruning.calibrate import calibrate
 
     stats = tmp_path / "s.safetensors"
     calibrate(str(llama), str(stats), methods=[method], data=Data(calibration))
@@ -130,7 +130,7 @@ def test_biases_count(models, calibration, held_out, tmp_path):
 
 def test_stopped_and_resumed(llama, calibration, held_out, tmp_path, monkeypatch):
     """Candidates that were measured are not measured again; the result is the same."""
-    from prunecli import search as module
+    from prunecli.pruning import search_arch as module
 
     whole = run(llama, tmp_path / "whole.json", calibration, held_out)
     calls = []
@@ -219,7 +219,7 @@ def test_a_default_shape_beyond_the_budget_is_left_out(calibration, held_out, tm
 
 
 def test_a_shape_without_a_loss_comes_last(llama, calibration, held_out, tmp_path, monkeypatch):
-    from prunecli import search as module
+    from prunecli.pruning import search_arch as module
 
     real, calls = perplexity.result, []
 
@@ -247,8 +247,8 @@ def test_held_out_text_must_be_held_out(llama, calibration, tmp_path):
         run(llama, tmp_path / "a.json", calibration, Data(f"{tmp_path / 's.safetensors'}:ids"))
     padding = torch.full((24,), 7)
     rows = [torch.cat([torch.randint(259, (8,)), padding]) for _ in range(4)]
-    assert tokens.contained(torch.stack(rows[:2]), torch.stack(rows[2:])) == 0
-    assert tokens.contained(torch.randint(9, (9, 6)), torch.randint(9, (9, 6))) == 0
+    assert windows.contained(torch.stack(rows[:2]), torch.stack(rows[2:])) == 0
+    assert windows.contained(torch.randint(9, (9, 6)), torch.randint(9, (9, 6))) == 0
 
 
 def test_a_full_disk_is_no_outcome_of_a_shape(llama, calibration, held_out, tmp_path, monkeypatch):

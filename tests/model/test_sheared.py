@@ -10,17 +10,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
-from prunecli import surgery
-from prunecli.allocate import Sizes
-from prunecli.arch import Arch
+from prunecli.data import joined
 from prunecli.errors import InputError, OutputExists, PruneError, Stopped, UsageError
-from prunecli.families import registry
-from prunecli.io import sidecar
-from prunecli.io.checkpoint import Checkpoint
-from prunecli.pipeline import calibrate, score
-from prunecli.pruning import prune
+from prunecli.files import provenance, sidecar
+from prunecli.model.arch import Arch
+from prunecli.model.checkpoint import Checkpoint
+from prunecli.model.families import registry
+from prunecli.pruning import gates, mask_training, sheared, surgery
+from prunecli.pruning.calibrate import calibrate
+from prunecli.pruning.prune import prune
+from prunecli.pruning.score import score
+from prunecli.pruning.sizes import Sizes
 from prunecli.settings import Amount, Data, Output, Training
-from prunecli.training import gates, learning, schedule, shearing
+from prunecli.training import schedule
 from prunecli.training.domains import Mixture
 from prunecli.training.train import train
 
@@ -149,15 +151,15 @@ def test_the_official_embedding_is_not_gated_while_it_learns(llama, official):
     """Masked, it is the model whose other weights have the gates folded in."""
     from transformers import AutoModelForCausalLM
 
-    from prunecli.training import model as models
-    from prunecli.training.ranks import Ranks
+    from prunecli.training import objective as models
+    from prunecli.training.distributed import Ranks
 
     parent = Checkpoint(str(llama))
     values = soft_gates(parent.arch)
     objective = models.assemble(
         parent, None, Ranks(0, 1, torch.device("cpu"), None),
-        lambda model, _: shearing.Shearing(
-            model, parent.arch, shearing.Gates(parent.arch, Sizes(3, 36, 1, 40), 0), torch.float32,
+        lambda model, _: sheared.Shearing(
+            model, parent.arch, sheared.Gates(parent.arch, Sizes(3, 36, 1, 40), 0), torch.float32,
             1.0, official,
         ),
     )  # fmt: skip
@@ -198,25 +200,25 @@ def gradients(llama, calibration, official, clip):
 
     Multipliers are not at zero, so that the constraint has a part in those of the masks.
     """
-    from prunecli.training import model as models
+    from prunecli.training import objective as models
+    from prunecli.training.distributed import Ranks
+    from prunecli.training.fixed_masks import Masks
     from prunecli.training.loop import Loop
-    from prunecli.training.masks import Masks
-    from prunecli.training.ranks import Ranks
 
     parent, ranks = Checkpoint(str(llama)), Ranks(0, 1, torch.device("cpu"), None)
-    masks = shearing.Gates(parent.arch, Sizes(3, 36, 1, 40), 0)
+    masks = sheared.Gates(parent.arch, Sizes(3, 36, 1, 40), 0)
     with torch.no_grad():
         for two in masks.multipliers.values():
             two.fill_(3.0)
     objective = models.assemble(
         parent, None, ranks,
-        lambda model, _: shearing.Shearing(
+        lambda model, _: sheared.Shearing(
             model, parent.arch, masks, torch.float32, 1.0, official
         ),
     )  # fmt: skip
     ids = load_file(calibration.rsplit(":", 1)[0])["ids"]
     loop = Loop(
-        objective, learning.Windows(ids), Training("", clip=clip), Masks(objective.model, ()),
+        objective, joined.Windows(ids), Training("", clip=clip), Masks(objective.model, ()),
         ranks, steps=10, batch_size=4, lr=1e-3, micro=4,
     )  # fmt: skip
     found = []
@@ -272,7 +274,7 @@ def test_the_constraint(llama):
     """Against the formula written out, two multipliers per axis, a mean over the layers."""
     arch = Arch.read(llama)
     sizes = Sizes(arch.layers, 30, 1, 40)
-    masks = shearing.Gates(arch, sizes, seed=3)
+    masks = sheared.Gates(arch, sizes, seed=3)
     assert masks.keep == {"hidden": 30, "kv_heads": 1, "ffn": 40}
     with torch.no_grad():
         for number, two in enumerate(masks.multipliers.values()):
@@ -304,13 +306,13 @@ def test_a_run(llama, calibration, tmp_path):
     losses = told["loss"]
     assert len(losses["parent_with_random_masks"]) == 3
     assert told["mask_loss"] == pytest.approx(sum(told["curve"]["loss"][-10:]) / 10)
-    ids = load_file(calibration.rsplit(":", 1)[0])["ids"][: learning.JUDGED].long()
+    ids = load_file(calibration.rsplit(":", 1)[0])["ids"][: mask_training.JUDGED].long()
     logits = tiny.logits(tmp_path / "o", ids)[:, :-1].flatten(0, 1)
     exact = float(torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten()))
     assert losses["learned"] == pytest.approx(exact, rel=1e-5)
     record = sidecar.read(tmp_path / "o")
     assert [entry.count for entry in record.tokens.trained] == [options["tokens"]]
-    assert sidecar.inconsistency(record) == ""
+    assert provenance.inconsistency(record) == ""
     assert not (tmp_path / "o.partial").exists()
 
 
@@ -390,7 +392,7 @@ def test_frozen_weights_are_the_parents(llama, calibration, tmp_path):
 
 def test_stopped_and_resumed_is_the_same(llama, calibration, tmp_path, monkeypatch):
     run(llama, tmp_path / "whole", calibration)
-    real = learning.Loop.step
+    real = joined.Loop.step
 
     def failing(self, step, stop=False):
         if step == 7:
@@ -398,7 +400,7 @@ def test_stopped_and_resumed_is_the_same(llama, calibration, tmp_path, monkeypat
         return real(self, step, stop)
 
     with monkeypatch.context() as patch:
-        patch.setattr(learning.Loop, "step", failing)
+        patch.setattr(joined.Loop, "step", failing)
         with pytest.raises(KeyboardInterrupt):
             run(llama, tmp_path / "cut", calibration)
     assert (tmp_path / "cut.partial").is_dir() and not (tmp_path / "cut").exists()
@@ -464,17 +466,17 @@ def naive_update(weights, losses, reference):
 
 def test_evaluation_has_no_noise(llama, calibration):
     """As many gates at zero as are expected to be, whatever the step has drawn."""
-    from prunecli.training import model as models
-    from prunecli.training.ranks import Ranks
+    from prunecli.training import objective as models
+    from prunecli.training.distributed import Ranks
 
     arch = Arch.read(llama)
-    masks = shearing.Gates(arch, Sizes(4, 36, 1, 40), seed=0)
+    masks = sheared.Gates(arch, Sizes(4, 36, 1, 40), seed=0)
     with torch.no_grad():
         masks.log_alpha["ffn"][:, :20] = -100.0
     ranks = Ranks(0, 1, torch.device("cpu"), None)
     objective = models.assemble(
         Checkpoint(str(llama)), None, ranks,
-        lambda model, _: shearing.Shearing(model, arch, masks, torch.float32, 1.0),
+        lambda model, _: sheared.Shearing(model, arch, masks, torch.float32, 1.0),
     )  # fmt: skip
     objective.model.eval()
     found = []
@@ -494,14 +496,14 @@ def test_what_was_gated_can_be_forgotten(llama):
     import gc
     import weakref
 
-    from prunecli.training import model as models
-    from prunecli.training.ranks import Ranks
+    from prunecli.training import objective as models
+    from prunecli.training.distributed import Ranks
 
     arch = Arch.read(llama)
-    masks = shearing.Gates(arch, Sizes(4, 36, 1, 40), seed=0)
+    masks = sheared.Gates(arch, Sizes(4, 36, 1, 40), seed=0)
     objective = models.assemble(
         Checkpoint(str(llama)), None, Ranks(0, 1, torch.device("cpu"), None),
-        lambda model, _: shearing.Shearing(model, arch, masks, torch.float32, 1.0),
+        lambda model, _: sheared.Shearing(model, arch, masks, torch.float32, 1.0),
     )  # fmt: skip
     gc.disable()
     try:
@@ -568,13 +570,13 @@ def test_domains_are_loaded_by_loss(llama, calibration, tmp_path, monkeypatch):
     weights = made.results["learned"]["domain_weights"]
     assert len(weights) == 2 and sum(weights) == pytest.approx(1) and weights[0] != weights[1]
     record = sidecar.read(tmp_path / "whole")
-    assert sidecar.inconsistency(record) == ""
+    assert provenance.inconsistency(record) == ""
     assert sum(entry.role == "calibration" for entry in record.inputs) == 2
     told = record.dump()
     assert told["options"]["dtype"] == "float32" and told["options"]["seed"] == 0
     del told["run"]
     assert str(tmp_path) not in json.dumps(told)
-    real = learning.Loop.step
+    real = joined.Loop.step
 
     def failing(self, step, stop=False):
         if step == 9:
@@ -582,7 +584,7 @@ def test_domains_are_loaded_by_loss(llama, calibration, tmp_path, monkeypatch):
         return real(self, step, stop)
 
     with monkeypatch.context() as patch:
-        patch.setattr(learning.Loop, "step", failing)
+        patch.setattr(joined.Loop, "step", failing)
         with pytest.raises(KeyboardInterrupt):
             run(llama, tmp_path / "cut", calibration, options=options)
     again = run(llama, tmp_path / "cut", calibration, options=options)
@@ -594,7 +596,7 @@ def test_losses_of_domains_are_those_of_windows_apart(llama, calibration, tmp_pa
     other = tiny.tokens(tmp_path / "other.safetensors", rows=30, seed=11)
     ids = [load_file(data.rsplit(":", 1)[0])["ids"].long() for data in (calibration, other)]
     looked, learned = [], []
-    evaluate, read = learning.Loop.evaluate, learning.Joined.read
+    evaluate, read = joined.Loop.evaluate, joined.Joined.read
 
     def evaluated(self, rows):
         looked.append(rows)
@@ -605,8 +607,8 @@ def test_losses_of_domains_are_those_of_windows_apart(llama, calibration, tmp_pa
         learned.extend(found)
         return found
 
-    monkeypatch.setattr(learning.Loop, "evaluate", evaluated)
-    monkeypatch.setattr(learning.Joined, "read", was_read)
+    monkeypatch.setattr(joined.Loop, "evaluate", evaluated)
+    monkeypatch.setattr(joined.Joined, "read", was_read)
     options = {"tokens": 40 * 4 * 32, "batch_size": 4, "domains": other, "domain_every": 40}
     made = run(llama, tmp_path / "o", calibration, options=options)
     assert [rows.tolist() for rows in looked] == [ids[0][7:].tolist(), ids[1][27:].tolist()]
@@ -639,7 +641,7 @@ def test_shares_to_begin_with(llama, calibration, tmp_path):
 
 def test_rows_are_read_as_they_are_needed(llama, calibration, tmp_path):
     """A range of rows is what was trained on; evaluating on them is refused, beside them is not."""
-    from prunecli.evaluation.evaluate import evaluate
+    from prunecli.measuring.eval import evaluate
 
     made = run(llama, tmp_path / "o", f"{calibration}:2:7")
     (trained,) = made.sidecar["tokens"]["trained"]
@@ -658,7 +660,7 @@ def test_rows_are_read_as_they_are_needed(llama, calibration, tmp_path):
 
 def test_only_what_is_read_is_recorded(llama, calibration, tmp_path):
     """A short run on a long D leaves the rest for evaluation."""
-    from prunecli.evaluation.evaluate import evaluate
+    from prunecli.measuring.eval import evaluate
 
     made = run(llama, tmp_path / "o", calibration, options={"tokens": 3 * 32, "batch_size": 1})
     (trained,) = made.sidecar["tokens"]["trained"]

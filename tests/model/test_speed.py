@@ -8,12 +8,14 @@ import pytest
 import torch
 
 import tiny
-from prunecli import clock
 from prunecli.errors import InputError, UsageError
-from prunecli.pruning import prune
+from prunecli.measuring import timing as clock
+from prunecli.measuring.costs import Model
+from prunecli.measuring.speed import speed
+from prunecli.pruning.prune import prune
 from prunecli.settings import Amount, Compute, Data, Output, Timing
-from prunecli.speeds import Model, speed
-from prunecli.tables import reference, table
+from prunecli.tables import reference
+from prunecli.tables.table import table
 
 QUICK = Timing(rounds=6, decode_tokens=4)
 

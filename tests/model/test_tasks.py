@@ -9,13 +9,13 @@ import pytest
 
 import tiny
 from prunecli.errors import InputError, NotANumber, OutputExists, UsageError
-from prunecli.evaluation import harness
-from prunecli.evaluation import tasks as of_tasks
-from prunecli.evaluation.evaluate import evaluate
-from prunecli.initialise import init
-from prunecli.io.checkpoint import Checkpoint
+from prunecli.measuring import harness
+from prunecli.measuring import tasks as of_tasks
+from prunecli.measuring.eval import evaluate
+from prunecli.model.checkpoint import Checkpoint
 from prunecli.report import SILENT
 from prunecli.settings import Compute, Data, Output, Tasks
+from prunecli.training.init import init
 
 TEXT = "the cat dog sat on mat house tree runs blue green sky walks slowly table chair"
 WORDS = TEXT.split(" ")

@@ -15,15 +15,15 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.api import CheckpointException
 
 import tiny
-from prunecli.checks import check
+from prunecli.data import rows as row_sets
 from prunecli.errors import InputError, OutputExists, PruneError, Stopped, UsageError
-from prunecli.initialise import init
-from prunecli.io import rows as row_sets
-from prunecli.pruning import prune
+from prunecli.measuring.check import check
+from prunecli.pruning.prune import prune
 from prunecli.report import Report
 from prunecli.settings import Amount, Compute, Data, Output, Training
 from prunecli.training import schedule, state
-from prunecli.training.job import SWEEP
+from prunecli.training.config import SWEEP
+from prunecli.training.init import init
 from prunecli.training.loop import Loop
 from prunecli.training.order import Order
 from prunecli.training.train import train

@@ -10,17 +10,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
-from prunecli.arch import Arch
-from prunecli.checks import check
 from prunecli.errors import InputError, PruneError, UsageError
-from prunecli.initialise import init
+from prunecli.measuring.check import check
+from prunecli.measuring.costs import Model
 from prunecli.methods import registry
-from prunecli.methods._base import Pattern
 from prunecli.methods._masks import drop_mask
-from prunecli.pruning import prune
+from prunecli.model.arch import Arch
+from prunecli.model.pattern import Pattern
+from prunecli.model.sparsity import Census
+from prunecli.pruning.prune import prune
 from prunecli.settings import Amount, Data, Output, Training
-from prunecli.sparsity import Census
-from prunecli.speeds import Model
+from prunecli.training.init import init
 from prunecli.training.train import train
 
 METHODS = ("magnitude", "wanda", "sparsegpt")
@@ -52,7 +52,7 @@ def sparse(llama, tmp_path) -> Path:
 
 def rewritten(folder: Path, out: Path, name: str) -> Path:
     """Return a copy with no zeros in one matrix, whose sidecar has the digest of what it holds."""
-    from prunecli.io.checkpoint import Checkpoint
+    from prunecli.model.checkpoint import Checkpoint
 
     shutil.copytree(folder, out)
     tensors = load_file(out / "model.safetensors")

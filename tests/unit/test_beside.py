@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 import tiny
+from prunecli.data import tokenizer
+from prunecli.data.tokenizer import Tokenizer
 from prunecli.errors import InputError
-from prunecli.io import beside, tokenizer
-from prunecli.io.checkpoint import Checkpoint, locate
-from prunecli.io.tokenizer import Tokenizer
-from prunecli.pruning import prune
+from prunecli.model import companions
+from prunecli.model.checkpoint import Checkpoint, locate
+from prunecli.pruning.prune import prune
 from prunecli.settings import Amount
 
 CARRIED = [
@@ -82,7 +83,7 @@ def test_a_link_brings_nothing_from_elsewhere(llama, tmp_path):
     (cache / "blobs").mkdir()
     (cache / "blobs" / "1").write_text("terms")
     (folder / "LICENSE").symlink_to("../../blobs/1")
-    assert beside.contents(folder)["LICENSE"] == b"terms"
+    assert companions.contents(folder)["LICENSE"] == b"terms"
     (tmp_path / "secret").write_text("secret")
     (folder / "LICENSE-x").symlink_to(tmp_path / "secret")
     with pytest.raises(InputError, match="LICENSE-x' is a link out of its folder"):
@@ -95,8 +96,8 @@ def test_every_vocabulary_counts_as_a_tokenizer(name, tmp_path):
     assert not tokenizer.present(str(tmp_path))
     (tmp_path / name).write_text("{}")
     assert tokenizer.present(str(tmp_path))
-    assert [path.name for path in beside.vocabulary(tmp_path)] == [name]
-    assert list(beside.contents(tmp_path)) == [name]
+    assert [path.name for path in companions.vocabulary(tmp_path)] == [name]
+    assert list(companions.contents(tmp_path)) == [name]
 
 
 def test_a_vocabulary_that_needs_a_library_names_the_extra(tmp_path, monkeypatch):

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
+from prunecli.data import builtin_text
+from prunecli.data.builtin_text import documents
 from prunecli.errors import InputError
-from prunecli.io import builtin_text
-from prunecli.io.builtin_text import documents
 
 
 @pytest.fixture(scope="module")

@@ -8,15 +8,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tiny
-from prunecli.arch import Arch
-from prunecli.configs import judged
 from prunecli.errors import InputError, PruneError
-from prunecli.families import registry
-from prunecli.initialise import init
-from prunecli.io.checkpoint import Checkpoint
-from prunecli.io.tensorfile import read_header
-from prunecli.pruning import prune
+from prunecli.files.tensorfile import read_header
+from prunecli.model.arch import Arch
+from prunecli.model.checkpoint import Checkpoint
+from prunecli.model.configs import judged
+from prunecli.model.families import registry
+from prunecli.pruning.prune import prune
 from prunecli.settings import Amount, Output
+from prunecli.training.init import init
 
 ODD = [None, True, -1, 0, 0.5, 10**9, 10**400, 1e300, "", "seven", [], [1, 2], {}, {"a": 1}]
 # what prunecli reads of a config.json, and what it hands on

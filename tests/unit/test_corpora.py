@@ -10,9 +10,9 @@ import pyarrow
 import pyarrow.parquet as parquet
 import pytest
 
+from prunecli.data import documents, rows, textfiles
+from prunecli.data.records import Reading
 from prunecli.errors import InputError, UsageError
-from prunecli.io import documents, rows, textfiles
-from prunecli.io.records import Reading
 from prunecli.report import Report
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "corpora.md"

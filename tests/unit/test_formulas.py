@@ -9,16 +9,17 @@ from hypothesis import strategies as st
 
 from prunecli.errors import PruneError
 from prunecli.methods import magnitude, registry, sparsegpt, wanda
-from prunecli.methods._base import LayerView, Pattern
+from prunecli.methods._base import LayerView
 from prunecli.methods._masks import drop_mask
-from prunecli.stats import registry as statistics
-from prunecli.stats.absmean import AbsMean
-from prunecli.stats.block_influence import BlockInfluence
-from prunecli.stats.feature_norm import FeatureNorm
-from prunecli.stats.fluctuation import Fluctuation
-from prunecli.stats.gradients import OF_GRADIENTS
-from prunecli.stats.gram import Gram
-from prunecli.stats.moments import Moments
+from prunecli.model.pattern import Pattern
+from prunecli.pruning.stats import registry as statistics
+from prunecli.pruning.stats.absmean import AbsMean
+from prunecli.pruning.stats.block_influence import BlockInfluence
+from prunecli.pruning.stats.feature_norm import FeatureNorm
+from prunecli.pruning.stats.fluctuation import Fluctuation
+from prunecli.pruning.stats.gradients import OF_GRADIENTS
+from prunecli.pruning.stats.gram import Gram
+from prunecli.pruning.stats.moments import Moments
 
 SPARSEGPT = {"block_size": 128, "damping": 0.01, "compat": False}
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunecli import matching
-from prunecli.io.sidecar import Input, Step
+from prunecli.files.sidecar import Input, Step
+from prunecli.tables import matching
 
 
 def step(command: str, rows: str = "", start: int = 0, stop: int = 0, passes: int | None = None):

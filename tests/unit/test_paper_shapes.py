@@ -6,9 +6,9 @@ value does not follow from the shape that it trained.
 
 import pytest
 
-from prunecli import allocate
-from prunecli.arch import Arch
 from prunecli.methods import registry
+from prunecli.model.arch import Arch
+from prunecli.pruning import sizes
 from prunecli.settings import Amount
 
 LLAMA_8B = Arch(
@@ -109,18 +109,18 @@ def test_groups_sum_to_the_whole_and_kv_follows_heads():
 @pytest.mark.parametrize(("kept", "ffn"), [(4, 7168), (5, 6742), (6, 6315), (7, 5888), (8, 5462)])
 def test_flap_fills_the_ffn_as_the_official_formula_does(kept, ffn):
     flap = registry.get("flap")
-    found = allocate._fill_ffn(
-        allocate.Sizes(32, 4096, kept, 0), LLAMA_8B.block_params / 2 / 32, LLAMA_8B
+    found = sizes._fill_ffn(
+        sizes.Sizes(32, 4096, kept, 0), LLAMA_8B.block_params / 2 / 32, LLAMA_8B
     )
     assert found.ffn == ffn
-    default = allocate.sizes(flap, {"structure": "UL-MM"}, Amount(ratio=0.5), LLAMA_8B)
+    default = sizes.resolve_sizes(flap, {"structure": "UL-MM"}, Amount(ratio=0.5), LLAMA_8B)
     assert (default.kv_heads, default.ffn) == (4, 7168)
 
 
 def test_llm_pruner_as_its_readme_counts():
     """25 % of layers 4 to 29: 24 heads and 10752 channels there, 6,612,586,496 parameters."""
     method, amount = registry.get("llm-pruner"), Amount(ratio=0.25 * 26 / 32)
-    found = allocate.sizes(method, {"protect": "4,2"}, amount, LLAMA_8B)
+    found = sizes.resolve_sizes(method, {"protect": "4,2"}, amount, LLAMA_8B)
     assert (found.kv_heads, found.ffn, found.untouched) == (6, 10752, (4, 2))
-    removed = LLAMA_8B.block_params - allocate.block_params(found, LLAMA_8B)
+    removed = LLAMA_8B.block_params - sizes.block_params(found, LLAMA_8B)
     assert LLAMA_8B.total_params - removed == 6_612_586_496

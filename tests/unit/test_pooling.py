@@ -8,12 +8,13 @@ from statistics import fmean
 import pytest
 from test_tables import Runs, differences, task
 
-from prunecli import matching
 from prunecli.errors import InputError, UsageError
-from prunecli.io.sidecar import Input
-from prunecli.tables import advice, figures, table, verb
+from prunecli.files.sidecar import Input
+from prunecli.tables import advice, figures, matching
+from prunecli.tables import table as verb
 from prunecli.tables.collect import collect
 from prunecli.tables.entries import Measure, noise, standard_error
+from prunecli.tables.table import table
 
 
 @pytest.fixture

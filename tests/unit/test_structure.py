@@ -8,60 +8,94 @@ from pathlib import Path
 import pytest
 
 import prunecli
-from prunecli.families import registry as families
 from prunecli.methods import registry as methods
+from prunecli.model.families import registry as families
 
 ROOT = Path(prunecli.__file__).parent
 FILES = sorted(path for path in ROOT.rglob("*.py"))
-# what a folder may import of ours, beside itself
-ALLOWED = {
-    "methods": {"errors", "registry"},
-    "families": {"errors", "registry"},
-    "stats": {
-        "errors",
-        "registry",
-        "report",
-        "settings",
-        "memory",
-        "io",
-        "arch",
-        "methods",
-        "stock",
-    },
-    "io": {"errors", "report", "settings", "arch", "configs", "families", "strict"},
-}  # fmt: skip
-LOW = {"errors", "report", "settings", "registry", "memory"}
+# rooms from top to bottom: a file imports from its own room and from those below
+ROOMS = (
+    "cli", "tables", "pruning", "measuring", "training", "methods", "data", "model", "files", "top",
+)  # fmt: skip
+# what lies flat beside the rooms, each using those before it
+TOP = ("__init__", "errors", "settings", "report", "registry")
 
 
-def imports(path: Path) -> set[str]:
-    """Return the first names below `prunecli` that a file imports, at any depth."""
+def room(parts: tuple[str, ...]) -> str:
+    """Return the room of a path or a module below `prunecli`."""
+    return parts[0] if parts[0] in ROOMS else "top"
+
+
+def imports(path: Path) -> set[tuple[str, ...]]:
+    """Return the modules below `prunecli` that a file imports, `TYPE_CHECKING` too."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        names = []
         if isinstance(node, ast.ImportFrom) and node.module == "prunecli":
-            names = [alias.name for alias in node.names]
+            found.update((alias.name,) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("prunecli."):
-            names = [node.module.split(".")[1]]
-        found.update(names)
-    return found - {"__version__"}
+            parts = tuple(node.module.split(".")[1:])
+            found.update(
+                (*parts, alias.name) if is_module((*parts, alias.name)) else parts
+                for alias in node.names
+            )
+    return found - {("__version__",)}
+
+
+def is_module(parts: tuple[str, ...]) -> bool:
+    path = ROOT.joinpath(*parts)
+    return path.with_suffix(".py").is_file() or path.is_dir()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_go_down(path):
-    folder = path.relative_to(ROOT).parts[0].removesuffix(".py")
-    if folder in ALLOWED:
-        assert imports(path) <= ALLOWED[folder] | {folder}
-    elif folder in LOW:
-        assert imports(path) <= {"errors", "settings"}
-    elif folder != "cli" and folder != "__init__":
-        assert "cli" not in imports(path)
+    own = ROOMS.index(room(path.relative_to(ROOT).with_suffix("").parts))
+    for module in imports(path):
+        assert is_module(module), module
+        assert ROOMS.index(room(module)) >= own, f"{module} is in a room above"
+
+
+def test_files_at_the_top_use_those_before_them():
+    assert {path.stem for path in ROOT.glob("*.py")} == set(TOP)
+    for name in TOP:
+        used = {module[0] for module in imports(ROOT / f"{name}.py")}
+        assert used <= set(TOP[: TOP.index(name)])
+
+
+def test_no_circles():
+    """No chain of imports inside a room, or between them, comes back to where it began."""
+    graph = {
+        path.relative_to(ROOT).with_suffix("").parts: {
+            module for module in imports(path) if not ROOT.joinpath(*module).is_dir()
+        }
+        for path in FILES
+    }
+    done: set[tuple[str, ...]] = set()
+
+    def visit(module, above):
+        assert module not in above, " > ".join(".".join(one) for one in (*above, module))
+        if module not in done:
+            for used in sorted(graph[module]):
+                visit(used, (*above, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+def test_a_command_leads_to_its_module():
+    """The library verb of `prunecli X-Y` stands in X_Y.py, in the room of its work."""
+    for path in (ROOT / "cli").glob("*.py"):
+        source = path.read_text()
+        if "EXAMPLES" not in source or path.stem in ("app", "options", "methods", "families"):
+            continue
+        (home,) = [one for one in ROOT.glob(f"*/{path.stem}.py") if one.parent.name != "cli"]
+        assert prunecli.__file__ and home.is_file()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_only_data_knows_methods_and_families(path):
     """No code compares with the name of a method or a family: they are found by their records."""
-    folder = path.relative_to(ROOT).parts[0]
-    if folder in ("methods", "families"):
+    if {"methods", "families"} & set(path.relative_to(ROOT).parts):
         return
     names = set(methods.names()) | set(families.names())
     compared = {
@@ -76,7 +110,7 @@ def test_only_data_knows_methods_and_families(path):
 
 def test_importing_is_light():
     code = (
-        "import sys, prunecli, prunecli.cli.app, prunecli.arch; "
+        "import sys, prunecli, prunecli.cli.app, prunecli.model.arch; "
         "heavy = {'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules); "
         "assert not heavy, heavy"
     )

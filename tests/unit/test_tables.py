@@ -11,16 +11,17 @@ from statistics import fmean, stdev
 
 import pytest
 
-from prunecli import matching
 from prunecli.errors import InputError, OutputExists, UsageError
-from prunecli.evaluation.evaluate import MODEL
-from prunecli.evaluation.suite import TASKS
-from prunecli.io import sidecar
-from prunecli.io.sidecar import Input, Recorder, Trained
-from prunecli.tables import LAYOUT_NAMES, advice, figures, page, reference, table, verb
+from prunecli.files import provenance, sidecar
+from prunecli.files.sidecar import Input, Recorder, Trained
+from prunecli.measuring.eval import MODEL
+from prunecli.measuring.suite import TASKS
+from prunecli.tables import advice, figures, matching, page, reference
+from prunecli.tables import table as verb
 from prunecli.tables.collect import collect
 from prunecli.tables.entries import SUITE, Measure, noise
 from prunecli.tables.layouts import LAYOUTS
+from prunecli.tables.table import LAYOUT_NAMES, table
 
 PAPER_LAYOUTS = {11: "table11", 12: "table12", 13: "table13", 14: "table14", 15: "table15"}
 PAPER_LAYOUTS[16] = "table16"
@@ -338,8 +339,8 @@ def test_a_step_cannot_be_exchanged(runs):
         "checkpoint", step["options"], entered
     )
     record = sidecar.Sidecar.model_validate(forged)
-    assert "was not made from the step before" in sidecar.inconsistency(record)
-    assert not sidecar.inconsistency(runs.models["p"])
+    assert "was not made from the step before" in provenance.inconsistency(record)
+    assert not provenance.inconsistency(runs.models["p"])
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from prunecli.data import hub, samplers, windows
 from prunecli.errors import InputError, PruneError, UsageError
-from prunecli.io import hub, samplers, tokens
 from prunecli.methods import registry
-from prunecli.pipeline import with_recipe
+from prunecli.pruning.request import with_recipe
 from prunecli.report import Report
 from prunecli.settings import Data
 
@@ -64,10 +64,10 @@ def model(tmp_path) -> Path:
 def load(model):
     """Load from the byte tokenizer's folder; keyword arguments are those of Data or of load."""
 
-    def run(source: str, *, report: Report | None = None, **settings) -> tokens.Tokens:
+    def run(source: str, *, report: Report | None = None, **settings) -> windows.Tokens:
         to_load = {"folder": str(model), "vocab_size": VOCAB, "max_positions": 4096}
         to_load |= {name: settings.pop(name) for name in [*to_load, "part"] if name in settings}
-        return tokens.load(Data(source, **settings), report=report or Heard(), **to_load)
+        return windows.load(Data(source, **settings), report=report or Heard(), **to_load)
 
     return run
 
@@ -192,7 +192,7 @@ def test_concat_random_needs_more_than_a_window():
 def test_builtin_by_default(load):
     report = Heard()
     found = load("builtin", report=report)
-    assert found.ids.shape == tokens.BUILTIN_SIZE == (32, 512)
+    assert found.ids.shape == windows.BUILTIN_SIZE == (32, 512)
     assert found.ids.dtype == torch.int32
     assert len(report.notes) == 1
     assert "for trying and CI" in report.notes[0]
@@ -243,7 +243,7 @@ def test_fewer_windows_than_the_default_are_noted(load, tmp_path):
     file.write_text("abcd" * 1500)
     report = Heard()
     found = load(str(file), report=report)
-    assert found.ids.shape == (2, tokens.TEXT_SIZE[1])
+    assert found.ids.shape == (2, windows.TEXT_SIZE[1])
     assert found.meta["nsamples"] == 2
     assert any("gives 2 windows of 2048 tokens, not 128" in note for note in report.notes)
 
@@ -634,7 +634,7 @@ def test_hub_sets_are_fetched_when_read_at_random(load, model, online):
     assert streamed.meta["source"] == "hf:org/name:train"
     expected = samplers.docs(
         [text_of(30, seed) for seed in range(300)],
-        tokens.Tokenizer(str(model)).encode,
+        windows.Tokenizer(str(model)).encode,
         2,
         50,
         0,

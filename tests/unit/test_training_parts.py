@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunecli.io.rows import overlap
-from prunecli.io.sidecar import Trained
-from prunecli.stock import Cap
+from prunecli.files.provenance import overlap
+from prunecli.files.sidecar import Trained
+from prunecli.model.stock import Cap
 from prunecli.training import losses, schedule
 from prunecli.training.losses import NO_CAP, Distillation, next_token_loss
 from prunecli.training.order import Order

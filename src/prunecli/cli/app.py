@@ -31,6 +31,8 @@ from prunecli.errors import PruneError, suggest
 from prunecli.training import world
 
 PATIENCE = 20.0  # seconds
+
+
 COMMANDS: dict[str, tuple[Callable[..., None], tuple[tuple[str, str], ...]]] = {
     "calibrate": (calibrate.calibrate, calibrate.EXAMPLES),
     "score": (score.score, score.EXAMPLES),
@@ -46,6 +48,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], tuple[tuple[str, str], ...]]] = {
     "methods": (methods.methods, methods.EXAMPLES),
     "families": (families.families, families.EXAMPLES),
 }
+
 
 app = typer.Typer(
     name="prunecli",

@@ -33,10 +33,11 @@ def calibrate(
     if not names:
         raise UsageError("--for names no method")
     options.refuse_tokenizer(context, context.params["data"])
-    from prunecli import pipeline
 
     collected = any(need.compat for name in names for need in registry.get(name).needs)
-    made = pipeline.calibrate(
+    from prunecli.pruning import calibrate as verb
+
+    made = verb.calibrate(
         folder or "",
         out,
         methods=names,

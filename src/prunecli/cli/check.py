@@ -25,7 +25,7 @@ def check(
     Headers, index, names and shapes, sidecar and id; cheap unless --deep.
     """
     report = options.settings(context)
-    from prunecli.checks import check as problems_of
+    from prunecli.measuring.check import check as problems_of
 
     given = options.read_paths() if paths == ["-"] else paths
     found = {path: problems_of(path, deep=deep, report=report) for path in given}

@@ -100,6 +100,6 @@ def plain(value: float) -> str:
 
 def print_columns(headings: list[str], rows: list[list[str]]) -> None:
     """Print aligned columns that never wrap."""
-    from prunecli.tables import aligned
+    from prunecli.tables.render import aligned
 
     print(aligned(headings, rows))

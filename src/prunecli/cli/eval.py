@@ -82,8 +82,8 @@ def evaluate(
     """
     report, values = options.settings(context), context.params
     folders = options.models_of(models, out)
-    from prunecli.evaluation.evaluate import evaluate as measure
-    from prunecli.evaluation.suite import suite as of_suite
+    from prunecli.measuring.eval import evaluate as measure
+    from prunecli.measuring.suite import suite as of_suite
 
     sources = [options.data_of(values, d) for d in data or []]
     names = tuple(filter(None, (name.strip() for name in (tasks or "").split(","))))

@@ -5,7 +5,7 @@ import json as jsonlib
 import typer
 
 from prunecli.cli import console, options
-from prunecli.families import registry
+from prunecli.model.families import registry
 
 
 def families(context: typer.Context, json: options.Json = False) -> None:

@@ -59,9 +59,9 @@ def init(
     report = options.settings(context)
     if like is None:
         options.refuse(context, ["masks"], "is about the zeros of --like")
-    from prunecli import initialise
+    from prunecli.training import init
 
-    made = initialise.init(
+    made = init.init(
         out,
         config=config,
         like=options.from_stdin(like)[0],

@@ -15,11 +15,11 @@ from typing import Annotated, Any
 import typer
 
 from prunecli.cli.console import StderrReport
+from prunecli.data import tokenizer
 from prunecli.errors import UsageError, suggest
-from prunecli.io import tokenizer
+from prunecli.files.strict import told
 from prunecli.methods import registry
 from prunecli.settings import Amount, Compute, Data, Output
-from prunecli.strict import told
 
 CHOICES = {
     "device": ("auto", "cpu", "cuda"),
@@ -41,6 +41,8 @@ CHOICES = {
     "figure": ("1", "3", "4", "5"),
     "format": ("rich", "md", "csv", "tex", "json"),
 }
+
+
 # options whose choices are only the usual ones
 OPEN = ("device",)
 EXIT_STATUS = {
@@ -160,30 +162,56 @@ def resolved(context: typer.Context) -> None:
 
 
 Json = Annotated[bool, option("json", "print one JSON object instead of a path")]
+
+
 Quiet = Annotated[bool, option("quiet", "no notes and no progress on stderr")]
+
+
 Verbose = Annotated[bool, option("verbose", "more notes on stderr, and tracebacks of failures")]
+
+
 Force = Annotated[bool, option("force", "replace OUT if prunecli made it")]
+
+
 SkipExisting = Annotated[
     bool, option("skip-existing", "accept an OUT made from the same inputs and options")
 ]
+
+
 Restart = Annotated[bool, option("restart", "begin anew instead of resuming OUT.partial")]
+
+
 DryRun = Annotated[bool, option("dry-run", "check everything cheap, tell what would be done")]
+
+
 # what every library's generator takes
 Seed = Annotated[int, option("seed", "seed of every random draw", min=0, max=2**32 - 1)]
+
+
 Device = Annotated[
     str, option("device", "where to compute, as torch names it; auto takes a GPU if any")
 ]
+
+
 Dtype = Annotated[
     str,
     option("dtype", "compute type; auto is float32 on a CPU, the checkpoint's on a GPU"),
 ]
+
+
 Threads = Annotated[
     int | None, option("threads", "CPU threads to compute with [default: all cores]", min=1)
 ]
+
+
 Buffer = Annotated[str, option("buffer", "where hidden states live while layers run")]
+
+
 CompatOption = Annotated[
     str | None, option("compat", "follow the quirks of the method's official code")
 ]
+
+
 Config = Annotated[
     str | None,
     typer.Option(
@@ -194,6 +222,8 @@ Config = Annotated[
         is_eager=True,
     ),
 ]
+
+
 PrintConfig = Annotated[
     bool,
     typer.Option(
@@ -203,6 +233,8 @@ PrintConfig = Annotated[
         is_eager=True,
     ),
 ]
+
+
 DataOption = Annotated[
     str,
     option(
@@ -212,24 +244,38 @@ DataOption = Annotated[
         metavar="D",
     ),
 ]
+
+
 Sampler = Annotated[str | None, option("sampler", "how windows are drawn [concat-contiguous]")]
+
+
 Nsamples = Annotated[
     int | None,
     option("nsamples", "windows to read [builtin: 32, other text: 128]", min=1),
 ]
+
+
 SeqLen = Annotated[
     int | None, option("seq-len", "tokens per window [builtin: 512, other text: 2048]", min=2)
 ]
+
+
 Tokenizer = Annotated[
     str | None, option("tokenizer", "folder with the tokenizer [default: IN]", metavar="DIR")
 ]
+
+
 TextColumn = Annotated[
     str | None,
     option("text-column", "column of D to read [text, or else the only one of strings]"),
 ]
+
+
 SkipBad = Annotated[
     int, option("skip-bad", "lines of D without text to pass over; one more stops the run", min=0)
 ]
+
+
 Bos = Annotated[
     str | None,
     option(
@@ -238,6 +284,8 @@ Bos = Annotated[
         "[auto]",
     ),
 ]
+
+
 SpecialTokens = Annotated[
     str | None,
     option(
@@ -245,22 +293,40 @@ SpecialTokens = Annotated[
         "what those spelled out in a text become: text like any other, or their ids [text]",
     ),
 ]
+
+
 Ratio = Annotated[
     float | None,
     option("ratio", "fraction of the decoder-block linear parameters to remove or zero, in (0,1)"),
 ]
+
+
 Sparsity = Annotated[
     str | None,
     option("sparsity", "pattern of zeros: unstructured, or N:M to keep N of every M weights"),
 ]
+
+
 Layers = Annotated[int | None, option("layers", "layers to keep", min=1)]
+
+
 Hidden = Annotated[int | None, option("hidden", "hidden size to keep, in channels", min=1)]
+
+
 Heads = Annotated[int | None, option("heads", "query heads to keep, in whole KV groups", min=1)]
+
+
 Ffn = Annotated[int | None, option("ffn", "FFN channels to keep in every layer", min=1)]
+
+
 Params = Annotated[float | None, option("params", "keep at most this many parameters")]
+
+
 ArchFile = Annotated[
     str | None, option("arch", "JSON file with the sizes to reach", metavar="FILE.json")
 ]
+
+
 Stats = Annotated[
     str | None,
     option("stats", "statistics made by calibrate (for sequential methods: the one-pass variant)"),
@@ -268,7 +334,10 @@ Stats = Annotated[
 
 
 Group = Mapping[str, tuple[Any, Any]]  # parameters by name: annotation and default
+
+
 Command = Callable[..., None]
+
 
 AMOUNT: Group = {
     "ratio": (Ratio, None),
@@ -280,10 +349,14 @@ AMOUNT: Group = {
     "params": (Params, None),
     "arch": (ArchFile, None),
 }
+
+
 READING: Group = {
     "text_column": (TextColumn, Data.text_column),
     "skip_bad": (SkipBad, Data.skip_bad),
 }
+
+
 WINDOWS: Group = {
     "sampler": (Sampler, None),
     "nsamples": (Nsamples, None),
@@ -293,20 +366,32 @@ WINDOWS: Group = {
     "bos": (Bos, None),
     "special_tokens": (SpecialTokens, None),
 }
+
+
 DATA: Group = {"data": (DataOption, Data.source), **WINDOWS}
+
+
 COMPUTE: Group = {
     "seed": (Seed, Data.seed),
     "device": (Device, Compute.device),
     "dtype": (Dtype, Compute.dtype),
     "threads": (Threads, None),
 }
+
+
 STREAM: Group = {**COMPUTE, "buffer": (Buffer, Compute.buffer)}
+
+
 OUTPUT: Group = {
     "force": (Force, False),
     "skip_existing": (SkipExisting, False),
     "dry_run": (DryRun, False),
 }
+
+
 TALK: Group = {"json": (Json, False), "quiet": (Quiet, False), "verbose": (Verbose, False)}
+
+
 CONFIG: Group = {"config": (Config, None), "print_config": (PrintConfig, False)}
 
 
@@ -479,7 +564,7 @@ def refuse(context: typer.Context, names: Iterable[str], why: str) -> None:
 
 def refuse_tokenizer(context: typer.Context, *sources: str) -> None:
     """Raise UsageError for a --tokenizer that was typed where every D is token ids."""
-    from prunecli.io.rows import is_rows
+    from prunecli.data.rows import is_rows
 
     if all(map(is_rows, sources)):
         refuse(context, ["tokenizer"], "is not read: D is token ids already")

@@ -32,9 +32,10 @@ def score(
     if stats:
         options.refuse(context, options.DATA, "is not read: --stats is what was made of it")
     options.refuse_tokenizer(context, context.params["data"])
-    from prunecli import pipeline
 
-    made = pipeline.score(
+    from prunecli.pruning import score as verb
+
+    made = verb.score(
         folder or "",
         out,
         method=method,

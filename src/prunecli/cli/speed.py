@@ -60,7 +60,7 @@ def speed(
     """
     report, values = options.settings(context), context.params
     folders = options.models_of(models, out)
-    from prunecli.speeds import speed as measured
+    from prunecli.measuring.speed import speed as measured
 
     quantities = tuple(filter(None, (name.strip() for name in measure.split(","))))
     if flops_only:

@@ -75,9 +75,9 @@ def table(
             "--advise prints advice only", "leave out --layout, --figure, --plot, --html"
         )
     given = options.read_paths() if paths == ["-"] else paths or []
-    from prunecli.tables import verb
+    from prunecli.tables import table
 
-    models = verb.found(given, reference)
+    models = table.found(given, reference)
     if advise:
         from prunecli.tables.advice import advise as advised
 
@@ -87,8 +87,8 @@ def table(
     written = options.output(context.params)
     for name, path in (("plot", plot), ("html", html)):
         if path is not None:
-            verb.check_file(name, path, written)
-    made = verb.tabled(models, layout, reference)
+            table.check_file(name, path, written)
+    made = table.tabled(models, layout, reference)
     if html is not None:
         from prunecli.tables.page import write
 
@@ -98,7 +98,7 @@ def table(
 
         number = figure or figures.figure_of(layout)
         layout = layout or figures.FIGURES[number].layouts[0]
-        drawing = figures.drawing(verb.chosen(models, layout, reference), number)
+        drawing = figures.drawing(table.chosen(models, layout, reference), number)
         if plot is None:
             print(drawing.in_terminal())
             return

@@ -75,7 +75,7 @@ def tokenize(
     """
     report = options.settings(context)
     source = options.from_stdin(data)[0] or ""
-    from prunecli.tokenizing import tokenize as make
+    from prunecli.data.tokenize import tokenize as make
 
     made = make(
         source,

@@ -9,12 +9,12 @@ Methods see tensors only. Three kinds of formula, told apart by `unit`:
 - `layers`:   `score_layers(stats, options) -> {"layers": s_L}` or `{"blocks.k": s}`.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from fractions import Fraction
-from math import floor, inf
+from math import inf
 from typing import TYPE_CHECKING, Any
+
+from prunecli.model.pattern import Pattern
 
 if TYPE_CHECKING:
     import torch
@@ -55,33 +55,6 @@ class Need:
     collector: str
     points: tuple[str, ...]
     compat: bool | None = None
-
-
-@dataclass(frozen=True)
-class Pattern:
-    """Where zeros may go: `keep` of every `group` inputs in a row, or `ratio` of all weights."""
-
-    ratio: float
-    keep: int = 0
-    group: int = 0
-
-    @classmethod
-    def of_groups(cls, text: str) -> "Pattern | None":
-        """Return the pattern N:M with 0 < N < M, None for any other text."""
-        match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", text, re.ASCII)
-        if not match or not 0 < int(match[1]) < int(match[2]):
-            return None
-        keep, group = int(match[1]), int(match[2])
-        return cls(1 - keep / group, keep, group)
-
-    def of(self, weights: int) -> int:
-        """Return floor(ratio * weights), the ratio taken as it is written: 0.29 of 100 are 29,
-        where products of floating-point numbers give 28.
-        """
-        return floor(Fraction(str(self.ratio)) * weights)
-
-    def __str__(self) -> str:
-        return f"{self.keep}:{self.group}" if self.group else "unstructured"
 
 
 @dataclass(frozen=True)

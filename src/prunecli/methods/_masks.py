@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from prunecli.methods._base import Pattern
+from prunecli.model.pattern import Pattern
 
 if TYPE_CHECKING:
     import torch

@@ -8,8 +8,9 @@ floor(n * ratio), which in bf16 overshoots by all the weights that tie with it.
 
 from typing import TYPE_CHECKING, Any
 
-from prunecli.methods._base import Method, Option, Pattern, Setting
+from prunecli.methods._base import Method, Option, Setting
 from prunecli.methods._masks import drop_mask
+from prunecli.model.pattern import Pattern
 
 if TYPE_CHECKING:
     import torch

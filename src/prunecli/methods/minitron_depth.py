@@ -29,7 +29,6 @@ def score_layers(
 
 
 PAPER = {"source": "wikitext103", "sampler": "concat-contiguous", "nsamples": 1024, "seq_len": 8192}
-
 METHOD = Method(
     name="minitron-depth",
     title="Minitron-depth",

@@ -30,7 +30,6 @@ def score(layer: LayerView, options: dict[str, Any]) -> "dict[str, torch.Tensor]
 
 
 PAPER = {"source": "wikitext103", "sampler": "concat-contiguous", "nsamples": 1024, "seq_len": 8192}
-
 METHOD = Method(
     name="minitron-width",
     title="Minitron-width",

@@ -7,6 +7,7 @@ from prunecli.registry import Registry
 
 _REGISTRY = Registry("prunecli.methods", str(Path(__file__).parent), "method", "METHOD")
 
+
 names = _REGISTRY.names
 
 

@@ -19,8 +19,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from prunecli.errors import PruneError, UsageError
-from prunecli.methods._base import Method, Need, Option, Pattern, Setting
+from prunecli.methods._base import Method, Need, Option, Setting
 from prunecli.methods._masks import drop_mask
+from prunecli.model.pattern import Pattern
 
 if TYPE_CHECKING:
     import torch

@@ -8,8 +8,9 @@ layers that are pruned already.
 
 from typing import TYPE_CHECKING, Any
 
-from prunecli.methods._base import Method, Need, Pattern
+from prunecli.methods._base import Method, Need
 from prunecli.methods._masks import drop_mask
+from prunecli.model.pattern import Pattern
 
 if TYPE_CHECKING:
     import torch

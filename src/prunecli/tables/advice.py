@@ -13,8 +13,8 @@ from itertools import pairwise
 from math import inf, log10
 from typing import TYPE_CHECKING, Any
 
-from prunecli import matching
 from prunecli.errors import InputError, UsageError
+from prunecli.tables import matching
 from prunecli.tables import reference as paper
 from prunecli.tables.collect import Models
 from prunecli.tables.entries import PRUNED, Entry, columns_of, difference, pairs
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     Array = np.ndarray[Any, np.dtype[np.float64]]
-
 PARAMETERS = 3
 RESAMPLES = 300
 FAR = 10.0  # how many times the measured range a crossover is looked for

@@ -12,14 +12,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from prunecli import matching
+from prunecli.data.tokenizer import AUTO
 from prunecli.errors import InputError
-from prunecli.evaluation.harness import is_accuracy
-from prunecli.io import sidecar
-from prunecli.io.checkpoint import Checkpoint
-from prunecli.io.sidecar import Sidecar
-from prunecli.io.tokenizer import AUTO
+from prunecli.files import provenance, sidecar
+from prunecli.files.sidecar import Sidecar
+from prunecli.measuring.harness import is_accuracy
 from prunecli.methods import registry
+from prunecli.model.checkpoint import Checkpoint
+from prunecli.tables import matching
 from prunecli.tables.entries import (
     BASE,
     LOSS,
@@ -143,7 +143,7 @@ def _told(record: Sidecar) -> Sidecar | None:
 def _wrong(models: Models, key: str) -> str:
     """Return what is not so in a model's sidecar, or nothing."""
     path, record = models.made[key]
-    if found := sidecar.inconsistency(record):
+    if found := provenance.inconsistency(record):
         return found
     for step in record.history[:-1]:
         # the same steps told by the ancestor itself

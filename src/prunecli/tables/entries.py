@@ -12,12 +12,14 @@ from math import hypot, sqrt
 from statistics import fmean, stdev, variance
 from typing import Any
 
-from prunecli import matching
-from prunecli.evaluation import suite
-from prunecli.matching import Lineage
+from prunecli.measuring import suite
+from prunecli.tables import matching
+from prunecli.tables.matching import Lineage
 from prunecli.tables.render import Cell, Column
 
 PERPLEXITIES = tuple(f"ppl_{name}" for name in suite.DATA)
+
+
 # in the order of its tables
 SUITE = {
     "winogrande": "WinoG",
@@ -29,6 +31,8 @@ SUITE = {
     "boolq": "BoolQ",
     "openbookqa": "OBQA",
 }
+
+
 LOSS = Column("dclm_loss", "DCLM loss", ".4f", lower_is_better=True)
 AVERAGE = Column("average", "average", ".2f")
 MEASURES = (
@@ -40,7 +44,11 @@ MEASURES = (
     *(Column(key, heading, ".2f") for key, heading in SUITE.items()),
     AVERAGE,
 )
+
+
 BASE, SCRATCH, PRUNED = "base", "scratch", "pruned"
+
+
 Rows = Mapping[str, tuple[float, ...]]  # losses of windows, by seed
 
 

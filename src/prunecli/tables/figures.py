@@ -9,18 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prunecli import matching
 from prunecli.errors import InputError
-from prunecli.io import output as place
-from prunecli.tables import reference
-from prunecli.tables.entries import (
-    AVERAGE,
-    SCRATCH,
-    Entry,
-    columns_of,
-    difference,
-    pairs,
-)
+from prunecli.files import output as place
+from prunecli.tables import matching, reference
+from prunecli.tables.entries import AVERAGE, SCRATCH, Entry, columns_of, difference, pairs
 from prunecli.tables.layouts import MATCHED
 from prunecli.tables.render import Column, count
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from prunecli import matching
-from prunecli.tables import reference
+from prunecli.tables import matching, reference
 from prunecli.tables.entries import (
     AVERAGE,
     BASE,
@@ -29,7 +28,6 @@ from prunecli.tables.render import Cell, Column, Row, Table, Value
 
 if TYPE_CHECKING:
     from prunecli.tables.collect import Models
-
 METHOD = Column("method", "method")
 RATIO = Column("ratio", "ratio", ".3g")
 IDENTITY = (
@@ -40,6 +38,8 @@ IDENTITY = (
     Column("minus", "minus"),
     Column("minus_tokens_b", "its B tokens", ".4g"),
 )
+
+
 NAME = Column("name", "model")
 SEEDS = Column("seeds", "seeds")
 SOURCE = Column("source", "source")
@@ -120,6 +120,8 @@ SPEED = tuple(
         ("train_speedup", "training x"),
     )
 )
+
+
 LAYOUTS: dict[str, Layout] = {
     "table1": Layout("Table 1: shapes", reference.shapes, _any, (*SIZES, *PARAMS, *PRINTED), ()),
     "table2": Layout(

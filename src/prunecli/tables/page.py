@@ -10,9 +10,9 @@ from pathlib import Path
 
 from prunecli import __version__
 from prunecli.errors import InputError
-from prunecli.io import output as place
-from prunecli.io.sidecar import Sidecar
-from prunecli.tables import figures, reference, verb
+from prunecli.files import output as place
+from prunecli.files.sidecar import Sidecar
+from prunecli.tables import figures, reference, table
 from prunecli.tables.collect import Models, name_of
 from prunecli.tables.render import Table, as_html
 
@@ -54,7 +54,7 @@ def _drawings(models: Models, paper: str | None) -> list[str]:
     parts = []
     for number, figure in figures.FIGURES.items():
         try:
-            drawing = figures.drawing(verb.chosen(models, figure.layouts[0], paper), number)
+            drawing = figures.drawing(table.chosen(models, figure.layouts[0], paper), number)
         except InputError:  # nothing matched for this one
             continue
         # matplotlib numbers the parts of each drawing alike, a page must not

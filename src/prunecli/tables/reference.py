@@ -8,12 +8,11 @@ from importlib import resources
 from statistics import fmean
 from typing import Any
 
-from prunecli import shapes as shapes_of
-from prunecli.arch import Arch
-from prunecli.speeds import counted
+from prunecli.measuring.costs import counted
+from prunecli.model.arch import FLOPS_TOKENS, Arch
+from prunecli.pruning import grid as shapes_of
 from prunecli.tables.entries import BASE, PRUNED, SUITE, TABLES, Entry, Measure
 from prunecli.tables.render import Column, Table
-from prunecli.writing import FLOPS_TOKENS
 
 RUN = ("method", "ratio", "initialization", "train_tokens_b")
 ROUNDING = 0.1  # half a unit of each of the eight columns, and half a unit of the mean itself

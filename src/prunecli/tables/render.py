@@ -13,6 +13,8 @@ from prunecli.errors import UsageError, suggest
 
 FORMATS = ("rich", "md", "csv", "tex", "json")
 GREY = "within one standard deviation of its noise"
+
+
 Value = str | int | float | Decimal | None
 
 

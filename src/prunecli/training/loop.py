@@ -13,11 +13,11 @@ from torch import nn
 
 from prunecli.settings import Training
 from prunecli.training import schedule
+from prunecli.training.distributed import Ranks
 from prunecli.training.domains import Mixture
-from prunecli.training.masks import Masks
-from prunecli.training.model import Objective, whole
+from prunecli.training.fixed_masks import Masks
+from prunecli.training.objective import Objective, whole
 from prunecli.training.order import Numbered, Order
-from prunecli.training.ranks import Ranks
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from prunecli.stock import Cap
+from prunecli.model.stock import Cap
 
 PIECE = 1 << 24  # logits at once: 64 MB in float32
-
-
 NO_CAP = Cap()
 
 

@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from prunecli.errors import InputError, PruneError
-from prunecli.io import output as place
+from prunecli.files import output as place
 from prunecli.training.loop import Loop
 
 NAME = "step-{:08}"

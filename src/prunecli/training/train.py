@@ -9,17 +9,15 @@ from contextlib import ExitStack
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from prunecli.data.rows import place_of
 from prunecli.errors import InputError, PruneError, Stopped
-from prunecli.io import output as place
-from prunecli.io import sidecar
-from prunecli.io.checkpoint import Checkpoint, check_holds
-from prunecli.io.rows import place_of
-from prunecli.io.sidecar import Recorder, Sidecar
-from prunecli.io.tensorfile import TORCH_NAMES, torch_dtype
-from prunecli.pipeline import check_device
-from prunecli.report import SILENT, Report
-from prunecli.settings import Compute, Made, Output, Training
-from prunecli.sparsity import (
+from prunecli.files import output as place
+from prunecli.files import sidecar
+from prunecli.files.sidecar import Recorder, Sidecar
+from prunecli.files.tensorfile import TORCH_NAMES, torch_dtype
+from prunecli.model.checkpoint import Checkpoint, check_holds
+from prunecli.model.device import check_device
+from prunecli.model.sparsity import (
     Held,
     check_masks,
     claims,
@@ -27,24 +25,29 @@ from prunecli.sparsity import (
     results_of,
     sparse_tensors,
 )
-from prunecli.training import job as jobs
-from prunecli.training.curves import curve, final
-from prunecli.training.job import Job
-from prunecli.training.track import open_tracker
-from prunecli.writing import Written, size_results, write_tensors
+from prunecli.model.write import Written, size_results, write_tensors
+from prunecli.report import SILENT, Report
+from prunecli.settings import Compute, Made, Output, Training
+from prunecli.training import config as jobs
+from prunecli.training.config import Job
+from prunecli.training.log import curve, final
+from prunecli.training.trackers import open_tracker
 
 if TYPE_CHECKING:
     import torch
 
+    from prunecli.training.distributed import Ranks
     from prunecli.training.loop import Loop, Step
-    from prunecli.training.model import Objective
-    from prunecli.training.ranks import Ranks
-
+    from prunecli.training.objective import Objective
 LOG = "train.jsonl"
 SWEEP_FILE = "sweep.json"
 WIDE = {"F32", "F64"}  # what holds trained weights as they are
+
+
 # what pruning (or being a twin) made of the model, which training does not change
 SHAPED = ("method", "granularity", "ratio", "ratio_total", "ratio_embedding")
+
+
 # dense bfloat16 FLOP/s, from the makers' data sheets
 PEAKS = {
     "B200": 2250e12, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12,
@@ -93,9 +96,9 @@ def train(
 
     import torch
 
-    from prunecli.training import model as models
-    from prunecli.training import ranks as processes
-    from prunecli.training.masks import Masks
+    from prunecli.training import distributed as processes
+    from prunecli.training import objective as models
+    from prunecli.training.fixed_masks import Masks
 
     with ExitStack() as stack:
         ranks = stack.enter_context(processes.started(compute))
@@ -254,7 +257,7 @@ class _Run:
         The best is that of the lowest mean loss over the last tenth of the prefix. Each runs the
         whole schedule on the prefix. Finished ones are kept when the run is stopped.
         """
-        from prunecli.training.model import fill
+        from prunecli.training.objective import fill
 
         job, steps = self.job, self.job.sweep_steps
         if len(job.lrs) == 1:
@@ -307,10 +310,10 @@ class _Run:
 
     def train(self, loop: "Loop", options: dict[str, Any]) -> list[dict[str, Any]]:
         """Take all steps that are left; return one record per step, validations among them."""
-        from prunecli.training import steps
+        from prunecli.training import trainer
 
         job, ranks, training = self.job, self.ranks, self.job.training
-        run = steps.Run(
+        run = trainer.Run(
             self.folder, self.name, "training", job.save_every, training.keep_states, False,
             self.report, self.stop,
         )  # fmt: skip
@@ -348,7 +351,7 @@ class _Run:
         That is the loss before and after, on the held-out rows, or those of the last step if there
         are none. None where nothing is rounded. All processes must take part.
         """
-        from prunecli.training.model import round_to
+        from prunecli.training.objective import round_to
 
         job = self.job
         narrow = sorted({spec.dtype for spec in self.specs.values()} - WIDE)
@@ -370,7 +373,7 @@ class _Run:
         return {"dtype": types, "rows": rows, "loss_before": before, "loss_after": after}
 
     def _stored(self) -> "Iterator[tuple[str, torch.Tensor]]":
-        from prunecli.training.model import whole_tensors
+        from prunecli.training.objective import whole_tensors
 
         for name, tensor in whole_tensors(self.objective.model):
             yield name, tensor.to("cpu", torch_dtype(self.specs[name].dtype))

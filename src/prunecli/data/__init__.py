@@ -1,0 +1,1 @@
+"""Data: from text to tokens to rows and windows."""

@@ -1,0 +1,392 @@
+"""Writing token rows: text in pieces, through a tokenizer in several processes, into shards.
+
+What is written depends on text and tokenizer alone, not on how many processes there are or how
+often the work was interrupted.
+"""
+
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import chain, islice
+from multiprocessing import get_context
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, NamedTuple
+
+from prunecli.data.records import Reading
+from prunecli.data.rows import NAME, Digest, shard_name
+from prunecli.data.tokenizer import Tokenizer
+from prunecli.errors import InputError, PruneError
+from prunecli.files.output import replace_bytes, replace_text
+from prunecli.report import Report
+
+if TYPE_CHECKING:
+    import numpy as np
+PIECE = 1 << 18  # characters: longer documents are encoded in pieces
+CONTEXT = 1 << 12  # characters beyond a piece that its tokens are found with
+BATCH = 1 << 20  # characters that a process takes at once
+NO_TEXT = hashlib.sha256().hexdigest()  # of the text that was read, where there was none
+STATE = "state.json"
+NARROW = 1 << 16  # vocabularies below are stored in two bytes a token
+
+
+class Piece(NamedTuple):
+    """A document, or what lies at characters `start` to `stop` of the part of one in `text`."""
+
+    text: str
+    start: int
+    stop: int
+    first: bool = True
+    last: bool = True
+
+    @property
+    def own(self) -> str:
+        """Its own text, without what it borders on."""
+        return self.text[self.start : self.stop]
+
+
+# where to cut a text, and which text around it the pieces before and behind are encoded with
+Cut = tuple[int, int, int]
+
+
+def pieces(documents: Iterable[str], cut: "Callable[[str, int], Cut | None]") -> Iterator[Piece]:
+    """Cut documents into pieces of about `PIECE` characters; those without text are left out.
+
+    `cut(text, at)` finds a place near character `at` or beyond, None where there is none.
+    """
+    for text in documents:
+        if not text.strip():
+            continue
+        start = begin = 0
+        while (found := cut(text, start + PIECE)) is not None:
+            end, behind, before = found
+            yield Piece(text[begin:before], start - begin, end - begin, not start, False)
+            start, begin = end, behind
+        yield Piece(text[begin:], start - begin, len(text) - begin, not start, True)
+
+
+def at_lines(text: str, at: int) -> Cut | None:
+    """Cut behind the last end of line before `at`; where what is cut is not encoded together."""
+    if len(text) <= at:
+        return None
+    end = text.rfind("\n", at - PIECE, at) + 1 or at
+    return end, end, end
+
+
+class Exact:
+    """Finds where a long text can be cut so that its pieces have the tokens of the whole.
+
+    Near the ends of a piece a tokenizer can find other tokens than in the whole text: it may put a
+    space in front, and join or split characters by what follows them. So pieces are encoded with
+    the text around them, and a cut is only made between two tokens where the text up to `CONTEXT`
+    characters behind it and the text from `CONTEXT` characters before it give the same tokens for
+    a quarter of that on both sides; and where letters, digits, spaces and other characters meet,
+    since what a tokenizer does within a run of one of them can hang on all of the run. Where there
+    is no such place the piece goes on to the next, if need be to the end of the document.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+
+    def __call__(self, text: str, at: int) -> Cut | None:
+        """Return a cut near `at` or beyond it, None if there is none before the text ends."""
+        if not self.tokenizer.places:
+            return None
+        while len(text) - at > 2 * CONTEXT:
+            low, high = max(0, at - CONTEXT), at + CONTEXT
+            before = self._tokens(text, low - CONTEXT, high)
+            behind = self._tokens(text, low, high + CONTEXT)
+            places = range(at - CONTEXT // 2, at + CONTEXT // 2)
+            for end in sorted(places, key=lambda end: abs(end - at)):
+                if _kind(text[end - 1]) != _kind(text[end]) and _agree(before, behind, end):
+                    return end, low, high
+            at += CONTEXT
+        return None
+
+    def _tokens(self, text: str, start: int, stop: int) -> "tuple[np.ndarray, np.ndarray]":
+        start = max(start, 0)
+        ids, spans = self.tokenizer.placed(text[start:stop])
+        return ids, spans + start
+
+
+def _kind(character: str) -> tuple[bool, bool, bool]:
+    return character.isspace(), character.isalpha(), character.isnumeric()
+
+
+def _agree(
+    one: "tuple[np.ndarray, np.ndarray]", other: "tuple[np.ndarray, np.ndarray]", end: int
+) -> bool:
+    """Return whether two encodings have the same tokens on both sides of a character."""
+    import numpy as np
+
+    near: list[np.ndarray] = []
+    for ids, spans in (one, other):
+        count = divided(spans, end)
+        if count is None:
+            return False
+        for side in (slice(0, count), slice(count, None)):
+            around = (spans[side, 1] > end - CONTEXT // 4) & (spans[side, 0] < end + CONTEXT // 4)
+            near.append(np.column_stack([ids[side], spans[side]])[around])
+    return np.array_equal(near[0], near[2]) and np.array_equal(near[1], near[3])
+
+
+def divided(spans: "np.ndarray", end: int) -> int | None:
+    """Return how many tokens lie before character `end`, None where that cannot be told.
+
+    `spans` [tokens, 2] are the characters of each token: one may have `end` inside it, or none at
+    all and stand at `end`, as a space put in front does.
+    """
+    import numpy as np
+
+    count = int(np.count_nonzero(spans[:, 1] <= end))
+    behind = spans[count:]
+    empty = ((spans[:, 0] == end) & (spans[:, 1] == end)).any()
+    clear = (spans[:count, 1] <= end).all() and (behind[:, 0] >= end).all()
+    return count if clear and not empty else None
+
+
+def _batches(found: Iterable[Piece], taken: Callable[[Piece], None]) -> Iterator[list[Piece]]:
+    batch: list[Piece] = []
+    size = 0
+    for piece in found:
+        taken(piece)
+        batch.append(piece)
+        size += piece.stop - piece.start + 1
+        if size >= BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How documents become ids: a tokenizer's folder, and what stands in front of each and behind.
+
+    `special_tokens` says what those spelled out in a document become (io/tokenizer.py).
+    """
+
+    folder: str
+    special_tokens: str
+    front: list[int]
+    separator: int | None
+
+
+_encode: Callable[[list[Piece]], "np.ndarray"]
+
+
+def _start(encoding: Encoding) -> None:
+    """Prepare a process for encoding."""
+    global _encode
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _encode = encoder(encoding)
+
+
+def _work(batch: list[Piece]) -> "np.ndarray":
+    return _encode(batch)
+
+
+def encoder(encoding: Encoding) -> Callable[[list[Piece]], "np.ndarray"]:
+    """Return a function from pieces to their ids, int32 [tokens], documents separated."""
+    import numpy as np
+
+    tokenizer = Tokenizer(encoding.folder, encoding.special_tokens)
+    behind = [] if encoding.separator is None else [encoding.separator]
+
+    def part(piece: Piece) -> list[int]:
+        tokens, spans = tokenizer.placed(piece.text)
+        start = 0 if piece.first else divided(spans, piece.start)
+        stop = len(tokens) if piece.last else divided(spans, piece.stop)
+        if start is None or stop is None:
+            raise PruneError("a long document has other tokens in its pieces than near the cuts")
+        return [*encoding.front * piece.first, *tokens[start:stop], *behind * piece.last]
+
+    def encode(batch: list[Piece]) -> "np.ndarray":
+        whole = iter(tokenizer.encode_all([p.text for p in batch if p.first and p.last]))
+        ids: list[int] = []
+        for piece in batch:
+            if not (piece.first and piece.last):
+                ids += part(piece)
+            elif found := next(whole):
+                # nothing comes of a document of characters that the tokenizer drops
+                ids += [*encoding.front, *found, *behind]
+        return np.array(ids, dtype=np.int32)
+
+    return encode
+
+
+def _caught(batches: Iterator[list[Piece]]) -> Iterator[list[Piece] | Exception]:
+    """Yield batches, and in the place of what cannot be read the error."""
+    try:
+        yield from batches
+    except Exception as error:
+        yield error
+
+
+def encoded(
+    batches: Iterator[list[Piece]], encoding: Encoding, workers: int
+) -> "Generator[np.ndarray, None, None]":
+    """Yield the ids of each batch, in order; processes are only started for more than a few.
+
+    Batches are read ahead, but what stops their reading is raised in its turn: whether it is met
+    does not depend on how many processes there are.
+    """
+    found = _caught(batches)
+    first = list(islice(found, 2 * workers))
+    if workers == 1 or len(first) < 2 * workers:
+        encode = encoder(encoding)
+        for batch in chain(first, found):
+            if isinstance(batch, Exception):
+                raise batch
+            yield encode(batch)
+        return
+    with ProcessPoolExecutor(
+        workers, get_context("spawn"), initializer=_start, initargs=(encoding,)
+    ) as pool:
+
+        def submitted(batch: list[Piece] | Exception) -> "Future[np.ndarray]":
+            if not isinstance(batch, Exception):
+                return pool.submit(_work, batch)
+            failed: Future[np.ndarray] = Future()
+            failed.set_exception(batch)
+            return failed
+
+        waiting = deque(submitted(batch) for batch in first)
+        try:
+            while waiting:
+                yield waiting.popleft().result()
+                waiting.extend(submitted(batch) for batch in islice(found, 1))
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+class Shards:
+    """Takes ids as they come and writes rows; every full shard is on disk at once.
+
+    Attributes:
+        rows: written so far. count: of shards. digest: of all written ids.
+    """
+
+    def __init__(
+        self, folder: Path, seq_len: int, shard_rows: int, most_rows: int | None, vocab: int
+    ) -> None:
+        import numpy as np
+
+        self.folder, self.seq_len, self.shard_rows = folder, seq_len, shard_rows
+        self.most_rows = most_rows
+        self.dtype = "<u2" if vocab <= NARROW else "<i4"
+        self.rows, self.count, self.digest = 0, 0, Digest(seq_len)
+        self.rest = np.empty(0, np.int32)
+
+    def reopen(self, count: int) -> None:
+        """Count the shards that are finished."""
+        from safetensors.numpy import load_file
+
+        for index in range(count):
+            ids = load_file(self.folder / shard_name(index))[NAME]
+            self.digest.update(ids)
+            self.rows += len(ids)
+        self.count = count
+
+    @property
+    def full(self) -> bool:
+        """Whether there are as many rows as were asked for, waiting ones included."""
+        waiting = self.rows + len(self.rest) // self.seq_len
+        return self.most_rows is not None and waiting >= self.most_rows
+
+    def add(self, ids: "np.ndarray") -> bool:
+        """Take ids; return whether that finished a shard."""
+        import numpy as np
+
+        self.rest, before = np.concatenate([self.rest, ids]), self.count
+        while len(self.rest) >= self.shard_rows * self.seq_len and self.rows != self.most_rows:
+            self._flush(self.shard_rows)
+        return self.count > before
+
+    def finish(self) -> None:
+        """Write what waits, without the incomplete row at the end."""
+        if size := len(self.rest) // self.seq_len:
+            self._flush(size)
+
+    def _flush(self, size: int) -> None:
+        from safetensors.numpy import save
+
+        if self.most_rows is not None:
+            size = min(size, self.most_rows - self.rows)
+        used = size * self.seq_len
+        ids, self.rest = self.rest[:used].reshape(size, self.seq_len), self.rest[used:]
+        if size:
+            replace_bytes(
+                self.folder / shard_name(self.count), save({NAME: ids.astype(self.dtype)})
+            )
+            self.digest.update(ids)
+            self.rows, self.count = self.rows + size, self.count + 1
+
+
+def write(
+    shards: Shards,
+    found: Iterable[Piece],
+    encoding: Encoding,
+    workers: int,
+    report: Report,
+    reading: Reading,
+) -> tuple[str, int]:
+    """Write all rows, going on after the shards that a stopped run has finished.
+
+    Returns the sha256 of the text in them, and how many bad lines `reading` met in it. Raises
+    InputError if the text before the end of the finished shards is not what it was.
+    """
+    sha = hashlib.sha256()
+
+    def taken(piece: Piece) -> None:
+        sha.update(piece.own.encode("utf-8", "surrogatepass") + b"\0" * piece.last)
+
+    batches = _batches(found, taken)
+    file = shards.folder / STATE
+    # of the finished shards: how many, whole batches in them, and tokens of the batch after those
+    done, used = 0, 0
+    if file.exists():
+        state = json.loads(file.read_text("utf-8"))
+        shards.reopen(state["shards"])
+        report.note(f"resuming after {shards.count} finished shards ({shards.rows} rows)")
+        done, used = state["batches"], state["used"]
+        for _ in range(done):
+            next(batches, None)
+        if sha.hexdigest() != state["text"]:
+            raise InputError("the text has changed since this run began", "use --restart")
+    met: deque[tuple[str, int]] = deque([(sha.hexdigest(), reading.skipped)])
+
+    def remembered() -> Iterator[list[Piece]]:
+        # processes run ahead of what is written: remember what was met at each batch
+        for batch in batches:
+            met.append((sha.hexdigest(), reading.skipped))
+            yield batch
+
+    stream = encoded(remembered(), encoding, workers)
+    start, tokens = perf_counter(), 0
+    for ids in report.track(stream, "tokenizing", unit="batches"):
+        if shards.add(ids[used:]):
+            # what waits now is the end of these very ids
+            state = {
+                "shards": shards.count,
+                "batches": done,
+                "used": len(ids) - len(shards.rest),
+                "text": met[0][0],
+            }
+            replace_text(file, json.dumps(state))
+        met.popleft()
+        done, used = done + 1, 0
+        tokens += len(ids)
+        report.live(f"{tokens} tokens, {tokens / (perf_counter() - start):.0f} tokens/s")
+        if shards.full:
+            break
+    else:
+        met[0] = sha.hexdigest(), reading.skipped  # bad lines after the last document too
+    stream.close()
+    shards.finish()
+    return met[0]

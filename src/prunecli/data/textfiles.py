@@ -1,0 +1,359 @@
+"""Text in local files: .txt (one document each), .jsonl, .json and .parquet (one a row or line).
+
+Each may be compressed (.gz, .zst). A folder's files are read in the order of their paths, each only
+when its turn comes; nothing in it is left out without a word, hidden names apart.
+"""
+
+import gzip
+import io
+import json
+import zlib
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain, islice
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, Any
+
+from prunecli.data.records import (
+    BYTES,
+    DEFAULT,
+    STRING,
+    Reading,
+    choose,
+    column_texts,
+    first_line,
+    texts,
+    told,
+)
+from prunecli.errors import InputError, UsageError
+
+FORMATS, CODECS = (".jsonl", ".json", ".parquet", ".txt"), (".gz", ".zst")
+
+
+EXPECTED = f"expected {', '.join(FORMATS)}, plain, {' or '.join(CODECS)}"
+
+
+# bytes held at once, so that no small compressed file fills the memory
+LARGEST_JSON = 1 << 28  # a line, or an array
+LARGEST_FILE = 1 << 32  # a .txt, or (on disk) a compressed .parquet
+PIECE = 1 << 20
+BOM = b"\xef\xbb\xbf"
+LFS = b"version https://git-lfs.github.com/spec/"
+SHOWN = 5
+
+
+def documents(path: Path, reading: Reading) -> Iterator[str]:
+    """Return the documents of an existing file or folder.
+
+    Raises InputError at once if there is nothing to read or the first document cannot be, and while
+    reading for what comes later.
+    """
+    files, others = _found(path)
+    if reading.column and all(format_of(file)[0] == ".txt" for file in files):
+        raise UsageError(f"--text-column '{reading.column}': '{path}' has no columns")
+    if others:
+        named = ", ".join(file.relative_to(path).as_posix() for file in others[:SHOWN])
+        more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+        reading.report.note(f"not read as text in '{path}': {named}{more}")
+    found = (document for file in files for document in _read(file, reading))
+    return chain(list(islice(found, 1)), found)
+
+
+def exists(path: Path) -> bool:
+    """Return whether there is such a file or folder; raise InputError where nobody can tell."""
+    try:
+        return path.exists()
+    except OSError as error:
+        # too long a name, or in a folder that may not be searched
+        raise InputError(f"cannot read '{path}': {error.strerror}") from None
+
+
+def size(path: Path) -> int:
+    """Return the bytes of all files that `documents` would read."""
+    return sum(file.stat().st_size for file in _found(path)[0])
+
+
+def format_of(path: Path) -> tuple[str, str]:
+    """Return format and compression by the name of a file: '' for none that is known."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    codec = suffixes.pop() if suffixes and suffixes[-1] in CODECS else ""
+    known = suffixes and suffixes[-1] in FORMATS
+    return (suffixes[-1], codec) if known else ("", "")
+
+
+def _found(path: Path) -> tuple[list[Path], list[Path]]:
+    """Return the files to read, in order, and what else there is; raise InputError if nothing."""
+    if not path.is_dir():
+        if not format_of(path)[0]:
+            raise InputError(
+                f"cannot read '{path}' as text: {EXPECTED}",
+                "or FILE.safetensors:NAME for token ids",
+            )
+        if not path.is_file():
+            raise InputError(f"'{path}' is no regular file", "write the text into a file first")
+        return [path], []
+    try:
+        entries = sorted(_below(path), key=lambda entry: entry.relative_to(path).as_posix())
+        files = [entry for entry in entries if format_of(entry)[0] and entry.is_file()]
+    except OSError as error:
+        raise InputError(f"cannot read '{error.filename or path}': {error.strerror}") from None
+    read = set(files)
+    others = [entry for entry in entries if entry not in read]
+    for entry in others:
+        if format_of(entry)[0] and entry.is_symlink() and not entry.exists():
+            raise InputError(f"'{entry}' is a link to a file that is not there")
+    if not files:
+        raise InputError(f"'{path}' has no text: {EXPECTED}")
+    return files, others
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Yield what a folder holds, nested folders opened, hidden names left out.
+
+    Links are followed, but no folder is opened twice: one met again is yielded itself.
+    """
+    seen, waiting = {folder.resolve()}, deque([folder])
+    while waiting:
+        # of a folder and a link to it beside it, the folder is opened
+        for entry in sorted(waiting.popleft().iterdir(), key=lambda e: (e.is_symlink(), e.name)):
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir() and (real := entry.resolve()) not in seen:
+                seen.add(real)
+                waiting.append(entry)
+            else:
+                yield entry
+
+
+def _read(path: Path, reading: Reading) -> Iterator[str]:
+    kind, codec = format_of(path)
+    try:
+        if kind == ".txt":
+            yield from _text(path, codec, reading)
+        elif kind == ".parquet":
+            yield from _parquet(path, codec, reading)
+        else:
+            rows = _whole(path, codec, reading) if kind == ".json" else None
+            yield from texts(_lines(path, codec, reading) if rows is None else rows, reading)
+    except (OSError, EOFError, zlib.error) as error:
+        why = getattr(error, "strerror", None)
+        if codec and "requires too much memory" in str(error):
+            raise InputError(
+                f"'{path}' was compressed with a window too large to unpack as it is read",
+                "compress it again: zstd -d --long=31 -c FILE | zstd -o NEW.zst",
+            ) from None
+        if codec and not why:
+            raise InputError(
+                f"cannot unpack '{path}': cut short, damaged, or no {codec} at all",
+                "fetch it again",
+            ) from None
+        raise InputError(f"cannot read '{path}': {why or first_line(error)}") from None
+
+
+@contextmanager
+def _opened(path: Path, codec: str) -> Iterator[Any]:
+    """Open a file for reading, decompressed as it is read."""
+    with path.open("rb") as raw:
+        head = raw.peek(len(LFS))
+        if head.startswith(LFS):
+            raise InputError(f"'{path}' is a pointer of Git LFS, not the file", "run: git lfs pull")
+        if codec and not head:
+            raise InputError(f"'{path}' is empty, not even compressed", "fetch it again")
+        if codec == ".gz":
+            with gzip.GzipFile(fileobj=raw) as unpacked:
+                yield unpacked
+        elif codec == ".zst":
+            with unzstd(raw) as unpacked:
+                yield unpacked
+        else:
+            yield raw
+
+
+def unzstd(raw: Any, **_: Any) -> io.BufferedReader:
+    """Return what a file compressed by zstd holds, all frames of it, as a file to read."""
+    import pyarrow
+
+    return io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd"))
+
+
+def _at_most(most: int, stream: IO[bytes]) -> bytearray:
+    """Return what is left of a stream, but no more than a piece beyond so many bytes."""
+    content = bytearray()
+    # piece by piece, since one read of so many would set aside the memory for all of them
+    while len(content) <= most and (piece := stream.read(PIECE)):
+        content += piece
+    return content
+
+
+def _text(path: Path, codec: str, reading: Reading) -> Iterator[str]:
+    with _opened(path, codec) as stream:
+        content = _at_most(LARGEST_FILE, stream)
+    if len(content) > LARGEST_FILE:
+        raise InputError(f"'{path}' is one text of more than {LARGEST_FILE >> 30} GiB", "split it")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        reading.bad(f"'{path}' is not UTF-8 text: {told(error)}", "convert it")
+    else:
+        yield text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _lines(path: Path, codec: str, reading: Reading) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the objects of JSON lines with their places. A mark may stand before any of them."""
+    with _opened(path, codec) as stream:
+        number = 0
+        while line := stream.readline(LARGEST_JSON + 1):
+            number += 1
+            place = f"line {number} of '{path}'"
+            if len(line) > LARGEST_JSON:
+                raise InputError(f"{place} is longer than {LARGEST_JSON >> 20} MiB")
+            if not line.removeprefix(BOM).strip():
+                continue
+            try:
+                row = _parsed(line.rstrip(b"\r\n"))
+            except ValueError as error:
+                reading.bad(f"{place} is not JSON: {error}")
+                continue
+            if isinstance(row, dict):
+                yield place, row
+            else:
+                reading.bad(f"{place} is no JSON object", 'expected {"text": "..."}')
+
+
+def _whole(path: Path, codec: str, reading: Reading) -> Iterator[tuple[str, dict[str, Any]]] | None:
+    """Return the objects of a .json file that is one array or one object; None if it is lines.
+
+    One object is as often a description of something as it is a document, so its text is not
+    guessed.
+    """
+    with _opened(path, codec) as stream:
+        start = stream.readline(LARGEST_JSON)
+        while start and not start.strip():
+            start = stream.readline(LARGEST_JSON)
+        try:
+            if isinstance(value := _parsed(start), dict):
+                more = any(piece.strip() for piece in iter(lambda: stream.read(PIECE), b""))
+                return None if more else _alone(path, value, reading)
+        except ValueError:
+            pass  # the first line of many, or a bad one
+        content = start + _at_most(LARGEST_JSON - len(start), stream)
+    array = content.removeprefix(BOM).lstrip().startswith(b"[")
+    if len(content) > LARGEST_JSON:
+        if array:
+            raise InputError(
+                f"'{path}' is one array of more than {LARGEST_JSON >> 20} MiB",
+                "write it as JSON lines",
+            )
+        return None
+    try:
+        value = _parsed(content)
+    except ValueError as error:
+        if array:
+            raise InputError(f"'{path}' is not JSON: {error}") from None
+        return None
+    if isinstance(value, dict):
+        return _alone(path, value, reading)
+    return _items(path, value, reading) if array else None
+
+
+def _alone(
+    path: Path, value: dict[str, Any], reading: Reading
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    if reading.column is None and DEFAULT not in value:
+        names = ", ".join(value) or "nothing"
+        reading.bad(
+            f"'{path}' is one object without '{DEFAULT}': it has {names}",
+            "name what holds the text with --text-column, or take the file away",
+        )
+    else:
+        yield f"'{path}'", value
+
+
+def _items(path: Path, values: list[Any], reading: Reading) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, value in enumerate(values, 1):
+        place = f"item {number} of '{path}'"
+        if isinstance(value, dict):
+            yield place, value
+        else:
+            reading.bad(f"{place} is no JSON object", 'expected {"text": "..."}')
+
+
+def _parsed(content: bytes | bytearray) -> Any:
+    """Return the value of UTF-8 JSON; raise ValueError, in words for users, if it is none."""
+    try:
+        return json.loads(content.removeprefix(BOM).decode())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"no UTF-8, {told(error)}") from None
+    except json.JSONDecodeError as error:
+        line = f" of line {error.lineno}" if error.lineno > 1 else ""
+        what = error.msg.removesuffix(" at")
+        raise ValueError(f"{what} at character {error.colno}{line}") from None
+    except ValueError:
+        raise ValueError("a number has too many digits") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _parquet(path: Path, codec: str, reading: Reading) -> Iterator[str]:
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    try:
+        with _seekable(path, codec) as content, parquet.ParquetFile(content) as file:
+            kinds = {field.name: _kind(field.type) for field in file.schema_arrow}
+            if len(kinds) < len(file.schema_arrow):
+                raise InputError(f"'{path}' has two columns of one name")
+            column = choose(kinds, reading.column, f"'{path}'")
+            if column not in (reading.column, DEFAULT):
+                reading.guessed(column, f"'{path}'")
+            batches = file.iter_batches(columns=[column], batch_size=1000)
+            values = (value for batch in batches for value in _values(batch.column(column)))
+            places = ((f"row {n} of '{path}'", value) for n, value in enumerate(values, 1))
+            yield from column_texts(places, column, reading)
+    except pyarrow.ArrowException as error:
+        raise InputError(f"'{path}' is not a valid parquet file: {first_line(error)}") from None
+
+
+def _values(array: Any) -> list[Any]:
+    """Return what a column holds; strings as bytes where one of them is not UTF-8."""
+    import pyarrow
+
+    try:
+        values: list[Any] = array.to_pylist()
+    except UnicodeDecodeError:
+        # files are written, and read, without a look at what strings hold
+        values = array.cast(pyarrow.large_binary()).to_pylist()
+    return values
+
+
+@contextmanager
+def _seekable(path: Path, codec: str) -> Iterator[IO[bytes]]:
+    """Open a file that is not read from its beginning; a compressed one is unpacked on disk."""
+    with _opened(path, codec) as stream:
+        if not codec:
+            yield stream
+            return
+        with TemporaryFile() as copy:
+            while part := stream.read(PIECE):
+                if copy.tell() + len(part) > LARGEST_FILE:
+                    raise InputError(
+                        f"'{path}' unpacks to more than {LARGEST_FILE >> 30} GiB", "unpack it first"
+                    )
+                copy.write(part)
+            copy.seek(0)
+            yield copy
+
+
+def _kind(kind: Any) -> str:
+    """Return what a column of this Arrow type holds."""
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        return STRING
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind):
+        return BYTES
+    return str(kind)

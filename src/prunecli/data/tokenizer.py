@@ -1,0 +1,258 @@
+"""A model folder's tokenizer, read from local files only."""
+
+import json
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+from re import fullmatch
+from typing import TYPE_CHECKING, Any
+
+from prunecli.errors import InputError, UsageError, suggest
+from prunecli.model.companions import FAST, SENTENCEPIECE, vocabulary
+
+if TYPE_CHECKING:
+    import numpy as np
+BYTES = 256
+END = "<|endoftext|>"  # the end of sequence of tokenizers that are made here
+
+
+# --bos: whether a text begins with beginning of sequence
+AUTO, ALWAYS, NEVER = BOS = ("auto", "always", "never")
+
+
+# of recipes: as auto, but in front of texts before windows are cut from them
+OFFICIAL = "official"
+
+
+# --special-tokens: what becomes of special tokens that are spelled out in a text
+TEXT, IDS = SPELLED_OUT = ("text", "ids")
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What a tokenizer has to begin and to end a text with.
+
+    Attributes:
+        size: one more than the largest id, added tokens included; ids may have gaps.
+        begins: what the tokenizer itself puts in front of one text: as a rule, `bos` or nothing.
+        bos, eos: its beginning and its end of sequence.
+    """
+
+    size: int
+    begins: tuple[int, ...] = ()
+    bos: int | None = None
+    eos: int | None = None
+
+    def front(self, bos: str) -> list[int]:
+        """Return what a text begins with under --bos; raise InputError if there is no such id."""
+        check_choice("bos", bos, (*BOS, OFFICIAL))
+        if bos == NEVER or (bos != ALWAYS and not self.begins):
+            return []
+        if self.begins:
+            return list(self.begins)
+        if self.bos is None:
+            raise InputError(
+                "--bos always: the tokenizer has no beginning of sequence",
+                "use --bos auto, or name its bos_token in tokenizer_config.json",
+            )
+        return [self.bos]
+
+    def separator(self, asked: str, front: list[int]) -> int | None:
+        """Return the id behind every document for --separator; None for none.
+
+        `front` is what documents begin with. `auto` is the end of sequence; for want of one, the
+        beginning of sequence, unless it stands in `front` already. Raises UsageError for what is no
+        id of this tokenizer.
+        """
+        if asked == "none":
+            return None
+        if asked == AUTO:
+            return self.eos if self.eos is not None or front else self.bos
+        if not fullmatch(r"[0-9]{1,9}", asked) or int(asked) >= self.size:
+            raise UsageError(
+                f"--separator '{asked}': expected auto, none, or an id below {self.size}"
+            )
+        return int(asked)
+
+
+def check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise UsageError, with a suggestion, for a value that is none of the choices."""
+    if value not in choices:
+        raise UsageError(f"--{option}: unknown value '{value}'{suggest(value, list(choices))}")
+
+
+def marks_of(words: Any) -> Marks:
+    """Return what a tokenizer of transformers has to begin and to end a text with."""
+    plain = words("a", add_special_tokens=False, verbose=False)["input_ids"]
+    around = words("a", return_special_tokens_mask=True, verbose=False)
+    whole, put = around["input_ids"], around["special_tokens_mask"]
+    if plain:
+        starts = range(len(whole) - len(plain) + 1)
+        # the text itself may begin with BOS: with what unknown words become, where that is the same
+        found = (i for i in starts if whole[i : i + len(plain)] == plain and not put[i])
+        before = next(found, 0)
+    else:
+        before = int(whole[:1] == [words.bos_token_id])
+    size = max(words.get_vocab().values(), default=-1) + 1
+    return Marks(size, tuple(whole[:before]), words.bos_token_id, words.eos_token_id)
+
+
+def begin_with_bos(words: Any) -> None:
+    """Make a tokenizer of transformers begin every text with BOS, if it does not do so itself."""
+    from tokenizers.processors import TemplateProcessing
+
+    if not marks_of(words).begins:
+        bos = str(words.bos_token)
+        words.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, words.bos_token_id)]
+        )
+
+
+class Tokenizer:
+    """Turns text into token ids as transformers' AutoTokenizer does, with nothing put around it.
+
+    With `special_tokens` `text`, special tokens spelled out in a text are text like any other; with
+    `ids` they are these tokens, as in prompts.
+    Raises InputError if the folder has no tokenizer, or one that cannot be read.
+
+    Attributes:
+        digest: sha256 of tokenizer.json, or of the older files that stand for it.
+        marks: what it has to begin and to end a text with.
+    """
+
+    def __init__(self, folder: str, special_tokens: str = TEXT) -> None:
+        check_choice("special-tokens", special_tokens, SPELLED_OUT)
+        self.digest = digest(folder)
+        _check_library(folder)
+        from transformers import AutoTokenizer
+
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(
+                Path(folder), local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:
+            # whatever a broken file makes the library raise, it is the file's fault
+            why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise InputError(
+                f"cannot read the tokenizer in '{folder}': {why}", "give another with --tokenizer"
+            ) from None
+        self._as_text = special_tokens == TEXT
+        self.marks = marks_of(self._tokenizer)
+
+    def encode(self, text: str) -> "np.ndarray":
+        """Return the ids of `text`, int64 [tokens]."""
+        import numpy as np
+
+        return np.array(self.encode_all([text])[0], dtype=np.int64)
+
+    def encode_all(self, texts: list[str]) -> list[list[int]]:
+        """Return the ids of each text."""
+        if not texts:
+            return []
+        ids: list[list[int]] = self._encoded([well_formed(text) for text in texts])["input_ids"]
+        return ids
+
+    @property
+    def places(self) -> bool:
+        """Whether the tokenizer tells which characters each token stands for."""
+        return bool(self._tokenizer.is_fast)
+
+    def placed(self, text: str) -> "tuple[np.ndarray, np.ndarray]":
+        """Return the ids of `text` [tokens], and the characters of each: from, to [tokens, 2]."""
+        import numpy as np
+
+        found = self._encoded([well_formed(text)], return_offsets_mapping=True)
+        spans = np.array(found["offset_mapping"][0], dtype=np.int64).reshape(-1, 2)
+        return np.array(found["input_ids"][0], dtype=np.int64), spans
+
+    def _encoded(self, texts: list[str], **settings: bool) -> Any:
+        return self._tokenizer(
+            texts,
+            add_special_tokens=False,
+            split_special_tokens=self._as_text,
+            return_attention_mask=False,
+            verbose=False,
+            **settings,
+        )
+
+
+def byte_level(model: Any) -> Any:
+    """Return a tokenizer of the library whose `model` sees the bytes of UTF-8 text."""
+    from tokenizers import Tokenizer as Bare
+    from tokenizers import decoders, pre_tokenizers
+
+    bare = Bare(model)
+    bare.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bare.decoder = decoders.ByteLevel()
+    return bare
+
+
+def alphabet() -> list[str]:
+    """Return what stands for the 256 bytes in a byte-level tokenizer."""
+    from tokenizers import pre_tokenizers
+
+    return sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
+def files_of(bare: Any, **special: str) -> dict[str, bytes]:
+    """Return the files by which transformers loads a tokenizer of the library.
+
+    `special` are its special tokens, as in `eos_token`. tokenizer.json comes last, so that a folder
+    that has it has all.
+    """
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **special,
+        "clean_up_tokenization_spaces": False,
+    }
+    return {
+        "tokenizer_config.json": (json.dumps(settings, indent=2) + "\n").encode(),
+        FAST: bare.to_str().encode(),
+    }
+
+
+def well_formed(text: str) -> str:
+    """Return text that has UTF-8: JSON can hold half a surrogate pair, which no tokenizer takes."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _check_library(folder: str) -> None:
+    """Raise InputError where a vocabulary needs a library that is not installed."""
+    found = vocabulary(folder)
+    if not any(path.name in SENTENCEPIECE for path in found):
+        return
+    missing = [name for name in ("sentencepiece", "google.protobuf") if not _installed(name)]
+    if missing:
+        raise InputError(
+            f"'{found[0]}' is in SentencePiece's format, which takes {' and '.join(missing)}",
+            "pip install 'prunecli[sentencepiece]', or give another with --tokenizer",
+        )
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def present(folder: str) -> bool:
+    """Return whether a folder has a tokenizer."""
+    return bool(vocabulary(folder))
+
+
+def digest(folder: str) -> str:
+    """Return the digest of a folder's tokenizer; raise InputError if it has none."""
+    if not Path(folder).is_dir():
+        raise InputError(f"no such tokenizer folder: '{folder}'", "check the path")
+    found = vocabulary(folder)
+    if not found:
+        raise InputError(
+            f"'{folder}' has no tokenizer, which text needs",
+            "add --tokenizer DIR, or give token ids: --data FILE.safetensors:NAME",
+        )
+    sha = sha256()
+    for path in found:
+        sha.update(path.read_bytes())
+    return sha.hexdigest()

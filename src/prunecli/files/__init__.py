@@ -1,0 +1,1 @@
+"""Files: tensor files, sidecars, and where results go."""

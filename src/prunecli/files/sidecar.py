@@ -1,0 +1,263 @@
+"""The JSON beside every artefact: what it is, how it came about, and what it costs.
+
+A folder's sidecar is `prunecli.json`, that of `NAME.safetensors` is `NAME.safetensors.json`; JSON
+artefacts (plans, results) are their own. Everything outside `run` is deterministic.
+"""
+
+import hashlib
+import json
+import platform
+import resource
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from prunecli import __version__
+from prunecli.errors import InputError
+
+SCHEMA = 1
+FOLDER_SIDECAR = "prunecli.json"
+LIBRARIES = ("torch", "transformers", "safetensors", "tokenizers", "datasets", "numpy")
+
+
+Kind = Literal[
+    "checkpoint", "stats", "scores", "plan", "arch", "rows", "eval", "speed", "train-log"
+]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class MadeBy(_Strict):
+    """Which version of which command."""
+
+    version: str
+    command: str
+
+
+class Input(_Strict):
+    """One input: its role, the id of its sidecar if it has one, and the digest of its content."""
+
+    model_config = ConfigDict(extra="allow")
+    role: str
+    id: str | None = None
+    digest: str
+
+
+class Trained(_Strict):
+    """Token rows that a model was trained on."""
+
+    rows: str
+    range: tuple[int, int]
+    count: int
+
+
+class Tokens(_Strict):
+    """Tokens seen along the whole ancestry."""
+
+    calibration: int = 0
+    trained: list[Trained] = []
+
+
+class Step(_Strict):
+    """One step of an artefact's history, oldest first; `parent` is the id of the step before."""
+
+    id: str
+    parent: str | None
+    command: str
+    options: dict[str, Any]
+    inputs: list[Input]
+
+
+class Run(_Strict):
+    """What differs between two equal runs, and what decides how their sums are rounded.
+
+    `cpu` is what torch's kernels use of the CPU, `dtype` the compute type; `batch` is how many
+    tokens went through a layer at once in walks over a model. Records of older versions lack them.
+    """
+
+    argv: list[str]
+    started: str
+    seconds: float
+    device: str
+    threads: int
+    cpu: str | None = None
+    dtype: str | None = None
+    batch: int | None = None
+    ranks: int = 1
+    libraries: dict[str, str]
+    peak_bytes: int
+
+
+class Sidecar(_Strict):
+    """The whole record; its JSON Schema is docs/sidecar.schema.json."""
+
+    schema_: int = SCHEMA
+    kind: Kind
+    id: str
+    made_by: MadeBy
+    options: dict[str, Any]
+    inputs: list[Input]
+    outputs: dict[str, Any]
+    results: dict[str, Any]
+    tokens: Tokens = Tokens()
+    history: list[Step]
+    run: Run
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    def last(self, command: str) -> Step | None:
+        """Return the last step of the history that was this command."""
+        return next((step for step in self.history[::-1] if step.command == command), None)
+
+    def dump(self) -> dict[str, Any]:
+        """Return the record as written to JSON, `schema` first."""
+        record = self.model_dump(mode="json")
+        return {"schema": record.pop("schema_"), **record}
+
+    def text(self) -> str:
+        """Return the JSON text of the record."""
+        return json.dumps(self.dump(), indent=1) + "\n"
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a sidecar."""
+    schema = Sidecar.model_json_schema()
+    schema["properties"] = {"schema": schema["properties"].pop("schema_"), **schema["properties"]}
+    schema["title"] = "prunecli sidecar"
+    return schema
+
+
+def tokens_input(role: str, meta: dict[str, Any], windows: list[str]) -> Input:
+    """Return tokens as an input: where they come from and a short hash of every window."""
+    return Input.model_validate({"role": role, **meta, "windows": windows})
+
+
+def key(kind: str, options: dict[str, Any], inputs: list[Input]) -> str:
+    """Return the id of what these inputs and options make: equal keys, equal artefacts."""
+    content = [kind, options, [entry.model_dump(mode="json") for entry in inputs]]
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def path_of(artefact: str | Path) -> Path:
+    """Return where the sidecar of an artefact lies."""
+    path = Path(artefact)
+    if path.is_dir():
+        return path / FOLDER_SIDECAR
+    return path if path.suffix == ".json" else path.with_name(path.name + ".json")
+
+
+def read(artefact: str | Path, kinds: tuple[str, ...] = ()) -> Sidecar:
+    """Read the sidecar of an artefact; raise InputError unless it is one of these `kinds`."""
+    path = path_of(artefact)
+    try:
+        record = json.loads(path.read_text("utf-8"))
+        record["schema_"] = record.pop("schema")
+        sidecar = Sidecar.model_validate(record)
+    except FileNotFoundError:
+        raise InputError(
+            f"'{artefact}' has no sidecar ({path.name})", "was it made by prunecli, and finished?"
+        ) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"'{path}' is not readable as JSON: {error}") from None
+    except (ValidationError, KeyError, AttributeError, TypeError) as error:
+        what = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"'{path}' is not a prunecli sidecar: {what}") from None
+    if kinds and sidecar.kind not in kinds:
+        raise InputError(
+            f"wrong kind of sidecar: '{artefact}' is '{sidecar.kind}', "
+            f"expected {' or '.join(repr(kind) for kind in kinds)}"
+        )
+    return sidecar
+
+
+def read_if_any(artefact: str | Path) -> Sidecar | None:
+    """Return the sidecar of an artefact that may come from elsewhere, or None."""
+    return read(artefact) if path_of(artefact).exists() else None
+
+
+def is_ours(artefact: str | Path) -> bool:
+    """Return whether an artefact has a sidecar, of whatever version."""
+    try:
+        record = json.loads(path_of(artefact).read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and {"schema", "kind", "id"} <= record.keys()
+
+
+class Recorder:
+    """Collects what a sidecar needs while a command runs; made when the command starts."""
+
+    def __init__(self, command: str, argv: tuple[str, ...]) -> None:
+        self.command, self.argv = command, argv
+        self._clock = time.perf_counter()
+        self._started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+    def sidecar(
+        self,
+        kind: Kind,
+        options: dict[str, Any],
+        inputs: list[Input],
+        *,
+        outputs: dict[str, Any],
+        results: dict[str, Any],
+        parent: Sidecar | None = None,
+        calibration: int = 0,
+        trained: Trained | None = None,
+        device: str = "cpu",
+        dtype: str | None = None,
+        batch: int | None = None,
+        ranks: int = 1,
+    ) -> Sidecar:
+        """Return the finished record; `parent` is the sidecar whose history goes on here.
+
+        `device`, `dtype` (the compute type), `batch` and `ranks` are told under `run`.
+        """
+        made = key(kind, options, inputs)
+        step = Step(
+            id=made,
+            parent=parent.id if parent else None,
+            command=self.command,
+            options=options,
+            inputs=inputs,
+        )
+        seen = parent.tokens if parent else Tokens()
+        return Sidecar(
+            kind=kind,
+            id=made,
+            made_by=MadeBy(version=__version__, command=self.command),
+            options=options,
+            inputs=inputs,
+            outputs=outputs,
+            results=results,
+            tokens=Tokens(
+                calibration=seen.calibration + calibration,
+                trained=[*seen.trained, *([trained] if trained else [])],
+            ),
+            history=[*(parent.history if parent else []), step],
+            run=self._run(device=device, dtype=dtype, batch=batch, ranks=ranks),
+        )
+
+    def _run(self, **told: Any) -> Run:
+        unit = 1 if sys.platform == "darwin" else 1024
+        libraries = {"python": platform.python_version()}
+        for name in LIBRARIES:
+            if name in sys.modules:
+                libraries[name] = metadata.version(name)
+        torch = sys.modules.get("torch")
+        return Run(
+            argv=list(self.argv),
+            started=self._started,
+            seconds=round(time.perf_counter() - self._clock, 3),
+            threads=torch.get_num_threads() if torch else 1,
+            cpu=torch.backends.cpu.get_cpu_capability() if torch else None,
+            **told,
+            libraries=libraries,
+            peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        )

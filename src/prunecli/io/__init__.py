@@ -1,1 +1,0 @@
-"""Files: checkpoints, tensor files, sidecars and tokens."""

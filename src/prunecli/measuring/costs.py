@@ -1,0 +1,100 @@
+"""What a model costs, counted: parameters, FLOPs, bytes of its cache."""
+
+import json
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from prunecli.errors import UsageError
+from prunecli.files import sidecar
+from prunecli.files.sidecar import Input, Sidecar
+from prunecli.model.arch import Arch
+from prunecli.model.checkpoint import Checkpoint
+from prunecli.model.sparsity import claimed
+from prunecli.report import Report
+
+QUANTITIES = ("prefill", "decode", "train")
+CPU_TOKENS = 512
+KV_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is known of a model without its weights; `checkpoint` is None if it has none."""
+
+    path: str
+    arch: Arch
+    record: Sidecar | None
+    checkpoint: Checkpoint | None
+
+    @classmethod
+    def open(cls, path: str, counted: bool) -> "Model":
+        """Open a folder; raise InputError if it is none, or has no weights and is not `counted`."""
+        if counted and not path.startswith("hf:"):
+            return cls(path, Arch.read(path), sidecar.read_if_any(path), None)
+        checkpoint = Checkpoint(path)
+        return cls(path, checkpoint.arch, checkpoint.sidecar, checkpoint)
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return self.checkpoint.folder if self.checkpoint else Path(self.path)
+
+    @property
+    def pattern(self) -> str | None:
+        """The sparsity that its sidecar claims, as in `--sparsity`; None for a dense model."""
+        return claimed(self.record.results) if self.record else None
+
+    def density(self) -> float:
+        """Return the share of block-linear weights that are not zero, by its sidecar."""
+        nonzero = self.record.results.get("nonzero") if self.record else None
+        if nonzero is None:
+            return 1.0
+        return 1 - (self.arch.total_params - int(nonzero)) / self.arch.block_params
+
+    def as_input(self, role: str, report: Report) -> Input:
+        """Return the model as an input: by its weights, or where only counted by its config."""
+        if self.checkpoint is not None:
+            found = self.checkpoint.as_input(self.checkpoint.digest(report))
+            return found.model_copy(update={"role": role})
+        text = json.dumps(self.arch.config, sort_keys=True)
+        digest = sha256(text.encode()).hexdigest()
+        return Input(role=role, id=self.record.id if self.record else None, digest=digest)
+
+
+def counted(arch: Arch, density: float, length: int, official: bool = False) -> dict[str, Any]:
+    """Return parameters, FLOPs of `length` tokens and bytes of cache per token of a shape.
+
+    `density` is the share of block-linear weights that are not zero.
+    """
+    zeros = round((1 - density) * arch.block_params)
+    flops = arch.flops(length, density)
+    if official:
+        # Table 9's sparse rows halve attention and output head as well
+        flops = round(density * arch.flops(length))
+    dtype = str(arch.config.get("dtype") or arch.config.get("torch_dtype") or "float32")
+    return {
+        "params": arch.total_params,
+        "nonzero": arch.total_params - zeros,
+        "params_by_group": arch.params(),
+        "sizes": arch.sizes,
+        "density": density,
+        "flops": flops,
+        # the backward pass multiplies once for the inputs and once for the weights
+        "flops_train": 3 * flops,
+        "flops_tokens": length,
+        "kv_bytes_per_token": arch.kv_bytes_per_token(KV_BYTES.get(dtype, 4)),
+    }
+
+
+def _density(sparsity: str) -> float:
+    """Return the share of weights that a pattern N:M or a fraction of zeros leaves."""
+    kept, colon, of = sparsity.partition(":")
+    try:
+        density = int(kept) / int(of) if colon else 1 - float(sparsity)
+    except (ValueError, ZeroDivisionError):
+        density = -1.0
+    if not 0 < density <= 1:
+        raise UsageError(f"--sparsity '{sparsity}': expected N:M or a fraction of zeros in [0,1)")
+    return density

@@ -1,0 +1,301 @@
+"""Figures of tasks through lm-eval: zero-shot unless a task says so, fp32 log-probabilities.
+
+lm-eval makes the prompts and scores the answers; what is ours is which metric is stated, and its
+noise: sigma = sqrt(acc (1 - acc) / N), as in the paper's Table 8.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from math import isfinite, sqrt
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from prunecli.data import tokenizer
+from prunecli.errors import InputError, NotANumber
+from prunecli.measuring import suite
+from prunecli.measuring.perplexity import spread
+from prunecli.measuring.tasks import Group, Task, quiet, refuse_absent, seed
+from prunecli.model import companions
+from prunecli.model.checkpoint import Checkpoint
+from prunecli.report import Report
+from prunecli.settings import Compute, Tasks
+
+GENERATES = "generate_until"  # the type of tasks whose answers are written, not chosen
+METRICS = ("acc_norm", "acc")  # the first that a task has is the one that is stated
+
+
+# means of what is right (1) or wrong (0), of which the noise is known
+ACCURACIES = (*METRICS, "acc_bytes", "acc_mutual_info", "exact_match")
+PLAIN = "none"  # the name of the filter that every task has that names none
+
+
+# padding and what else is in a batch change how a text's products are rounded; GPUs idle without
+CPU_BATCH = 1
+
+
+def tokenizer_digest(checkpoint: Checkpoint, folder: str | None) -> str:
+    """Return the digest of all files of the tokenizer that tasks are read with.
+
+    More of them than the vocabulary decide what a text becomes, and where generation ends.
+    Raises InputError unless there is one: tasks are text.
+    """
+    found = Path(folder or checkpoint.folder)
+    if not tokenizer.present(str(found)):
+        raise InputError(f"'{found}' has no tokenizer, which tasks need", "add --tokenizer DIR")
+    sha = sha256()
+    for path in companions.find(found, (*companions.TOKENIZER, "generation_config.json")):
+        sha.update(path.name.encode() + b"\0" + sha256(path.read_bytes()).digest())
+    return sha.hexdigest()
+
+
+def check_marks(
+    checkpoint: Checkpoint, folder: str | None, wanted: Tasks, tasks: list[Task]
+) -> None:
+    """Raise InputError for tasks and a --bos that need ids which the tokenizer does not have."""
+    generating = [task.name for task in tasks if task.loaded.OUTPUT_TYPE == GENERATES]
+    if not generating and wanted.bos != tokenizer.ALWAYS:
+        return
+    found = folder or str(checkpoint.folder)
+    marks = tokenizer.Tokenizer(found).marks
+    marks.front(wanted.bos or tokenizer.AUTO)
+    if generating and marks.eos is None:
+        raise InputError(
+            f"task '{generating[0]}' generates text, and the tokenizer of '{found}' has no end of "
+            "sequence to stop at",
+            "name its eos_token in tokenizer_config.json, or give another by --tokenizer DIR",
+        )
+
+
+def batch_of(compute: Compute) -> int | str:
+    """Return how many sequences go through a model at once unless that is asked for."""
+    from prunecli.model.device import device_of
+
+    return CPU_BATCH if device_of(compute).type == "cpu" else "auto"
+
+
+def noise(times: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the greatest differences between figures of one task: of `value`, and `metrics`."""
+    return {
+        "repeats": len(times),
+        "value": spread(told["value"] for told in times),
+        "metrics": {
+            name: spread(told["metrics"][name] for told in times) for name in times[0]["metrics"]
+        },
+    }
+
+
+@dataclass
+class Harness:
+    """A model loaded whole, for any number of tasks; loaded when the first of them runs."""
+
+    checkpoint: Checkpoint
+    compute: Compute
+    wanted: Tasks
+    tokenizer: str | None
+    report: Report
+    _model: Any = field(default=None, init=False)
+
+    def run(self, task: Task, turn: int = 0) -> dict[str, Any]:
+        """Return the figures of one task as plain JSON.
+
+        From one `turn` to the next, batches that were asked for are halved, as far as they go.
+
+        `metrics` are all that it has, named as lm-eval names them (`metric,filter`, the filter left
+        out where the task names none), each with its noise in `sigmas` (None: unknown) and the
+        number of its items in `counts`. `value` is the one that `metric` names, with its `sigma`
+        and `n`. Raises InputError for a metric that is absent, NotANumber for one that is none.
+        """
+        with quiet(self.report.watched):
+            from lm_eval import evaluator
+
+            if self._model is None:
+                self._model = self._load()
+            if self.wanted.batch_size is not None:
+                self._model.batch_size_per_gpu = max(1, self.wanted.batch_size >> turn)
+            seed(task.loaded)
+            made = evaluator.evaluate(
+                lm=self._model,
+                task_dict={"tasks": {task.name: task.loaded}, "groups": {}},
+                limit=self.wanted.limit,
+                bootstrap_iters=0,
+                log_samples=True,
+            )
+        refuse_absent(task.name, _absent(task, made["results"][task.name]))
+        metrics = _numbers(task.name, made["results"][task.name])
+        # not every item needs to have every metric
+        counts = Counter(
+            _name(f"{metric},{sample['filter']}")
+            for sample in made["samples"][task.name]
+            for metric in sample["metrics"]
+        )
+        better = made["higher_is_better"][task.name]
+        lower = [key for key in metrics if better.get(key.partition(",")[0]) is False]
+        sigmas = {key: _sigma(key, value, counts[key]) for key, value in metrics.items()}
+        told = _stated(metrics, sigmas, {key: counts[key] for key in metrics}, lower)
+        return {
+            "name": task.name,
+            "version": task.version,
+            "num_fewshot": task.num_fewshot,
+            **told,
+            "limit": self.wanted.limit,
+            "bos": self.wanted.bos or tokenizer.AUTO,
+            "digest": task.digest,
+        }
+
+    def _load(self) -> Any:
+        import torch
+        from lm_eval.models.huggingface import HFLM
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging as of_transformers
+
+        from prunecli.model.device import device_of, dtype_of
+
+        of_transformers.disable_progress_bar()
+        folder = str(self.checkpoint.folder)
+        device = device_of(self.compute)
+        dtype = dtype_of(self.compute, self.checkpoint)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True
+        )
+        words = AutoTokenizer.from_pretrained(self.tokenizer or folder)
+        bos = self.wanted.bos or tokenizer.AUTO
+        if bos == tokenizer.ALWAYS:
+            tokenizer.begin_with_bos(words)
+        # what a text without context begins with; tokenizers of bytes have nothing made for it
+        begins = words.bos_token_id is not None or words.eos_token_id is not None
+        with torch.no_grad():
+            return HFLM(
+                pretrained=model.to(device).eval(),
+                tokenizer=words,
+                prefix_token_id=None if begins else 0,
+                add_bos_token=None if bos == tokenizer.AUTO else bos == tokenizer.ALWAYS,
+                batch_size=self.wanted.batch_size or batch_of(self.compute),
+                device=str(device),
+                # log-probabilities of a 16-bit model lose a unit in a thousand otherwise
+                softmax_dtype="float32",
+            )
+
+
+def of_group(
+    group: Group, tasks: Mapping[str, dict[str, Any]], limit: int | None
+) -> dict[str, Any]:
+    """Return the figures of a group, as lm-eval averages those of its tasks; `tasks` by name.
+
+    The noise of a mean follows from that of its parts. Raises InputError as `Group.keys`.
+    """
+    own = {task.name: tasks[task.name] for task in group.tasks}
+    known = {name: {_key(metric) for metric in told["metrics"]} for name, told in own.items()}
+    wanted = group.keys(known)
+    made = group.loaded.aggregate(
+        {
+            name: {
+                **{_key(metric): value for metric, value in told["metrics"].items()},
+                "sample_len": max(told["counts"].values()),
+            }
+            for name, told in own.items()
+        }
+    )
+    metrics = _numbers(group.name, {key: made[key] for key in wanted})
+    counts, sigmas = {}, {}
+    for key, by_size in wanted.items():
+        name = _name(key)
+        sizes = [max(told["counts"].values()) for told in own.values()]
+        counts[name] = sum(sizes)
+        weights = [size / sum(sizes) if by_size else 1 / len(own) for size in sizes]
+        parts = [told["sigmas"][name] for told in own.values()]
+        known_all = all(part is not None for part in parts)
+        terms = ((w * part) ** 2 for w, part in zip(weights, parts, strict=True))
+        sigmas[name] = sqrt(sum(terms)) if known_all else None
+    lower = [key for key in metrics if any(key in told["lower_is_better"] for told in own.values())]
+    shots = {told["num_fewshot"] for told in own.values()}
+    return {
+        "name": group.name,
+        "version": group.loaded.version,
+        "num_fewshot": shots.pop() if len(shots) == 1 else None,
+        **_stated(metrics, sigmas, counts, lower),
+        "limit": limit,
+        "bos": next(iter(own.values()))["bos"],
+        "digest": group.digest,
+        "tasks": list(own),
+    }
+
+
+def _stated(
+    metrics: dict[str, float],
+    sigmas: dict[str, float | None],
+    counts: dict[str, int],
+    lower: list[str],
+) -> dict[str, Any]:
+    """Return all metrics, and beside them the one that stands for the task."""
+    by_name = {key.partition(",")[0]: key for key in reversed(metrics)}
+    metric = next((by_name[name] for name in METRICS if name in by_name), next(iter(metrics)))
+    return {
+        "metric": metric,
+        "value": metrics[metric],
+        "sigma": sigmas[metric],
+        "n": counts[metric],
+        **{name: metrics[name] for name in METRICS if name in metrics},
+        "metrics": metrics,
+        "sigmas": sigmas,
+        "counts": counts,
+        "lower_is_better": lower,
+    }
+
+
+def _key(name: str) -> str:
+    """Return what lm-eval calls a metric of ours."""
+    return name if "," in name else f"{name},{PLAIN}"
+
+
+def _name(key: str) -> str:
+    """Return what a metric of lm-eval is called here."""
+    metric, _, filtered = key.partition(",")
+    return metric if filtered == PLAIN else key
+
+
+def _absent(task: Task, results: Mapping[str, Any]) -> set[str]:
+    """Return the metrics that a task declares and did not get.
+
+    Those of generated text may come as several, under names of their own.
+    """
+    own = callable(task.loaded.get_config("process_results"))
+    if task.loaded.OUTPUT_TYPE == "generate_until" and not own:
+        return set()
+    return set(task.loaded.aggregation()) - {key.partition(",")[0] for key in results}
+
+
+def _numbers(name: str, results: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics among lm-eval's results; raise NotANumber where one is no number."""
+    found = {}
+    for key, value in results.items():
+        metric, comma, _ = key.partition(",")
+        if not comma or metric.endswith("_stderr"):
+            continue
+        if not isinstance(value, Real) or not isfinite(value):
+            shown = value if isinstance(value, Real) else type(value).__name__
+            raise NotANumber(f"metric '{_name(key)}' of task '{name}' is {shown}")
+        found[_name(key)] = float(value)
+    return found
+
+
+def is_accuracy(key: str) -> bool:
+    """Return whether a metric is the share of items that are right."""
+    return key.partition(",")[0] in ACCURACIES
+
+
+def _sigma(key: str, value: float, count: int) -> float | None:
+    """Return the noise of an accuracy over `count` items, None for other metrics."""
+    if not is_accuracy(key) or not 0 <= value <= 1:
+        return None
+    return sqrt(value * (1 - value) / count)
+
+
+def average(tasks: list[dict[str, Any]]) -> float | None:
+    """Return the mean of the paper's eight tasks, None unless all of them are there."""
+    values = {task["name"]: float(task["value"]) for task in tasks}
+    if not set(suite.TASKS) <= values.keys():
+        return None
+    return sum(values[name] for name in suite.TASKS) / len(suite.TASKS)

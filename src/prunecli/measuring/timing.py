@@ -1,0 +1,252 @@
+"""Times of stock transformers models, taken in turns in one process.
+
+In each round every model runs once, in an order that rotates, so that a machine that slows down for
+a while slows all of them; speedups are ratios within a round. The CUDA paths (events are waited
+for, 2:4 kernels) follow torch's documentation and have not been run on a GPU.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from inspect import signature
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from prunecli.errors import InputError
+from prunecli.model.device import device_of, dtype_of
+from prunecli.report import Report
+from prunecli.settings import Compute, Timing
+
+if TYPE_CHECKING:
+    from prunecli.measuring.costs import Model
+AMPERE = (8, 0)
+
+
+class Subject:
+    """One model on the device, with its optimizer and what its passes read."""
+
+    def __init__(self, model: "Model", timing: Timing, length: int, compute: Compute) -> None:
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        assert model.checkpoint is not None
+        self.device, self.timing = device_of(compute), timing
+        automatic: Any = AutoModelForCausalLM
+        self.model: Any = automatic.from_pretrained(
+            str(model.checkpoint.folder),
+            dtype=dtype_of(compute, model.checkpoint),
+            use_safetensors=True,
+            local_files_only=True,
+        ).to(self.device)
+        self.bytes = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        if timing.compile:
+            self.model.compile()
+        draw = torch.Generator().manual_seed(timing.seed)
+        shape = (timing.batch_size, length)
+        self.ids = torch.randint(model.arch.vocab, shape, generator=draw).to(self.device)
+        self.peak = 0
+        self._optimizer: Any = None
+        self._compressed = False
+
+    def seconds(self, quantity: str) -> float:
+        """Return the seconds of one pass of a quantity; what goes before it is not counted."""
+        passes: dict[str, Callable[[Any], None]] = {
+            "prefill": self._prefill,
+            "decode": self._decode,
+            "train": self._train,
+        }
+        run = passes[quantity]
+        self.model.train(quantity == "train")
+        given = self._prompt() if quantity == "decode" else None
+        before = _memory(self.device)
+        self._wait()
+        start = time.perf_counter()
+        run(given)
+        self._wait()
+        seconds = time.perf_counter() - start
+        self.peak = max(self.peak, _peak(self.device) - before)
+        return seconds
+
+    def _wait(self) -> None:
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).synchronize(self.device)
+
+    @torch.no_grad()
+    def _prefill(self, _: None) -> None:
+        self.model(self.ids, use_cache=False, logits_to_keep=1)
+
+    @torch.no_grad()
+    def _prompt(self) -> Any:
+        return self.model(self.ids, use_cache=True, logits_to_keep=1)
+
+    @torch.no_grad()
+    def _decode(self, made: Any) -> None:
+        # what the cache is called differs between versions of transformers
+        takes = signature(self.model.forward).parameters
+        cache = "cache" if "cache" in takes else "past_key_values"
+        for _ in range(self.timing.decode_tokens):
+            token: Tensor = made.logits[:, -1:].argmax(-1)
+            made = self.model(token, use_cache=True, **{cache: made[cache]})
+
+    def _train(self, _: None) -> None:
+        if self._optimizer is None:
+            # a rate of zero does the work and leaves the weights, and their zeros, as they are
+            self._optimizer = torch.optim.AdamW(
+                self.model.parameters(), lr=0.0, weight_decay=0.0, fused=True
+            )
+        self.model(self.ids, labels=self.ids, use_cache=False).loss.backward()
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def finish_training(self) -> None:
+        """Give back the memory of the optimizer."""
+        self._optimizer = None
+
+    def compress(self, names: Sequence[str]) -> None:
+        """Replace 2:4 weights by torch's compressed ones, once, for inference only."""
+        from torch.sparse import to_sparse_semi_structured
+
+        if self._compressed:
+            return
+        self._compressed = True
+        for name in names:
+            module = self.model.get_submodule(name.removesuffix(".weight"))
+            weight = to_sparse_semi_structured(module.weight.detach())
+            module.weight = nn.Parameter(weight, requires_grad=False)
+
+
+def measure(
+    found: "Sequence[Model]", length: int, timing: Timing, compute: Compute, report: Report
+) -> dict[str, Any]:
+    """Return what the last of one or two models takes; with two, the first is its base."""
+    if length + timing.decode_tokens > min(one.arch.max_positions for one in found):
+        length = min(one.arch.max_positions for one in found) - timing.decode_tokens
+        if "decode" in timing.quantities and length < 1:
+            raise InputError(
+                f"--decode-tokens {timing.decode_tokens} is more than the model has positions",
+                "lower it",
+            )
+    device = device_of(compute)
+    times: dict[str, list[list[float]]] = {name: [[] for _ in found] for name in timing.quantities}
+    peaks = [0 for _ in found]
+    # where weights come to lie in memory makes one of two equal models faster, by some percent: so
+    # with a base they are loaded twice, the other one first, and the spread shows that too
+    loads = [list(range(len(found)))] + [[1, 0]] * (len(found) > 1)
+    for order in loads:
+        subjects = {index: Subject(found[index], timing, length, compute) for index in order}
+        # training first: it reads the weights as they are stored
+        for quantity in sorted(timing.quantities, key=lambda name: name != "train"):
+            if quantity != "train":
+                for index, subject in subjects.items():
+                    subject.finish_training()
+                    if _kernels(found[index], device) == USED:
+                        subject.compress(_linears(found[index]))
+            for index, taken in _rounds(subjects, quantity, timing, report).items():
+                times[quantity][index] += taken
+        for index, subject in subjects.items():
+            peaks[index] = max(peaks[index], subject.bytes + subject.peak)
+        # freed before the next are loaded
+        del subjects, subject
+    told: dict[str, Any] = {"device": name_of(compute), "seq_len": length}
+    told["semi_structured"] = _kernels(found[-1], device)
+    for quantity, taken_by in times.items():
+        tokens = timing.decode_tokens if quantity == "decode" else length
+        told[quantity] = _figures(taken_by, timing.batch_size * tokens)
+    told["peak_bytes"] = peaks[-1]
+    if len(found) > 1:
+        told["base_peak_bytes"] = peaks[0]
+    return told
+
+
+def _rounds(
+    subjects: dict[int, Subject], quantity: str, timing: Timing, report: Report
+) -> dict[int, list[float]]:
+    """Return the seconds of each subject in each round."""
+    for subject in subjects.values():
+        for _ in range(timing.warmup):
+            subject.seconds(quantity)
+    times: dict[int, list[float]] = {index: [] for index in subjects}
+    for turn in report.track(range(timing.rounds), quantity, unit="round"):
+        order = list(subjects)
+        for index in order[turn % len(order) :] + order[: turn % len(order)]:
+            times[index].append(subjects[index].seconds(quantity))
+    return times
+
+
+def _figures(times: list[list[float]], tokens: int) -> dict[str, Any]:
+    result = _stated("seconds", times[-1])
+    result["tokens_per_second"] = tokens / result["seconds"]
+    if len(times) > 1:
+        ratios = [base / own for base, own in zip(*times, strict=True)]
+        result |= _stated("speedup", ratios)
+        result["base_seconds"] = median(times[0])
+    return result
+
+
+def _stated(name: str, values: list[float]) -> dict[str, Any]:
+    return {name: median(values), f"{name}_spread": [min(values), max(values)]}
+
+
+USED = "used"
+
+
+def _kernels(model: "Model", device: torch.device) -> str:
+    """Return whether zeros are made use of, and why they are not."""
+    pattern = model.pattern
+    if pattern is None:
+        return "not used: the model is dense"
+    if pattern != "2:4":
+        return f"not used: zeros of pattern '{pattern}' are multiplied by dense kernels"
+    if device.type != "cuda":
+        return "not used: 2:4 kernels need a CUDA device"
+    if torch.cuda.get_device_capability(device) < AMPERE:
+        return "not used: 2:4 kernels need compute capability 8.0"
+    return USED
+
+
+def _linears(model: "Model") -> list[str]:
+    templates = set(model.arch.linears())
+    return [name for name, t in model.arch.tensors().items() if t.template in templates]
+
+
+def name_of(compute: Compute) -> str:
+    """Return what the device is called: times of one are not those of another."""
+    device = device_of(compute)
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def threads(compute: Compute) -> int | None:
+    """Return how many threads compute on a CPU, None on other devices."""
+    return torch.get_num_threads() if device_of(compute).type == "cpu" else None
+
+
+def _memory(device: torch.device) -> int:
+    """Return the bytes in use, and begin to watch for their peak."""
+    if device.type != "cpu":
+        module = torch.get_device_module(device)
+        module.reset_peak_memory_stats(device)
+        return int(module.memory_allocated(device))
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def _peak(device: torch.device) -> int:
+    """Return the peak of the bytes in use since `_memory`."""
+    if device.type != "cpu":
+        return int(torch.get_device_module(device).max_memory_allocated(device))
+    return _status("VmHWM")
+
+
+def _status(field: str) -> int:
+    """Return a figure of this process in bytes; 0 where the system does not tell."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), 0)

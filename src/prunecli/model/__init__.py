@@ -1,0 +1,1 @@
+"""Models: families, shapes, checkpoints, and one layer in memory at a time."""

@@ -1,0 +1,313 @@
+"""`Arch`: a config.json read through its family: sizes, tensors, parameters, FLOPs. No torch.
+
+Counts follow the paper's Table 1, FLOPs its Table 9: two per multiply-add, attention over the full
+T x T square, output head included, embedding look-up not.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from prunecli.errors import InputError
+from prunecli.model import configs
+from prunecli.model.families import registry
+from prunecli.model.families._base import CONFIG_KEYS, Axes, Family
+
+GROUPS = ("embedding", "attention", "ffn", "norms", "biases", "head")
+BIASED = ("self_attn.o_proj", "mlp.down_proj")
+EXPLICIT = ("heads", "kv_heads", "head_dim")
+ATTENTION = {"full_attention", "sliding_attention"}
+POINTS = ("q", "o", "gate", "down")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of a model: its axes, its shape, its layer and its template's name."""
+
+    axes: Axes
+    shape: tuple[int, ...]
+    layer: int | None
+    template: str
+
+
+class Arch:
+    """The shape of one model. `config` is its config.json; sizes are per layer and uniform.
+
+    Raises InputError when config.json is not that of a known family, or its sizes cannot be.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config = dict(config)
+        self.family: Family = registry.of_model_type(config["model_type"])
+        configs.check_numbers(config)
+        self.layers = self._size("layers")
+        self.hidden = self._size("hidden")
+        self.ffn = self._size("ffn")
+        self.heads = self._size("heads")
+        self.kv_heads = self._size("kv_heads", self.heads)
+        self.vocab = self._size("vocab")
+        self.head_dim = self._size("head_dim", self.hidden // self.heads)
+        if self.heads % self.kv_heads:
+            raise InputError(
+                f"config.json has {self.heads} heads, not a multiple of {self.kv_heads} KV heads"
+            )
+
+        self._check_lists()
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "Arch":
+        """Read FOLDER/config.json, to be counted; raise InputError if it is missing or unknown."""
+        return cls(configs.read(folder, counted=True).values)
+
+    def get(self, key: str) -> Any:
+        """Return a value of config.json, or what its absence means in this family."""
+        return self.config[key] if key in self.config else self.family.defaults.get(key)
+
+    def _check_lists(self) -> None:
+        for key in self.family.layer_lists:
+            entries = self.config.get(key)
+            if not isinstance(entries, list):
+                continue
+            if len(entries) != self.layers:
+                raise InputError(
+                    f"config.json: {key} has {len(entries)} entries, expected one for each of "
+                    f"{self.layers} layers"
+                )
+            if key == "layer_types" and (odd := set(map(str, entries)) - ATTENTION):
+                raise InputError(
+                    f"config.json: layer_types has '{min(odd)}', expected "
+                    f"{' or '.join(sorted(ATTENTION))}"
+                )
+
+    def _size(self, axis: str, otherwise: int | None = None) -> int:
+        key = CONFIG_KEYS[axis]
+        value = self.get(key)
+        if value is None:
+            value = otherwise
+        if value is None:
+            raise InputError(f"config.json lacks {key}")
+        return int(value)
+
+    @property
+    def group(self) -> int:
+        """Query heads per KV head."""
+        return self.heads // self.kv_heads
+
+    @property
+    def tied(self) -> bool:
+        """Whether the output head is the embedding."""
+        return bool(self.get("tie_word_embeddings"))
+
+    def norms(self) -> list[str]:
+        """Return the modules of a layer that norm the residual stream, or what is added to it."""
+        inside = "model.layers.{i}."
+        return [
+            name.removeprefix(inside).removesuffix(".weight")
+            for name, axes in self.family.tensors.items()
+            if name.startswith(inside) and axes == ("hidden",) and not name.endswith(".bias")
+        ]
+
+    @property
+    def writers(self) -> tuple[str, ...]:
+        """The modules of a layer whose outputs are added to the residual stream."""
+        return self.family.behind or BIASED
+
+    @property
+    def couples_heads(self) -> bool:
+        """Whether a norm runs over all heads together, so that removing one changes the others."""
+        return any(
+            axes in (("heads",), ("kv_heads",)) and not name.endswith(".bias")
+            for name, axes in self.family.tensors.items()
+        )
+
+    @property
+    def max_positions(self) -> int:
+        """The longest sequence that the model was made for, in tokens."""
+        return int(self.get("max_position_embeddings"))
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The sizes that `--layers --hidden --heads --ffn` speak of, and what goes with them."""
+        return {axis: getattr(self, axis) for axis in CONFIG_KEYS}
+
+    def length(self, axis: str) -> int:
+        """Return how long a dimension of this axis is (fused axes: the sum of the segments)."""
+        return sum(place.stop - place.start for place in self.segments(axis))
+
+    def segments(self, axis: str) -> list[slice]:
+        """Return where the parts of a fused axis lie, of any other axis the whole."""
+        lengths = {
+            "heads": self.heads * self.head_dim,
+            "kv_heads": self.kv_heads * self.head_dim,
+        }
+        found, start = [], 0
+        for part in axis.split("+"):
+            stop = start + (lengths.get(part) or getattr(self, part))
+            found.append(slice(start, stop))
+            start = stop
+        return found
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return every tensor by name: embedding first, then layer by layer, then the rest."""
+        templates = self.family.templates(self.config)
+        if self.tied:
+            templates.pop("lm_head.weight")
+        root = {name: axes for name, axes in templates.items() if "{i}" not in name}
+        inside = {name: axes for name, axes in templates.items() if "{i}" in name}
+        first = next(iter(root))
+        order = [(first, None), *((name, i) for i in range(self.layers) for name in inside)]
+        order += [(name, None) for name in root if name != first]
+        return {
+            template.replace("{i}", str(i)): Tensor(
+                templates[template],
+                tuple(self.length(axis) for axis in templates[template]),
+                i,
+                template,
+            )
+            for template, i in order
+        }
+
+    def linears(self) -> Iterator[str]:
+        """Yield the templates of the block linears: what ratios are fractions of."""
+        for modules in self.family.inputs:
+            for module in modules:
+                yield f"model.layers.{{i}}.{module}.weight"
+
+    def module(self, point: str) -> str:
+        """Return the module of a layer that reads the input called `q`, `o`, `gate` or `down`."""
+        return self.family.inputs[POINTS.index(point)][0]
+
+    def point(self, i: int, point: str) -> str:
+        """Return the full name of a point of layer `i`, under which its statistics are kept."""
+        layer = f"model.layers.{i}"
+        return f"{layer}:out" if point == "block" else f"{layer}.{self.module(point)}:in"
+
+    def params(self) -> dict[str, int]:
+        """Return parameter counts by group; tied weights count once."""
+        groups = dict.fromkeys(GROUPS, 0)
+        for name, tensor in self.tensors().items():
+            groups[_group(name, tensor)] += prod(tensor.shape)
+        return groups
+
+    @property
+    def total_params(self) -> int:
+        """All parameters; tied weights count once."""
+        return sum(self.params().values())
+
+    @property
+    def block_params(self) -> int:
+        """Parameters of the block linears of all layers."""
+        params = self.params()
+        return params["attention"] + params["ffn"]
+
+    def flops(self, seq_len: int = 2048, density: float = 1.0) -> int:
+        """Return FLOPs of one forward over `seq_len` tokens.
+
+        `density` is the share of block-linear weights that are not zero. Vectors (norms, biases)
+        count as if multiplied, as Table 9 does.
+        """
+        params = self.params()
+        dense = params["norms"] + params["biases"] + self.vocab * self.hidden
+        weights = dense + round(density * self.block_params)
+        attention = 4 * seq_len**2 * self.heads * self.head_dim * self.layers
+        return 2 * weights * seq_len + attention
+
+    def kv_bytes_per_token(self, bytes_per_value: int) -> int:
+        """Return the bytes that keys and values of one token take in the cache."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * bytes_per_value
+
+    def child(
+        self,
+        *,
+        hidden: int | None = None,
+        ffn: int | None = None,
+        kv_heads: int | None = None,
+        heads: int | None = None,
+        layers: list[int] | None = None,
+        biased: bool = False,
+    ) -> "Arch":
+        """Return the shape of a pruned model, in a container that stock transformers loads.
+
+        `layers` are the indices kept; `biased` asks for biases on the projections out of the heads
+        and out of the FFN. The parent's own family is kept where its config class allows the
+        shape, else the first of its `containers` that computes the same.
+        Raises InputError when none does.
+        """
+        # absent, these would mean something else in a pruned model or in another container
+        config = {**self.config, **{CONFIG_KEYS[a]: getattr(self, a) for a in EXPLICIT}}
+        if kv_heads is not None:
+            group = (heads or self.group * kv_heads) // kv_heads
+            config[CONFIG_KEYS["kv_heads"]] = kv_heads
+            config[CONFIG_KEYS["heads"]] = group * kv_heads
+        for axis, size in (("hidden", hidden), ("ffn", ffn)):
+            if size is not None:
+                config[CONFIG_KEYS[axis]] = size
+        if layers is not None:
+            config[CONFIG_KEYS["layers"]] = len(layers)
+            for key, entry in self.family.layer_lists.items():
+                if isinstance(config.get(key), list):
+                    config[key] = [config[key][i] for i in layers]
+                elif entry is not None:
+                    config[key] = [entry(self.config, i) for i in layers]
+            if isinstance(config.get("max_window_layers"), int):
+                full = config["max_window_layers"]
+                config["max_window_layers"] = sum(i < full for i in layers)
+        return Arch(self._contained(config, biased))
+
+    def _active(self, key: str) -> bool:
+        """Return whether a config key is on; a window that holds every position is not."""
+        value = self.get(key)
+        return bool(value) and (isinstance(value, bool) or value < self.max_positions)
+
+    def _contained(self, config: dict[str, Any], biased: bool) -> dict[str, Any]:
+        has = self.family.templates(self.config)
+        wanted = {name for name in has if name.endswith(".bias")}
+        if biased:
+            wanted |= {f"model.layers.{{i}}.{module}.bias" for module in BIASED}
+        flags = _bias_flags(self.family, wanted)
+        if flags is not None and _takes(self.family, config):
+            return {**config, **flags} if biased else config
+        if not any(self._active(key) for key in self.family.contained_unless):
+            filled = {**self.family.defaults, **config}
+            if "rope_theta" not in filled and "rope_parameters" not in filled:
+                filled["rope_theta"] = 10000.0
+            for name in self.family.containers:
+                family = registry.get(name)
+                flags = _bias_flags(family, wanted)
+                if flags is not None and _takes(family, config):
+                    return {
+                        **filled,
+                        **family.as_container,
+                        **flags,
+                        "model_type": family.model_types[0],
+                        "architectures": [f"{family.classes}ForCausalLM"],
+                    }
+        what = "biases on o_proj and down_proj" if biased else "this shape"
+        remedy = "use --bias drop" if biased else "choose a hidden size that the heads divide"
+        raise InputError(f"no stock container holds a {self.family.name} with {what}", remedy)
+
+
+def _takes(family: Family, config: Mapping[str, Any]) -> bool:
+    hidden, heads = config[CONFIG_KEYS["hidden"]], config[CONFIG_KEYS["heads"]]
+    return not family.hidden_divides or hidden % heads == 0
+
+
+def _bias_flags(family: Family, wanted: set[str]) -> dict[str, bool] | None:
+    """Return the flags that make `family` hold all `wanted` biases, or None if it cannot."""
+    always = {name for name in family.tensors if name.endswith(".bias")}
+    flags = {flag: bool(wanted & set(table)) for flag, table in family.biases.items()}
+    held = always.union(*(family.biases[flag] for flag, on in flags.items() if on))
+    return flags if wanted <= held else None
+
+
+def _group(name: str, tensor: Tensor) -> str:
+    if tensor.layer is None and len(tensor.axes) == 2:
+        return "head" if name.startswith("lm_head") else "embedding"
+    if len(tensor.axes) == 1:
+        return "biases" if name.endswith(".bias") else "norms"
+    return "ffn" if "ffn" in "+".join(tensor.axes) else "attention"
+
+
+FLOPS_TOKENS = 2048

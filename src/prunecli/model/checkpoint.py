@@ -1,0 +1,445 @@
+"""Checkpoints: Hugging Face folders read and written as streams of tensors.
+
+Nothing here holds more than one tensor. A checkpoint of one file stays one file; a sharded one
+keeps its sharding: a tensor goes to the shard of the tensor that it came from.
+"""
+
+import glob
+import hashlib
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from prunecli.errors import InputError, PruneError
+from prunecli.files import provenance, sidecar, strict
+from prunecli.files.output import write_text
+from prunecli.files.tensorfile import (
+    STORAGE,
+    Spec,
+    TensorWriter,
+    combined_digest,
+    read_header,
+    read_tensor,
+    tensor_digest,
+)
+from prunecli.model import companions, configs, foreign
+from prunecli.model.arch import Arch
+from prunecli.model.families._wrappers import PLAIN, WRAPPERS, Prefixes
+from prunecli.report import SILENT, Report
+
+if TYPE_CHECKING:
+    import torch
+
+ONE_FILE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+FLOATS = ("F32", "BF16", "F16", "F64")
+
+
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+
+# what transformers computes from the config, wherever an older version stored it
+BUFFER = "rotary_emb.inv_freq"
+SHOWN = ("layers", "hidden", "heads", "kv_heads", "ffn")
+CHUNK = 8192  # rows of a matrix compared at once
+
+
+def locate(model: str) -> Path:
+    """Return the folder of IN: a folder, or `hf:org/name[@revision]` fetched from the hub.
+
+    Raises InputError if it is missing or the hub cannot be reached.
+    """
+    if model.startswith("hf:"):
+        return _from_hub(model[3:])
+    path = Path(model)
+    if path.is_dir():
+        return path
+    if path.exists():
+        foreign.refuse_file(path)
+        raise InputError(f"'{model}' is a file, expected a model folder")
+    hint = f"for the Hugging Face hub write hf:{model}" if _is_id(model) else "check the path"
+    raise InputError(f"no such folder: '{model}'", hint)
+
+
+def _is_id(model: str) -> bool:
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", model))
+
+
+def _from_hub(name: str) -> Path:
+    repo, _, revision = name.partition("@")
+    if not _is_id(repo):
+        raise InputError(f"'hf:{name}' is not hf:org/name[@revision]")
+    from huggingface_hub import snapshot_download
+
+    def fetch(revision: str | None, *patterns: str) -> Path:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
+
+    try:
+        folder = fetch(
+            revision or None, "config.json", sidecar.FOLDER_SIDECAR, INDEX, *companions.ALL
+        )
+        # of several formats that a repository may hold, what will be read: by the very commit
+        files = [glob.escape(name) for name in _indexed(folder / INDEX)] or [ONE_FILE]
+        return fetch(folder.name, *files)
+    except InputError:
+        raise
+    except Exception as error:
+        # the hub client's errors have no common base that is part of its interface
+        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"cannot fetch 'hf:{name}' from the Hugging Face hub: {why}",
+            "download the model elsewhere and give its folder",
+        ) from None
+
+
+def _indexed(index: Path) -> list[str]:
+    """Return the files that an index names, each once; none if it is not there.
+
+    Raises InputError if it cannot be read, or names anything but .safetensors files beside it.
+    """
+    if not index.exists():
+        return []
+    weight_map = strict.read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"'{index}' has no weight_map of names to files")
+    files = sorted(set(map(str, weight_map.values())))
+    for file in files:
+        if Path(file).name != file or not file.endswith(".safetensors"):
+            raise InputError(f"{INDEX} names '{file}', expected a .safetensors file beside it")
+    return files
+
+
+class Reader(ABC):
+    """What reads like a checkpoint: a shape, and tensors by name.
+
+    Attributes:
+        arch: its shape. specs: type and shape of each tensor by name.
+    """
+
+    arch: Arch
+    specs: dict[str, Spec]
+
+    @abstractmethod
+    def tensor(self, name: str) -> "torch.Tensor":
+        """Return one tensor."""
+
+    def stream(self) -> "Iterator[tuple[str, torch.Tensor]]":
+        """Yield every tensor with its name, each made as it is asked for."""
+        return ((name, self.tensor(name)) for name in self.specs)
+
+
+class Checkpoint(Reader):
+    """A model folder, read tensor by tensor.
+
+    Opening it checks everything that headers can tell: that each tensor is one its family knows,
+    has the shape that config.json says, and that none is missing. What transformers loads in
+    another layout (docs/checkpoints.md) has the same names here. Raises InputError otherwise.
+
+    Attributes:
+        folder: where it lies. arch: its shape. specs: type and shape of each tensor by name.
+        whole: the `model_type` of what it is only the language model of, else None.
+    """
+
+    def __init__(self, model: str, report: Report = SILENT) -> None:
+        self.folder = locate(model)
+        if not any((self.folder / name).exists() for name in (ONE_FILE, INDEX)):
+            foreign.refuse_folder(self.folder)
+        elif (self.folder / foreign.ADAPTER).exists():
+            report.note(f"'{model}' has an adapter beside its weights, which is left out")
+        config, self.whole = configs.read(self.folder)
+        self.arch = Arch(config)
+        # by our names: the file, and the name that the tensor has in it
+        self._stored: dict[str, tuple[Path, str]] = {}
+        self.specs: dict[str, Spec] = {}
+        self._find_tensors(report)
+        self._tie(report)
+        self._check_tensors()
+        self.sidecar = sidecar.read_if_any(self.folder)
+        if self.sidecar is not None and self.sidecar.kind != "checkpoint":
+            raise InputError(f"'{model}' is '{self.sidecar.kind}', expected 'checkpoint'")
+
+    def _files(self) -> list[Path]:
+        """Return the files with weights, as transformers chooses them."""
+        if (self.folder / ONE_FILE).exists():
+            return [self.folder / ONE_FILE]
+        files = _indexed(self.folder / INDEX)
+        if not files:
+            raise InputError(
+                f"'{self.folder}' is not a checkpoint: it has no {ONE_FILE} and no {INDEX}"
+            )
+        for file in files:
+            if not (self.folder / file).is_file():
+                raise InputError(f"{INDEX} names a missing shard: '{file}'", "download it again")
+        return [self.folder / file for file in files]
+
+    def _find_tensors(self, report: Report) -> None:
+        """Note where each tensor lies; what files hold counts, not what an index says of them."""
+        expected = {*self.arch.tensors(), HEAD}
+        prefixes = PLAIN if self.whole is None else WRAPPERS[self.whole]
+        others = set()
+        for path in self._files():
+            for stored, spec in read_header(path).items():
+                if BUFFER in stored:
+                    continue
+                name = _own_name(stored, prefixes, expected)
+                if name is None:
+                    others.add(stored)
+                    continue
+                if name in self.specs:
+                    before, also = self._stored[name]
+                    raise InputError(
+                        f"'{name}' is stored twice: as '{also}' in '{before.name}' and as "
+                        f"'{stored}' in '{path.name}'",
+                        "take one of them out",
+                    )
+                self._stored[name], self.specs[name] = (path, stored), spec
+        self.specs = {name: self.specs[name] for name in sorted(self.specs)}
+        headless = self._stored.get(EMBEDDING, (None, EMBEDDING))[1] != EMBEDDING
+        if self.whole is not None or headless:
+            classes = {"architectures": [f"{self.arch.family.classes}ForCausalLM"]}
+            self.arch = Arch({**self.arch.config, **classes})
+        if self.whole is not None:
+            parts = ", ".join(sorted({_part(name) for name in others})) or "none"
+            report.note(
+                f"'{self.folder.name}' is a '{self.whole}': its language model is read, a "
+                f"'{self.arch.config['model_type']}'; parts left out: {parts}"
+            )
+
+    def _tie(self, report: Report) -> None:
+        """Settle what the output head is where config.json says that it is the embedding."""
+        if not self.arch.tied or HEAD not in self.specs:
+            return
+        if EMBEDDING not in self.specs:
+            # either stands for both
+            self._stored[EMBEDDING] = self._stored[HEAD]
+            self.specs[EMBEDDING] = self.specs[HEAD]
+        elif not self._equal(HEAD, EMBEDDING):
+            # transformers keeps both, so the model is in fact not tied
+            self.arch = Arch({**self.arch.config, "tie_word_embeddings": False})
+            types = " and ".join(self.specs[name].dtype for name in (EMBEDDING, HEAD))
+            report.note(
+                f"config.json ties the output head to the embedding, but both are stored ({types}) "
+                "and differ: read as not tied, as transformers does in float32"
+            )
+            return
+        del self._stored[HEAD], self.specs[HEAD]
+
+    def _equal(self, one: str, other: str) -> bool:
+        """Return whether two matrices hold the same numbers, of whatever types."""
+        if self.specs[one].shape != self.specs[other].shape:
+            return False
+        left, right = self.tensor(one), self.tensor(other)
+        return all(
+            bool(left[start : start + CHUNK].double().equal(right[start : start + CHUNK].double()))
+            for start in range(0, len(left), CHUNK)
+        )
+
+    def _check_tensors(self) -> None:
+        expected, family = self.arch.tensors(), self.arch.family.name
+        unknown = [name for name in self.specs if name not in expected]
+        missing = [name for name in expected if name not in self.specs]
+        foreign.refuse_names(self._stored[name][1] for name in unknown)
+        for name in unknown:
+            raise InputError(f"unknown tensor '{name}': a {family} of this shape has none such")
+        for name, spec in self.specs.items():
+            if spec.shape != expected[name].shape:
+                raise InputError(
+                    f"'{name}' has shape {list(spec.shape)}, expected "
+                    f"{list(expected[name].shape)} by config.json"
+                )
+            if spec.dtype not in FLOATS:
+                raise InputError(
+                    f"'{name}' is stored as {spec.dtype}, expected one of {', '.join(FLOATS)}",
+                    "dequantise the model first",
+                )
+        if missing == [HEAD]:
+            raise InputError(
+                f"the output head '{HEAD}' is missing, and config.json does not tie it to the "
+                "embedding",
+                "if it is the embedding, set tie_word_embeddings to true; else get the whole model",
+            )
+        for name in missing:
+            raise InputError(f"tensor '{name}' is missing", "is the download complete?")
+
+    def tensor(self, name: str) -> "torch.Tensor":
+        """Return one tensor, a view of the memory-mapped file; do not write into it."""
+        return read_tensor(*self._stored[name])
+
+    def shard(self, name: str) -> int:
+        """Return the number of the file that holds `name`, counting from 0."""
+        return self._shards.index(self._stored[name][0])
+
+    @property
+    def _shards(self) -> list[Path]:
+        return sorted({path for path, _ in self._stored.values()})
+
+    def digest(self, report: Report = SILENT) -> str:
+        """Read all tensors once and return their digest; raise InputError at a NaN or infinity."""
+        digests = {}
+        for name in report.track(list(self.specs), "checking weights", unit="tensors"):
+            tensor = self.tensor(name)
+            if not bool(tensor.isfinite().all()):
+                raise InputError(f"'{name}' has NaN or infinite weights", "is the file damaged?")
+            digests[name] = tensor_digest(tensor)
+        config = {k: v for k, v in self.arch.config.items() if k != "prunecli"}
+        shape = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+        return combined_digest({**digests, "config.json": shape})
+
+    def stored(self, dtype: str) -> tuple[Arch, dict[str, Spec]]:
+        """Return shape and specs of this model in `float32`, `bfloat16`, or as it is: `auto`.
+
+        The shape's config says so too, in the key that transformers reads first.
+        """
+        tensors = self.arch.tensors()
+        if dtype == "auto":
+            return self.arch, {name: self.specs[name] for name in tensors}
+        config = {key: value for key, value in self.arch.config.items() if key != "torch_dtype"}
+        specs = {name: Spec(STORAGE[dtype], tensor.shape) for name, tensor in tensors.items()}
+        return Arch({**config, "dtype": dtype}), specs
+
+    def as_input(self, digest: str, role: str = "model") -> sidecar.Input:
+        """Return this checkpoint as an input of a sidecar, which tells what it is a part of."""
+        known = {"id": self.sidecar.id if self.sidecar else None, "digest": digest}
+        part = {} if self.whole is None else {"part_of": self.whole}
+        return sidecar.Input.model_validate({"role": role, **known, **part})
+
+    def tag_along(self) -> dict[str, bytes]:
+        """Return the files that go with the model, by name: tokenizer, generation settings."""
+        return companions.contents(self.folder)
+
+    @property
+    def trained(self) -> list[sidecar.Trained]:
+        """The rows that this model and its ancestors are known to have been trained on."""
+        if self.sidecar is None:
+            return []
+        found = list(self.sidecar.tokens.trained)
+        for step in self.sidecar.history:
+            told = [(entry.role, entry.model_extra or {}) for entry in step.inputs]
+            if any(role == "rows" and "passes" in meta for role, meta in told):
+                # what was read as several domains counts as one set of rows: these are its parts
+                parts = (
+                    provenance.trained_on(meta) for role, meta in told if role == "calibration"
+                )
+                found += filter(None, parts)
+        return found
+
+
+def _own_name(stored: str, prefixes: Prefixes, expected: set[str]) -> str | None:
+    """Return what a stored tensor is called here, None if it belongs to another part."""
+    names = [new + stored.removeprefix(old) for old, new in prefixes if stored.startswith(old)]
+    return next((name for name in names if name in expected), names[0] if names else None)
+
+
+def _part(stored: str) -> str:
+    return next(part for part in stored.split(".") if part != "model")
+
+
+class CheckpointWriter:
+    """Write a model folder tensor by tensor into `folder`, which must not exist.
+
+    `shards` says which shard each tensor goes to. Use as a context manager: leaving it writes the
+    index. `digests` then tells what was written.
+    """
+
+    def __init__(
+        self, folder: Path, config: Mapping[str, object], specs: dict[str, Spec], shards: list[int]
+    ) -> None:
+        self.folder, self.specs = folder, specs
+        folder.mkdir(parents=True)
+        self._config = {key: value for key, value in config.items() if key != companions.CODE}
+        used = sorted(set(shards))
+        if len(used) == 1:
+            names = [ONE_FILE]
+        else:
+            names = [f"model-{i + 1:05}-of-{len(used):05}.safetensors" for i in range(len(used))]
+        self._shard_of = {
+            name: used.index(shard) for name, shard in zip(specs, shards, strict=True)
+        }
+        self._writers = [
+            TensorWriter(
+                folder / file, {name: specs[name] for name in specs if self._shard_of[name] == i}
+            )
+            for i, file in enumerate(names)
+        ]
+
+    def write(self, name: str, tensor: "torch.Tensor") -> None:
+        """Write one tensor, in any order."""
+        self._writers[self._shard_of[name]].write(name, tensor)
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Digest of every tensor written so far."""
+        return {name: text for writer in self._writers for name, text in writer.digests.items()}
+
+    def digest(self) -> str:
+        """Return the digest of the checkpoint, equal to what reading it again gives."""
+        config = {k: v for k, v in self._config.items() if k != "prunecli"}
+        shape = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+        return combined_digest({**self.digests, "config.json": shape})
+
+    def finish(self, identity: str, tag_along: Mapping[str, bytes]) -> None:
+        """Write config.json, marked with the sidecar's id, and what goes with the model."""
+        config = {**self._config, "prunecli": {"id": identity}}
+        write_text(self.folder / "config.json", json.dumps(config, indent=2) + "\n")
+        for name, content in tag_along.items():
+            (self.folder / name).parent.mkdir(exist_ok=True)
+            (self.folder / name).write_bytes(content)
+
+    def __enter__(self) -> "CheckpointWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for writer in self._writers:
+            writer.__exit__(kind, error, trace)
+        if kind is None and len(self._writers) > 1:
+            files = [writer.path.name for writer in self._writers]
+            index = {
+                "metadata": {"total_size": sum(spec.bytes for spec in self.specs.values())},
+                "weight_map": {name: files[self._shard_of[name]] for name in sorted(self.specs)},
+            }
+            write_text(self.folder / INDEX, json.dumps(index, indent=2) + "\n")
+
+
+def check_loads(folder: Path) -> None:
+    """Check that what was written is what stock transformers builds of its config.json.
+
+    Raises PruneError where it would not load as it is; costs no memory for weights.
+    """
+    try:
+        check_holds(Checkpoint(str(folder)).arch)
+    except InputError as error:
+        raise PruneError(f"the result would not load: {error}") from error
+
+
+def check_holds(arch: Arch, remedy: str = "is config.json as it came with the model?") -> None:
+    """Raise InputError unless stock transformers builds a model of exactly this shape.
+
+    Costs no memory for weights, so that it can be asked before there are any.
+    """
+    try:
+        expected = configs.shapes(arch.config)
+    except InputError as error:
+        sizes = ", ".join(f"{axis} {arch.sizes[axis]}" for axis in SHOWN)
+        raise InputError(
+            f"no '{arch.config['model_type']}' of {sizes}: {error.what}", remedy
+        ) from None
+    if arch.tied:
+        expected.pop(HEAD, None)
+    ours = {name: tensor.shape for name, tensor in arch.tensors().items()}
+    for name in [*ours, *expected]:
+        if ours.get(name) != expected.get(name):
+            there, here = (list(table.get(name, ())) or "none" for table in (expected, ours))
+            raise InputError(
+                f"transformers builds another model of this config.json: '{name}' is {there}, "
+                f"expected {here}",
+                remedy,
+            )

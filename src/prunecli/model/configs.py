@@ -1,0 +1,218 @@
+"""config.json as transformers' own classes read it. They are the judges of what they can build.
+
+A config.json of several parts (`text_config`) is read for its language model alone.
+"""
+
+import copy
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from prunecli.errors import InputError, suggest
+from prunecli.files import strict
+from prunecli.model.families._base import CONFIG_KEYS
+from prunecli.model.families._wrappers import WRAPPERS
+
+LONGEST = 200  # characters of a foreign message
+CANNOT_BUILD = "transformers cannot build the model of config.json"
+MOST_LAYERS = 10_000
+MOST = 2**31 - 1
+
+
+# numbers that prunecli itself computes with: the least that each can be, and the most
+NUMBERS: Mapping[str, tuple[float, float]] = {
+    **dict.fromkeys(CONFIG_KEYS.values(), (1, MOST)),
+    CONFIG_KEYS["layers"]: (1, MOST_LAYERS),
+    "max_position_embeddings": (1, MOST),
+    "sliding_window": (0, MOST),
+    "sliding_window_pattern": (1, MOST),
+    "no_rope_layer_interval": (1, MOST),
+    "max_window_layers": (0, MOST),
+    "rms_norm_eps": (0, 1),
+    "initializer_range": (0, 1e6),
+    "logits_scaling": (1e-6, 1e6),
+    "final_logit_softcapping": (1e-6, 1e6),
+}
+
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+FRACTIONS = ("rms_norm_eps", "initializer_range", "logits_scaling", "final_logit_softcapping")
+
+
+# sizes that no family's table fills in where they are absent
+FILLED = tuple(CONFIG_KEYS[axis] for axis in ("layers", "hidden", "ffn", "heads", "vocab"))
+
+
+# what a language model's own config may leave to that of the whole
+SHARED = ("dtype", "torch_dtype", "bos_token_id", "eos_token_id", "pad_token_id")
+
+
+class Config(NamedTuple):
+    """The config of a language model, and the `model_type` of what it is a part of, if it is."""
+
+    values: dict[str, Any]
+    whole: str | None
+
+
+def read(folder: str | Path, counted: bool = False) -> Config:
+    """Read FOLDER/config.json; raise InputError if it is missing or transformers refuses it.
+
+    One that is only `counted` may be of a shape that no class builds; transformers, which is slow
+    to load, is asked where it leaves something out.
+    """
+    path = Path(folder) / "config.json"
+    try:
+        values = strict.read_object(path)
+    except FileNotFoundError:
+        raise InputError(
+            f"'{folder}' is not a checkpoint: it has no config.json",
+            "give a Hugging Face model folder",
+        ) from None
+    return of_language_model(values, counted)
+
+
+def of_language_model(values: dict[str, Any], counted: bool = False) -> Config:
+    """Return the config of the language model that a config.json describes, or is a part of.
+
+    Sizes that are absent are filled in as transformers does. Raises InputError.
+    """
+    kind = values.get("model_type")
+    if not isinstance(kind, str):
+        raise InputError("config.json has no model_type", "is this a Hugging Face model folder?")
+    _refuse_kernels(values)
+    if kind not in WRAPPERS:
+        if isinstance(values.get("text_config"), dict):
+            raise InputError(
+                f"config.json is that of more than a language model: '{kind}'"
+                f"{suggest(kind, sorted(WRAPPERS))}",
+                "save its language model as a folder of its own",
+            )
+        return Config(_filled(values, counted), None)
+    text = values.get("text_config") or {}
+    if not isinstance(text, dict):
+        raise InputError(f"config.json: text_config is {strict.told(text)}, expected an object")
+    check_numbers(text)
+    whole = judged({**values, "text_config": text})
+    own = whole.get_text_config(decoder=True)
+    shared = {key: values[key] for key in SHARED if key in values}
+    if "dtype" in text or "torch_dtype" in text:
+        shared = {key: value for key, value in shared.items() if "dtype" not in key}
+    tied = bool(getattr(whole, "tie_word_embeddings", False))
+    found = {"model_type": own.model_type, **shared, **text, "tie_word_embeddings": tied}
+    if "quantization_config" in values:
+        found["quantization_config"] = values["quantization_config"]
+    return Config(_filled(found, counted), kind)
+
+
+def _refuse_kernels(values: Mapping[str, Any]) -> None:
+    """Raise InputError where a config names code of a hub, which transformers would run."""
+    for key, value in values.items():
+        named = [value, *value.values()] if isinstance(value, dict) else [value]
+        if "_implementation" in key and any(isinstance(n, str) and "/" in n for n in named):
+            raise InputError(
+                f"config.json: {key} is {strict.told(value)}, code of a hub, which is not run",
+                "take the key out",
+            )
+        if isinstance(value, dict):
+            _refuse_kernels(value)
+
+
+def _filled(values: dict[str, Any], counted: bool) -> dict[str, Any]:
+    from prunecli.model.families import registry
+
+    # an unknown family is told before transformers could mistake it
+    registry.of_model_type(values["model_type"])
+    if not counted and values.get("quantization_config") is not None:
+        # whatever it says, transformers would take plain weights for quantised ones
+        raise InputError(
+            "config.json has a quantization_config",
+            "dequantise the model first, or take the key out if its weights are plain",
+        )
+    check_numbers(values)
+    absent = [key for key in FILLED if values.get(key) is None]
+    if counted and not absent:
+        return values
+    known = judged(values)
+    return {**values, **{key: getattr(known, key) for key in absent}}
+
+
+def check_numbers(values: Mapping[str, Any]) -> None:
+    """Raise InputError for a number of config.json that is none, or out of all bounds.
+
+    So is a type of its weights that is the name of none.
+    """
+    for key in ("dtype", "torch_dtype"):
+        if values.get(key) is not None and values[key] not in DTYPES:
+            raise InputError(
+                f"config.json: {key} is {strict.told(values[key])}, expected one of "
+                f"{', '.join(DTYPES)}"
+            )
+    for key, (least, most) in NUMBERS.items():
+        value = values.get(key)
+        if value is None:
+            continue
+        fits = isinstance(value, int | float if key in FRACTIONS else int)
+        if not fits or isinstance(value, bool) or not least <= value <= most:
+            what = "a number" if key in FRACTIONS else "an integer"
+            raise InputError(
+                f"config.json: {key} is {strict.told(value)}, "
+                f"expected {what} from {least:g} to {most:.10g}"
+            )
+
+
+def judged(values: Mapping[str, Any]) -> Any:
+    """Return the config as transformers' own class makes it; raise InputError if that refuses."""
+    from transformers import AutoConfig
+
+    # the version is written by transformers, and not among its arguments; the classes fill in
+    # nested values in place
+    taken = {k: copy.deepcopy(v) for k, v in values.items() if k != "transformers_version"}
+    with refusals("transformers refuses config.json"):
+        config = AutoConfig.for_model(**taken)
+    kinds = getattr(config, "layer_types", None) or ()
+    if "sliding_attention" in kinds and getattr(config, "sliding_window", None) is None:
+        raise InputError(
+            "config.json has layers of sliding_attention, and no sliding_window",
+            "is it as it came with the model?",
+        )
+    return config
+
+
+def shapes(values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor, by name, of the model that transformers builds.
+
+    Takes no memory for weights. Raises InputError if it builds none.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = judged(values)
+    with refusals(CANNOT_BUILD), torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+@contextmanager
+def refusals(what: str) -> Iterator[None]:
+    """Turn whatever transformers' configs and models raise into one InputError."""
+    try:
+        yield
+    except (MemoryError, InputError):
+        raise
+    except Exception as error:
+        # its validators and look-ups raise errors without a common base
+        raise InputError(
+            f"{what}: {why(error)}", "is config.json as it came with the model?"
+        ) from error
+
+
+def why(error: Exception) -> str:
+    """Return in one line what a library's error says, without its own preamble."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, KeyError):
+        text = f"it knows no {text}"
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+    text = text.rpartition("ValueError: ")[2].rpartition("TypeError: ")[2]
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."

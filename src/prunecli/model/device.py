@@ -1,0 +1,88 @@
+"""Where and in which type to compute."""
+
+import os
+from dataclasses import replace
+from functools import cache
+from typing import TYPE_CHECKING
+
+from prunecli.errors import UsageError
+from prunecli.files.tensorfile import torch_dtype
+from prunecli.model.checkpoint import Reader
+from prunecli.settings import Compute
+
+if TYPE_CHECKING:
+    import torch
+
+
+def device_of(compute: Compute) -> "torch.device":
+    """Return the device to compute on; raise UsageError if torch cannot compute there.
+
+    Under `torchrun` a GPU is that of this process's local rank.
+    """
+    import torch
+
+    name = compute.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(
+            f"--device: torch knows no device '{name}'", "use auto, cpu, cuda or cuda:N"
+        ) from None
+    rank = os.environ.get("LOCAL_RANK")
+    if device.type == "cuda" and rank is not None:
+        if device.index is not None:
+            raise UsageError(f"--device {name}: each process takes a GPU", "use --device cuda")
+        count = torch.cuda.device_count()
+        if 0 < count <= int(rank):
+            raise UsageError(
+                f"local rank {rank} has no GPU: there are {count}", "start one process per GPU"
+            )
+        device = torch.device("cuda", int(rank))
+    return _there(device)
+
+
+@cache
+def _there(device: "torch.device") -> "torch.device":
+    """Return a device, having computed a number on it; in float64, as statistics are."""
+    import torch
+
+    try:
+        torch.ones((), dtype=torch.float64, device=device).item()
+    except (RuntimeError, TypeError, AssertionError, ImportError) as error:
+        # what is not there shows as any of these, often with lines of explanation after the cause
+        cause = " ".join(str(error).split()).partition(". ")[0]
+        raise UsageError(
+            f"--device {device}: torch cannot compute on it here: {cause}", "use --device cpu"
+        ) from error
+    return device
+
+
+def dtype_of(compute: Compute, checkpoint: Reader) -> "torch.dtype":
+    """Return the compute type: on a CPU float32 unless asked, on a GPU the checkpoint's."""
+    import torch
+
+    if compute.dtype != "auto":
+        return getattr(torch, compute.dtype)  # type: ignore[no-any-return]
+    if device_of(compute).type == "cpu":
+        return torch.float32
+    return torch_dtype(checkpoint.specs["model.embed_tokens.weight"].dtype)
+
+
+def check_device(compute: Compute) -> None:
+    """Raise UsageError for a device that is not there, before anything is read."""
+    if compute.device in ("auto", "cpu"):
+        # always there, and torch is slow to load
+        return
+    device_of(compute)
+
+
+def settled(compute: Compute, checkpoint: Reader) -> Compute:
+    """Return `compute` with the device and the type that its `auto` stand for.
+
+    Ids and sidecars are made of these: a result is that of the type that was computed in, not of
+    the word that chose it. Raises UsageError for a device that is not there.
+    """
+    dtype = str(dtype_of(compute, checkpoint)).removeprefix("torch.")
+    return replace(compute, device=str(device_of(compute)), dtype=dtype)

@@ -1,0 +1,80 @@
+"""`Family`: a model family as data. Surgery, counting and checking need nothing more.
+
+A tensor's name template maps to one axis name per dimension. Axes: `vocab`, `hidden`, `ffn`,
+`heads` (query heads times head_dim rows), `kv_heads` (likewise), `head_dim`. A fused projection
+names its segments in order: `"heads+kv_heads+kv_heads"`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Axes = tuple[str, ...]
+
+
+# what a layer's entry of a list in config.json is when the list is absent
+Entry = Callable[[Mapping[str, Any], int], Any]
+
+
+CONFIG_KEYS = {
+    "layers": "num_hidden_layers",
+    "hidden": "hidden_size",
+    "ffn": "intermediate_size",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "vocab": "vocab_size",
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family's tables.
+
+    Attributes:
+        model_types: the `model_type`s of config.json that this family reads; the first is written.
+        classes: the prefix of transformers' class names (`Llama` for `LlamaForCausalLM`).
+        tensors: name template -> axes, of the tensors that are always there (`{i}` is the layer).
+        biases: config flag -> the biases that exist when it is true.
+        flags: what a bias flag means when config.json lacks it.
+        inputs: linears of a layer by distinct input: those of one tuple read the same tensor.
+        behind: norms of what attention and what the FFN give, before it is added to the stream.
+        defaults: what other config keys mean when config.json lacks them.
+        layer_lists: config keys with one entry per layer, thinned out with the layers, and what an
+            entry is when the list is absent (None: there is none then).
+        hidden_divides: the config class refuses hidden sizes that heads do not divide.
+        scales_embedding: embeddings are multiplied by sqrt(hidden), which surgery undoes.
+        gain_offset: a norm multiplies by its weight plus this.
+        containers: families that can hold the same computation exactly, in order of preference.
+        contained_unless: config keys that, when set, forbid the move into another container.
+        as_container: config keys to set when this family holds another one's weights.
+        tiny: config overrides for the random models of the tests.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    classes: str
+    tensors: Mapping[str, Axes]
+    inputs: tuple[tuple[str, ...], ...]
+    behind: tuple[str, ...] = ()
+    biases: Mapping[str, Mapping[str, Axes]] = field(default_factory=dict)
+    flags: Mapping[str, bool] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    layer_lists: Mapping[str, Entry | None] = field(default_factory=lambda: {"layer_types": None})
+    hidden_divides: bool = False
+    scales_embedding: bool = False
+    gain_offset: float = 0.0
+    containers: tuple[str, ...] = ()
+    contained_unless: tuple[str, ...] = ()
+    as_container: Mapping[str, Any] = field(default_factory=dict)
+    tiny: Mapping[str, Any] = field(default_factory=dict)
+
+    def flag(self, config: Mapping[str, Any], name: str) -> bool:
+        """Return a bias flag of `config`, or what its absence means."""
+        value = config.get(name)
+        return self.flags.get(name, False) if value is None else bool(value)
+
+    def templates(self, config: Mapping[str, Any]) -> dict[str, Axes]:
+        """Return every tensor template that a model with this config has, with its axes."""
+        tables = [table for name, table in self.biases.items() if self.flag(config, name)]
+        return {**self.tensors, **{name: axes for table in tables for name, axes in table.items()}}

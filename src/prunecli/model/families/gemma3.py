@@ -1,0 +1,34 @@
+"""Gemma 3, its text model: Gemma 2 with norms on every query and key head, and no soft caps."""
+
+from prunecli.model.families import gemma2, llama
+from prunecli.model.families._base import Family
+
+FAMILY = Family(
+    name="gemma3",
+    model_types=("gemma3_text",),
+    classes="Gemma3",
+    tensors={
+        **gemma2.TENSORS,
+        llama.ATTENTION + "q_norm.weight": ("head_dim",),
+        llama.ATTENTION + "k_norm.weight": ("head_dim",),
+    },
+    biases=gemma2.FAMILY.biases,
+    inputs=llama.INPUTS,
+    behind=gemma2.BEHIND,
+    defaults={
+        **gemma2.DEFAULTS,
+        "max_position_embeddings": 131072,
+        "final_logit_softcapping": None,
+    },
+    layer_lists={
+        "layer_types": lambda config, i: (
+            "sliding_attention"
+            if (i + 1) % config.get("sliding_window_pattern", 6)
+            else "full_attention"
+        )
+    },
+    hidden_divides=True,
+    scales_embedding=True,
+    gain_offset=1.0,
+    tiny={"query_pre_attn_scalar": 8, "sliding_window": 8, "sliding_window_pattern": 2},
+)

@@ -1,0 +1,76 @@
+"""What is no checkpoint of ours, told by names of files and tensors, and what helps.
+
+Nothing here is opened.
+"""
+
+from collections.abc import Iterable
+from fnmatch import fnmatch
+from pathlib import Path
+
+from prunecli.errors import InputError
+
+SOURCE = "take the safetensors checkpoint that it was made from"
+SAVE = "load it with the library that wrote it, and save it with save_pretrained"
+MERGE = "merge it into its base model first: peft's merge_and_unload(), then save_pretrained"
+PICKLED = "a model of pickled weights, which can run code"
+ADAPTER = "adapter_config.json"
+
+
+# files by name, and what their being there means; the first that fits counts
+FILES: tuple[tuple[str, str, str], ...] = (
+    (ADAPTER, "a PEFT adapter, not a model", MERGE),
+    ("adapter_model.*", "a PEFT adapter, not a model", MERGE),
+    ("*.gguf", "a GGUF model", SOURCE),
+    ("model_index.json", "a diffusers pipeline, not a language model", "give a language model"),
+    ("modules.json", "a sentence-transformers model", "give a language model"),
+    ("*.distcp", "a distributed checkpoint of torch", SAVE),
+    ("pytorch_model*.bin", PICKLED, "save it as safetensors first"),
+    ("consolidated*", "a checkpoint in its maker's own format", "take its transformers version"),
+    ("*.nemo", "a NeMo model", SAVE),
+    ("tf_model.h5", "a TensorFlow checkpoint", SAVE),
+    ("flax_model.msgpack", "a Flax checkpoint", SAVE),
+    ("weights*.npz", "an MLX model", SAVE),
+    ("*.onnx", "an ONNX model", SOURCE),
+    ("model*.bin", PICKLED, "save it as safetensors first"),
+    ("*.pt", PICKLED, "save it as safetensors first"),
+    ("*.pth", PICKLED, "save it as safetensors first"),
+    ("*.ckpt", PICKLED, "save it as safetensors first"),
+)
+
+
+# what libraries put in front of every tensor's name, or into it
+NAMES: tuple[tuple[str, str, str], ...] = (
+    ("*lora_*", "an adapter's tensor", MERGE),
+    ("base_model.model.*", "named by peft around the model", MERGE),
+    ("_orig_mod.*", "named by torch.compile around the model", "save model._orig_mod instead"),
+    ("*._orig_mod.*", "named by torch.compile around a part", "save the model before compiling it"),
+    ("module.*", "named by DistributedDataParallel around the model", "save model.module instead"),
+    ("_fsdp_wrapped_module.*", "named by FSDP around the model", "save a full state_dict of it"),
+    ("*.qweight", "a quantised tensor", "dequantise the model first"),
+    ("*.weight_packed", "a quantised tensor", "dequantise the model first"),
+    ("*.weight_scale*", "the scale of a quantised tensor", "dequantise the model first"),
+)
+
+
+def refuse_folder(folder: Path) -> None:
+    """Raise InputError if what lies in a folder tells what it is, which is no checkpoint."""
+    names = sorted(path.name for path in folder.iterdir())
+    for pattern, what, remedy in FILES:
+        for name in names:
+            if fnmatch(name, pattern):
+                raise InputError(f"'{folder}' is {what} ('{name}' in it)", remedy)
+
+
+def refuse_file(path: Path) -> None:
+    """Raise InputError for a file where a folder is expected, told by its name."""
+    for pattern, what, remedy in FILES:
+        if fnmatch(path.name, pattern):
+            raise InputError(f"'{path}' is {what}", remedy)
+
+
+def refuse_names(names: Iterable[str]) -> None:
+    """Raise InputError if names of tensors tell what was saved around a model, or instead of it."""
+    for name in names:
+        for pattern, what, remedy in NAMES:
+            if fnmatch(name, pattern):
+                raise InputError(f"tensor '{name}' is {what}", remedy)

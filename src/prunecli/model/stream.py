@@ -1,0 +1,209 @@
+"""One decoder layer in memory at a time.
+
+Layers are transformers' own classes, built on meta and given the streamed weights; hidden states
+of all sequences live in one buffer that each layer overwrites in place.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunecli.model import memory
+from prunecli.model.checkpoint import Reader
+from prunecli.model.device import device_of, dtype_of
+from prunecli.model.stock import Cap, bare
+from prunecli.report import SILENT, Report
+from prunecli.settings import BATCH_TOKENS, Compute
+
+VOCAB_CHUNK = 8192
+
+
+class Runner:
+    """Runs the layers of one checkpoint.
+
+    Args:
+        checkpoint: the model, read as it is needed.
+        compute: device, compute type, and where hidden states live: `ram`, or `disk` for a
+            file-backed buffer in the temporary folder.
+        report: told about progress.
+    """
+
+    def __init__(self, checkpoint: Reader, compute: Compute, report: Report = SILENT) -> None:
+        self.checkpoint, self.arch, self.report = checkpoint, checkpoint.arch, report
+        self.device, self.dtype = device_of(compute), dtype_of(compute, checkpoint)
+        self.buffer_kind = compute.buffer
+        self._stock, self._cap = bare(checkpoint.arch, self.device), Cap.of(checkpoint.arch)
+        self._norm = self._stock.model.norm
+        self._stock.model.norm = nn.Identity()
+        # the stock model is run without its layers, to note down what each would be given
+        for stub in self._stock.model.layers:
+            stub.forward = self._note
+        self._noted: list[tuple[Tensor, dict[str, Any]]] = []
+        self._roots: dict[str, Tensor] = {}
+        self._head: Tensor | None = None
+        self._context: tuple[int, list[dict[str, Any]]] | None = None
+
+    def _note(self, hidden_states: Tensor, **given: Any) -> Tensor:
+        self._noted.append((hidden_states, given))
+        return hidden_states
+
+    @torch.no_grad()
+    def _given(self, ids: Tensor) -> list[tuple[Tensor, dict[str, Any]]]:
+        """Return the states [B, T, D] of embedded ids [B, T], and what else every layer is given.
+
+        Only rows of the embedding that these ids need are read: the whole table in float32 would
+        be the peak.
+        """
+        used, local = torch.unique(ids, return_inverse=True)
+        table = self._root("model.embed_tokens.weight")[used.long()]
+        embedding = self._stock.model.embed_tokens
+        embedding.weight = nn.Parameter(table.to(self.device, self.dtype), requires_grad=False)
+        self._noted = []
+        self._stock.model(input_ids=local.to(self.device), use_cache=False)
+        return self._noted
+
+    def _root(self, name: str) -> Tensor:
+        """Return a matrix outside the layers as it is stored; made once, as many batches ask."""
+        if name not in self._roots:
+            self._roots[name] = self.checkpoint.tensor(name)
+        return self._roots[name]
+
+    def weight(self, name: str) -> Tensor:
+        """Return a weight on the device, in the compute type."""
+        return self.checkpoint.tensor(name).to(self.device, self.dtype)
+
+    @torch.no_grad()
+    def embed(self, ids: Tensor) -> Tensor:
+        """Return the hidden states [N, T, D] that enter the first layer: the buffer."""
+        rows, length = ids.shape
+        shape = (rows, length, self.arch.hidden)
+        buffer = self.buffer(shape)
+        for batch in batches(ids):
+            buffer[batch] = self._given(ids[batch])[0][0].to(buffer.device)
+        return buffer
+
+    def buffer(self, shape: tuple[int, ...]) -> Tensor:
+        """Return room for hidden states [N, T, D], in memory or on disk as was asked for."""
+        if self.buffer_kind == "ram":
+            return torch.empty(shape, dtype=self.dtype)
+        with tempfile.NamedTemporaryFile(prefix="prunecli-hidden-") as file:
+            size = shape[0] * shape[1] * shape[2]
+            flat = torch.from_file(file.name, shared=True, size=size, dtype=self.dtype)
+        return flat.view(shape)
+
+    def layer(self, i: int) -> nn.Module:
+        """Return decoder layer `i` with its weights, on the device in the compute type."""
+        memory.release()
+        prefix = f"model.layers.{i}."
+        with torch.device("meta"):
+            kind = type(self._stock.model.layers[i])
+            layer: nn.Module = kind(self._stock.config, i)
+        state = {name: self.weight(prefix + name) for name in layer.state_dict()}
+        layer.load_state_dict(state, strict=True, assign=True)
+        return layer.eval().requires_grad_(False)
+
+    def context(self, i: int, hidden: Tensor) -> dict[str, Any]:
+        """Return what layer `i` needs beside hidden states [B, T, D]: positions and a mask."""
+        length = hidden.shape[1]
+        if self._context is None or self._context[0] != length:
+            anything = torch.zeros(1, length, dtype=torch.long)
+            self._context = length, [given for _, given in self._given(anything)]
+        return self._context[1][i]
+
+    def forward(self, layer: nn.Module, i: int, hidden: Tensor) -> Tensor:
+        """Return the output [B, T, D] of layer `i`."""
+        out: Tensor = layer(hidden, **self.context(i, hidden))
+        return out
+
+    @torch.no_grad()
+    def losses(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """Return the summed loss [B] in nats of predicting tokens 1.. of every sequence.
+
+        `hidden` [B, T, D] left the last layer, `ids` is [B, T]. Logits are fp32, made for a piece
+        of the vocabulary at a time, so that no [T, V] matrix is ever held.
+        """
+        states = self._normed(hidden.to(self.device)).float().flatten(0, 1)
+        targets = ids[:, 1:].to(self.device).long().flatten()
+        total, target = self._scored(states, targets)
+        return (total - target).double().view(len(ids), -1).sum(1).cpu()
+
+    def loss_gradient(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """Return the gradient [B, T, D] of these sequences' summed loss in the compute type.
+
+        Of the sum, not the mean, which is too small for a type of sixteen bits.
+        """
+        before = hidden.detach().to(self.device).requires_grad_(True)
+        normed = self._normed(before)
+        states = normed.detach().float().flatten(0, 1)
+        targets = ids[:, 1:].to(self.device).long().flatten()
+        with torch.no_grad():
+            total, _ = self._scored(states, targets)
+            # of cross-entropy by its logits: probabilities less one at the target
+            flow = torch.zeros_like(states)
+            for piece, inside, local in self._pieces(targets):
+                logits = self._cap(states @ piece.T)
+                chance = (logits - total[:, None]).exp()
+                chance.scatter_add_(1, local[:, None], -inside.float()[:, None])
+                flow += (chance * self._cap.slope(logits)) @ piece
+        flow = flow.view(normed.shape).to(normed.dtype)
+        torch.autograd.backward(normed, flow)
+        assert before.grad is not None
+        return before.grad
+
+    def _normed(self, hidden: Tensor) -> Tensor:
+        """Return the states [B, T - 1, D] that the head reads, of all tokens but the last."""
+        if self._norm.weight.is_meta:
+            weight = self.weight("model.norm.weight")
+            self._norm.weight = nn.Parameter(weight, requires_grad=False)
+        normed: Tensor = self._norm(hidden[:, :-1])
+        return normed
+
+    def _scored(self, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log of the summed exponentials of all logits, and the targets' logits."""
+        total = torch.full((len(states),), -torch.inf, device=self.device)
+        target = torch.zeros(len(states), device=self.device)
+        for piece, inside, local in self._pieces(targets):
+            logits = self._cap(states @ piece.T)
+            total = torch.logaddexp(total, logits.logsumexp(1))
+            target = torch.where(inside, logits.gather(1, local[:, None])[:, 0], target)
+        return total, target
+
+    def _pieces(self, targets: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield pieces [V', D] of the head in fp32, which targets are inside, and where."""
+        if self._head is None:
+            name = "model.embed_tokens.weight" if self.arch.tied else "lm_head.weight"
+            self._head = self._root(name).to(self.device)
+        head = self._head
+        for start in range(0, self.arch.vocab, VOCAB_CHUNK):
+            piece = head[start : start + VOCAB_CHUNK].float()
+            inside = (targets >= start) & (targets < start + len(piece))
+            yield piece, inside, (targets - start).clamp(0, len(piece) - 1)
+
+
+def batches(ids: Tensor) -> Iterator[slice]:
+    """Yield slices of rows [N, T] of about 1024 tokens: what goes through a layer at once."""
+    step = max(1, BATCH_TOKENS // ids.shape[1])
+    for start in range(0, len(ids), step):
+        yield slice(start, min(start + step, len(ids)))
+
+
+@torch.no_grad()
+def sequence_losses(runner: Runner, ids: Tensor, without: range = range(0)) -> Tensor:
+    """Return every sequence's summed loss [N] in nats, of the model without some layers.
+
+    Batches go to the device together and through a layer one sequence at a time: how products are
+    rounded hangs on what else is computed with them, and a loss is that of its text alone.
+    """
+    hidden = runner.embed(ids)
+    layers = [i for i in range(runner.arch.layers) if i not in without]
+    for i in runner.report.track(layers, "evaluating", len(layers), "layers"):
+        layer = runner.layer(i)
+        for rows in batches(ids):
+            before = hidden[rows].to(runner.device)
+            after = torch.cat([runner.forward(layer, i, alone) for alone in torch.split(before, 1)])
+            hidden[rows] = after.to(hidden.device)
+    pairs = zip(torch.split(hidden, 1), torch.split(ids, 1), strict=True)
+    return torch.cat([runner.losses(states, alone) for states, alone in pairs])

@@ -1,0 +1,73 @@
+"""Writing a checkpoint from a stream of tensors, and what every sidecar of one reports."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunecli.errors import PruneError
+from prunecli.files import output as place
+from prunecli.files import sidecar
+from prunecli.files.sidecar import Sidecar
+from prunecli.files.tensorfile import Spec
+from prunecli.model import memory
+from prunecli.model.arch import FLOPS_TOKENS, Arch
+from prunecli.model.checkpoint import CheckpointWriter, check_loads
+from prunecli.model.pattern import Pattern
+from prunecli.model.sparsity import Census
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass
+class Written:
+    """What was written: the writer, the digest, and a census of the zeros."""
+
+    writer: CheckpointWriter
+    digest: str
+    census: Census
+
+    def finish(self, made: Sidecar, tag_along: Mapping[str, bytes]) -> None:
+        """Write what surrounds the tensors, the sidecar last, once stock transformers takes it."""
+        folder = self.writer.folder
+        self.writer.finish(made.id, tag_along)
+        check_loads(folder)
+        place.write_text(folder / sidecar.FOLDER_SIDECAR, made.text())
+
+
+def write_tensors(
+    folder: Path,
+    arch: Arch,
+    specs: Mapping[str, Spec],
+    shards: list[int],
+    stream: "Iterable[tuple[str, torch.Tensor]]",
+    pattern: Pattern | None = None,
+) -> Written:
+    """Write tensors as they come into `folder`, counting what is not zero.
+
+    Raises PruneError where a block matrix breaks the `pattern` that the sidecar will claim.
+    """
+    census = Census(arch, pattern)
+    with CheckpointWriter(folder, arch.config, dict(specs), shards) as writer:
+        for name, values in stream:
+            writer.write(name, values)
+            memory.release()
+            census.add(name, values)
+            if census.broken:
+                raise PruneError(f"nothing was written: {census.fault}")
+    return Written(writer, writer.digest(), census)
+
+
+def size_results(arch: Arch, written: Written) -> dict[str, Any]:
+    """Return what the sidecar of every checkpoint reports of its size."""
+    density = written.census.block_nonzero / arch.block_params
+    return {
+        "params": arch.total_params,
+        "nonzero": written.census.nonzero,
+        "params_by_group": arch.params(),
+        "flops": arch.flops(FLOPS_TOKENS, density),
+        "flops_tokens": FLOPS_TOKENS,
+        "sizes": arch.sizes,
+        "container": arch.config["model_type"],
+    }

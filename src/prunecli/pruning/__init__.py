@@ -1,0 +1,1 @@
+"""Pruning: statistics, scores, plan, surgery; weight masks; masks that are trained."""

@@ -1,0 +1,132 @@
+"""From scores and sizes to a plan."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from prunecli.errors import InputError
+from prunecli.methods._base import Method
+from prunecli.model.arch import Arch
+from prunecli.pruning.plan import Indices, Plan
+from prunecli.pruning.sizes import Sizes, block_params
+
+if TYPE_CHECKING:
+    import torch
+
+
+def plan(
+    method: Method,
+    amount: Sizes,
+    scores: "Mapping[str, torch.Tensor]",
+    arch: Arch,
+    structure: str | None = None,
+) -> Plan:
+    """Return what stays: the best-scored units, in the numbers that `amount` says.
+
+    `scores` holds `layers` or `blocks.k`, or `hidden`, `ffn.i` and `kv_heads.i`.
+    """
+    if method.rule == "block":
+        skip = arch.layers - amount.layers
+        name = f"blocks.{skip}"
+        if name not in scores:
+            raise InputError(
+                f"these scores are not for removing {skip} of {arch.layers} layers",
+                "score again with this amount",
+            )
+        start = int(scores[name].argmin())
+        kept = (*range(start), *range(start + skip, arch.layers))
+        return Plan(layers=kept)
+    if method.rule == "lowest":
+        ranked = int(scores["layers"].isfinite().sum())
+        if ranked < arch.layers - amount.layers and method.protects is not None:
+            raise InputError(
+                f"these scores rank {ranked} layers, {arch.layers - amount.layers} are to go",
+                "score again with this amount",
+            )
+        # the later of two equal layers goes first, as documented in the method
+        return Plan(layers=best(scores["layers"], amount.layers, later_first=True))
+    layers = range(arch.layers)
+    groups, channels = _counts(scores, amount, arch, structure)
+    lists: dict[str, tuple[Indices, ...]] = {
+        axis: tuple(best(scores[f"{axis}.{i}"], counts[i]) for i in layers)
+        for axis, counts in (("kv_heads", groups), ("ffn", channels))
+        if f"{axis}.0" in scores
+    }
+    hidden = best(scores["hidden"], amount.hidden) if "hidden" in scores else None
+    return Plan(hidden=hidden, ffn=lists.get("ffn"), kv_heads=lists.get("kv_heads"))
+
+
+def best(score: "torch.Tensor", count: int, later_first: bool = False) -> Indices:
+    """Return the indices of the `count` highest scores, ascending."""
+    if later_first:
+        order = len(score) - 1 - score.flip(0).argsort(stable=True)
+    else:
+        order = score.argsort(stable=True)
+    return tuple(sorted(order[len(score) - count :].tolist()))
+
+
+def _counts(
+    scores: "Mapping[str, torch.Tensor]", amount: Sizes, arch: Arch, structure: str | None
+) -> tuple[list[int], list[int]]:
+    """Return how many KV groups and FFN channels every layer keeps.
+
+    `AL` structures choose across layers. A layer keeps one of each at least.
+    """
+    first, last = amount.untouched
+    inner = arch.layers - first - last
+    even = (
+        [arch.kv_heads] * first + [amount.kv_heads] * inner + [arch.kv_heads] * last,
+        [arch.ffn] * first + [amount.ffn] * inner + [arch.ffn] * last,
+    )
+    if structure == "AL-MM":
+        return (
+            _spread(scores, "kv_heads", sum(even[0]), arch),
+            _spread(scores, "ffn", sum(even[1]), arch),
+        )
+    return _one_ranking(scores, amount, arch) if structure == "AL-AM" else even
+
+
+def _spread(scores: "Mapping[str, torch.Tensor]", axis: str, keep: int, arch: Arch) -> list[int]:
+    """Return how many units each layer has among the `keep` best of all layers."""
+    import torch
+
+    lists = [scores[f"{axis}.{i}"] for i in range(arch.layers)]
+    everything = torch.cat(lists)
+    owner = torch.repeat_interleave(
+        torch.arange(arch.layers), torch.tensor([len(entry) for entry in lists])
+    )
+    first = torch.cat([entry == entry.max() for entry in lists])
+    # one unit of every layer is safe: rank the best of each above everything else
+    order = torch.where(first, torch.inf, everything).argsort(stable=True)
+    kept = owner[order[len(order) - max(keep, arch.layers) :]]
+    return torch.bincount(kept, minlength=arch.layers).tolist()
+
+
+def _one_ranking(
+    scores: "Mapping[str, torch.Tensor]", amount: Sizes, arch: Arch
+) -> tuple[list[int], list[int]]:
+    """Return counts from one ranking of groups and channels, weighed by their parameters.
+
+    A group costs head_dim (2 g + 2) / 3 channels (methods of An et al. for g = 1: 512 / 3).
+    """
+    import torch
+
+    layers = range(arch.layers)
+    cost = arch.head_dim * (2 * arch.group + 2) / 3
+    kept = (
+        block_params(amount, arch)
+        if amount.ratio is None
+        else (arch.block_params * (1 - amount.ratio))
+    )
+    target = kept / (3 * arch.hidden)
+    groups = torch.cat([scores[f"kv_heads.{i}"] for i in layers])
+    channels = torch.cat([scores[f"ffn.{i}"] for i in layers])
+    value = torch.cat([groups, channels])
+    weight = torch.cat([torch.full_like(groups, cost), torch.ones_like(channels)])
+    order = value.argsort(descending=True, stable=True)
+    reach = weight[order].cumsum(0)
+    best = order[: int((reach - target).abs().argmin()) + 1]
+    keep = torch.zeros(len(value), dtype=torch.bool)
+    keep[best] = True
+    kv = keep[: len(groups)].view(arch.layers, arch.kv_heads).sum(1).clamp(min=1)
+    ffn = keep[len(groups) :].view(arch.layers, arch.ffn).sum(1).clamp(min=1)
+    return kv.tolist(), ffn.tolist()

@@ -1,0 +1,205 @@
+"""`Plan`: what stays, and nothing of how it was chosen. Validated once, before any work.
+
+`ffn`, `kv_heads` and `heads` have one list of kept indices per kept layer; `heads` counts query
+heads of the parent and, where it is not given, follows `kv_heads`. `None` keeps everything.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prunecli.errors import InputError
+from prunecli.files import sidecar
+from prunecli.files.sidecar import Sidecar
+from prunecli.files.strict import told
+from prunecli.files.tensorfile import Tensors
+from prunecli.model.arch import Arch
+from prunecli.model.checkpoint import Reader, check_holds
+
+Indices = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Kept indices per axis; `ragged` allows layers of unequal sizes."""
+
+    layers: Indices | None = None
+    hidden: Indices | None = None
+    ffn: tuple[Indices, ...] | None = None
+    kv_heads: tuple[Indices, ...] | None = None
+    heads: tuple[Indices, ...] | None = None
+
+    @classmethod
+    def from_json(cls, record: Any) -> "Plan":
+        """Read a plan from `{"keep": {axis: indices}}`, hand-written or made by `prune`."""
+        keep = record.get("keep") if isinstance(record, dict) else None
+        if not isinstance(keep, dict):
+            raise InputError('a plan is {"keep": {axis: indices}}, this file has no "keep"')
+        known = cls.__dataclass_fields__
+        unknown = sorted(set(keep) - set(known))
+        if unknown:
+            raise InputError(f"a plan keeps {', '.join(known)}; this one has '{unknown[0]}'")
+        return cls(
+            **{axis: _indices(axis, value) for axis, value in keep.items() if value is not None}
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as JSON: `{"keep": {axis: indices or null}}`."""
+        return {"keep": asdict(self)}
+
+    def check(self, arch: Arch) -> None:
+        """Raise InputError unless this plan can be carried out on a model of shape `arch`."""
+        _ascending("layers", self.layers, arch.layers)
+        _ascending("hidden", self.hidden, arch.hidden)
+        kept = len(self.kept_layers(arch))
+        for axis, limit in (("ffn", arch.ffn), ("kv_heads", arch.kv_heads), ("heads", arch.heads)):
+            lists = getattr(self, axis)
+            if lists is None:
+                continue
+            if len(lists) != kept:
+                raise InputError(f"the plan has {len(lists)} lists for {axis}, layers kept: {kept}")
+            for i, indices in enumerate(lists):
+                _ascending(f"{axis} of layer {i}", indices, limit)
+        for i in range(kept):
+            groups = [head // arch.group for head in self.kept_heads(arch, i)]
+            counts = {groups.count(group) for group in self.kept_kv_heads(arch, i)}
+            if set(groups) != set(self.kept_kv_heads(arch, i)) or len(counts) != 1:
+                raise InputError(
+                    f"the plan's heads of layer {i} are not the same number of query heads for "
+                    "every kept KV head"
+                )
+
+    def kept_layers(self, arch: Arch) -> Indices:
+        """Return the kept layers."""
+        return tuple(range(arch.layers)) if self.layers is None else self.layers
+
+    def kept_kv_heads(self, arch: Arch, i: int) -> Indices:
+        """Return the kept KV heads of the i-th kept layer."""
+        return tuple(range(arch.kv_heads)) if self.kv_heads is None else self.kv_heads[i]
+
+    def kept_heads(self, arch: Arch, i: int) -> Indices:
+        """Return the kept query heads of the i-th kept layer."""
+        if self.heads is not None:
+            return self.heads[i]
+        groups = self.kept_kv_heads(arch, i)
+        return tuple(g * arch.group + j for g in groups for j in range(arch.group))
+
+    def kept_ffn(self, arch: Arch, i: int) -> Indices:
+        """Return the kept FFN channels of the i-th kept layer."""
+        return tuple(range(arch.ffn)) if self.ffn is None else self.ffn[i]
+
+    def child(self, arch: Arch, biased: bool = False) -> Arch:
+        """Return the pruned model's shape.
+
+        Of ragged layers it is the widest, or where transformers refuses that, the next width that
+        it takes: they are filled up with zeros anyhow. Raises InputError.
+        """
+        layers = range(len(self.kept_layers(arch)))
+        widest = max(len(self.kept_kv_heads(arch, i)) for i in layers)
+        if self.heads is not None or not self.ragged(arch):
+            return self._child(arch, biased, widest)
+        for kv_heads in range(widest, arch.kv_heads):
+            try:
+                made = self._child(arch, biased, kv_heads)
+                check_holds(made)
+            except InputError:
+                continue
+            return made
+        return self._child(arch, biased, arch.kv_heads)
+
+    def _child(self, arch: Arch, biased: bool, kv_heads: int) -> Arch:
+        heads = kv_heads * arch.group
+        if self.heads is not None:
+            heads = max(map(len, self.heads))
+        return arch.child(
+            layers=None if self.layers is None else list(self.layers),
+            hidden=None if self.hidden is None else len(self.hidden),
+            ffn=None if self.ffn is None else max(map(len, self.ffn)),
+            kv_heads=kv_heads,
+            heads=heads,
+            biased=biased,
+        )
+
+    def block_params(self, arch: Arch) -> int:
+        """Return the block-linear parameters that stay, true counts of ragged layers."""
+        hidden = arch.hidden if self.hidden is None else len(self.hidden)
+        heads = 2 * hidden * arch.head_dim
+        return sum(
+            heads * (len(self.kept_heads(arch, i)) + len(self.kept_kv_heads(arch, i)))
+            + 3 * hidden * len(self.kept_ffn(arch, i))
+            for i in range(len(self.kept_layers(arch)))
+        )
+
+    def counts(self, arch: Arch) -> dict[str, Any]:
+        """Return how much is kept: numbers, or one number per layer where layers differ."""
+        layers = range(len(self.kept_layers(arch)))
+        per_layer = {
+            "heads": [len(self.kept_heads(arch, i)) for i in layers],
+            "kv_heads": [len(self.kept_kv_heads(arch, i)) for i in layers],
+            "ffn": [len(self.kept_ffn(arch, i)) for i in layers],
+        }
+        even = {axis: n[0] if len(set(n)) == 1 else n for axis, n in per_layer.items()}
+        hidden = arch.hidden if self.hidden is None else len(self.hidden)
+        return {"layers": len(layers), "hidden": hidden, **even}
+
+    def ragged(self, arch: Arch) -> bool:
+        """Return whether layers differ in size."""
+        return any(isinstance(count, list) for count in self.counts(arch).values())
+
+
+def _indices(axis: str, value: Any) -> Any:
+    lists = value if axis in ("ffn", "kv_heads", "heads") else [value]
+    if not isinstance(lists, list) or not all(isinstance(entry, list) for entry in lists):
+        raise InputError(f"the plan's {axis} are not lists of indices")
+    for index in (index for entry in lists for index in entry):
+        if not isinstance(index, int) or isinstance(index, bool):
+            raise InputError(f"the plan's {axis} hold {told(index)}, expected integers")
+    frozen = tuple(tuple(entry) for entry in lists)
+    return frozen if lists is value else frozen[0]
+
+
+def _ascending(what: str, indices: Indices | None, limit: int) -> None:
+    if indices is None:
+        return
+    if not indices:
+        raise InputError(f"the plan keeps no {what}", "at least one must stay")
+    if list(indices) != sorted(set(indices)):
+        raise InputError(f"the plan's {what} are not ascending and unique")
+    if indices[0] < 0 or indices[-1] >= limit:
+        raise InputError(f"the plan's {what} reach {indices[-1]}, the model has {limit}")
+
+
+def read_plan(path: str) -> tuple[Plan, Sidecar | None]:
+    """Read a plan, hand-written or made by `--plan-only`."""
+    try:
+        record = json.loads(Path(path).read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"cannot read the plan in '{path}': {error}") from None
+    if isinstance(record, dict) and "kind" in record:
+        made = sidecar.read(path, ("plan",))
+        return Plan.from_json(made.results), made
+    return Plan.from_json(record), None
+
+
+def plan_results(plan: Plan, arch: Arch, child: Arch) -> dict[str, Any]:
+    """Return what a plan reports; the true counts where layers differ in size."""
+    results = {
+        "ratio": 1 - plan.block_params(arch) / arch.block_params,
+        "kept": plan.counts(arch),
+        "ragged": plan.ragged(arch),
+        "container": child.config["model_type"],
+    }
+    if plan.layers is not None:
+        results["removed_layers"] = sorted(set(range(arch.layers)) - set(plan.layers))
+    return results
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What stays of which weights, the means that its biases need, and what else to report."""
+
+    plan: Plan
+    weights: Reader
+    tensors: Tensors = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,79 @@
+"""Rotate the residual stream of a model: the same function in other coordinates.
+
+RMS norms without gains do not see a rotation Q. So gains go into what reads them, embeddings and
+all that writes into the stream are multiplied by Q, all that reads it by Q^T; the output head,
+which takes the last norm's gains, cannot be the embedding any more.
+"""
+
+from typing import TYPE_CHECKING
+
+from prunecli.files.tensorfile import Spec, torch_dtype
+from prunecli.model.arch import BIASED, Arch
+from prunecli.model.checkpoint import Reader
+
+if TYPE_CHECKING:
+    import torch
+
+CHUNK = 8192  # rows at once in float64
+
+
+HEAD, EMBEDDING, LAST = "lm_head.weight", "model.embed_tokens.weight", "model.norm.weight"
+
+
+def untied(arch: Arch) -> Arch:
+    """Return a model's shape with an output head of its own."""
+    return Arch({**arch.config, "tie_word_embeddings": False})
+
+
+class Rotated(Reader):
+    """A model in rotated coordinates, made so that the first `width` channels can be cut out.
+
+    A norm over fewer channels divides by a smaller mean: gains of sqrt(D / width), with an epsilon
+    as much greater, give what a norm over all D gives where the others are zero.
+    """
+
+    def __init__(self, source: Reader, rotation: "torch.Tensor", width: int) -> None:
+        self.source, self.rotation = source, rotation.double()
+        shape = untied(source.arch)
+        self.widened = shape.hidden / width
+        epsilon = float(shape.get("rms_norm_eps")) * self.widened
+        self.arch = Arch({**shape.config, "rms_norm_eps": epsilon})
+        self._tensors = self.arch.tensors()
+        head = Spec(source.specs[EMBEDDING].dtype, self._tensors[HEAD].shape)
+        self.specs = {HEAD: head, **source.specs}
+
+    def tensor(self, name: str) -> "torch.Tensor":
+        """Return one rotated tensor, in its storage type."""
+        import torch
+
+        tensor, dtype = self._tensors[name], torch_dtype(self.specs[name].dtype)
+        if tensor.axes == ("hidden",) and not name.endswith(".bias"):
+            return torch.full(tensor.shape, self.widened**0.5, dtype=dtype)
+        stored = self.source.tensor(name if name in self.source.specs else EMBEDDING)
+        if name.rpartition(".")[0].endswith(BIASED):
+            turned = self._times(stored.T if stored.dim() == 2 else stored[None], None)
+            return turned.T.contiguous().to(dtype) if stored.dim() == 2 else turned[0].to(dtype)
+        if "hidden" not in tensor.axes:
+            return stored
+        gains = None if name == EMBEDDING else self._gains(name, tensor.layer)
+        return self._times(stored, gains).to(dtype)
+
+    def _times(self, matrix: "torch.Tensor", gains: "torch.Tensor | None") -> "torch.Tensor":
+        """Return a matrix [.., D], its columns times gains, times Q; some rows at a time."""
+        import torch
+
+        done = []
+        for start in range(0, len(matrix), CHUNK):
+            rows = matrix[start : start + CHUNK]
+            wide = rows.double() if gains is None else rows.double() * gains
+            done.append((wide @ self.rotation).float())
+        return torch.cat(done)
+
+    def _gains(self, name: str, layer: int | None) -> "torch.Tensor":
+        """Return the gains of the norm that this matrix reads."""
+        if layer is None:
+            norm = LAST
+        else:
+            attention, ffn = self.arch.norms()
+            norm = f"model.layers.{layer}.{attention if '.self_attn.' in name else ffn}.weight"
+        return self.source.tensor(norm).double()

@@ -1,0 +1,356 @@
+"""From an amount to exact sizes, or to a pattern of zeros."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import floor, isfinite, sqrt
+from pathlib import Path
+from typing import Any
+
+from prunecli.errors import InputError, UsageError
+from prunecli.files.strict import told
+from prunecli.methods._base import Method
+from prunecli.model.arch import Arch
+from prunecli.model.families._base import CONFIG_KEYS
+from prunecli.model.pattern import Pattern
+from prunecli.settings import Amount
+
+RAGGED = ("AL-MM", "AL-AM")  # structures that choose across layers
+SHAPE_AXES = ("layers", "hidden", "heads", "ffn")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes to reach, and the ratio that they were made from (None for exact shapes).
+
+    `untouched` are how many of the first and of the last layers keep all heads and channels.
+    """
+
+    layers: int
+    hidden: int
+    kv_heads: int
+    ffn: int
+    ratio: float | None = None
+    untouched: tuple[int, int] = (0, 0)
+
+    def widest(self, arch: Arch, structure: str | None) -> "Sizes":
+        """Return the most that the widest layer can have, which a container must hold."""
+        if not any(self.untouched) and structure not in RAGGED:
+            return self
+        return replace(self, kv_heads=arch.kv_heads, ffn=arch.ffn)
+
+
+def resolve_pattern(amount: Amount, arch: Arch) -> Pattern:
+    """Return where zeros go and how many, for methods that prune weights.
+
+    Raises UsageError for amounts that are no sparsity, InputError for widths that N:M does not
+    divide.
+    """
+    shapes = [name for name in (*SHAPE_AXES, "params", "arch") if getattr(amount, name) is not None]
+    if shapes:
+        raise UsageError(
+            f"--{shapes[0]} asks for a shape, but this method sets weights to zero",
+            "use --ratio or --sparsity N:M",
+        )
+    kind = amount.sparsity or "unstructured"
+    if kind == "unstructured":
+        if amount.ratio is None:
+            raise UsageError("no amount was given", "use --ratio R or --sparsity N:M")
+        return Pattern(_in_range(amount.ratio))
+    groups = Pattern.of_groups(kind)
+    if groups is None:
+        raise UsageError(
+            f"--sparsity '{kind}' is neither 'unstructured' nor N:M with 0 < N < M",
+            "2:4 keeps 2 of every 4 weights",
+        )
+    if amount.ratio is not None:
+        raise UsageError(f"--sparsity {kind} implies the ratio", "leave out --ratio")
+    for name, tensor in arch.tensors().items():
+        if tensor.template in set(arch.linears()) and tensor.shape[1] % groups.group:
+            raise InputError(
+                f"--sparsity {kind}: '{name}' has {tensor.shape[1]} inputs, not a multiple of "
+                f"{groups.group}",
+                "choose another pattern",
+            )
+    return groups
+
+
+def _sizes(
+    method: Method, options: Mapping[str, Any], amount: Amount, arch: Arch, cut: float = 1.0
+) -> Sizes:
+    """Return the sizes that `amount` means for the share of layers that may be cut."""
+    structure = options.get("structure")
+    if amount.sparsity is not None:
+        raise UsageError(
+            f"--sparsity is for methods that set weights to zero, '{method.name}' removes "
+            f"{method.granularity}",
+            "use --ratio",
+        )
+    shape = {axis: getattr(amount, axis) for axis in SHAPE_AXES if getattr(amount, axis)}
+    if amount.arch is not None:
+        shape = _read_shape(amount.arch, arch)
+    given = [bool(shape), amount.ratio is not None, amount.params is not None]
+    if sum(given) != 1:
+        raise UsageError(
+            "no amount was given" if not any(given) else "more than one amount was given",
+            f"use one of --ratio, --params, --arch, {_flags(method)}",
+        )
+    if shape:
+        found = _exact(method, shape, arch)
+    elif amount.ratio is not None:
+        target = round(arch.block_params * (1 - _in_range(amount.ratio)), 6)
+        found = _for_block_params(method, target, amount.ratio, arch, structure)
+    else:
+        assert amount.params is not None
+        found = _for_params(method, options, amount.params, arch)
+    _check_protected(method, options, found.layers, arch)
+    return found if found.ratio is None else _reached(found, method, arch, structure, cut)
+
+
+def resolve_sizes(method: Method, options: Mapping[str, Any], amount: Amount, arch: Arch) -> Sizes:
+    """Return the sizes that `amount` means for a structured method with these options.
+
+    Where a method leaves some layers as they are, the others lose the more, so that the ratio is
+    that of the whole model. Raises UsageError for amounts of the wrong kind, InputError for those
+    that cannot be reached, with the nearest that can, or that protected layers had to go for.
+    """
+    ends = protected_layers(method, options)
+    if not any(ends):
+        return _sizes(method, options, amount, arch)
+    cut = arch.layers - sum(ends)
+    if cut < 1:
+        raise InputError(
+            f"--protect {ends[0]},{ends[1]} leaves none of {arch.layers} layers to prune",
+            "protect fewer",
+        )
+    if amount.params is not None:
+        raise UsageError("--params and --protect do not go together", "use --ratio")
+    if amount.ratio is not None:
+        inner = _in_range(amount.ratio) * arch.layers / cut
+        if inner >= 1:
+            raise InputError(
+                f"--ratio {amount.ratio:g} cannot come from {cut} of {arch.layers} layers",
+                f"protect fewer, or stay below {cut / arch.layers:g}",
+            )
+        amount = replace(amount, ratio=inner)
+    found = _sizes(method, options, amount, arch, cut / arch.layers)
+    return replace(found, ratio=None, untouched=ends)
+
+
+def protected_layers(method: Method, options: Mapping[str, Any]) -> tuple[int, int]:
+    """Return how many of the first and of the last layers keep all heads and channels."""
+    if method.protects is None or "layers" in method.axes:
+        return 0, 0
+    return method.protects(options)
+
+
+def _check_protected(method: Method, options: Mapping[str, Any], layers: int, arch: Arch) -> None:
+    if method.protects is None or "layers" not in method.axes:
+        return
+    first, last = method.protects(options)
+    gone, most = arch.layers - layers, max(0, arch.layers - first - last)
+    if gone > most:
+        raise InputError(
+            f"{gone} of {arch.layers} layers would go, but '{method.name}' protects the first "
+            f"{first} and the last {last}, so at most {most} can",
+            "remove less" + (", or protect fewer: --protect" if method.options else ""),
+        )
+
+
+def _flags(method: Method) -> str:
+    return ", ".join(f"--{axis}" for axis in method.axes)
+
+
+def _in_range(ratio: float) -> float:
+    if not (isfinite(ratio) and 0 < ratio < 1):
+        raise UsageError(f"--ratio {ratio:g} is not between 0 and 1", "0.5 removes half")
+    return ratio
+
+
+def _read_shape(path: str, arch: Arch) -> dict[str, int]:
+    """Return the sizes in an arch.json: our own, or plain `{"hidden": …}`, or config.json keys."""
+    try:
+        record = json.loads(Path(path).read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"cannot read the shape in '{path}': {error}") from None
+    if isinstance(record, dict) and "kind" in record:
+        if record["kind"] != "arch":
+            raise InputError(f"wrong kind of sidecar: '{path}' is '{record['kind']}', not 'arch'")
+        record = record.get("results", {}).get("arch", {})
+    axes = {CONFIG_KEYS[axis]: axis for axis in SHAPE_AXES} | {axis: axis for axis in SHAPE_AXES}
+    shape = {axes[k]: v for k, v in record.items() if k in axes} if isinstance(record, dict) else {}
+    for axis, size in shape.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise InputError(f"'{path}': {axis} is {told(size)}, expected a positive integer")
+    changed = {axis: size for axis, size in shape.items() if size != getattr(arch, axis)}
+    if not changed:
+        raise InputError(f"'{path}' names no size of {', '.join(SHAPE_AXES)} unlike the model's")
+    return changed
+
+
+def _exact(method: Method, shape: dict[str, int], arch: Arch) -> Sizes:
+    for axis, size in shape.items():
+        if axis not in method.axes:
+            raise UsageError(
+                f"'{method.name}' removes {method.granularity}, it cannot change {axis}",
+                f"use {_flags(method)}",
+            )
+        if not 1 <= size <= getattr(arch, axis):
+            raise InputError(f"--{axis} {size}: the model has {getattr(arch, axis)}")
+    if all(size == getattr(arch, axis) for axis, size in shape.items()):
+        told = ", ".join(f"--{axis} {size}" for axis, size in shape.items())
+        raise InputError(f"{told}: the model has this size already", "ask for less")
+    heads = shape.get("heads", arch.heads)
+    if heads % arch.group:
+        nearest = max(1, round(heads / arch.group)) * arch.group
+        raise InputError(
+            f"--heads {heads} is not a multiple of the {arch.group} query heads per KV head",
+            f"the nearest is {nearest}",
+        )
+    return Sizes(
+        shape.get("layers", arch.layers),
+        shape.get("hidden", arch.hidden),
+        heads // arch.group,
+        shape.get("ffn", arch.ffn),
+    )
+
+
+def _layer_params(arch: Arch, hidden: float, kv_heads: float, ffn: float) -> float:
+    """Return the linear parameters of one layer of these sizes."""
+    heads = kv_heads * arch.head_dim * (2 * arch.group + 2)
+    return hidden * (heads + 3 * ffn)
+
+
+def _for_block_params(
+    method: Method, target: float, ratio: float, arch: Arch, structure: str | None
+) -> Sizes:
+    """Return default sizes that leave about `target` block-linear parameters."""
+    per_layer = target / arch.layers
+    if method.axes == ("layers",):
+        layers = floor(target / (arch.block_params / arch.layers) + 0.5)
+        return Sizes(layers, arch.hidden, arch.kv_heads, arch.ffn, ratio)
+    if method.axes == ("hidden",):
+        hidden = _nearest_width(arch, arch.hidden * target / arch.block_params)
+        return Sizes(arch.layers, hidden, arch.kv_heads, arch.ffn, ratio)
+    if "hidden" in method.axes and "heads" not in method.axes:
+        # h s (a + 3 f s) = per_layer, for one factor s of hidden and FFN
+        attention = arch.hidden * (arch.length("heads") + arch.length("kv_heads")) * 2
+        mlp = 3 * arch.hidden * arch.ffn
+        factor = (sqrt(attention**2 + 4 * mlp * per_layer) - attention) / (2 * mlp)
+        hidden = max(_width_step(arch), _nearest_width(arch, arch.hidden * factor))
+        return _fill_ffn(Sizes(arch.layers, hidden, arch.kv_heads, 0, ratio), per_layer, arch)
+    # Fractions such as 0.7 * 10 fall just short in floating point
+    kv_heads = arch.kv_heads - floor(ratio * arch.kv_heads + 1e-9)
+    if structure == "UL-UM":
+        ffn = arch.ffn - floor(ratio * arch.ffn + 1e-9)
+        return Sizes(arch.layers, arch.hidden, kv_heads, ffn, ratio)
+    return _fill_ffn(Sizes(arch.layers, arch.hidden, kv_heads, 0, ratio), per_layer, arch)
+
+
+def _for_ratio(method: Method, ratio: float, arch: Arch, structure: str | None) -> Sizes:
+    target = arch.block_params * (1 - ratio)
+    return _for_block_params(method, target, ratio, arch, structure)
+
+
+def _fill_ffn(found: Sizes, per_layer: float, arch: Arch) -> Sizes:
+    """Return `found` with the FFN width that leaves at least `per_layer` parameters a layer."""
+    rest = per_layer - _layer_params(arch, found.hidden, found.kv_heads, 0)
+    removed = floor(arch.ffn - rest / (3 * found.hidden) + 1e-9)
+    return replace(found, ffn=min(arch.ffn, arch.ffn - removed))
+
+
+def _nearest_width(arch: Arch, hidden: float) -> int:
+    """Return the hidden size nearest to `hidden` that the parent's own container holds, or 0."""
+    step = _width_step(arch)
+    return min(arch.hidden, floor(hidden / step + 0.5) * step)
+
+
+def _width_step(arch: Arch) -> int:
+    return arch.heads if arch.family.hidden_divides else 1
+
+
+def _possible(found: Sizes, arch: Arch) -> bool:
+    kept = (found.layers, found.hidden, found.kv_heads, found.ffn)
+    return min(kept) >= 1 and kept != (arch.layers, arch.hidden, arch.kv_heads, arch.ffn)
+
+
+def _reached(found: Sizes, method: Method, arch: Arch, structure: str | None, cut: float) -> Sizes:
+    """Return `found`, or raise InputError with the nearest ratio that can be reached.
+
+    Ratios told are those of the whole model, of whose layers the share `cut` is cut.
+    """
+    ratio = found.ratio
+    assert ratio is not None
+    if _possible(found, arch):
+        return found
+    nearest = _nearest(ratio, method, arch, structure)
+    if nearest is None:
+        raise InputError(f"--ratio {ratio * cut:g} cannot be reached: the model is too small")
+    reached = 1 - block_params(nearest, arch) / arch.block_params
+    raise InputError(
+        f"--ratio {ratio * cut:g} cannot be reached by '{method.name}' on this model",
+        f"the nearest reachable ratio is {reached * cut:g}",
+    )
+
+
+def _nearest(ratio: float, method: Method, arch: Arch, structure: str | None) -> Sizes | None:
+    """Return the possible sizes nearest to a ratio that cannot be reached."""
+
+    def at(candidate: float) -> Sizes:
+        return _for_ratio(method, candidate, arch, structure)
+
+    # what is out of reach lies at the ends: bisect from the asked ratio towards the middle
+    out, inside = ratio, 0.5
+    if not _possible(at(inside), arch):
+        return None
+    for _ in range(40):
+        middle = (out + inside) / 2
+        out, inside = (out, middle) if _possible(at(middle), arch) else (middle, inside)
+    return at(inside)
+
+
+def block_params(found: Sizes, arch: Arch) -> float:
+    """Return the block-linear parameters of a model of these sizes."""
+    whole = sum(found.untouched)
+    cut = _layer_params(arch, found.hidden, found.kv_heads, found.ffn)
+    return (found.layers - whole) * cut + whole * arch.block_params / arch.layers
+
+
+def _total(found: Sizes, arch: Arch) -> int:
+    return arch.child(
+        layers=list(range(found.layers)),
+        hidden=found.hidden,
+        kv_heads=found.kv_heads,
+        ffn=found.ffn,
+    ).total_params
+
+
+def _for_params(method: Method, options: Mapping[str, Any], params: float, arch: Arch) -> Sizes:
+    """Return the default sizes at the smallest ratio that leaves at most `params` parameters."""
+    if not 0 < params < arch.total_params:
+        raise InputError(
+            f"--params {params:g} is not below the model's {arch.total_params} parameters"
+        )
+    structure = options.get("structure")
+
+    def at(ratio: float) -> Sizes:
+        return _for_ratio(method, ratio, arch, structure)
+
+    def fits(found: Sizes) -> bool:
+        smallest = min(found.layers, found.hidden, found.kv_heads, found.ffn)
+        return smallest < 1 or _total(found, arch) <= params
+
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if fits(at(middle)) else (middle, high)
+    found = at(high)
+    if not _possible(found, arch) or _total(found, arch) > params:
+        nearest = _nearest(1.0, method, arch, structure)
+        if nearest:
+            _check_protected(method, options, nearest.layers, arch)
+        told = f"the nearest is {_total(nearest, arch)}" if nearest else "the model is too small"
+        raise InputError(
+            f"--params {params:g} cannot be reached by '{method.name}' on this model", told
+        )
+    return found

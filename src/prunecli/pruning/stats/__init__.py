@@ -1,0 +1,1 @@
+"""Statistics, one file each, and the hooks that collect them while a model is walked."""

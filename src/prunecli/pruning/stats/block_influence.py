@@ -1,0 +1,45 @@
+"""How much a layer turns the residual stream: 1 - mean cosine of its input and output."""
+
+from typing import TYPE_CHECKING
+
+from prunecli.pruning.stats._base import at_least_float32
+
+if TYPE_CHECKING:
+    import torch
+
+
+class BlockInfluence:
+    """Collects `block_influence` [1] in fp64, over tokens; cosines are fp32."""
+
+    yields = ("block_influence",)
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.cosines: torch.Tensor | float = 0.0  # a tensor, so that no batch is waited for
+
+    def observe(self, *tensors: "torch.Tensor") -> None:
+        """Take a layer's input and output, [B, T, D] each."""
+        import torch
+
+        before, after = (at_least_float32(tensor) for tensor in tensors)
+        cosine = torch.nn.functional.cosine_similarity(before, after, dim=-1)
+        self.count += cosine.numel()
+        self.cosines = self.cosines + cosine.double().sum()
+
+    def merge(self, other: "BlockInfluence") -> None:
+        """Take in what another collector has seen."""
+        self.count += other.count
+        self.cosines += other.cosines
+
+    def result(self) -> "dict[str, torch.Tensor]":
+        """Return `block_influence` [1]."""
+        import torch
+
+        return {
+            "block_influence": torch.tensor(
+                [1 - float(self.cosines) / self.count], dtype=torch.float64
+            )
+        }
+
+
+COLLECTOR = BlockInfluence

@@ -1,0 +1,35 @@
+"""What the residual stream looks like wherever a norm reads it."""
+
+import torch
+from torch import Tensor
+
+from prunecli.model.stream import Runner, batches
+
+
+@torch.no_grad()
+def residual_gram(runner: Runner, ids: Tensor) -> Tensor:
+    """Return the sum of x x^T [D, D], float64, over tokens and points; ids are [N, T].
+
+    x has unit root mean square; points are the inputs of all norms: what enters a layer, what its
+    attention leaves, and what the last layer leaves.
+    """
+    size = (runner.arch.hidden, runner.arch.hidden)
+    gram = torch.zeros(size, dtype=torch.float64, device=runner.device)
+
+    def add(states: Tensor) -> None:
+        flat = states.flatten(0, -2).double()
+        flat = flat / flat.square().mean(1, keepdim=True).sqrt().clamp(min=1e-30)
+        gram.addmm_(flat.T, flat)
+
+    hidden, depth = runner.embed(ids), runner.arch.layers
+    norms = runner.arch.norms()
+    for i in runner.report.track(range(depth), "calibrating", depth, "layers"):
+        layer = runner.layer(i)
+        for name in norms:
+            layer.get_submodule(name).register_forward_pre_hook(lambda module, args: add(args[0]))
+        for rows in batches(ids):
+            after = runner.forward(layer, i, hidden[rows].to(runner.device))
+            hidden[rows] = after.to(hidden.device)
+    for rows in batches(ids):
+        add(hidden[rows].to(runner.device))
+    return gram.cpu()

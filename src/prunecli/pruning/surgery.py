@@ -1,0 +1,150 @@
+"""Carry out a plan: index every dimension of every tensor by its axis, one tensor at a time."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from prunecli.files.tensorfile import Spec, torch_dtype
+from prunecli.model.arch import BIASED, Arch, Tensor
+from prunecli.model.checkpoint import Reader
+from prunecli.pruning.plan import Plan
+
+if TYPE_CHECKING:
+    import torch
+
+
+def origin(name: str, tensor: Tensor, plan: Plan, arch: Arch) -> str:
+    """Return the parent's name of the child's tensor `name`."""
+    if tensor.layer is None:
+        return name
+    return tensor.template.replace("{i}", str(plan.kept_layers(arch)[tensor.layer]))
+
+
+def cut(
+    parent: "torch.Tensor", tensor: Tensor, plan: Plan, arch: Arch, child: Arch
+) -> "torch.Tensor":
+    """Return the child's tensor out of the parent's.
+
+    Layers narrower than the child (ragged plans) are filled up with zeros, which changes nothing:
+    an FFN channel of zeros adds zero, and so does a head whose values are zero.
+    """
+    import torch
+
+    for dim, axis in enumerate(tensor.axes):
+        pieces = []
+        for part, place in zip(axis.split("+"), arch.segments(axis), strict=True):
+            piece = parent.narrow(dim, place.start, place.stop - place.start)
+            kept = _kept(part, tensor.layer, plan, arch)
+            if kept is not None:
+                piece = piece.index_select(dim, torch.tensor(kept, device=parent.device))
+            missing = child.length(part) - piece.shape[dim]
+            if missing:
+                shape = [*piece.shape[:dim], missing, *piece.shape[dim + 1 :]]
+                piece = torch.cat([piece, piece.new_zeros(shape)], dim)
+            pieces.append(piece)
+        parent = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
+    return parent
+
+
+def _kept(axis: str, layer: int | None, plan: Plan, arch: Arch) -> list[int] | None:
+    """Return the kept rows of an axis, or None for all of them."""
+    if axis == "hidden":
+        return None if plan.hidden is None else list(plan.hidden)
+    if layer is None or axis in ("vocab", "head_dim"):
+        return None
+    if axis == "ffn":
+        return None if plan.ffn is None else list(plan.ffn[layer])
+    units = {"heads": plan.kept_heads, "kv_heads": plan.kept_kv_heads}[axis](arch, layer)
+    if len(units) * arch.head_dim == arch.length(axis):
+        return None
+    return [unit * arch.head_dim + j for unit in units for j in range(arch.head_dim)]
+
+
+class Child(Reader):
+    """The pruned model, every tensor made when it is asked for; reads like a checkpoint.
+
+    `means` holds what compensation needs; `biased` says whether there is any.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Reader,
+        plan: Plan,
+        arch: Arch,
+        means: "Mapping[str, torch.Tensor] | None" = None,
+        biased: bool = False,
+    ) -> None:
+        self.checkpoint, self.plan, self.arch, self.means = checkpoint, plan, arch, means or {}
+        self._tensors = arch.tensors()
+        self._biases = tuple(f".{module}.bias" for module in BIASED) if biased else ()
+        self.specs = {
+            name: Spec(checkpoint.specs[stored_beside(name, checkpoint)].dtype, tensor.shape)
+            for name, tensor in self._tensors.items()
+        }
+
+    def tensor(self, name: str) -> "torch.Tensor":
+        """Return the child's tensor `name`."""
+        tensor, parent = self._tensors[name], self.checkpoint.arch
+        source = origin(name, tensor, self.plan, parent)
+        if source not in self.checkpoint.specs or name.endswith(self._biases):
+            bias = compensation(name, self.checkpoint, self.plan, self.arch, self.means)
+            return bias.to(torch_dtype(self.specs[name].dtype))
+        made = cut(self.checkpoint.tensor(source), tensor, self.plan, parent, self.arch)
+        return _rescaled(name, made, parent, self.arch)
+
+
+def stored_beside(name: str, checkpoint: Reader) -> str:
+    """Return the parent's tensor whose type and file a child's gets: new biases their weights'."""
+    names = (name, name.removesuffix("bias") + "weight")
+    return next((n for n in names if n in checkpoint.specs), "model.embed_tokens.weight")
+
+
+def _rescaled(name: str, values: "torch.Tensor", arch: Arch, child: Arch) -> "torch.Tensor":
+    """Return embeddings as the child must hold them, where its width is a factor of them.
+
+    Where they are the output head too, the gains before it take the factor back.
+    """
+    factor = (arch.hidden / child.hidden) ** 0.5
+    if not arch.family.scales_embedding or factor == 1:
+        return values
+    if name == "model.embed_tokens.weight":
+        return values.float().mul(factor).to(values.dtype)
+    if name == "model.norm.weight" and arch.tied:
+        offset = arch.family.gain_offset
+        return values.float().add(offset).div(factor).sub(offset).to(values.dtype)
+    return values
+
+
+def compensation(
+    name: str,
+    checkpoint: Reader,
+    plan: Plan,
+    child: Arch,
+    means: "Mapping[str, torch.Tensor]",
+) -> "torch.Tensor":
+    """Return the child's bias `name`, in fp64: compensated, or zeros where nothing went.
+
+    `means` holds `model.layers.i.MODULE:in.mean` of the parent's layers, [I].
+    """
+    import torch
+
+    arch, tensor = checkpoint.arch, child.tensors()[name]
+    layer = tensor.layer
+    assert layer is not None, "only layers have compensated biases"
+    module = next((m for m in BIASED if f".{m}." in name), None)
+    if module is None:
+        return torch.zeros(tensor.shape, dtype=torch.float64)
+    source = f"model.layers.{plan.kept_layers(arch)[layer]}.{module}"
+    weight_OI = checkpoint.tensor(f"{source}.weight")
+    removed = torch.ones(weight_OI.shape[1], dtype=torch.bool)
+    removed[_kept_inputs(module, layer, plan, arch)] = False
+    bias_O = weight_OI[:, removed].double() @ means[f"{source}:in.mean"].double()[removed]
+    if f"{source}.bias" in checkpoint.specs:
+        bias_O += checkpoint.tensor(f"{source}.bias").double()
+    return bias_O
+
+
+def _kept_inputs(module: str, layer: int, plan: Plan, arch: Arch) -> list[int]:
+    if module == "mlp.down_proj":
+        return list(plan.kept_ffn(arch, layer))
+    heads = plan.kept_heads(arch, layer)
+    return [head * arch.head_dim + j for head in heads for j in range(arch.head_dim)]

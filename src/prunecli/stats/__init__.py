@@ -1,1 +1,0 @@
-"""Statistics of activations, one file each, and the walks over a model that collect them."""

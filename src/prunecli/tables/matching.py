@@ -1,0 +1,225 @@
+"""Which runs are token-matched, proven from the histories in their sidecars.
+
+What a model has seen is a multiset of rows: how often each row of each set (told by its digest)
+was trained on, along the whole ancestry. Two models are matched when these are equal, not when
+some option was. In the paper's terms (arXiv 2606.14150), with S trained from scratch, P
+before pruning and R after it:
+
+    S_N vs P_M-R_N       S has seen what R has
+    S_{M+N} vs P_M-R_N   S has seen what P and R have, and these share no row
+    S_N vs Meta-R_N      S has seen what R has, the parent came trained from elsewhere
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from prunecli.files.sidecar import Input, Sidecar, Step
+
+EQUAL_RETRAINING = "S_N vs P_M-R_N"
+EQUAL_TOTAL = "S_{M+N} vs P_M-R_N"
+RELEASED = "S_N vs Meta-R_N"
+
+
+# per set of rows: pieces [start, stop) and how often their rows were seen, joined where equal
+Exposure = dict[str, tuple[tuple[int, int, int], ...]]
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """What a model went through: rows seen before and after pruning, or never pruned."""
+
+    pruned: bool
+    scratch: bool
+    before: Exposure
+    after: Exposure
+
+
+def lineage(record: Sidecar) -> Lineage:
+    """Read a checkpoint's history; the last pruning divides it."""
+    steps = record.history
+    cuts = [index for index, step in enumerate(steps) if step.command == "prune"]
+    last = cuts[-1] if cuts else -1
+    born = bool(steps) and steps[0].command == "init" and not cuts
+    return Lineage(bool(cuts), born, exposure(steps[: last + 1]), exposure(steps[last + 1 :]))
+
+
+def exposure(steps: Iterable[Step]) -> Exposure:
+    """Return which rows these steps trained on, and how often."""
+    changes: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+    for step in steps:
+        for entry in step.inputs:
+            extra = entry.model_extra or {}
+            if entry.role != "rows" or "passes" not in extra:
+                continue
+            start, stop = extra["range"]
+            # rows read in all; the first few of an unfinished epoch once more than the others
+            times, more = divmod(extra["passes"], stop - start)
+            found = changes[entry.digest]
+            found[start] += times + 1
+            found[start + more] -= 1
+            found[stop] -= times
+    return {digest: pieces for digest, c in changes.items() if (pieces := _pieces(c))}
+
+
+def _pieces(changes: dict[int, int]) -> tuple[tuple[int, int, int], ...]:
+    pieces: list[tuple[int, int, int]] = []
+    times = 0
+    for start, stop in pairwise(sorted(changes)):
+        times += changes[start]
+        if not times:
+            continue
+        if pieces and pieces[-1][1:] == (start, times):
+            pieces[-1] = (pieces[-1][0], stop, times)
+        else:
+            pieces.append((start, stop, times))
+    return tuple(pieces)
+
+
+def added(one: Exposure, other: Exposure) -> Exposure:
+    """Return what two exposures are together."""
+    total = {}
+    for digest in one.keys() | other.keys():
+        changes: dict[int, int] = defaultdict(int)
+        for start, stop, times in (*one.get(digest, ()), *other.get(digest, ())):
+            changes[start] += times
+            changes[stop] -= times
+        total[digest] = _pieces(changes)
+    return total
+
+
+def disjoint(one: Exposure, other: Exposure) -> bool:
+    """Return whether no row is in both."""
+    return not any(
+        a < d and c < b
+        for digest in one.keys() & other.keys()
+        for a, b, _ in one[digest]
+        for c, d, _ in other[digest]
+    )
+
+
+def setting(pruned: Lineage, scratch: Lineage) -> tuple[str | None, str]:
+    """Return in which of the paper's settings two models are matched, or None and why not."""
+    seen = added(scratch.before, scratch.after)
+    if not seen:
+        return None, "the scratch model was not trained"
+    if not pruned.after:
+        return None, "the pruned model was not retrained"
+    if seen == pruned.after:
+        return (EQUAL_RETRAINING if pruned.before else RELEASED), ""
+    whole = added(pruned.before, pruned.after)
+    if seen == whole:
+        if disjoint(pruned.before, pruned.after):
+            return EQUAL_TOTAL, ""
+        return None, "the pruned model was retrained on rows that its parent had seen"
+    return None, f"scratch saw {told(seen)}, retraining {told(pruned.after)}"
+
+
+Histories = Mapping[str, Sequence[Step]]
+
+
+def histories(records: Iterable[Sidecar]) -> dict[str, Sequence[Step]]:
+    """Return how every model came about that these records know of, by the id of its last step."""
+    return {
+        step.id: record.history[: number + 1]
+        for record in records
+        for number, step in enumerate(record.history)
+    }
+
+
+def zeros(record: Sidecar, known: Histories) -> str | None:
+    """Return what made the zeros that a model holds, as an id; None for a dense one.
+
+    Counting them would not do: trained weights round to zero, and untrained biases are.
+    """
+    found = _zeros(record.history, known)
+    # nothing tells of the model that had them first, but what was removed is told
+    sparse = str(record.results.get("granularity")).startswith("weights")
+    return found if sparse or not _unknown(found) else None
+
+
+UNKNOWN = "those of "
+
+
+def _unknown(found: str | None) -> bool:
+    return found is not None and found.startswith(UNKNOWN)
+
+
+def _zeros(
+    steps: Sequence[Step], known: Histories, walked: frozenset[str] = frozenset()
+) -> str | None:
+    """Return the id of the step that made the zeros, or UNKNOWN and a model without history.
+
+    A scratch twin holds those of the model that it is like; training keeps them, drops them or
+    takes those of another.
+    """
+    found: str | None = None
+    for step in steps:
+        by_role = {entry.role: entry for entry in step.inputs}
+        masks, other = step.options.get("masks"), by_role.get("masks")
+        if step.command == "init":
+            other = by_role.get("like") if masks == "keep" else None
+        if step.command == "prune" and step.options.get("sparsity") is not None:
+            found = step.id
+        elif step.command == "train" and masks == "drop":
+            found = None
+        elif other is not None:
+            key = other.id or ""
+            found = f"{UNKNOWN}{key or other.digest}"
+            if key in known and key not in walked:
+                found = _zeros(known[key], known, walked | {key})
+    return found
+
+
+def recipe(record: Sidecar, known: Histories) -> list[Any]:
+    """Return how a model was made but for seeds, as plain JSON: equal for two seeds of one run.
+
+    That is every step with its options and inputs. Inputs that were made by steps that are known
+    count by these, others by their content; windows drawn from a text count by the text, and a
+    dense model that another is drawn like by its sizes alone.
+    """
+
+    def of(steps: Sequence[Step], walked: frozenset[str]) -> list[Any]:
+        own = {step.id for step in steps}
+        return [
+            [
+                step.command,
+                seedless(step.options),
+                [told_of(entry, step, own, walked) for entry in step.inputs],
+            ]
+            for step in steps
+        ]
+
+    def told_of(entry: Input, step: Step, own: set[str], walked: frozenset[str]) -> list[Any]:
+        extra, key = entry.model_extra or {}, entry.id or ""
+        redrawn = entry.role == "like" and step.options.get("compat") is None
+        content: Any = entry.digest
+        if redrawn and _zeros([step], known) is None:
+            content = "its sizes"
+        elif key in own:
+            content = "the step before"
+        elif key in known and key not in walked:
+            content = of(known[key], walked | {key})
+        elif extra.get("seed") is not None and extra.get("text") is not None:
+            content = extra["text"]
+        meta = {name: value for name, value in extra.items() if name != "windows"}
+        return [entry.role, content, seedless(meta)]
+
+    return of(record.history, frozenset())
+
+
+def seedless(found: Any) -> Any:
+    """Return plain JSON without any seed in it."""
+    if isinstance(found, dict):
+        return {key: seedless(value) for key, value in found.items() if key != "seed"}
+    return [seedless(value) for value in found] if isinstance(found, list) else found
+
+
+def told(found: Exposure) -> str:
+    """Return an exposure in words: first letters of each digest, ranges, repetitions."""
+    return " and ".join(
+        f"{digest[:8]}:" + ",".join(f"{a}:{b}" + (f" x{n}" * (n > 1)) for a, b, n in pieces)
+        for digest, pieces in sorted(found.items())
+    )
