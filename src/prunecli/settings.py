@@ -94,7 +94,7 @@ class Output:
 
 
 @dataclass
-class Made:
+class Result:
     """What a verb made: its path as the user gave it, the whole sidecar, and its results."""
 
     path: str

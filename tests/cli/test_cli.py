@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from prunecli import errors
-from prunecli.settings import Amount, Compute, Data, Made
+from prunecli.settings import Amount, Compute, Data, Result
 
 PRUNE = ("prune", "--method", "flap", "--ratio", "0.5")
 
@@ -24,14 +24,14 @@ def called(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     seen: dict[str, Any] = {}
 
     def stub(verb: str):
-        def act(model: str, *rest: Any, **given: Any) -> Made:
+        def act(model: str, *rest: Any, **given: Any) -> Result:
             paths = [*seen.get("paths", []), model]
             raises = seen.get("raises")
             seen.update(given, model=model, rest=rest, verb=verb, paths=paths)
             if raises is not None:
                 raises()
             results = {"ratio": 0.5, "data": [DATA]}
-            return Made(rest[0] if rest else model, {"kind": verb}, results)
+            return Result(rest[0] if rest else model, {"kind": verb}, results)
 
         return act
 
@@ -151,7 +151,7 @@ STATS, FIXED = ("--stats", "s"), ("--data", "t.safetensors:x")
     ],
 )
 def test_what_nothing_would_read_is_refused(run, called, monkeypatch, flag, why, command) -> None:
-    monkeypatch.setattr("prunecli.measuring.speed.speed", lambda *_, **__: Made("in"))
+    monkeypatch.setattr("prunecli.measuring.speed.speed", lambda *_, **__: Result("in"))
     ended = run(command[0], *flag.split(), *command[1:])
     assert ended.code == 2 and why in ended.err and ended.err.count("\n") == 1
     assert not called
@@ -454,11 +454,11 @@ def test_methods_and_families(run) -> None:
 
 
 def test_notes_go_to_stderr(run, monkeypatch) -> None:
-    def noisy(out: str, *, report: Any, **_: Any) -> Made:
+    def noisy(out: str, *, report: Any, **_: Any) -> Result:
         report.note("a note")
         report.detail("a detail")
         assert list(report.track(range(3), "counting")) == [0, 1, 2]
-        return Made(out)
+        return Result(out)
 
     monkeypatch.setattr("prunecli.training.init.init", noisy)
     init = ("init", "--config", "c.json", "out")

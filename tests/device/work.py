@@ -21,7 +21,7 @@ from prunecli.pruning.calibrate import calibrate
 from prunecli.pruning.prune import prune
 from prunecli.pruning.score import score
 from prunecli.pruning.search_arch import search_arch
-from prunecli.settings import Amount, Compute, Data, Made, Timing, Training
+from prunecli.settings import Amount, Compute, Data, Result, Timing, Training
 from prunecli.training.train import train
 
 REAL = os.environ.get("PRUNECLI_TEST_DEVICE")
@@ -35,7 +35,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 TRAINING = {"steps": STEPS, "batch_size": BATCH, "lr": "1e-3", "save_every": 3}
 
 Stop = Callable[[], bool]
-Command = Callable[[str, Compute], Made]  # of OUT and where to compute
+Command = Callable[[str, Compute], Result]  # of OUT and where to compute
 
 
 def never() -> bool:
@@ -52,38 +52,38 @@ class Work:
         self.ids = tiny.tokens(folder / "ids.safetensors", ROWS, LENGTH, seed=1)
         self.held = tiny.tokens(folder / "held.safetensors", ROWS, LENGTH, seed=2)
 
-    def prune(self, method: str, out: str, compute: Compute, **more: Any) -> Made:
+    def prune(self, method: str, out: str, compute: Compute, **more: Any) -> Result:
         return prune(
             self.model, out, method=method, amount=HALF, data=Data(self.ids), compute=compute,
             options=OPTIONS.get(method, {}), **more,
         )  # fmt: skip
 
-    def evaluate(self, out: str, compute: Compute) -> Made:
+    def evaluate(self, out: str, compute: Compute) -> Result:
         return evaluate(self.model, data=[Data(self.held)], compute=compute)
 
-    def train(self, out: str, compute: Compute, stop: Stop = never, **more: Any) -> Made:
+    def train(self, out: str, compute: Compute, stop: Stop = never, **more: Any) -> Result:
         training = Training(self.ids, **{**TRAINING, **more})
         return train(self.model, out, training, compute=compute, stop=stop)
 
-    def teach(self, out: str, compute: Compute, **more: Any) -> Made:
+    def teach(self, out: str, compute: Compute, **more: Any) -> Result:
         # another model: the loss to one's own is zero
         return self.train(out, compute, teacher=self.teacher, temperature=2.0, **more)
 
-    def search(self, out: str, compute: Compute) -> Made:
+    def search(self, out: str, compute: Compute) -> Result:
         return search_arch(
             self.model, f"{out}.json", method="minitron-width", ratio=0.4, multiple=16,
             data=Data(self.ids), eval_data=Data(self.held), compute=compute,
         )  # fmt: skip
 
-    def calibrate(self, out: str, compute: Compute) -> Made:
+    def calibrate(self, out: str, compute: Compute) -> Result:
         file, methods = f"{out}.safetensors", ["wanda", "minitron-width"]
         return calibrate(self.model, file, methods=methods, data=Data(self.ids), compute=compute)
 
-    def score(self, out: str, compute: Compute) -> Made:
+    def score(self, out: str, compute: Compute) -> Result:
         file = f"{out}.safetensors"
         return score(self.model, file, method="shortgpt", data=Data(self.ids), compute=compute)
 
-    def speed(self, out: str, compute: Compute) -> Made:
+    def speed(self, out: str, compute: Compute) -> Result:
         timing = Timing(rounds=1, decode_tokens=4)
         return speed(self.model, timing=timing, seq_len=16, compute=compute)
 

@@ -66,7 +66,10 @@ def test_a_twin_is_not_its_rewound_parent(tmp_path) -> None:
     (tmp_path / "c.json").write_text(json.dumps(tiny.config_of("llama")))
     init(str(tmp_path / "parent"), config=str(tmp_path / "c.json"))
     prune(
-        str(tmp_path / "parent"), str(tmp_path / "p"), method="magnitude", amount=Amount(ratio=0.5)
+        str(tmp_path / "parent"),
+        str(tmp_path / "p"),
+        method="magnitude",
+        amount=Amount(ratio=0.5),
     )
     init(str(tmp_path / "twin"), like=str(tmp_path / "p"))
     parent, twin = weights(tmp_path / "parent"), weights(tmp_path / "twin")

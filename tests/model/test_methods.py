@@ -16,7 +16,7 @@ from prunecli.model import stream
 from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.families import registry as families
-from prunecli.model.pattern import Pattern
+from prunecli.model.pattern import SparsityPattern
 from prunecli.pruning.calibrate import calibrate
 from prunecli.pruning.prune import prune
 from prunecli.pruning.request import with_recipe
@@ -175,12 +175,12 @@ def test_sequential_methods_propagate_what_they_wrote(method, llama, calibration
                 X, W = inputs[name], module.weight.data
                 if method == "wanda":
                     mask = drop_mask(
-                        W.abs() * X.square().sum(0).sqrt().float(), Pattern(0.5), "row"
+                        W.abs() * X.square().sum(0).sqrt().float(), SparsityPattern(0.5), "row"
                     )
                     W[mask] = 0
                 else:
                     factor = sparsegpt.prepare({"gram": (X.T @ X).float()}, options)
-                    W.copy_(sparsegpt.sparsify(W, factor, Pattern(0.5), options))
+                    W.copy_(sparsegpt.sparsify(W, factor, SparsityPattern(0.5), options))
                 ours = found[f"model.layers.{i}.{name}.weight"]
                 assert (ours == 0).equal(W == 0), (i, name)
                 assert torch.allclose(ours, W, rtol=1e-3, atol=1e-3), (i, name)
@@ -205,7 +205,7 @@ def test_damping_that_was_raised_is_told(llama, tmp_path):
 
 
 def test_every_depth_candidate_is_that_of_the_naive_loop(llama, calibration):
-    runner = stream.Runner(Checkpoint(str(llama)), Compute())
+    runner = stream.LayerStream(Checkpoint(str(llama)), Compute())
     ids = load_file(calibration.rsplit(":", 1)[0])["ids"]
     tokens = ids.shape[0] * (ids.shape[1] - 1)
     dense = stream.sequence_losses(runner, ids).sum() / tokens
@@ -249,7 +249,7 @@ def test_greedy_removal_is_that_of_the_naive_loop(name, calibration, tmp_path):
         }
         gone.append(min(losses, key=losses.__getitem__))
         alive.remove(gone[-1])
-    rounds = removals.greedy_skips(stream.Runner(Checkpoint(str(model)), Compute()), ids, 3)
+    rounds = removals.greedy_skips(stream.LayerStream(Checkpoint(str(model)), Compute()), ids, 3)
     assert [rounds.tolist().index(turn) for turn in range(3)] == gone
     assert rounds.isinf().sum() == 3
     made = cut(model, tmp_path / "out", "sleb", calibration, Amount(layers=3))
@@ -263,7 +263,7 @@ def test_taylor_scores_and_choice_are_those_of_autograd(family, tied, calibratio
 
     model = tiny.make(tmp_path / "m", family, tie_word_embeddings=tied)
     ids = load_file(calibration.rsplit(":", 1)[0])["ids"]
-    runner = stream.Runner(Checkpoint(str(model)), Compute())
+    runner = stream.LayerStream(Checkpoint(str(model)), Compute())
     found = gradients.gradients(runner, ids, ["taylor"])
     whole = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     logits = whole(ids.long(), use_cache=False).logits[:, :-1].flatten(0, 1)
@@ -418,7 +418,7 @@ def test_the_residual_gram_is_that_of_a_naive_loop(llama, calibration):
     from prunecli.pruning.stats.residual import residual_gram
 
     ids = load_file(calibration.rsplit(":", 1)[0])["ids"]
-    runner = stream.Runner(Checkpoint(str(llama)), Compute())
+    runner = stream.LayerStream(Checkpoint(str(llama)), Compute())
     model, seen = AutoModelForCausalLM.from_pretrained(llama).eval(), []
     for name, module in model.named_modules():
         if name.endswith("layernorm") or name == "model.norm":
@@ -596,7 +596,7 @@ def test_gradients_in_sixteen_bits(llama, calibration):
     ids = load_file(calibration.rsplit(":", 1)[0])["ids"]
     exact, rounded = (
         gradients.gradients(
-            stream.Runner(Checkpoint(str(llama)), Compute(dtype=dtype)), ids, ["taylor"]
+            stream.LayerStream(Checkpoint(str(llama)), Compute(dtype=dtype)), ids, ["taylor"]
         )
         for dtype in ("float32", "bfloat16")
     )
@@ -708,7 +708,14 @@ def test_options_of_a_plan(llama, calibration, tmp_path):
 def test_ratios_beside_protected_layers(ratio, nearest, llama, calibration, tmp_path):
     options = {"protect": "1,1"}
     with pytest.raises(PruneError, match=rf"--ratio {ratio} cannot") as caught:
-        cut(llama, tmp_path / "o", "llm-pruner", calibration, Amount(ratio=ratio), options=options)
+        cut(
+            llama,
+            tmp_path / "o",
+            "llm-pruner",
+            calibration,
+            Amount(ratio=ratio),
+            options=options,
+        )
     if nearest:
         amount = Amount(ratio=float(str(caught.value).rsplit(" ", 1)[1]))
         made = cut(llama, tmp_path / "o", "llm-pruner", calibration, amount, options=options)
@@ -802,7 +809,9 @@ def test_amounts(llama, calibration, tmp_path):
     total = Arch.read(llama).total_params
     for method in ("flap", "minitron-width", "minitron-depth", "wanda-sp"):
         params = plan(
-            method, Amount(params=0.7 * total), **({"bias": "drop"} if method == "flap" else {})
+            method,
+            Amount(params=0.7 * total),
+            **({"bias": "drop"} if method == "flap" else {}),
         )["params"]
         assert 0.4 * total < params <= 0.7 * total
     shape = tmp_path / "arch.json"

@@ -144,7 +144,11 @@ def test_quirks_that_depend_on_the_model(calibration, tmp_path):
     with pytest.raises(UsageError, match="and here none do"):
         score(str(single), str(tmp_path / "c.safetensors"), method="llm-pruner", **asked)
     rounded = tiny.make(tmp_path / "r", dtype=torch.bfloat16)
-    asked = {"method": "sparsegpt", "amount": Amount(sparsity="2:4"), "data": Data(calibration)}
+    asked = {
+        "method": "sparsegpt",
+        "amount": Amount(sparsity="2:4"),
+        "data": Data(calibration),
+    }
     for compat in (False, True):
         prune(str(rounded), str(tmp_path / f"r{compat}"), compat=compat, **asked)
     assert not tiny.same(tmp_path / "rTrue", tmp_path / "rFalse")

@@ -23,7 +23,7 @@ from prunecli.pruning.score import score
 from prunecli.pruning.sizes import Sizes
 from prunecli.settings import Amount, Data, Output, Training
 from prunecli.training import schedule
-from prunecli.training.domains import Mixture
+from prunecli.training.domains import DomainMixture
 from prunecli.training.train import train
 
 IDS = torch.randint(259, (2, 24), generator=torch.Generator().manual_seed(4))
@@ -89,7 +89,7 @@ def test_a_masked_model_is_the_cut_one(name, tied, axes, tmp_path):
     if axes is not None:
         values = {axes: values[axes]}
     plan = gates.plan_of(values)
-    child = surgery.Child(gates.Folded(parent, values), plan, plan.child(parent.arch))
+    child = surgery.Child(gates.MergedMasks(parent, values), plan, plan.child(parent.arch))
     out = tmp_path / "cut"
     out.mkdir()
     save_file(
@@ -158,14 +158,14 @@ def test_the_official_embedding_is_not_gated_while_it_learns(llama, official):
     values = soft_gates(parent.arch)
     objective = models.assemble(
         parent, None, Ranks(0, 1, torch.device("cpu"), None),
-        lambda model, _: sheared.Shearing(
-            model, parent.arch, sheared.Gates(parent.arch, Sizes(3, 36, 1, 40), 0), torch.float32,
-            1.0, official,
+        lambda model, _: sheared.ShearedObjective(
+            model, parent.arch, sheared.HardConcreteMasks(parent.arch, Sizes(3, 36, 1, 40), 0),
+            torch.float32, 1.0, official,
         ),
     )  # fmt: skip
     objective.values = values
     expected = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32).eval()
-    folded = gates.Folded(parent, values)
+    folded = gates.MergedMasks(parent, values)
     with torch.no_grad():
         for name, weight in expected.named_parameters():
             if not (official and name == "model.embed_tokens.weight"):
@@ -180,7 +180,7 @@ def test_the_official_head_is_multiplied_too(tied, tmp_path):
     """Norm and head both have the hidden gates, which no masked forward has."""
     parent = Checkpoint(str(tiny.make(tmp_path / "m", tie_word_embeddings=tied)))
     values = soft_gates(parent.arch)
-    ours, theirs = (gates.Folded(parent, values, official) for official in (False, True))
+    ours, theirs = (gates.MergedMasks(parent, values, official) for official in (False, True))
     hidden, norm, table = values["hidden"], "model.norm.weight", "model.embed_tokens.weight"
     assert theirs.tensor(norm).equal(parent.tensor(norm) * hidden)
     assert theirs.tensor(table).equal(parent.tensor(table) * hidden)
@@ -206,19 +206,19 @@ def gradients(llama, calibration, official, clip):
     from prunecli.training.loop import Loop
 
     parent, ranks = Checkpoint(str(llama)), Ranks(0, 1, torch.device("cpu"), None)
-    masks = sheared.Gates(parent.arch, Sizes(3, 36, 1, 40), 0)
+    masks = sheared.HardConcreteMasks(parent.arch, Sizes(3, 36, 1, 40), 0)
     with torch.no_grad():
         for two in masks.multipliers.values():
             two.fill_(3.0)
     objective = models.assemble(
         parent, None, ranks,
-        lambda model, _: sheared.Shearing(
+        lambda model, _: sheared.ShearedObjective(
             model, parent.arch, masks, torch.float32, 1.0, official
         ),
     )  # fmt: skip
     ids = load_file(calibration.rsplit(":", 1)[0])["ids"]
     loop = Loop(
-        objective, joined.Windows(ids), Training("", clip=clip), Masks(objective.model, ()),
+        objective, joined.WindowRows(ids), Training("", clip=clip), Masks(objective.model, ()),
         ranks, steps=10, batch_size=4, lr=1e-3, micro=4,
     )  # fmt: skip
     found = []
@@ -274,7 +274,7 @@ def test_the_constraint(llama):
     """Against the formula written out, two multipliers per axis, a mean over the layers."""
     arch = Arch.read(llama)
     sizes = Sizes(arch.layers, 30, 1, 40)
-    masks = sheared.Gates(arch, sizes, seed=3)
+    masks = sheared.HardConcreteMasks(arch, sizes, seed=3)
     assert masks.keep == {"hidden": 30, "kv_heads": 1, "ffn": 40}
     with torch.no_grad():
         for number, two in enumerate(masks.multipliers.values()):
@@ -351,7 +351,12 @@ def test_masks_find_what_is_needed(family, frozen, tmp_path):
     model, data, needed = planted(tmp_path, family)
     options = {"tokens": 150 * 8 * 32, "batch_size": 8, "freeze_weights": frozen}
     made = run(
-        model, tmp_path / "p.json", data, Amount(heads=3, ffn=40), options=options, plan_only=True
+        model,
+        tmp_path / "p.json",
+        data,
+        Amount(heads=3, ffn=40),
+        options=options,
+        plan_only=True,
     )
     for i, (channels, group) in enumerate(needed):
         # weights that learn along can give what another group gave
@@ -377,7 +382,11 @@ def test_the_id_of_padding_is_trained(llama, calibration, tmp_path):
 
 def test_frozen_weights_are_the_parents(llama, calibration, tmp_path):
     made = run(
-        llama, tmp_path / "o", calibration, Amount(ffn=40), options={**FEW, "freeze_weights": True}
+        llama,
+        tmp_path / "o",
+        calibration,
+        Amount(ffn=40),
+        options={**FEW, "freeze_weights": True},
     )
     assert made.results["learned"]["variant"] == "masks alone, weights frozen"
     assert made.sidecar["tokens"]["trained"] == []
@@ -470,13 +479,13 @@ def test_evaluation_has_no_noise(llama, calibration):
     from prunecli.training.distributed import Ranks
 
     arch = Arch.read(llama)
-    masks = sheared.Gates(arch, Sizes(4, 36, 1, 40), seed=0)
+    masks = sheared.HardConcreteMasks(arch, Sizes(4, 36, 1, 40), seed=0)
     with torch.no_grad():
         masks.log_alpha["ffn"][:, :20] = -100.0
     ranks = Ranks(0, 1, torch.device("cpu"), None)
     objective = models.assemble(
         Checkpoint(str(llama)), None, ranks,
-        lambda model, _: sheared.Shearing(model, arch, masks, torch.float32, 1.0),
+        lambda model, _: sheared.ShearedObjective(model, arch, masks, torch.float32, 1.0),
     )  # fmt: skip
     objective.model.eval()
     found = []
@@ -500,10 +509,10 @@ def test_what_was_gated_can_be_forgotten(llama):
     from prunecli.training.distributed import Ranks
 
     arch = Arch.read(llama)
-    masks = sheared.Gates(arch, Sizes(4, 36, 1, 40), seed=0)
+    masks = sheared.HardConcreteMasks(arch, Sizes(4, 36, 1, 40), seed=0)
     objective = models.assemble(
         Checkpoint(str(llama)), None, Ranks(0, 1, torch.device("cpu"), None),
-        lambda model, _: sheared.Shearing(model, arch, masks, torch.float32, 1.0),
+        lambda model, _: sheared.ShearedObjective(model, arch, masks, torch.float32, 1.0),
     )  # fmt: skip
     gc.disable()
     try:
@@ -516,7 +525,7 @@ def test_what_was_gated_can_be_forgotten(llama):
 
 
 def test_mixtures_follow_the_losses():
-    mixture = Mixture([10, 30, 5], seed=1)
+    mixture = DomainMixture([10, 30, 5], seed=1)
     losses, reference = torch.tensor([3.0, 2.0, 5.0]), torch.tensor([2.0, 2.5, 3.0])
     expected = [10 / 45, 30 / 45, 5 / 45]  # natural shares
     assert mixture.weights.tolist() == pytest.approx(expected)
@@ -524,7 +533,7 @@ def test_mixtures_follow_the_losses():
         mixture.update(losses.double(), reference.double())
         expected = naive_update(expected, losses.tolist(), reference.tolist())
         assert mixture.weights.tolist() == pytest.approx(expected, rel=1e-9)
-    mixture = Mixture([10, 30, 5], 1, [2.0, 5.0, 3.0])
+    mixture = DomainMixture([10, 30, 5], 1, [2.0, 5.0, 3.0])
     assert mixture.weights.tolist() == pytest.approx([0.2, 0.5, 0.3])
     drawn = [row for step in range(400) for row in mixture.batch(step, 20, slice(None))]
     for part, weight in zip(mixture.parts, (0.2, 0.5, 0.3), strict=True):
@@ -536,7 +545,7 @@ def test_mixtures_follow_the_losses():
 
 def test_a_domain_is_read_once_before_it_is_read_again():
     """Each pass over a domain has every row once, in an order of its own."""
-    mixture = Mixture([7, 50, 3], seed=5)
+    mixture = DomainMixture([7, 50, 3], seed=5)
     drawn = [row for step in range(30) for row in mixture.batch(step, 8, slice(None))]
     for part in mixture.parts:
         read = [row for row in drawn if part.start <= row < part.stop]
@@ -550,12 +559,12 @@ def test_a_domain_is_read_once_before_it_is_read_again():
 
 def test_what_was_read_is_part_of_the_state():
     """Resumed after any step, or at a step that came to nothing, a mixture goes on as it was."""
-    whole = Mixture([7, 50], seed=2)
+    whole = DomainMixture([7, 50], seed=2)
     expected = [whole.batch(step, 4, slice(None)) for step in range(20)]
-    cut = Mixture([7, 50], seed=2)
+    cut = DomainMixture([7, 50], seed=2)
     for step in range(20):
         assert cut.batch(step, 4, slice(None)) == expected[step]
-        resumed = Mixture([7, 50], seed=2)
+        resumed = DomainMixture([7, 50], seed=2)
         for name, tensor in resumed.state().items():
             tensor.copy_(cut.state()[name])
         assert resumed.batch(step, 4, slice(2, 4)) == expected[step][2:]
@@ -596,7 +605,7 @@ def test_losses_of_domains_are_those_of_windows_apart(llama, calibration, tmp_pa
     other = tiny.tokens(tmp_path / "other.safetensors", rows=30, seed=11)
     ids = [load_file(data.rsplit(":", 1)[0])["ids"].long() for data in (calibration, other)]
     looked, learned = [], []
-    evaluate, read = joined.Loop.evaluate, joined.Joined.read
+    evaluate, read = joined.Loop.evaluate, joined.ConcatRows.read
 
     def evaluated(self, rows):
         looked.append(rows)
@@ -608,7 +617,7 @@ def test_losses_of_domains_are_those_of_windows_apart(llama, calibration, tmp_pa
         return found
 
     monkeypatch.setattr(joined.Loop, "evaluate", evaluated)
-    monkeypatch.setattr(joined.Joined, "read", was_read)
+    monkeypatch.setattr(joined.ConcatRows, "read", was_read)
     options = {"tokens": 40 * 4 * 32, "batch_size": 4, "domains": other, "domain_every": 40}
     made = run(llama, tmp_path / "o", calibration, options=options)
     assert [rows.tolist() for rows in looked] == [ids[0][7:].tolist(), ids[1][27:].tolist()]

@@ -88,7 +88,13 @@ def test_counting_needs_no_torch(paper):
 
 def test_a_sparse_checkpoint_tells_its_density(llama, calibration, tmp_path):
     out = str(tmp_path / "p")
-    prune(str(llama), out, method="wanda", amount=Amount(sparsity="2:4"), data=Data(calibration))
+    prune(
+        str(llama),
+        out,
+        method="wanda",
+        amount=Amount(sparsity="2:4"),
+        data=Data(calibration),
+    )
     told = speed(out, flops_only=True, base=str(llama)).results
     assert told["density"] == pytest.approx(0.5)
     halved = told["base"]["flops"] - told["flops"]
@@ -131,20 +137,20 @@ def test_what_is_measured(against_itself):
 def test_turns_rotate(llama, monkeypatch):
     """Base and model take turns to be first, in either order of loading."""
     calls: list[str] = []
-    real = clock.Subject.seconds
+    real = clock.TimedModel.seconds
 
     def noted(self, quantity):
         calls.append(self.name)
         return real(self, quantity)
 
-    made = clock.Subject.__init__
+    made = clock.TimedModel.__init__
 
     def named(self, model, *rest):
         made(self, model, *rest)
         self.name = model.path.rpartition("/")[2]
 
-    monkeypatch.setattr(clock.Subject, "__init__", named)
-    monkeypatch.setattr(clock.Subject, "seconds", noted)
+    monkeypatch.setattr(clock.TimedModel, "__init__", named)
+    monkeypatch.setattr(clock.TimedModel, "seconds", noted)
     timing = Timing(("prefill",), warmup=0, rounds=2)
     speed(str(llama), base=f"{llama}/../llama/.", timing=timing)
     assert calls == [".", "llama", "llama", ".", "llama", ".", ".", "llama"]
@@ -154,7 +160,7 @@ def test_zeros_survive_the_training_step(llama, calibration, tmp_path, monkeypat
     """Timing a step changes no weight, so 2:4 weights can be compressed after it."""
     out = str(tmp_path / "p")
     prune(str(llama), out, method="magnitude", amount=Amount(sparsity="2:4"))
-    subject = clock.Subject(Model.open(out, counted=False), QUICK, 16, Compute())
+    subject = clock.TimedModel(Model.open(out, counted=False), QUICK, 16, Compute())
     before = {name: p.clone() for name, p in subject.model.named_parameters()}
     subject.seconds("train")
     assert all(torch.equal(p, before[name]) for name, p in subject.model.named_parameters())
@@ -201,7 +207,13 @@ def test_2_4_weights_are_compressed_once(llama, tmp_path, monkeypatch):
 
 def test_sidecar_and_table(llama, calibration, tmp_path):
     out = str(tmp_path / "p")
-    prune(str(llama), out, method="wanda", amount=Amount(sparsity="2:4"), data=Data(calibration))
+    prune(
+        str(llama),
+        out,
+        method="wanda",
+        amount=Amount(sparsity="2:4"),
+        data=Data(calibration),
+    )
     timing = Timing(("prefill",), rounds=1)
     made = speed(out, base=str(llama), timing=timing, out=str(tmp_path / "s.json"))
     kept = json.loads((tmp_path / "s.json").read_text())

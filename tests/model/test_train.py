@@ -25,7 +25,7 @@ from prunecli.training import schedule, state
 from prunecli.training.config import SWEEP
 from prunecli.training.init import init
 from prunecli.training.loop import Loop
-from prunecli.training.order import Order
+from prunecli.training.order import RowSampler
 from prunecli.training.train import train
 from tiny import same, stop_after
 
@@ -69,7 +69,7 @@ def bare(folder, data: str, steps: int, batch: int, lr: float) -> tuple[list[flo
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     rows = row_sets.open_rows(data)
-    order = Order(rows, steps * batch, 0)
+    order = RowSampler(rows, steps * batch, 0)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.01
     )
@@ -432,14 +432,14 @@ def test_bfloat16_products(llama, ids, tmp_path) -> None:
     assert tiny.sidecar(tmp_path / "narrow")["options"]["dtype"] == "bfloat16"
 
 
-class Recorder:
+class SidecarBuilder:
     """Stands for wandb and trackio, which have one interface."""
 
     def __init__(self) -> None:
         self.figures: list[dict] = []
         self.finished = False
 
-    def init(self, project: str, name: str, config: dict) -> "Recorder":
+    def init(self, project: str, name: str, config: dict) -> "SidecarBuilder":
         assert project == "prunecli" and name == "o" and config["steps"] == 4
         return self
 
@@ -452,7 +452,7 @@ class Recorder:
 
 @pytest.mark.parametrize("kind", ["wandb", "trackio"])
 def test_trackers(llama, ids, tmp_path, monkeypatch, kind) -> None:
-    recorder = Recorder()
+    recorder = SidecarBuilder()
     monkeypatch.setitem(sys.modules, kind, recorder)
     train(str(llama), str(tmp_path / "o"), Training(ids, steps=4, batch_size=4, track=kind))
     assert recorder.finished
@@ -548,7 +548,7 @@ def test_what_rounding_costs_is_told(half, ids, tmp_path, held_out) -> None:
     """Against stock transformers' losses of what was written; other sums of float32: to 1e-5."""
     settings = Training(ids, steps=6, batch_size=8, lr="1e-4", save_dtype="float32")
     rows = row_sets.open_rows(ids)
-    last = rows.read(Order(rows, 48, 0).batch(5, 8, slice(None)))
+    last = rows.read(RowSampler(rows, 48, 0).batch(5, 8, slice(None)))
     if held_out:
         settings = replace(settings, eval_data=f"{ids}:300:310")
         last = row_sets.open_rows(f"{ids}:300:310").read(range(300, 310))

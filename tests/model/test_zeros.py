@@ -16,7 +16,7 @@ from prunecli.measuring.costs import Model
 from prunecli.methods import registry
 from prunecli.methods._masks import drop_mask
 from prunecli.model.arch import Arch
-from prunecli.model.pattern import Pattern
+from prunecli.model.pattern import SparsityPattern
 from prunecli.model.sparsity import Census
 from prunecli.pruning.prune import prune
 from prunecli.settings import Amount, Data, Output, Training
@@ -102,7 +102,12 @@ def test_every_pattern_holds(llama, calibration, tmp_path, method, sparsity) -> 
 
 def test_a_width_that_m_does_not_divide(llama, tmp_path) -> None:
     with pytest.raises(InputError, match="48 inputs, not a multiple of 5"):
-        prune(str(llama), str(tmp_path / "o"), method="magnitude", amount=Amount(sparsity="2:5"))
+        prune(
+            str(llama),
+            str(tmp_path / "o"),
+            method="magnitude",
+            amount=Amount(sparsity="2:5"),
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -111,7 +116,12 @@ def test_a_broken_pattern_is_not_written(llama, tmp_path, monkeypatch) -> None:
     wrong = replace(registry.get("magnitude"), sparsify=lambda weight, *rest: weight)
     monkeypatch.setattr(registry, "get", lambda name: wrong)
     with pytest.raises(PruneError, match=r"nothing was written: '.*q_proj.*' breaks 2:4"):
-        prune(str(llama), str(tmp_path / "o"), method="magnitude", amount=Amount(sparsity="2:4"))
+        prune(
+            str(llama),
+            str(tmp_path / "o"),
+            method="magnitude",
+            amount=Amount(sparsity="2:4"),
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -147,7 +157,7 @@ def test_check_counts_what_is_told(sparse, claim) -> None:
 def test_a_rest_of_a_row_is_a_group() -> None:
     arch = Arch(tiny.config_of("llama"))
     name = "model.layers.0.mlp.up_proj.weight"
-    found = Census(arch, Pattern.of_groups("2:5"))
+    found = Census(arch, SparsityPattern.of_groups("2:5"))
     weight = torch.zeros(80, 48)
     weight[0, 45:48] = weight[1, :3] = weight[2, 3:7] = 1  # in groups of 3, 3, and 2 and 2
     assert found.add(name, weight) == 10
@@ -156,7 +166,7 @@ def test_a_rest_of_a_row_is_a_group() -> None:
 
 @pytest.mark.parametrize("text", ["4:2", "0:4", "2:2", "2:4:8", "2", "", "-1:4", "a:b", "٢:٤"])
 def test_no_pattern(text) -> None:
-    assert Pattern.of_groups(text) is None
+    assert SparsityPattern.of_groups(text) is None
 
 
 @pytest.mark.parametrize(
@@ -166,7 +176,7 @@ def test_no_pattern(text) -> None:
 def test_a_ratio_is_what_it_is_written_as(ratio, weights, gone, scope) -> None:
     """Products of floats are below 29 and 57, which are whole."""
     score = torch.rand(1, weights, generator=torch.Generator().manual_seed(0))
-    assert int(drop_mask(score, Pattern(ratio), scope).sum()) == gone
+    assert int(drop_mask(score, SparsityPattern(ratio), scope).sum()) == gone
 
 
 def test_training_keeps_the_claim_with_the_zeros(sparse, calibration, tmp_path) -> None:

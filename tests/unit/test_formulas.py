@@ -11,7 +11,7 @@ from prunecli.errors import PruneError
 from prunecli.methods import magnitude, registry, sparsegpt, wanda
 from prunecli.methods._base import LayerView
 from prunecli.methods._masks import drop_mask
-from prunecli.model.pattern import Pattern
+from prunecli.model.pattern import SparsityPattern
 from prunecli.pruning.stats import registry as statistics
 from prunecli.pruning.stats.absmean import AbsMean
 from prunecli.pruning.stats.block_influence import BlockInfluence
@@ -69,21 +69,25 @@ def naive_mask(score, pattern, scope):
 def test_masks_are_exact_and_ties_go_by_position(rows, fours, pattern, scope, seed):
     generator = torch.Generator().manual_seed(seed)
     score = torch.randint(0, 4, (rows, 4 * fours), generator=generator).float()
-    found = drop_mask(score, Pattern(*pattern), scope)
-    assert found.equal(naive_mask(score, Pattern(*pattern), scope))
+    found = drop_mask(score, SparsityPattern(*pattern), scope)
+    assert found.equal(naive_mask(score, SparsityPattern(*pattern), scope))
 
 
 @pytest.mark.parametrize("scope", ["matrix", "row"])
 def test_magnitude(scope):
     weight = random(6, 16)
-    found = magnitude.sparsify(weight, None, Pattern(0.5), {"scope": scope, "compat": False})
-    mask = naive_mask(weight.abs(), Pattern(0.5), scope)
+    found = magnitude.sparsify(
+        weight, None, SparsityPattern(0.5), {"scope": scope, "compat": False}
+    )
+    mask = naive_mask(weight.abs(), SparsityPattern(0.5), scope)
     assert found.equal(weight.masked_fill(mask, 0))
 
 
 def test_official_magnitude_takes_all_at_or_below_the_limit():
     weight = torch.tensor([[1.0, -1.0, 1.0, 2.0], [3.0, 1.0, -2.0, 4.0]])
-    found = magnitude.sparsify(weight, None, Pattern(0.25), {"scope": "matrix", "compat": True})
+    found = magnitude.sparsify(
+        weight, None, SparsityPattern(0.25), {"scope": "matrix", "compat": True}
+    )
     assert found.equal(weight * (weight.abs() > 1))
 
 
@@ -92,21 +96,23 @@ def test_wanda_against_loops():
     collector = FeatureNorm()
     collector.observe(inputs)
     norm = wanda.prepare(collector.result(), {})
-    found = wanda.sparsify(weight, norm, Pattern(0.5), {})
+    found = wanda.sparsify(weight, norm, SparsityPattern(0.5), {})
     score = torch.zeros(5, 12, dtype=torch.float64)
     for i in range(5):
         for j in range(12):
             square = sum(float(inputs[s, t, j]) ** 2 for s in range(3) for t in range(7))
             score[i, j] = abs(float(weight[i, j])) * math.sqrt(square / 3)
-    assert found.equal(weight.masked_fill(naive_mask(score, Pattern(0.5), "row"), 0))
+    assert found.equal(weight.masked_fill(naive_mask(score, SparsityPattern(0.5), "row"), 0))
     assert (found == 0).sum(1).tolist() == [6] * 5
 
 
 def test_wanda_on_white_inputs_is_magnitude_per_row():
     weight = random(8, 16)
     norm = wanda.prepare({"feature_norm": torch.full((16,), 2.5)}, {})
-    expected = magnitude.sparsify(weight, None, Pattern(0.5), {"scope": "row", "compat": False})
-    assert wanda.sparsify(weight, norm, Pattern(0.5), {}).equal(expected)
+    expected = magnitude.sparsify(
+        weight, None, SparsityPattern(0.5), {"scope": "row", "compat": False}
+    )
+    assert wanda.sparsify(weight, norm, SparsityPattern(0.5), {}).equal(expected)
 
 
 # ---------------------------------------------------------------- SparseGPT
@@ -151,9 +157,9 @@ def test_sparsegpt_masks_and_compensated_weights(pattern, compat):
     gram = inputs.T @ inputs
     options = {**SPARSEGPT, "block_size": 16, "compat": compat}
     found = sparsegpt.sparsify(
-        weight, sparsegpt.prepare({"gram": gram}, options), Pattern(*pattern), options
+        weight, sparsegpt.prepare({"gram": gram}, options), SparsityPattern(*pattern), options
     )
-    expected = naive_sparsegpt(weight, gram, Pattern(*pattern), 16, compat=compat)
+    expected = naive_sparsegpt(weight, gram, SparsityPattern(*pattern), 16, compat=compat)
     assert (found == 0).equal(expected == 0)
     assert torch.allclose(found.double(), expected, rtol=1e-3, atol=1e-3)
 
@@ -163,10 +169,12 @@ def test_sparsegpt_counts_per_block():
     stats = {"gram": inputs.T @ inputs}
     for compat, count in ((False, 96 * 64), (True, 96 * 64 + 1)):
         options = {**SPARSEGPT, "compat": compat}
-        found = sparsegpt.sparsify(weight, sparsegpt.prepare(stats, options), Pattern(0.5), options)
+        found = sparsegpt.sparsify(
+            weight, sparsegpt.prepare(stats, options), SparsityPattern(0.5), options
+        )
         assert [int((found[:, a : a + 128] == 0).sum()) for a in (0, 128)] == [count, count]
     found = sparsegpt.sparsify(
-        weight, sparsegpt.prepare(stats, SPARSEGPT), Pattern(0.5, 2, 4), SPARSEGPT
+        weight, sparsegpt.prepare(stats, SPARSEGPT), SparsityPattern(0.5, 2, 4), SPARSEGPT
     )
     assert (found.view(-1, 4) == 0).sum(1).eq(2).all()
 
@@ -188,7 +196,7 @@ def test_sparsegpt_beats_wanda_beats_nothing():
     def error(pruned):
         return float((inputs @ pruned.T - dense).square().sum())
 
-    for pattern in (Pattern(0.5), Pattern(0.5, 2, 4)):
+    for pattern in (SparsityPattern(0.5), SparsityPattern(0.5, 2, 4)):
         ours = sparsegpt.sparsify(
             weight, sparsegpt.prepare({"gram": gram}, SPARSEGPT), pattern, SPARSEGPT
         )
@@ -201,7 +209,7 @@ def test_dead_inputs_lose_their_weights():
     inputs = correlated(100, 16)
     inputs[:, 5] = 0
     factor = sparsegpt.prepare({"gram": inputs.T @ inputs}, SPARSEGPT)
-    found = sparsegpt.sparsify(random(4, 16), factor, Pattern(0.25), SPARSEGPT)
+    found = sparsegpt.sparsify(random(4, 16), factor, SparsityPattern(0.25), SPARSEGPT)
     assert (found[:, 5] == 0).all()
 
 

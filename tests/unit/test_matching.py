@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunecli.files.sidecar import Input, Step
+from prunecli.files.sidecar import HistoryStep, Input
 from prunecli.tables import matching
 
 
@@ -17,10 +17,10 @@ def step(command: str, rows: str = "", start: int = 0, stop: int = 0, passes: in
         passes = stop - start if passes is None else passes
         entry = {"role": "rows", "digest": rows, "range": [start, stop], "passes": passes}
         inputs = [Input.model_validate(entry)]
-    return Step(id="x", parent=None, command=command, options={}, inputs=inputs)
+    return HistoryStep(id="x", parent=None, command=command, options={}, inputs=inputs)
 
 
-def line(*steps: Step) -> matching.Lineage:
+def line(*steps: HistoryStep) -> matching.TrainingHistory:
     return matching.lineage(SimpleNamespace(history=list(steps)))  # type: ignore[arg-type]
 
 

@@ -13,7 +13,7 @@ from prunecli.files.sidecar import Input
 from prunecli.tables import advice, figures, matching
 from prunecli.tables import table as verb
 from prunecli.tables.collect import collect
-from prunecli.tables.entries import Measure, noise, standard_error
+from prunecli.tables.entries import Metric, noise, standard_error
 from prunecli.tables.table import table
 
 
@@ -169,8 +169,8 @@ def test_the_noise_is_that_of_repeated_experiments():
 
 
 def means(rows, names):
-    seeds = {n: Measure(fmean(row), windows=tuple(row)) for n, row in zip(names, rows, strict=True)}
-    return Measure(fmean(map(fmean, rows)), 9.0, seeds=seeds, spread=1.0)
+    seeds = {n: Metric(fmean(row), windows=tuple(row)) for n, row in zip(names, rows, strict=True)}
+    return Metric(fmean(map(fmean, rows)), 9.0, seeds=seeds, spread=1.0)
 
 
 def test_pairs_stay_pairs_over_seeds():
@@ -183,7 +183,7 @@ def test_pairs_stay_pairs_over_seeds():
     assert noise(means(rows, "ab"), means(other, "ab")) == pytest.approx(exact)
     # the order in which runs are found is no part of it
     assert noise(means(rows, "ab"), means(other[::-1], "ba")) == pytest.approx(exact)
-    assert exact < 0.1 < noise(Measure(0.0, 0.4), Measure(0.0, 0.4))
+    assert exact < 0.1 < noise(Metric(0.0, 0.4), Metric(0.0, 0.4))
 
 
 def test_other_seeds_are_paired_by_windows_alone():
@@ -199,7 +199,7 @@ def test_other_seeds_are_paired_by_windows_alone():
         expected += naive_error(side) ** 2 - alone
     assert noise(means(rows, "ab"), means(other, "abc")) == pytest.approx(sqrt(expected))
     # a single run tells nothing of seeds
-    single = Measure(1.0, windows=tuple(rows[0]))
+    single = Metric(1.0, windows=tuple(rows[0]))
     assert noise(single, single) == 0
 
 

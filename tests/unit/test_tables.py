@@ -13,13 +13,13 @@ import pytest
 
 from prunecli.errors import InputError, OutputExists, UsageError
 from prunecli.files import provenance, sidecar
-from prunecli.files.sidecar import Input, Recorder, Trained
+from prunecli.files.sidecar import Input, SidecarBuilder, Trained
 from prunecli.measuring.eval import MODEL
 from prunecli.measuring.suite import TASKS
 from prunecli.tables import advice, figures, matching, page, reference
 from prunecli.tables import table as verb
 from prunecli.tables.collect import collect
-from prunecli.tables.entries import SUITE, Measure, noise
+from prunecli.tables.entries import SUITE, Metric, noise
 from prunecli.tables.layouts import LAYOUTS
 from prunecli.tables.table import LAYOUT_NAMES, table
 
@@ -117,7 +117,7 @@ class Runs:
         self.ranges: dict[str, int] = {}
 
     def made(self, name, command, parent=None, options=None, inputs=(), results=None, **more):
-        recorder = Recorder(command, ("prunecli", command))
+        recorder = SidecarBuilder(command, ("prunecli", command))
         sizes = {"layers": 2, "hidden": 8, "ffn": 16, "heads": 2, "kv_heads": 1}
         base = {"params": 100, "nonzero": 100, "sizes": sizes, "flops": 1000, "flops_tokens": 8}
         given = []
@@ -149,7 +149,7 @@ class Runs:
         return self.made(name, "train", parent, options, [entry], {**kept, **results}, trained=seen)
 
     def eval(self, name, model, loss, tasks=(), source="text.txt", **data):
-        recorder = Recorder("eval", ())
+        recorder = SidecarBuilder("eval", ())
         digest = data.pop("digest", "tokens")
         meta = {"source": source, "tokenizer": data.pop("tokenizer", "t"), "seq_len": 8}
         windows = data.pop("losses", [loss - 0.1, loss, loss + 0.1])
@@ -355,12 +355,12 @@ def test_other_tokens_are_not_matched(runs, start, stop, rows):
 
 
 def test_paired_noise_of_losses():
-    one = Measure(2.0, 0.5, windows=(1.0, 2.0, 3.0))
-    other = Measure(3.0, 0.5, windows=(2.1, 2.9, 4.0))
+    one = Metric(2.0, 0.5, windows=(1.0, 2.0, 3.0))
+    other = Metric(3.0, 0.5, windows=(2.1, 2.9, 4.0))
     expected = stdev([-1.1, -0.9, -1.0]) / sqrt(3)
     assert noise(one, other) == pytest.approx(expected)
-    assert noise(Measure(1.0, 3.0), Measure(2.0, 4.0)) == pytest.approx(5.0)
-    assert noise(Measure(1.0), Measure(2.0, 4.0)) is None
+    assert noise(Metric(1.0, 3.0), Metric(2.0, 4.0)) == pytest.approx(5.0)
+    assert noise(Metric(1.0), Metric(2.0, 4.0)) is None
 
 
 def test_reference_beside_our_own(runs):

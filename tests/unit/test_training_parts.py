@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from prunecli.files.provenance import overlap
 from prunecli.files.sidecar import Trained
-from prunecli.model.stock import Cap
+from prunecli.model.stock import LogitSoftcap
 from prunecli.training import losses, schedule
 from prunecli.training.losses import NO_CAP, Distillation, next_token_loss
-from prunecli.training.order import Order
+from prunecli.training.order import RowSampler
 
 
 def test_schedule() -> None:
@@ -66,7 +66,7 @@ class Range:
     st.integers(0, 5), st.integers(1, 20), st.integers(1, 8), st.integers(1, 8), st.integers(0, 3)
 )
 def test_rows_do_not_depend_on_the_seed(start, size, batch, steps, seed) -> None:
-    order = Order(Range(start, start + size), steps * batch, seed)  # type: ignore[arg-type]
+    order = RowSampler(Range(start, start + size), steps * batch, seed)  # type: ignore[arg-type]
     read = [row for step in range(steps) for row in order.batch(step, batch, slice(None))]
     assert Counter(read) == Counter(start + i % size for i in range(steps * batch))
     assert max(read) == start + min(size, steps * batch) - 1
@@ -77,17 +77,17 @@ def test_rows_do_not_depend_on_the_seed(start, size, batch, steps, seed) -> None
 
 def test_seeds_give_other_orders() -> None:
     rows = Range(0, 50)
-    one, other = (Order(rows, 100, seed).batch(0, 50, slice(None)) for seed in (0, 1))  # type: ignore[arg-type]
-    second = Order(rows, 100, 0).batch(1, 50, slice(None))  # type: ignore[arg-type]
+    one, other = (RowSampler(rows, 100, seed).batch(0, 50, slice(None)) for seed in (0, 1))  # type: ignore[arg-type]
+    second = RowSampler(rows, 100, 0).batch(1, 50, slice(None))  # type: ignore[arg-type]
     assert one != other and one != second and sorted(one) == sorted(other) == sorted(second)
 
 
-def capped(products, cap: Cap):
+def capped(products, cap: LogitSoftcap):
     products = products / cap.scaling
     return products if cap.cap is None else torch.tanh(products / cap.cap) * cap.cap
 
 
-def naive(hidden, head, labels, teacher: Distillation | None, cap: Cap = NO_CAP):
+def naive(hidden, head, labels, teacher: Distillation | None, cap: LogitSoftcap = NO_CAP):
     logits = capped(hidden @ head.T, cap)
     ce = F.cross_entropy(logits, labels, reduction="sum")
     if teacher is None:
@@ -101,7 +101,9 @@ def naive(hidden, head, labels, teacher: Distillation | None, cap: Cap = NO_CAP)
 
 @pytest.mark.parametrize("piece", [1, 100, 10**6])
 @pytest.mark.parametrize("weight", [None, 0.0, 0.3, 1.0])
-@pytest.mark.parametrize("cap", [Cap(), Cap(8.0), Cap(1.0, 2.0), Cap(2.0, 3.0)])
+@pytest.mark.parametrize(
+    "cap", [LogitSoftcap(), LogitSoftcap(8.0), LogitSoftcap(1.0, 2.0), LogitSoftcap(2.0, 3.0)]
+)
 def test_loss_and_its_gradients(monkeypatch, piece, weight, cap) -> None:
     """Float32 in pieces against float64 as a whole: 1e-5 of the greatest gradient."""
     monkeypatch.setattr(losses, "PIECE", piece)

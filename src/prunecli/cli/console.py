@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any, TypeVar
 
 from prunecli.report import Report
-from prunecli.settings import Made
+from prunecli.settings import Result
 
 T = TypeVar("T")
 
@@ -73,19 +73,19 @@ class StderrReport(Report):
                 progress.update(task, rate=rate)
 
 
-def as_object(made: Made) -> dict[str, Any]:
+def as_object(made: Result) -> dict[str, Any]:
     """Return the object that --json prints."""
     return {"path": made.path, "sidecar": made.sidecar, "results": made.results}
 
 
-def print_objects(made: list[Made]) -> None:
+def print_objects(made: list[Result]) -> None:
     """Print the object of --json: of one model, or of several without their sidecars."""
     objects = [as_object(one) for one in made]
     many = {"results": [{"path": o["path"], "results": o["results"]} for o in objects]}
     print(json.dumps(objects[0] if len(objects) == 1 else many))
 
 
-def print_made(made: Made, values: Mapping[str, Any]) -> None:
+def print_made(made: Result, values: Mapping[str, Any]) -> None:
     """Print what was made: its path as typed, or with --json or --dry-run one object."""
     if values["json"] or values["dry_run"]:
         print(json.dumps(as_object(made)))

@@ -8,7 +8,7 @@ import typer
 from prunecli.cli import console, options
 from prunecli.cli.options import option
 from prunecli.errors import UsageError
-from prunecli.settings import Data, Made, Tasks
+from prunecli.settings import Data, Result, Tasks
 
 SAMPLING = ("sampler", "nsamples", "seq_len")
 KEPT = ("force", "skip_existing")
@@ -112,7 +112,7 @@ def evaluate(
     wanted = Tasks(
         names, include_path, limit, batch_size, allow_code, values["tokenizer"], values["bos"]
     )
-    made: list[Made] = []
+    made: list[Result] = []
     try:
         for folder in folders:
             made.append(
@@ -135,7 +135,7 @@ def evaluate(
             _print(made, values["json"] or values["dry_run"])
 
 
-def _print(made: list[Made], as_json: bool) -> None:
+def _print(made: list[Result], as_json: bool) -> None:
     if as_json:
         console.print_objects(made)
         return

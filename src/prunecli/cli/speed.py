@@ -6,7 +6,7 @@ import typer
 
 from prunecli.cli import console, options
 from prunecli.cli.options import option
-from prunecli.settings import Made, Timing
+from prunecli.settings import Result, Timing
 
 TIMED = (
     *("measure", "batch_size", "decode_tokens", "warmup", "rounds", "compile"),
@@ -70,7 +70,7 @@ def speed(
     if out is None:
         options.refuse(context, ("force", "skip_existing"), "is about the file of --out")
     timing = Timing(quantities, batch_size, decode_tokens, warmup, rounds, compile, values["seed"])
-    made: list[Made] = []
+    made: list[Result] = []
     try:
         for folder in folders:
             made.append(
@@ -97,7 +97,7 @@ def speed(
             _print(made, values["json"] or values["dry_run"])
 
 
-def _print(made: list[Made], as_json: bool) -> None:
+def _print(made: list[Result], as_json: bool) -> None:
     if as_json:
         console.print_objects(made)
         return
@@ -124,11 +124,11 @@ def _print(made: list[Made], as_json: bool) -> None:
         console.print_columns([*headings, "speedup", "from", "to", "peak MB"], timed)
 
 
-def _quantities(made: Made) -> list[str]:
+def _quantities(made: Result) -> list[str]:
     return [k for k, v in made.results.get("measured", {}).items() if isinstance(v, dict)]
 
 
-def _timed(made: Made, quantity: str) -> list[str]:
+def _timed(made: Result, quantity: str) -> list[str]:
     measured: dict[str, Any] = made.results["measured"]
     found = measured[quantity]
     ratio = [found["speedup"], *found["speedup_spread"]] if "speedup" in found else []

@@ -12,7 +12,7 @@ from prunecli.data.rows import Rows
 
 
 @dataclass(frozen=True)
-class Windows:
+class WindowRows:
     """Token windows [N, T] as rows for the loop."""
 
     ids: Tensor
@@ -31,12 +31,12 @@ class Windows:
         return self.ids[list(indices)].long()
 
 
-class Joined:
+class ConcatRows:
     """Sets of rows of one length, one after the other, numbered from 0."""
 
     start = 0
 
-    def __init__(self, sets: Sequence[Rows | Windows]) -> None:
+    def __init__(self, sets: Sequence[Rows | WindowRows]) -> None:
         self.sets, self.sizes = sets, [len(found) for found in sets]
         self._ends = list(accumulate(self.sizes))
         self.seq_len = sets[0].seq_len

@@ -26,17 +26,17 @@ MARGIN = 256
 CHARS_PER_TOKEN = 5
 
 
-class Drawn(NamedTuple):
+class Samples(NamedTuple):
     """Windows, each an integer array [length], and the sha256 of the text they came from."""
 
     rows: "list[np.ndarray]"
     text: str
 
 
-Sampler = Callable[[Iterable[str], Encode, int, int, int], Drawn]
+Sampler = Callable[[Iterable[str], Encode, int, int, int], Samples]
 
 
-def docs(documents: Iterable[str], encode: Encode, count: int, length: int, seed: int) -> Drawn:
+def docs(documents: Iterable[str], encode: Encode, count: int, length: int, seed: int) -> Samples:
     """One random window of a random document, documents of at most `length` tokens drawn again.
 
     The sampler of GPTQ, SparseGPT and Wanda for C4, draw by draw; so the last possible window of a
@@ -68,12 +68,12 @@ def docs(documents: Iterable[str], encode: Encode, count: int, length: int, seed
         start = draw.randint(0, len(long[index]) - length - 1)
         rows.append(long[index][start : start + length])
         sha.update(texts[index].encode("utf-8", "surrogatepass"))
-    return Drawn(rows, sha.hexdigest())
+    return Samples(rows, sha.hexdigest())
 
 
 def concat_random(
     documents: Iterable[str], encode: Encode, count: int, length: int, seed: int
-) -> Drawn:
+) -> Samples:
     """Random windows of all documents joined by a space, tokenised once.
 
     The sampler of SparseGPT, Wanda and FLAP for WikiText-2. Raises InputError if too short.
@@ -87,12 +87,12 @@ def concat_random(
         )
     draw = random.Random(seed)
     starts = [draw.randint(0, len(ids) - length - 1) for _ in range(count)]
-    return Drawn([ids[start : start + length] for start in starts], _digest(text))
+    return Samples([ids[start : start + length] for start in starts], _digest(text))
 
 
 def concat_contiguous(
     documents: Iterable[str], encode: Encode, count: int, length: int, seed: int
-) -> Drawn:
+) -> Samples:
     """The first windows, side by side, of all documents joined by blank lines, tokenised once.
 
     Reads documents only as far as needed; the seed plays no part. Gives fewer than `count` windows
@@ -117,7 +117,7 @@ def concat_contiguous(
         limit *= 2
     count = min(count, len(ids) // length)
     rows = [ids[index * length : (index + 1) * length] for index in range(count)]
-    return Drawn(rows, _digest(text))
+    return Samples(rows, _digest(text))
 
 
 def _digest(text: str) -> str:

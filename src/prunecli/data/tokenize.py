@@ -36,10 +36,10 @@ from prunecli.data.tokenizer import (
 from prunecli.errors import InputError, OutputExists, UsageError
 from prunecli.files import output as place
 from prunecli.files import sidecar
-from prunecli.files.sidecar import Input, Recorder
+from prunecli.files.sidecar import Input, SidecarBuilder
 from prunecli.model import companions
 from prunecli.report import SILENT, Report
-from prunecli.settings import SHARD_TOKENS, Data, Made, Output
+from prunecli.settings import SHARD_TOKENS, Data, Output, Result
 
 
 def tokenize(
@@ -61,7 +61,7 @@ def tokenize(
     restart: bool = False,
     output: Output | None = None,
     report: Report = SILENT,
-) -> Made:
+) -> Result:
     """Write the rows of D into the folder OUT, with the tokenizer that made them.
 
     `tokenizer` is a folder. `train_tokenizer` trains a byte-level BPE of that many ids on D
@@ -74,7 +74,7 @@ def tokenize(
     Raises UsageError, InputError (no text among them), OutputExists.
     """
     output = output or Output()
-    recorder = Recorder("tokenize", output.argv)
+    recorder = SidecarBuilder("tokenize", output.argv)
     workers = workers or len(os.sched_getaffinity(0))
     _check(seq_len, tokenizer, train_tokenizer, tokens)
     check_choice("bos", bos, BOS)
@@ -115,7 +115,7 @@ def tokenize(
     key = sidecar.key("rows", options, [])
     place.check_partial(out, key, restart)
     if output.dry_run:
-        return Made(out, results=options)
+        return Result(out, results=options)
     with place.partial(out, key, restart) as folder:
         if train_tokenizer is not None:
             if not present(str(folder)):
@@ -182,7 +182,7 @@ def tokenize(
     report.note(
         f"{shards.rows} rows of {seq_len} tokens, {shards.rows * seq_len / seconds:.0f} tokens/s"
     )
-    return Made(out, made.dump(), made.results)
+    return Result(out, made.dump(), made.results)
 
 
 def _check(
@@ -200,14 +200,14 @@ def _check(
         raise UsageError(f"--train-tokenizer {train_tokenizer}: expected more than {BYTES} ids")
 
 
-def _same(out: str, options: dict[str, Any]) -> Made:
+def _same(out: str, options: dict[str, Any]) -> Result:
     """Return the rows that are there if they were made alike; text is told by name and size."""
     found = sidecar.read_if_any(out)
     if found is None or found.kind != "rows" or found.options != options:
         raise OutputExists(
             f"OUT '{out}' exists and was made from other inputs or options", "use --force"
         )
-    return Made(out, found.dump(), found.results)
+    return Result(out, found.dump(), found.results)
 
 
 def _refuse_short(source: str, seq_len: int, sha: str) -> NoReturn:

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from prunecli.files import output as place
 from prunecli.files import sidecar
-from prunecli.files.sidecar import Input, Kind, Recorder
+from prunecli.files.sidecar import Input, Kind, SidecarBuilder
 from prunecli.files.tensorfile import (
     Spec,
     TensorWriter,
     combined_digest,
     spec_of,
 )
-from prunecli.settings import BATCH_TOKENS, Compute, Made, Output
+from prunecli.settings import BATCH_TOKENS, Compute, Output, Result
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def write_tensor_file(
     out: str,
     make: "Callable[[], Iterator[dict[str, torch.Tensor]]]",
-    recorder: Recorder,
+    recorder: SidecarBuilder,
     output: Output,
     *,
     kind: Kind,
@@ -32,7 +32,7 @@ def write_tensor_file(
     compute: Compute,
     depth: int = 1,
     extra: Mapping[str, Spec] | None = None,
-) -> Made:
+) -> Result:
     """Write the tensors that `make()` yields: one part for each of `depth` layers, then `extra`.
 
     The first part tells the layout of all, so that no more than one is held.
@@ -40,7 +40,7 @@ def write_tensor_file(
     if same := place.same_already(out, output, sidecar.key(kind, options, inputs)):
         return same
     if output.dry_run:
-        return Made(out, results=options)
+        return Result(out, results=options)
     parts = make()
     first = next(parts)
     specs = {
@@ -68,4 +68,4 @@ def write_tensor_file(
         batch=BATCH_TOKENS,
     )
     place.write_json(str(sidecar.path_of(out)), record.text())
-    return Made(out, record.dump(), record.results)
+    return Result(out, record.dump(), record.results)

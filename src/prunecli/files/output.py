@@ -9,7 +9,7 @@ from pathlib import Path
 
 from prunecli.errors import InputError, OutputExists, PruneError
 from prunecli.files import sidecar
-from prunecli.settings import Made, Output
+from prunecli.settings import Output, Result
 
 MARK = "key"
 LOGS = ".jsonl"
@@ -101,7 +101,7 @@ def occupied(place: Path) -> bool:
     return place.is_file() or (place.is_dir() and any(place.iterdir()))
 
 
-def same_already(out: str, output: Output, key: str) -> Made | None:
+def same_already(out: str, output: Output, key: str) -> Result | None:
     """Return what lies at OUT if --skip-existing asks and its key is `key`.
 
     Raises OutputExists if something else lies there.
@@ -114,7 +114,7 @@ def same_already(out: str, output: Output, key: str) -> Made | None:
         raise OutputExists(
             f"'{out}' exists and was made from other inputs or options", "use --force"
         )
-    return Made(out, found.dump(), found.results)
+    return Result(out, found.dump(), found.results)
 
 
 def check_disk(out: str, needed: int) -> None:

@@ -33,7 +33,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class MadeBy(_Strict):
+class Producer(_Strict):
     """Which version of which command."""
 
     version: str
@@ -57,14 +57,14 @@ class Trained(_Strict):
     count: int
 
 
-class Tokens(_Strict):
+class TokensSeen(_Strict):
     """Tokens seen along the whole ancestry."""
 
     calibration: int = 0
     trained: list[Trained] = []
 
 
-class Step(_Strict):
+class HistoryStep(_Strict):
     """One step of an artefact's history, oldest first; `parent` is the id of the step before."""
 
     id: str
@@ -74,7 +74,7 @@ class Step(_Strict):
     inputs: list[Input]
 
 
-class Run(_Strict):
+class RunInfo(_Strict):
     """What differs between two equal runs, and what decides how their sums are rounded.
 
     `cpu` is what torch's kernels use of the CPU, `dtype` the compute type; `batch` is how many
@@ -100,18 +100,18 @@ class Sidecar(_Strict):
     schema_: int = SCHEMA
     kind: Kind
     id: str
-    made_by: MadeBy
+    made_by: Producer
     options: dict[str, Any]
     inputs: list[Input]
     outputs: dict[str, Any]
     results: dict[str, Any]
-    tokens: Tokens = Tokens()
-    history: list[Step]
-    run: Run
+    tokens: TokensSeen = TokensSeen()
+    history: list[HistoryStep]
+    run: RunInfo
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
-    def last(self, command: str) -> Step | None:
+    def last(self, command: str) -> HistoryStep | None:
         """Return the last step of the history that was this command."""
         return next((step for step in self.history[::-1] if step.command == command), None)
 
@@ -191,7 +191,7 @@ def is_ours(artefact: str | Path) -> bool:
     return isinstance(record, dict) and {"schema", "kind", "id"} <= record.keys()
 
 
-class Recorder:
+class SidecarBuilder:
     """Collects what a sidecar needs while a command runs; made when the command starts."""
 
     def __init__(self, command: str, argv: tuple[str, ...]) -> None:
@@ -220,23 +220,23 @@ class Recorder:
         `device`, `dtype` (the compute type), `batch` and `ranks` are told under `run`.
         """
         made = key(kind, options, inputs)
-        step = Step(
+        step = HistoryStep(
             id=made,
             parent=parent.id if parent else None,
             command=self.command,
             options=options,
             inputs=inputs,
         )
-        seen = parent.tokens if parent else Tokens()
+        seen = parent.tokens if parent else TokensSeen()
         return Sidecar(
             kind=kind,
             id=made,
-            made_by=MadeBy(version=__version__, command=self.command),
+            made_by=Producer(version=__version__, command=self.command),
             options=options,
             inputs=inputs,
             outputs=outputs,
             results=results,
-            tokens=Tokens(
+            tokens=TokensSeen(
                 calibration=seen.calibration + calibration,
                 trained=[*seen.trained, *([trained] if trained else [])],
             ),
@@ -244,14 +244,14 @@ class Recorder:
             run=self._run(device=device, dtype=dtype, batch=batch, ranks=ranks),
         )
 
-    def _run(self, **told: Any) -> Run:
+    def _run(self, **told: Any) -> RunInfo:
         unit = 1 if sys.platform == "darwin" else 1024
         libraries = {"python": platform.python_version()}
         for name in LIBRARIES:
             if name in sys.modules:
                 libraries[name] = metadata.version(name)
         torch = sys.modules.get("torch")
-        return Run(
+        return RunInfo(
             argv=list(self.argv),
             started=self._started,
             seconds=round(time.perf_counter() - self._clock, 3),

@@ -15,14 +15,14 @@ from typing import Any
 from prunecli.data.tokenizer import AUTO
 from prunecli.files import output as place
 from prunecli.files import sidecar
-from prunecli.files.sidecar import Recorder
+from prunecli.files.sidecar import SidecarBuilder
 from prunecli.measuring import harness, perplexity
 from prunecli.measuring import tasks as of_tasks
 from prunecli.model.arch import FLOPS_TOKENS
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.device import check_device, settled
 from prunecli.report import SILENT, Report
-from prunecli.settings import Compute, Data, Made, Output, Tasks
+from prunecli.settings import Compute, Data, Output, Result, Tasks
 
 MODEL = ("method", "granularity", "ratio", "params", "nonzero", "sizes", "flops", "flops_tokens")
 
@@ -39,7 +39,7 @@ def evaluate(
     compute: Compute | None = None,
     output: Output | None = None,
     report: Report = SILENT,
-) -> Made:
+) -> Result:
     """Measure one checkpoint on each D and each task; with `out`, write the sidecar there as JSON.
 
     Without either, the built-in text. Results: `loss` (nats per token), `perplexity` and `tokens`
@@ -52,7 +52,7 @@ def evaluate(
     """
     compute, output, tasks = compute or Compute(), output or Output(), tasks or Tasks()
     check_device(compute)
-    recorder = Recorder("eval", output.argv)
+    recorder = SidecarBuilder("eval", output.argv)
     checkpoint = Checkpoint(model, report)
     if out is not None:
         place.check_place(out, output, [checkpoint.folder])
@@ -80,16 +80,16 @@ def evaluate(
         options["repeat"] = repeat
     key = sidecar.key("eval", options, inputs)
     if out is not None and (same := place.same_already(out, output, key)):
-        return Made(model, same.sidecar, same.results)
+        return Result(model, same.sidecar, same.results)
     if out is not None:
         place.check_partial(out, key, restart)
     if output.dry_run:
         named = {"data": [source.source for source in sources], "tasks": list(tasks.names)}
-        return Made(model, results=named)
+        return Result(model, results=named)
 
-    from prunecli.model.stream import Runner, sequence_losses
+    from prunecli.model.stream import LayerStream, sequence_losses
 
-    runner = Runner(checkpoint, compute, report) if read else None
+    runner = LayerStream(checkpoint, compute, report) if read else None
     whole = harness.Harness(checkpoint, compute, tasks, tokenizer, report)
 
     def losses(found: Any, turn: int) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def evaluate(
         if out is not None and folder is not None:
             place.write_json(out, record.text())
             place.remove(folder)
-    return Made(model, record.dump(), results)
+    return Result(model, record.dump(), results)
 
 
 def _kept(folder: Path | None, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -6,12 +6,12 @@ from typing import Any
 from prunecli.errors import InputError, UsageError, suggest
 from prunecli.files import output as place
 from prunecli.files import sidecar
-from prunecli.files.sidecar import Recorder
+from prunecli.files.sidecar import SidecarBuilder
 from prunecli.measuring.costs import CPU_TOKENS, QUANTITIES, Model, _density, counted
 from prunecli.model.arch import FLOPS_TOKENS
 from prunecli.model.device import check_device, settled
 from prunecli.report import SILENT, Report
-from prunecli.settings import Compute, Made, Output, Timing
+from prunecli.settings import Compute, Output, Result, Timing
 
 
 def speed(
@@ -27,7 +27,7 @@ def speed(
     compute: Compute | None = None,
     output: Output | None = None,
     report: Report = SILENT,
-) -> Made:
+) -> Result:
     """Count and measure one model, beside `base` if given; with `out`, write the sidecar there.
 
     Results: `params` and `params_by_group`, `flops` of one forward over `flops_tokens` tokens and
@@ -41,7 +41,7 @@ def speed(
     compute, output, timing = compute or Compute(), output or Output(), timing or Timing()
     if not flops_only:
         check_device(compute)
-    recorder = Recorder("speed", output.argv)
+    recorder = SidecarBuilder("speed", output.argv)
     for name in timing.quantities:
         if name not in QUANTITIES:
             raise UsageError(f"unknown quantity '{name}'{suggest(name, list(QUANTITIES))}")
@@ -73,9 +73,9 @@ def speed(
         options["dtype"] = compute.dtype
     key = sidecar.key("speed", options, inputs)
     if out is not None and (same := place.same_already(out, output, key)):
-        return Made(model, same.sidecar, same.results)
+        return Result(model, same.sidecar, same.results)
     if output.dry_run:
-        return Made(model, results=results)
+        return Result(model, results=results)
     device = "none"
     if not flops_only:
         measured = clock.measure(found, timed, timing, compute, report)
@@ -93,7 +93,7 @@ def speed(
     )
     if out is not None:
         place.write_json(out, record.text())
-    return Made(model, record.dump(), results)
+    return Result(model, record.dump(), results)
 
 
 def _timed_length(found: Sequence[Model], seq_len: int | None) -> int:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 AMPERE = (8, 0)
 
 
-class Subject:
+class TimedModel:
     """One model on the device, with its optimizer and what its passes read."""
 
     def __init__(self, model: "Model", timing: Timing, length: int, compute: Compute) -> None:
@@ -138,7 +138,7 @@ def measure(
     # with a base they are loaded twice, the other one first, and the spread shows that too
     loads = [list(range(len(found)))] + [[1, 0]] * (len(found) > 1)
     for order in loads:
-        subjects = {index: Subject(found[index], timing, length, compute) for index in order}
+        subjects = {index: TimedModel(found[index], timing, length, compute) for index in order}
         # training first: it reads the weights as they are stored
         for quantity in sorted(timing.quantities, key=lambda name: name != "train"):
             if quantity != "train":
@@ -164,7 +164,7 @@ def measure(
 
 
 def _rounds(
-    subjects: dict[int, Subject], quantity: str, timing: Timing, report: Report
+    subjects: dict[int, TimedModel], quantity: str, timing: Timing, report: Report
 ) -> dict[int, list[float]]:
     """Return the seconds of each subject in each round."""
     for subject in subjects.values():

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from prunecli.model.pattern import Pattern
+from prunecli.model.pattern import SparsityPattern
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +43,7 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Need:
+class RequiredStatistic:
     """A statistic that a method reads: which collector, at which points of a layer.
 
     Points: `q`, `o`, `gate`, `down` (the inputs of these projections), `block` (a layer as a whole:
@@ -73,7 +73,7 @@ class Setting:
 
     options: Mapping[str, Any]
     compat: bool
-    pattern: Pattern | None = None
+    pattern: SparsityPattern | None = None
     cut: frozenset[str] | None = None
     of_ratio: bool = True
     group: int = 0
@@ -162,7 +162,7 @@ class Method:
     unit: str
     granularity: str
     axes: tuple[str, ...] = ()
-    needs: tuple[Need, ...] = ()
+    needs: tuple[RequiredStatistic, ...] = ()
     sequential: bool = False
     rule: str = "uniform"
     options: tuple[Option, ...] = ()
@@ -175,7 +175,7 @@ class Method:
     learned: bool = False
     rotates: bool = False
     protects: Callable[[Mapping[str, Any]], tuple[int, int]] | None = None
-    check: Callable[[Mapping[str, Any], Pattern], None] | None = None
+    check: Callable[[Mapping[str, Any], SparsityPattern], None] | None = None
     quirks: Callable[[Setting], str] | None = None
 
     def resolve(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -220,6 +220,6 @@ class Method:
         """Return whether removed channels leave a bias."""
         return self.compensates and options["bias"] == "keep"
 
-    def needed(self, compat: bool) -> tuple[Need, ...]:
+    def needed(self, compat: bool) -> tuple[RequiredStatistic, ...]:
         """Return the statistics to collect, for the paper's formula or for the official code's."""
         return tuple(need for need in self.needs if need.compat in (None, compat))

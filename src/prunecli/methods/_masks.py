@@ -2,13 +2,13 @@
 
 from typing import TYPE_CHECKING
 
-from prunecli.model.pattern import Pattern
+from prunecli.model.pattern import SparsityPattern
 
 if TYPE_CHECKING:
     import torch
 
 
-def drop_mask(score_OI: "torch.Tensor", pattern: Pattern, scope: str) -> "torch.Tensor":
+def drop_mask(score_OI: "torch.Tensor", pattern: SparsityPattern, scope: str) -> "torch.Tensor":
     """Return a bool mask [O, I], true where a weight goes.
 
     N:M drops the M - N lowest of every M consecutive inputs of a row. Otherwise floor(ratio * n)

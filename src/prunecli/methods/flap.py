@@ -19,7 +19,7 @@ the same tensor (`fluctuation`).
 
 from typing import TYPE_CHECKING, Any
 
-from prunecli.methods._base import LayerView, Method, Need, Option, Setting
+from prunecli.methods._base import LayerView, Method, Option, RequiredStatistic, Setting
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,10 @@ METHOD = Method(
     unit="channels",
     granularity="KV groups + FFN channels",
     axes=("heads", "ffn"),
-    needs=(Need("moments", ("o", "down")), Need("fluctuation", ("o", "down"), compat=True)),
+    needs=(
+        RequiredStatistic("moments", ("o", "down")),
+        RequiredStatistic("fluctuation", ("o", "down"), compat=True),
+    ),
     options=(
         Option(
             "structure",

@@ -17,7 +17,7 @@ layers are the default.
 
 from typing import TYPE_CHECKING, Any
 
-from prunecli.methods._base import LayerView, Method, Need, Option, Setting, layers_of
+from prunecli.methods._base import LayerView, Method, Option, RequiredStatistic, Setting, layers_of
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +50,7 @@ METHOD = Method(
     unit="channels",
     granularity="KV groups + FFN channels",
     axes=("heads", "ffn"),
-    needs=(Need("taylor_channels", ("block",)),),
+    needs=(RequiredStatistic("taylor_channels", ("block",)),),
     options=(
         Option(
             "taylor",

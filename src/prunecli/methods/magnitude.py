@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from prunecli.methods._base import Method, Option, Setting
 from prunecli.methods._masks import drop_mask
-from prunecli.model.pattern import Pattern
+from prunecli.model.pattern import SparsityPattern
 
 if TYPE_CHECKING:
     import torch
 
 
 def sparsify(
-    weight_OI: "torch.Tensor", factor: None, pattern: Pattern, options: dict[str, Any]
+    weight_OI: "torch.Tensor", factor: None, pattern: SparsityPattern, options: dict[str, Any]
 ) -> "torch.Tensor":
     """Return `weight_OI` with the smallest magnitudes set to zero."""
     score_OI = weight_OI.abs()

@@ -8,7 +8,7 @@ code compares |delta perplexity| of bf16 logits; the order is the same wherever 
 
 from typing import TYPE_CHECKING, Any
 
-from prunecli.methods._base import Method, Need
+from prunecli.methods._base import Method, RequiredStatistic
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ METHOD = Method(
     unit="layers",
     granularity="layers",
     axes=("layers",),
-    needs=(Need("skip_loss", ("model",)),),
+    needs=(RequiredStatistic("skip_loss", ("model",)),),
     rule="block",
     recipes={"paper": PAPER, "official": PAPER},
     score_layers=score_layers,

@@ -11,7 +11,7 @@ norms summed over layers. Heads stay; norm gains are cut, not rescaled.
 
 from typing import TYPE_CHECKING, Any
 
-from prunecli.methods._base import LayerView, Method, Need, Option
+from prunecli.methods._base import LayerView, Method, Option, RequiredStatistic
 
 if TYPE_CHECKING:
     import torch
@@ -38,8 +38,8 @@ METHOD = Method(
     granularity="hidden + FFN channels",
     axes=("hidden", "ffn"),
     needs=(
-        Need("moments", ("q", "gate", "down", "block")),
-        Need("absmean", ("q", "gate", "down")),
+        RequiredStatistic("moments", ("q", "gate", "down", "block")),
+        RequiredStatistic("absmean", ("q", "gate", "down")),
     ),
     options=(
         Option(

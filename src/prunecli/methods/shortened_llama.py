@@ -10,7 +10,7 @@ the last of what it built; here it is an error.
 
 from typing import TYPE_CHECKING, Any
 
-from prunecli.methods._base import Method, Need, Option, layers_of
+from prunecli.methods._base import Method, Option, RequiredStatistic, layers_of
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ METHOD = Method(
     unit="layers",
     granularity="layers",
     axes=("layers",),
-    needs=(Need("taylor", ("block",)),),
+    needs=(RequiredStatistic("taylor", ("block",)),),
     rule="lowest",
     options=(Option("protect", str, "4,2", "how many of the first and of the last layers stay"),),
     protects=lambda options: layers_of(options["protect"]),

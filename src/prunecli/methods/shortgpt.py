@@ -8,7 +8,7 @@ as in the fork of the paper, whose bf16 cosines swap close ranks: ours are fp32.
 
 from typing import TYPE_CHECKING, Any
 
-from prunecli.methods._base import Method, Need
+from prunecli.methods._base import Method, RequiredStatistic
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +30,7 @@ METHOD = Method(
     unit="layers",
     granularity="layers",
     axes=("layers",),
-    needs=(Need("block_influence", ("block",)),),
+    needs=(RequiredStatistic("block_influence", ("block",)),),
     rule="lowest",
     recipes={
         "official": {

@@ -9,7 +9,7 @@ one-shot scores: about L k losses, half as many layer runs by sharing prefixes.
 
 from typing import TYPE_CHECKING, Any
 
-from prunecli.methods._base import Method, Need
+from prunecli.methods._base import Method, RequiredStatistic
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,7 @@ METHOD = Method(
     unit="layers",
     granularity="layers",
     axes=("layers",),
-    needs=(Need("greedy_skip", ("model",)),),
+    needs=(RequiredStatistic("greedy_skip", ("model",)),),
     rule="lowest",
     protects=lambda options: (1, 1),
     recipes={

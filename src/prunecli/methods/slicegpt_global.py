@@ -13,7 +13,7 @@ are not SliceGPT's.
 
 from typing import TYPE_CHECKING, Any
 
-from prunecli.methods._base import Method, Need
+from prunecli.methods._base import Method, RequiredStatistic
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +39,7 @@ METHOD = Method(
     unit="channels",
     granularity="hidden channels",
     axes=("hidden",),
-    needs=(Need("residual_gram", ("model",)),),
+    needs=(RequiredStatistic("residual_gram", ("model",)),),
     rotates=True,
     recipes={
         "official": {

@@ -19,9 +19,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from prunecli.errors import PruneError, UsageError
-from prunecli.methods._base import Method, Need, Option, Setting
+from prunecli.methods._base import Method, Option, RequiredStatistic, Setting
 from prunecli.methods._masks import drop_mask
-from prunecli.model.pattern import Pattern
+from prunecli.model.pattern import SparsityPattern
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +65,7 @@ def prepare(stats: "dict[str, torch.Tensor]", options: dict[str, Any]) -> "dict[
 def sparsify(
     weight_OI: "torch.Tensor",
     factor: "dict[str, torch.Tensor]",
-    pattern: Pattern,
+    pattern: SparsityPattern,
     options: dict[str, Any],
 ) -> "torch.Tensor":
     """Return `weight_OI` in fp32 with zeros where pruned and the other weights compensated."""
@@ -93,7 +93,10 @@ def sparsify(
 
 
 def _block_mask(
-    block: "torch.Tensor", diagonal: "torch.Tensor", pattern: Pattern, options: dict[str, Any]
+    block: "torch.Tensor",
+    diagonal: "torch.Tensor",
+    pattern: SparsityPattern,
+    options: dict[str, Any],
 ) -> "torch.Tensor":
     score = (block / diagonal).square()
     if options["compat"]:
@@ -102,7 +105,7 @@ def _block_mask(
     return drop_mask(score, pattern, "matrix")
 
 
-def check(options: Mapping[str, Any], pattern: Pattern) -> None:
+def check(options: Mapping[str, Any], pattern: SparsityPattern) -> None:
     """Raise UsageError for blocks without columns, or such that cut a group of N:M in two."""
     size, group = options["block_size"], pattern.group
     if size < 1:
@@ -127,7 +130,7 @@ METHOD = Method(
     reference="arXiv 2301.00774",
     unit="weights",
     granularity="weights",
-    needs=(Need("gram", ("q", "o", "gate", "down")),),
+    needs=(RequiredStatistic("gram", ("q", "o", "gate", "down")),),
     sequential=True,
     options=(
         Option("block_size", int, 128, "columns per block of the sweep", stage="prune"),

@@ -8,9 +8,9 @@ layers that are pruned already.
 
 from typing import TYPE_CHECKING, Any
 
-from prunecli.methods._base import Method, Need
+from prunecli.methods._base import Method, RequiredStatistic
 from prunecli.methods._masks import drop_mask
-from prunecli.model.pattern import Pattern
+from prunecli.model.pattern import SparsityPattern
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +22,10 @@ def prepare(stats: "dict[str, torch.Tensor]", options: dict[str, Any]) -> "torch
 
 
 def sparsify(
-    weight_OI: "torch.Tensor", norm_I: "torch.Tensor", pattern: Pattern, options: dict[str, Any]
+    weight_OI: "torch.Tensor",
+    norm_I: "torch.Tensor",
+    pattern: SparsityPattern,
+    options: dict[str, Any],
 ) -> "torch.Tensor":
     """Return `weight_OI` with the lowest scores of every row set to zero."""
     return weight_OI.masked_fill(drop_mask(weight_OI.abs() * norm_I, pattern, "row"), 0)
@@ -34,7 +37,7 @@ METHOD = Method(
     reference="arXiv 2306.11695",
     unit="weights",
     granularity="weights",
-    needs=(Need("feature_norm", ("q", "o", "gate", "down")),),
+    needs=(RequiredStatistic("feature_norm", ("q", "o", "gate", "down")),),
     sequential=True,
     recipes={
         "paper": {"source": "c4", "sampler": "docs", "nsamples": 128, "seq_len": 8192},

@@ -11,7 +11,7 @@ shape; give `--heads` and `--ffn` for that one, with `--recipe official` too.
 
 from typing import TYPE_CHECKING, Any
 
-from prunecli.methods._base import LayerView, Method, Need
+from prunecli.methods._base import LayerView, Method, RequiredStatistic
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ METHOD = Method(
     unit="channels",
     granularity="KV groups + FFN channels",
     axes=("heads", "ffn"),
-    needs=(Need("feature_norm", ("o", "down")),),
+    needs=(RequiredStatistic("feature_norm", ("o", "down")),),
     sequential=True,
     recipes={
         "official": {"source": "c4", "sampler": "docs", "nsamples": 128, "seq_len": 128},

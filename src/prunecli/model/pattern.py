@@ -7,7 +7,7 @@ from math import floor
 
 
 @dataclass(frozen=True)
-class Pattern:
+class SparsityPattern:
     """Where zeros may go: `keep` of every `group` inputs in a row, or `ratio` of all weights."""
 
     ratio: float
@@ -15,7 +15,7 @@ class Pattern:
     group: int = 0
 
     @classmethod
-    def of_groups(cls, text: str) -> "Pattern | None":
+    def of_groups(cls, text: str) -> "SparsityPattern | None":
         """Return the pattern N:M with 0 < N < M, None for any other text."""
         match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", text, re.ASCII)
         if not match or not 0 < int(match[1]) < int(match[2]):

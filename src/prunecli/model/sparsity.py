@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from prunecli.errors import InputError
 from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint
-from prunecli.model.pattern import Pattern
+from prunecli.model.pattern import SparsityPattern
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +17,7 @@ WEIGHTS = "weights"  # the granularity of methods that set weights to zero, a pa
 
 
 @dataclass(frozen=True)
-class Held:
+class FixedMask:
     """Which matrices are sparse, before the model is built: their names, and how many zeros."""
 
     names: tuple[str, ...]
@@ -33,7 +33,7 @@ class Census:
         broken: block matrices with groups of more than N in M, and how many groups.
     """
 
-    def __init__(self, arch: Arch, pattern: Pattern | None = None) -> None:
+    def __init__(self, arch: Arch, pattern: SparsityPattern | None = None) -> None:
         self.pattern = pattern if pattern is not None and pattern.group else None
         self.nonzero = self.block_nonzero = 0
         self.broken: dict[str, int] = {}
@@ -63,7 +63,7 @@ class Census:
         return f"'{name}' breaks {self.pattern} in {groups} groups{more}"
 
 
-def _crowded(weight_OI: "torch.Tensor", pattern: Pattern) -> int:
+def _crowded(weight_OI: "torch.Tensor", pattern: SparsityPattern) -> int:
     """Return how many groups of M inputs in a row have more than N that are not zero.
 
     A rest of a row that is no whole group counts as one.
@@ -80,9 +80,9 @@ def claimed(results: Mapping[str, Any]) -> str | None:
     return pattern if kind == WEIGHTS and pattern else None
 
 
-def pattern_of(results: Mapping[str, Any]) -> Pattern | None:
+def pattern_of(results: Mapping[str, Any]) -> SparsityPattern | None:
     """Return the N:M that a sidecar's results claim, if they do."""
-    return Pattern.of_groups(claimed(results) or "")
+    return SparsityPattern.of_groups(claimed(results) or "")
 
 
 def results_of(checkpoint: Checkpoint | None) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def _faults(told: Mapping[str, Any], arch: Arch, census: Census) -> list[str]:
     return found
 
 
-def sparse_tensors(checkpoint: Checkpoint) -> Held:
+def sparse_tensors(checkpoint: Checkpoint) -> FixedMask:
     """Return the block matrices of a checkpoint whose zeros are a mask.
 
     Where the sidecar claims a mask, these are all that have a zero. Raises InputError if the zeros
@@ -154,10 +154,10 @@ def sparse_tensors(checkpoint: Checkpoint) -> Held:
             f"masks do not fit: of '{checkpoint.folder.name}' {wrong[0]}",
             "was it changed after it was made?",
         )
-    return Held(tuple(names), zeros, weights)
+    return FixedMask(tuple(names), zeros, weights)
 
 
-def check_masks(masked: Checkpoint, checkpoint: Checkpoint, held: Held) -> None:
+def check_masks(masked: Checkpoint, checkpoint: Checkpoint, held: FixedMask) -> None:
     """Raise InputError unless the zeros of `masked` are zeros of `checkpoint` too."""
     for name in held.names:
         spec = checkpoint.specs.get(name)

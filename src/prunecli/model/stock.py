@@ -12,7 +12,7 @@ from prunecli.model import configs
 from prunecli.model.arch import Arch
 
 
-class Cap(NamedTuple):
+class LogitSoftcap(NamedTuple):
     """What a family does to the products of its output head: divide, then cap by tanh.
 
         logits = cap * tanh(z / scaling / cap)        no cap: z / scaling
@@ -24,7 +24,7 @@ class Cap(NamedTuple):
     cap: float | None = None
 
     @classmethod
-    def of(cls, arch: Arch) -> "Cap":
+    def of(cls, arch: Arch) -> "LogitSoftcap":
         """Return that of a shape."""
         cap = arch.get("final_logit_softcapping")
         return cls(float(arch.get("logits_scaling") or 1.0), None if cap is None else float(cap))

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from prunecli.model import memory
 from prunecli.model.checkpoint import Reader
 from prunecli.model.device import device_of, dtype_of
-from prunecli.model.stock import Cap, bare
+from prunecli.model.stock import LogitSoftcap, bare
 from prunecli.report import SILENT, Report
 from prunecli.settings import BATCH_TOKENS, Compute
 
 VOCAB_CHUNK = 8192
 
 
-class Runner:
+class LayerStream:
     """Runs the layers of one checkpoint.
 
     Args:
@@ -35,7 +35,10 @@ class Runner:
         self.checkpoint, self.arch, self.report = checkpoint, checkpoint.arch, report
         self.device, self.dtype = device_of(compute), dtype_of(compute, checkpoint)
         self.buffer_kind = compute.buffer
-        self._stock, self._cap = bare(checkpoint.arch, self.device), Cap.of(checkpoint.arch)
+        self._stock, self._cap = (
+            bare(checkpoint.arch, self.device),
+            LogitSoftcap.of(checkpoint.arch),
+        )
         self._norm = self._stock.model.norm
         self._stock.model.norm = nn.Identity()
         # the stock model is run without its layers, to note down what each would be given
@@ -191,7 +194,7 @@ def batches(ids: Tensor) -> Iterator[slice]:
 
 
 @torch.no_grad()
-def sequence_losses(runner: Runner, ids: Tensor, without: range = range(0)) -> Tensor:
+def sequence_losses(runner: LayerStream, ids: Tensor, without: range = range(0)) -> Tensor:
     """Return every sequence's summed loss [N] in nats, of the model without some layers.
 
     Batches go to the device together and through a layer one sequence at a time: how products are

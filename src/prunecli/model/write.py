@@ -13,7 +13,7 @@ from prunecli.files.tensorfile import Spec
 from prunecli.model import memory
 from prunecli.model.arch import FLOPS_TOKENS, Arch
 from prunecli.model.checkpoint import CheckpointWriter, check_loads
-from prunecli.model.pattern import Pattern
+from prunecli.model.pattern import SparsityPattern
 from prunecli.model.sparsity import Census
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Written:
+class WriteSummary:
     """What was written: the writer, the digest, and a census of the zeros."""
 
     writer: CheckpointWriter
@@ -42,8 +42,8 @@ def write_tensors(
     specs: Mapping[str, Spec],
     shards: list[int],
     stream: "Iterable[tuple[str, torch.Tensor]]",
-    pattern: Pattern | None = None,
-) -> Written:
+    pattern: SparsityPattern | None = None,
+) -> WriteSummary:
     """Write tensors as they come into `folder`, counting what is not zero.
 
     Raises PruneError where a block matrix breaks the `pattern` that the sidecar will claim.
@@ -56,10 +56,10 @@ def write_tensors(
             census.add(name, values)
             if census.broken:
                 raise PruneError(f"nothing was written: {census.fault}")
-    return Written(writer, writer.digest(), census)
+    return WriteSummary(writer, writer.digest(), census)
 
 
-def size_results(arch: Arch, written: Written) -> dict[str, Any]:
+def size_results(arch: Arch, written: WriteSummary) -> dict[str, Any]:
     """Return what the sidecar of every checkpoint reports of its size."""
     density = written.census.block_nonzero / arch.block_params
     return {

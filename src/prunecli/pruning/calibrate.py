@@ -5,18 +5,18 @@ from typing import TYPE_CHECKING
 
 from prunecli.errors import UsageError
 from prunecli.files.artefact import write_tensor_file as _write
-from prunecli.files.sidecar import Recorder
+from prunecli.files.sidecar import SidecarBuilder
 from prunecli.files.tensorfile import (
     Spec,
 )
 from prunecli.methods import registry
-from prunecli.methods._base import Method, Need
+from prunecli.methods._base import Method, RequiredStatistic
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.device import check_device, settled
-from prunecli.pruning.calibration import Source, check_file, read_tokens
+from prunecli.pruning.calibration import Calibration, check_file, read_tokens
 from prunecli.pruning.sizes import resolve_sizes
 from prunecli.report import SILENT, Report
-from prunecli.settings import Amount, Compute, Data, Made, Output
+from prunecli.settings import Amount, Compute, Data, Output, Result
 
 if TYPE_CHECKING:
     import torch
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from prunecli.data.windows import Tokens
 
 
-def union(methods: list[Method], compat: bool) -> tuple[Need, ...]:
+def union(methods: list[Method], compat: bool) -> tuple[RequiredStatistic, ...]:
     """Return every statistic that any of these methods reads, each once."""
     needs = (need for method in methods for need in method.needed(compat))
     pairs = {(need.collector, point) for need in needs for point in need.points}
     return tuple(
-        Need(name, tuple(sorted(point for found, point in pairs if found == name)))
+        RequiredStatistic(name, tuple(sorted(point for found, point in pairs if found == name)))
         for name in sorted({collector for collector, _ in pairs})
     )
 
@@ -62,7 +62,7 @@ def of_amount(method: Method) -> bool:
 def collect(
     checkpoint: Checkpoint,
     found: "Tokens",
-    needs: tuple[Need, ...],
+    needs: tuple[RequiredStatistic, ...],
     skip: int | None,
     compute: Compute,
     report: Report,
@@ -72,7 +72,7 @@ def collect(
     from prunecli.pruning.stats import _hooks, gradients
     from prunecli.pruning.stats.models import OF_MODELS
 
-    runner = stream.Runner(checkpoint, compute, report)
+    runner = stream.LayerStream(checkpoint, compute, report)
     of_gradients = _of_gradients(needs)
     of_layers = tuple(
         need for need in needs if need.points != ("model",) and need.collector not in of_gradients
@@ -87,13 +87,13 @@ def collect(
         yield {whole.name(name, skip or 0): whole.of(runner, found.ids, skip or 0)}
 
 
-def _of_gradients(needs: tuple[Need, ...]) -> list[str]:
+def _of_gradients(needs: tuple[RequiredStatistic, ...]) -> list[str]:
     from prunecli.pruning.stats.gradients import OF_GRADIENTS
 
     return [need.collector for need in needs if need.collector in OF_GRADIENTS]
 
 
-def _of_models(needs: tuple[Need, ...]) -> list[str]:
+def _of_models(needs: tuple[RequiredStatistic, ...]) -> list[str]:
     return [need.collector for need in needs if need.points == ("model",)]
 
 
@@ -102,14 +102,14 @@ def write_stats(
     checkpoint: Checkpoint,
     digest: str,
     methods: list[Method],
-    source: Source,
+    source: Calibration,
     *,
     skip: int | None,
     compat: bool,
     compute: Compute,
     output: Output,
     report: Report,
-) -> Made:
+) -> Result:
     """Collect what `methods` read into a file; memory holds the statistics of one layer."""
     needs = union(methods, compat)
     options = {
@@ -134,7 +134,7 @@ def write_stats(
     return _write(
         out,
         lambda: collect(checkpoint, found, needs, skip, compute, report),
-        Recorder("calibrate", output.argv),
+        SidecarBuilder("calibrate", output.argv),
         output,
         kind="stats",
         options=options,
@@ -157,7 +157,7 @@ def calibrate(
     compute: Compute | None = None,
     output: Output | None = None,
     report: Report = SILENT,
-) -> Made:
+) -> Result:
     """Collect what `methods` read, of the dense model on D, into OUT.safetensors.
 
     `amount` is for methods that try what they remove (minitron-depth).

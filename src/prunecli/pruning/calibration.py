@@ -24,7 +24,7 @@ MAKERS = {"stats": "calibrate", "scores": "score"}
 
 
 @dataclass
-class Source:
+class Calibration:
     """Where a step's statistics or scores come from, known before anything is computed.
 
     Either `tensors` of a file, or `found`, tokens that are yet to be run through the model.
@@ -38,7 +38,7 @@ class Source:
     options: Mapping[str, Any] | None = None
 
 
-def open_source(path: str, kind: Kind, digest: str) -> Source:
+def open_source(path: str, kind: Kind, digest: str) -> Calibration:
     """Open a file of statistics or scores made from the model with this digest.
 
     Raises InputError if it is of another kind, of another model, or damaged.
@@ -54,10 +54,10 @@ def open_source(path: str, kind: Kind, digest: str) -> Source:
     if "calibration" in roles:
         inputs.append(roles["calibration"])
     calibration = record.results.get("calibration_tokens", 0)
-    return Source(inputs, calibration, TensorFile(file), options=record.options)
+    return Calibration(inputs, calibration, TensorFile(file), options=record.options)
 
 
-def read_tokens(checkpoint: Checkpoint, data: Data, report: Report) -> Source:
+def read_tokens(checkpoint: Checkpoint, data: Data, report: Report) -> Calibration:
     """Read D, to be run through this model."""
     found = windows.load(
         data,
@@ -67,7 +67,7 @@ def read_tokens(checkpoint: Checkpoint, data: Data, report: Report) -> Source:
         part="calibration",
         report=report,
     )
-    return Source(
+    return Calibration(
         [sidecar.tokens_input("calibration", found.meta, found.windows)],
         found.ids.numel(),
         found=found,
@@ -76,7 +76,7 @@ def read_tokens(checkpoint: Checkpoint, data: Data, report: Report) -> Source:
 
 def open_stats(
     path: str, checkpoint: Checkpoint, digest: str, method: Method, compat: bool
-) -> Source:
+) -> Calibration:
     """Open a file of statistics, and make sure that it holds what `method` reads."""
     source = open_source(path, "stats", digest)
     assert source.tensors is not None

@@ -104,7 +104,7 @@ def channels(values: Values, axis: str, i: int | None, arch: Arch) -> Tensor | N
     return gates.repeat_interleave(arch.length(axis) // len(gates)) if gates.dim() else gates
 
 
-class Gated(NamedTuple):
+class MaskedOutput(NamedTuple):
     """Which gates multiply what a module of layer `i` gives, or what it reads."""
 
     axes: tuple[str, ...]
@@ -117,20 +117,20 @@ class Gated(NamedTuple):
         return reduce(mul, known) if known else None
 
 
-def outputs(arch: Arch) -> dict[str, Gated]:
+def outputs(arch: Arch) -> dict[str, MaskedOutput]:
     """Return the modules whose outputs are gated: all that norms and writes the residual stream."""
-    found = {name: Gated(("hidden",)) for name in (EMBEDDING, LAST)}
+    found = {name: MaskedOutput(("hidden",)) for name in (EMBEDDING, LAST)}
     for i in range(arch.layers):
         layer = f"model.layers.{i}."
-        found |= {layer + norm: Gated(("hidden",)) for norm in arch.norms()}
-        found |= {layer + writer: Gated(("layers", "hidden"), i) for writer in arch.writers}
+        found |= {layer + norm: MaskedOutput(("hidden",)) for norm in arch.norms()}
+        found |= {layer + writer: MaskedOutput(("layers", "hidden"), i) for writer in arch.writers}
     return found
 
 
-def inputs(arch: Arch) -> dict[str, Gated]:
+def inputs(arch: Arch) -> dict[str, MaskedOutput]:
     """Return the modules whose inputs are gated: readers of what heads and FFN channels give."""
     return {
-        f"model.layers.{i}.{arch.module(point)}": Gated((axis,), i)
+        f"model.layers.{i}.{arch.module(point)}": MaskedOutput((axis,), i)
         for i in range(arch.layers)
         for point, axis in (("o", "heads"), ("down", "ffn"))
     }
@@ -148,7 +148,7 @@ def attach(
     if not embedding:
         del gated_outputs[EMBEDDING]
 
-    def times(gated: Gated, x: Tensor) -> Tensor:
+    def times(gated: MaskedOutput, x: Tensor) -> Tensor:
         factor = gated.factor(values(), arch)
         return x if factor is None else x * factor.to(x.dtype)
 
@@ -193,7 +193,7 @@ def attach(
     return handles
 
 
-class Folded(Reader):
+class MergedMasks(Reader):
     """Weights with gates multiplied in: reads like a checkpoint, of the same shape as `source`.
 
     `official`: the output head is multiplied by the hidden gates too, beside the norm before it.
@@ -204,7 +204,7 @@ class Folded(Reader):
         self._tensors = source.arch.tensors()
         self._outputs, self._inputs = outputs(source.arch), inputs(source.arch)
         if official:
-            self._inputs[HEAD] = Gated(("hidden",))
+            self._inputs[HEAD] = MaskedOutput(("hidden",))
         elif source.arch.tied:
             # the head gets its gates with the embedding
             del self._outputs[LAST]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prunecli.data import rows as row_sets
 from prunecli.data import windows
-from prunecli.data.joined import Joined, Windows
+from prunecli.data.joined import ConcatRows, WindowRows
 from prunecli.data.rows import Rows
 from prunecli.errors import InputError, Stopped, UsageError
 from prunecli.files import provenance, sidecar
@@ -23,19 +23,19 @@ from prunecli.model import stream
 from prunecli.model.checkpoint import Checkpoint, Reader
 from prunecli.pruning import gates, surgery
 from prunecli.pruning.gates import Values
-from prunecli.pruning.plan import Decision, Plan
-from prunecli.pruning.sheared import Gates, Shearing
+from prunecli.pruning.plan import Plan, Selection
+from prunecli.pruning.sheared import HardConcreteMasks, ShearedObjective
 from prunecli.pruning.sizes import Sizes
 from prunecli.report import Report
 from prunecli.settings import Compute, Data, Training
 from prunecli.training import config, schedule
 from prunecli.training import objective as models
 from prunecli.training.distributed import Ranks
-from prunecli.training.domains import Mixture
+from prunecli.training.domains import DomainMixture
 from prunecli.training.fixed_masks import Masks
 from prunecli.training.log import curve, final
-from prunecli.training.loop import Loop, Step
-from prunecli.training.trainer import Run
+from prunecli.training.loop import Loop, StepMetrics
+from prunecli.training.trainer import Trainer
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +50,7 @@ WEIGHTS = "weights.safetensors"
 
 
 @dataclass(frozen=True)
-class Lesson:
+class ResolvedMaskTraining:
     """A run with every default resolved: its rows, its steps, and what is recorded of it.
 
     `dtype` is the compute type, `calibration` are the inputs that rows come from; `trained` is None
@@ -59,14 +59,14 @@ class Lesson:
     quirks of the official code.
     """
 
-    rows: Joined
+    rows: ConcatRows
     steps: int
     options: Mapping[str, Any]
     seed: int
     dtype: str
     calibration: list[Input]
     trained: Trained | None
-    looked: list[Rows | Windows]
+    looked: list[Rows | WindowRows]
     held_out: list[Input]
     official: bool
 
@@ -114,7 +114,7 @@ def prepare(
     compute: Compute,
     report: Report,
     official: bool = False,
-) -> Lesson:
+) -> ResolvedMaskTraining:
     """Return a run over D and other domains: `tokens`, or one pass over them, 300 steps at least.
 
     Rows that `tokenize` made are read as they are needed. Of several domains the last rows of each
@@ -138,7 +138,7 @@ def prepare(
     held_out = [_held_out(*one) for one in opened] if len(opened) > 1 else []
     for number, (kept, _) in enumerate(held_out):
         opened[number] = _some(0, len(opened[number][0]) - len(kept), *opened[number])
-    rows = Joined([found for found, _ in opened])
+    rows = ConcatRows([found for found, _ in opened])
     per_step = batch_size * rows.seq_len
     steps = max(len(rows) // batch_size, SHORTEST)
     if options["tokens"] is not None:
@@ -155,19 +155,19 @@ def prepare(
         report.note(f"D is read {times:.1f} times: {steps} steps of {batch_size} x {rows.seq_len}")
     if len(opened) == 1 and needed < len(rows):
         opened = [_some(0, needed, *opened[0])]
-        rows = Joined([opened[0][0]])
+        rows = ConcatRows([opened[0][0]])
     calibration = [entry for _, entry in opened]
     trained = None
     if not options["freeze_weights"]:
         trained = _trained(calibration, len(rows), needed * rows.seq_len)
     dtype = config.dtype_of(compute)
     looked, told = [found for found, _ in held_out], [entry for _, entry in held_out]
-    return Lesson(
+    return ResolvedMaskTraining(
         rows, steps, options, data.seed, dtype, calibration, trained, looked, told, official
     )
 
 
-def _open(checkpoint: Checkpoint, data: Data, report: Report) -> tuple[Rows | Windows, Input]:
+def _open(checkpoint: Checkpoint, data: Data, report: Report) -> tuple[Rows | WindowRows, Input]:
     """Return a D to learn on, and what is recorded of it."""
     folder = str(checkpoint.folder)
     if row_sets.is_rows(data.source):
@@ -183,23 +183,23 @@ def _open(checkpoint: Checkpoint, data: Data, report: Report) -> tuple[Rows | Wi
         part="calibration",
         report=report,
     )
-    return Windows(drawn.ids), sidecar.tokens_input("calibration", drawn.meta, drawn.windows)
+    return WindowRows(drawn.ids), sidecar.tokens_input("calibration", drawn.meta, drawn.windows)
 
 
 def _some(
-    first: int, stop: int, rows: Rows | Windows, entry: Input
-) -> tuple[Rows | Windows, Input]:
+    first: int, stop: int, rows: Rows | WindowRows, entry: Input
+) -> tuple[Rows | WindowRows, Input]:
     """Return rows `first` to `stop` - 1 of a D, and what is recorded of these: no more are read."""
     told = {**(entry.model_extra or {}), "nsamples": stop - first}
-    if isinstance(rows, Windows):
+    if isinstance(rows, WindowRows):
         told["windows"] = told["windows"][first:stop]
-        return Windows(rows.ids[first:stop]), entry.model_copy(update=told)
+        return WindowRows(rows.ids[first:stop]), entry.model_copy(update=told)
     told["range"] = [rows.start + first, rows.start + stop]
     part = replace(rows, start=rows.start + first, stop=rows.start + stop)
     return part, entry.model_copy(update=told)
 
 
-def _held_out(rows: Rows | Windows, entry: Input) -> tuple[Rows | Windows, Input]:
+def _held_out(rows: Rows | WindowRows, entry: Input) -> tuple[Rows | WindowRows, Input]:
     """Return the rows of a domain that are kept for its loss, and what is recorded of these."""
     if len(rows) < 2:
         source = (entry.model_extra or {})["source"]
@@ -228,7 +228,7 @@ def _trained(calibration: list[Input], rows: int, count: int) -> Trained:
 
 
 @dataclass(frozen=True)
-class Learned:
+class MaskTrainingResult:
     """What a run has learned: what stays, the weights with gates folded in, and its figures."""
 
     plan: Plan
@@ -251,7 +251,7 @@ class _Kept(Reader):
 def learn(
     checkpoint: Checkpoint,
     sizes: Sizes,
-    lesson: Lesson,
+    lesson: ResolvedMaskTraining,
     folder: Path,
     ranks: Ranks,
     *,
@@ -259,7 +259,7 @@ def learn(
     compute: Compute,
     report: Report,
     stop: Callable[[], bool],
-) -> Learned:
+) -> MaskTrainingResult:
     """Learn masks for these sizes, and the weights with them; all processes take part.
 
     The state lies in `folder`, which the user knows as `name`, and is gone on from; the weights are
@@ -267,20 +267,20 @@ def learn(
     raised. Raises NotANumber where the loss is none.
     """
     options, rows = lesson.options, lesson.rows
-    masks = Gates(checkpoint.arch, sizes, lesson.seed)
+    masks = HardConcreteMasks(checkpoint.arch, sizes, lesson.seed)
     dtype, share = getattr(torch, lesson.dtype), options["mask_lr"] / options["lr"]
 
-    def make(model: nn.Module, teacher: nn.Module | None) -> Shearing:
-        return Shearing(model, checkpoint.arch, masks, dtype, share, lesson.official)
+    def make(model: nn.Module, teacher: nn.Module | None) -> ShearedObjective:
+        return ShearedObjective(model, checkpoint.arch, masks, dtype, share, lesson.official)
 
     objective = models.assemble(
         checkpoint, None, ranks, make,
         recompute=options["activation_checkpointing"], frozen=options["freeze_weights"],
     )  # fmt: skip
-    assert isinstance(objective, Shearing)
+    assert isinstance(objective, ShearedObjective)
     mixture = None
     if lesson.looked:
-        mixture = Mixture(rows.sizes, lesson.seed, shares_of(options, len(rows.sizes)))
+        mixture = DomainMixture(rows.sizes, lesson.seed, shares_of(options, len(rows.sizes)))
     settings = Training("", seed=lesson.seed, weight_decay=0.0, warmup=0.1)
     loop = Loop(
         objective, rows, settings, Masks(objective.model, ()), ranks,
@@ -293,14 +293,14 @@ def learn(
         reference = _domain_losses(checkpoint, lesson.looked, compute)
         mixing = _Mixing(mixture, lesson.looked, options["domain_every"], reference)
 
-    def line_of(step: int, done: Step) -> dict[str, Any]:
+    def line_of(step: int, done: StepMetrics) -> dict[str, Any]:
         if mixing is None or (step + 1) % mixing.every:
             return {}
         mixing.look(loop)
         return {"weights": mixing.mixture.weights.tolist()}
 
     every = -(-lesson.steps // STATES)
-    run = Run(folder, name, "learning masks", every, 1, True, report, stop)
+    run = Trainer(folder, name, "learning masks", every, 1, True, report, stop)
     try:
         lines = run.take(loop, line_of, lambda line: report.live(f"loss {line['loss']:.4f}"))
         values, figures = masks.settled(), masks.figures()
@@ -321,16 +321,16 @@ def learn(
         **figures,
         "domain_weights": None if mixture is None else mixture.weights.tolist(),
     }
-    folded = gates.Folded(weights, values, lesson.official)
-    return Learned(gates.plan_of(values), folded, values, results)
+    folded = gates.MergedMasks(weights, values, lesson.official)
+    return MaskTrainingResult(gates.plan_of(values), folded, values, results)
 
 
 @dataclass
 class _Mixing:
     """When and by what a mixture of domains changes; `reference` are the parent's losses [D]."""
 
-    mixture: Mixture
-    looked: list[Rows | Windows]
+    mixture: DomainMixture
+    looked: list[Rows | WindowRows]
     every: int
     reference: Tensor
 
@@ -340,18 +340,18 @@ class _Mixing:
         self.mixture.update(torch.tensor(losses, dtype=torch.float64), self.reference)
 
 
-def _all(rows: Rows | Windows) -> Tensor:
+def _all(rows: Rows | WindowRows) -> Tensor:
     """Return all rows: int64 [N, T]."""
     return rows.read(range(rows.start, rows.start + len(rows)))
 
 
 def _domain_losses(
-    checkpoint: Checkpoint, looked: list[Rows | Windows], compute: Compute
+    checkpoint: Checkpoint, looked: list[Rows | WindowRows], compute: Compute
 ) -> Tensor:
     """Return the parent's loss on every domain [D], in nats per token."""
     from prunecli.model.stream import sequence_losses
 
-    runner = stream.Runner(checkpoint, compute)
+    runner = stream.LayerStream(checkpoint, compute)
     found = []
     for rows in looked:
         ids = _all(rows)
@@ -374,8 +374,8 @@ def _keep(model: nn.Module, path: Path, ranks: Ranks) -> None:
 
 def judge(
     checkpoint: Checkpoint,
-    lesson: Lesson,
-    learned: Learned,
+    lesson: ResolvedMaskTraining,
+    learned: MaskTrainingResult,
     *,
     compute: Compute,
     report: Report,
@@ -393,7 +393,7 @@ def judge(
     def loss(reader: Reader, plan: Plan) -> float:
         if stop():
             raise Stopped("stopped, with all masks learned", "the same command goes on")
-        runner = stream.Runner(surgery.Child(reader, plan, shape), compute, report)
+        runner = stream.LayerStream(surgery.Child(reader, plan, shape), compute, report)
         return float(sequence_losses(runner, judged).sum()) / judged[:, 1:].numel()
 
     losses: dict[str, Any] = {
@@ -431,14 +431,14 @@ def _random(values: Values, seed: int) -> list[dict[str, Tensor]]:
 def learned(
     checkpoint: Checkpoint,
     sizes: Sizes,
-    lesson: "Lesson",
+    lesson: "ResolvedMaskTraining",
     folder: Path,
     *,
     name: str,
     compute: Compute,
     report: Report,
     stop: Callable[[], bool],
-) -> "Learned | None":
+) -> "MaskTrainingResult | None":
     """Learn what stays, with state and weights in `folder`, which the user knows as `name`.
 
     All processes of `torchrun` take part; the first one gets what was learned, the others None.
@@ -458,13 +458,13 @@ def learned(
 def judged(
     method: Method,
     checkpoint: Checkpoint,
-    lesson: "Lesson",
-    found: "Learned",
+    lesson: "ResolvedMaskTraining",
+    found: "MaskTrainingResult",
     *,
     compute: Compute,
     report: Report,
     stop: Callable[[], bool],
-) -> Decision:
+) -> Selection:
     """Decide as it was learned, having looked how well that is; Stopped when `stop` says so."""
 
     losses = judge(checkpoint, lesson, found, compute=compute, report=report, stop=stop)
@@ -472,4 +472,4 @@ def judged(
     if lesson.trained is None:
         # a variant is no run of the method, in tables neither
         results["method"] = f"{method.name}-frozen"
-    return Decision(found.plan, found.weights, results=results)
+    return Selection(found.plan, found.weights, results=results)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from prunecli.files.tensorfile import Tensors, torch_dtype
 from prunecli.methods._base import Method
 from prunecli.model.checkpoint import Checkpoint
-from prunecli.model.pattern import Pattern
-from prunecli.pruning.calibration import Source
-from prunecli.pruning.request import Request
+from prunecli.model.pattern import SparsityPattern
+from prunecli.pruning.calibration import Calibration
+from prunecli.pruning.request import PruneRequest
 from prunecli.pruning.score import at_point
 from prunecli.report import Report
 from prunecli.settings import Compute
@@ -27,9 +27,9 @@ class Sparsifier:
     tenfold; it is known when the stream has ended.
     """
 
-    request: Request
+    request: PruneRequest
     checkpoint: Checkpoint
-    pattern: Pattern
+    pattern: SparsityPattern
     compute: Compute
     report: Report
     damped: dict[str, int] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Sparsifier:
         """What its formulas are told."""
         return {**self.request.options, "compat": self.request.compat}
 
-    def stream(self, source: Source) -> "Iterator[tuple[str, torch.Tensor]]":
+    def stream(self, source: Calibration) -> "Iterator[tuple[str, torch.Tensor]]":
         """Yield every tensor, block linears with zeros; weights after their update."""
         import torch
 
@@ -56,7 +56,7 @@ class Sparsifier:
         checkpoint, arch = self.checkpoint, self.checkpoint.arch
         walk: Iterator[tuple[int, nn.Module | None, Tensors]]
         if source.found is not None:
-            runner = stream.Runner(checkpoint, self.compute, self.report)
+            runner = stream.LayerStream(checkpoint, self.compute, self.report)
             needs = self.method.needed(self.request.compat)
             walk = iter(_hooks.layerwise(runner, source.found.ids, needs))
         else:

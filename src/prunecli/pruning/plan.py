@@ -196,7 +196,7 @@ def plan_results(plan: Plan, arch: Arch, child: Arch) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Decision:
+class Selection:
     """What stays of which weights, the means that its biases need, and what else to report."""
 
     plan: Plan

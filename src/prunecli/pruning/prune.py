@@ -14,25 +14,25 @@ from typing import TYPE_CHECKING, Any
 from prunecli.errors import InputError, UsageError
 from prunecli.files import output as place
 from prunecli.files import sidecar
-from prunecli.files.sidecar import Input, Kind, Recorder, Sidecar
+from prunecli.files.sidecar import Input, Kind, Sidecar, SidecarBuilder
 from prunecli.files.tensorfile import TensorFile, Tensors
 from prunecli.methods import registry
 from prunecli.methods._base import Method
 from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint, Reader
 from prunecli.model.device import check_device, settled
-from prunecli.model.pattern import Pattern
-from prunecli.model.write import Written, size_results, write_tensors
+from prunecli.model.pattern import SparsityPattern
+from prunecli.model.write import WriteSummary, size_results, write_tensors
 from prunecli.pruning import allocate, rotate, surgery
 from prunecli.pruning.calibrate import collect, merged, of_amount, write_stats
-from prunecli.pruning.calibration import Source, open_source, open_stats, read_tokens
+from prunecli.pruning.calibration import Calibration, open_source, open_stats, read_tokens
 from prunecli.pruning.masks import Sparsifier
-from prunecli.pruning.plan import Decision, plan_results, read_plan
+from prunecli.pruning.plan import Selection, plan_results, read_plan
 from prunecli.pruning.request import (
     PLAN,
     SCORES,
     STATS,
-    Request,
+    PruneRequest,
     planned_with,
     prepare,
     scored_with,
@@ -41,7 +41,7 @@ from prunecli.pruning.request import (
 from prunecli.pruning.score import layer_scores, score_options, scores_of, write_scores
 from prunecli.pruning.sizes import Sizes
 from prunecli.report import SILENT, Report
-from prunecli.settings import BATCH_TOKENS, Amount, Compute, Data, Made, Output
+from prunecli.settings import BATCH_TOKENS, Amount, Compute, Data, Output, Result
 from prunecli.training import world
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def prune(
     restart: bool = False,
     report: Report = SILENT,
     stop: Callable[[], bool] = lambda: False,
-) -> Made:
+) -> Result:
     """Prune the model IN into the folder OUT (or, with `plan_only`, write the plan to OUT.json).
 
     Give `method` and `amount`, or `plan`. `stats` or `scores` skip the steps before them; a plan
@@ -83,7 +83,7 @@ def prune(
     """
     compute, output = compute or Compute(), output or Output()
     check_device(compute)
-    recorder = Recorder("prune", output.argv)
+    recorder = SidecarBuilder("prune", output.argv)
     data, chosen, settings = data or Data(), None, dict(options or {})
     if method is not None:
         chosen = registry.get(method)
@@ -100,7 +100,7 @@ def prune(
         settings = chosen.resolve(settings)
     elif settings or recipe:
         raise UsageError("method options and recipes need a --method")
-    request = Request(
+    request = PruneRequest(
         chosen, settings, amount or Amount(), data, stats, scores, plan, plan_only, keep, compat,
         given=dict(options or {}),
     )  # fmt: skip
@@ -132,7 +132,9 @@ def prune(
     digest = checkpoint.digest(report)
     decider = Decider(request, checkpoint, digest, compute, output, report)
     source = (
-        decider.source() if lesson is None else Source(lesson.inputs, lesson.calibration_tokens)
+        decider.source()
+        if lesson is None
+        else Calibration(lesson.inputs, lesson.calibration_tokens)
     )
     inputs = [checkpoint.as_input(digest), *source.inputs]
     key = sidecar.key("plan" if plan_only else "checkpoint", resolved, inputs)
@@ -143,7 +145,7 @@ def prune(
     if learns:
         place.check_partial(out, key, restart)
     if output.dry_run:
-        return Made(out, results=expected)
+        return Result(out, results=expected)
 
     def record(kind: Kind, outputs: dict[str, Any], results: dict[str, Any]) -> Sidecar:
         return recorder.sidecar(
@@ -178,7 +180,7 @@ def prune(
             name=f"{out.rstrip('/')}.partial", compute=compute, report=report, stop=stop,
         )  # fmt: skip
         if found is None:
-            return Made(out)
+            return Result(out)
         decision = judged(
             chosen, checkpoint, lesson, found, compute=compute, report=report, stop=stop
         )
@@ -187,7 +189,7 @@ def prune(
     return made
 
 
-def _sparse(out: str, sparsifier: Sparsifier, source: Source, record: Record) -> Made:
+def _sparse(out: str, sparsifier: Sparsifier, source: Calibration, record: Record) -> Result:
     """Write a checkpoint with weights set to zero."""
     checkpoint = sparsifier.checkpoint
 
@@ -200,7 +202,7 @@ def _sparse(out: str, sparsifier: Sparsifier, source: Source, record: Record) ->
     )
 
 
-def _cut(out: str, decision: Decision, decider: "Decider", record: Record) -> Made:
+def _cut(out: str, decision: Selection, decider: "Decider", record: Record) -> Result:
     """Carry out a decision: a checkpoint, or the plan alone."""
     request, checkpoint, report = decider.request, decider.checkpoint, decider.report
     arch, plan = checkpoint.arch, decision.plan
@@ -215,7 +217,7 @@ def _cut(out: str, decision: Decision, decider: "Decider", record: Record) -> Ma
     kept = record("plan", {"params": shape.total_params}, {**results, **plan.to_json()})
     if request.plan_only:
         place.write_json(out, kept.text())
-        return Made(out, kept.dump(), kept.results)
+        return Result(out, kept.dump(), kept.results)
     if PLAN in request.kept:
         place.write_json(f"{request.keep}/{PLAN}", kept.text())
     child = surgery.Child(decision.weights, plan, shape, decision.tensors, request.biased)
@@ -235,8 +237,8 @@ def _write(
     results: Callable[[], dict[str, Any]],
     record: Record,
     report: Report,
-    pattern: Pattern | None = None,
-) -> Made:
+    pattern: SparsityPattern | None = None,
+) -> Result:
     """Write the child's tensors as they come, stored and sharded as the parent's."""
     specs = {name: child.specs[name] for name in child.arch.tensors()}
     shards = [checkpoint.shard(surgery.stored_beside(name, checkpoint)) for name in specs]
@@ -249,10 +251,10 @@ def _write(
         )
         written.finish(made, checkpoint.tag_along())
     _summarise(made.results, report)
-    return Made(out, made.dump(), made.results)
+    return Result(out, made.dump(), made.results)
 
 
-def _results(parent: Arch, child: Arch, written: Written) -> dict[str, Any]:
+def _results(parent: Arch, child: Arch, written: WriteSummary) -> dict[str, Any]:
     """Return what every pruned checkpoint reports."""
     before = parent.total_params
     embedding, old = (a.params()["embedding"] + a.params()["head"] for a in (child, parent))
@@ -277,7 +279,7 @@ def _summarise(results: dict[str, Any], report: Report) -> None:
 class Decider:
     """Decides for one request to `prune`; `digest` is the model's."""
 
-    request: Request
+    request: PruneRequest
     checkpoint: Checkpoint
     digest: str
     compute: Compute
@@ -290,7 +292,7 @@ class Decider:
         assert self.request.method is not None
         return self.request.method
 
-    def source(self) -> Source:
+    def source(self) -> Calibration:
         """Return where statistics, scores or the plan come from; nothing is computed yet."""
         request, method = self.request, self.request.method
         plan_inputs: list[Input] = []
@@ -304,9 +306,9 @@ class Decider:
             # what the plan was decided on
             seen = [e for e in (made.inputs if made else []) if e.role == "calibration"]
             if not request.biased:
-                return Source([*plan_inputs, *seen], sum(map(_tokens, seen)))
+                return Calibration([*plan_inputs, *seen], sum(map(_tokens, seen)))
         if method is None or not method.needs:
-            return Source([], tensors={})
+            return Calibration([], tensors={})
         if request.scores is not None:
             found = open_source(request.scores, "scores", self.digest)
             scored = (found.options or {})["options"]["compat"]
@@ -321,18 +323,18 @@ class Decider:
         else:
             found = read_tokens(self.checkpoint, request.data, self.report)
         more = [entry for entry in seen if entry not in found.inputs]
-        return Source(
+        return Calibration(
             [*plan_inputs, *more, *found.inputs],
             found.calibration + sum(map(_tokens, more)),
             found.tensors,
             found.found,
         )
 
-    def decide(self, source: Source, sizes: Sizes | None) -> Decision:
+    def decide(self, source: Calibration, sizes: Sizes | None) -> Selection:
         """Return what stays, and out of which weights; `sizes` are None for a plan."""
         request, arch = self.request, self.checkpoint.arch
         if request.plan is not None and not request.biased:
-            return Decision(read_plan(request.plan)[0], self.checkpoint)
+            return Selection(read_plan(request.plan)[0], self.checkpoint)
         method = self.method
         skip = None if sizes is None else arch.layers - sizes.layers
         options = score_options(method, request.options, request.compat)
@@ -344,16 +346,16 @@ class Decider:
         else:
             if request.plan is not None:
                 stats = self._stats(source, skip)
-                return Decision(read_plan(request.plan)[0], self.checkpoint, stats)
+                return Selection(read_plan(request.plan)[0], self.checkpoint, stats)
             scores = self._scores(source, skip, options)
         assert sizes is not None
         plan = allocate.plan(method, sizes, scores, arch, request.structure)
         weights: Reader = self.checkpoint
         if method.rotates:
             weights = rotate.Rotated(weights, scores["rotation"], sizes.hidden)
-        return Decision(plan, weights, scores)
+        return Selection(plan, weights, scores)
 
-    def _stats(self, source: Source, skip: int | None) -> Tensors:
+    def _stats(self, source: Calibration, skip: int | None) -> Tensors:
         if source.tensors is not None:
             return source.tensors
         assert source.found is not None
@@ -377,7 +379,7 @@ class Decider:
         )
         return TensorFile(Path(path))
 
-    def _scores(self, source: Source, skip: int | None, options: dict[str, Any]) -> Tensors:
+    def _scores(self, source: Calibration, skip: int | None, options: dict[str, Any]) -> Tensors:
         if SCORES not in self.request.kept:
             return scores_of(self.method, self.checkpoint, self._stats(source, skip), options)
         path = f"{self.request.keep}/{SCORES}"
@@ -396,7 +398,7 @@ class Decider:
         return TensorFile(Path(path))
 
     def _score_layerwise(
-        self, source: Source, sizes: Sizes, options: dict[str, Any]
+        self, source: Calibration, sizes: Sizes, options: dict[str, Any]
     ) -> "dict[str, torch.Tensor]":
         """Score units layer by layer, each on what its pruned predecessors give.
 
@@ -410,7 +412,7 @@ class Decider:
         from prunecli.model import stream
         from prunecli.pruning.stats import _hooks
 
-        runner = stream.Runner(self.checkpoint, self.compute, self.report)
+        runner = stream.LayerStream(self.checkpoint, self.compute, self.report)
         scores: dict[str, torch.Tensor] = {}
         for i, layer, stats in _hooks.layerwise(
             runner, source.found.ids, self.method.needed(self.request.compat)

@@ -11,7 +11,7 @@ from prunecli.errors import InputError, UsageError
 from prunecli.files import sidecar
 from prunecli.methods._base import Method, Setting, domains_of
 from prunecli.model.checkpoint import Checkpoint, check_holds
-from prunecli.model.pattern import Pattern
+from prunecli.model.pattern import SparsityPattern
 from prunecli.pruning import rotate
 from prunecli.pruning.plan import plan_results, read_plan
 from prunecli.pruning.sizes import Sizes, block_params, resolve_pattern, resolve_sizes
@@ -24,7 +24,7 @@ STATS, SCORES, PLAN = "stats.safetensors", "scores.safetensors", "plan.json"
 
 
 @dataclass(frozen=True)
-class Request:
+class PruneRequest:
     """What `prune` was asked for, before anything is read."""
 
     method: Method | None
@@ -150,18 +150,18 @@ def planned_with(path: str, method: Method, given: Mapping[str, Any]) -> dict[st
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PruneTarget:
     """A request checked against a model: what will be recorded, and what to expect."""
 
     options: dict[str, Any]
     granularity: str
     expected: dict[str, Any]
     bytes: int
-    pattern: Pattern | None = None
+    pattern: SparsityPattern | None = None
     sizes: Sizes | None = None
 
 
-def prepare(request: Request, checkpoint: Checkpoint) -> Prepared:
+def prepare(request: PruneRequest, checkpoint: Checkpoint) -> PruneTarget:
     """Check a request against a model; raise UsageError or InputError for what cannot be done."""
     arch, method = checkpoint.arch, request.method
     size = sum(spec.bytes for spec in checkpoint.specs.values())
@@ -178,14 +178,14 @@ def prepare(request: Request, checkpoint: Checkpoint) -> Prepared:
         check_holds(arch)
         options |= {"ratio": pattern.ratio, "sparsity": str(pattern)}
         expected = {"ratio": pattern.ratio, "params": arch.total_params, "sizes": arch.sizes}
-        return Prepared(options, f"{method.granularity}, {pattern}", expected, size, pattern)
+        return PruneTarget(options, f"{method.granularity}, {pattern}", expected, size, pattern)
     granularity = method.granularity if method else "as planned"
     if request.plan is not None:
         plan, _ = read_plan(request.plan)
         plan.check(arch)
         child = plan.child(arch, request.biased)
         check_holds(child, OTHER_SHAPE)
-        return Prepared(options, granularity, plan_results(plan, arch, child), size)
+        return PruneTarget(options, granularity, plan_results(plan, arch, child), size)
     assert method is not None
     if method.rotates and arch.family.behind:
         raise InputError(
@@ -216,10 +216,10 @@ def prepare(request: Request, checkpoint: Checkpoint) -> Prepared:
         "sizes": child.sizes,
         "container": child.config["model_type"],
     }
-    return Prepared(options, granularity, expected, size, sizes=sizes)
+    return PruneTarget(options, granularity, expected, size, sizes=sizes)
 
 
-def _refuse_idle(request: Request, checkpoint: Checkpoint, **known: Any) -> None:
+def _refuse_idle(request: PruneRequest, checkpoint: Checkpoint, **known: Any) -> None:
     """Raise UsageError for options that change nothing beside the others, on this model."""
     assert request.method is not None
     stored = {checkpoint.specs[name].dtype for name in checkpoint.specs if ".layers." in name}

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunecli.errors import UsageError
 from prunecli.files.artefact import write_tensor_file as _write
-from prunecli.files.sidecar import Recorder
+from prunecli.files.sidecar import SidecarBuilder
 from prunecli.files.tensorfile import (
     Tensors,
 )
@@ -15,9 +15,9 @@ from prunecli.model import memory
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.device import check_device, settled
 from prunecli.pruning.calibrate import collect, merged, skipped
-from prunecli.pruning.calibration import Source, check_file, open_stats, read_tokens
+from prunecli.pruning.calibration import Calibration, check_file, open_stats, read_tokens
 from prunecli.report import SILENT, Report
-from prunecli.settings import Amount, Compute, Data, Made, Output
+from prunecli.settings import Amount, Compute, Data, Output, Result
 
 if TYPE_CHECKING:
     import torch
@@ -28,14 +28,14 @@ def write_scores(
     checkpoint: Checkpoint,
     digest: str,
     method: Method,
-    source: Source,
+    source: Calibration,
     stats: Callable[[], Tensors],
     *,
     skip: int | None,
     options: dict[str, Any],
     compute: Compute,
     output: Output,
-) -> Made:
+) -> Result:
     """Score a model by its statistics, into a file; they are asked for if it is not there yet.
 
     What statistics depend on is recorded where they come from tokens; a file of them says so
@@ -45,7 +45,7 @@ def write_scores(
     return _write(
         out,
         lambda: iter([scores_of(method, checkpoint, stats(), options)]),
-        Recorder("score", output.argv),
+        SidecarBuilder("score", output.argv),
         output,
         kind="scores",
         options={"method": method.name, "options": options, **of_tokens},
@@ -68,7 +68,7 @@ def score(
     compute: Compute | None = None,
     output: Output | None = None,
     report: Report = SILENT,
-) -> Made:
+) -> Result:
     """Turn statistics into importances, higher = keep, one vector per axis and layer.
 
     Without `stats` they are collected from D first. Raises UsageError for methods that score
@@ -100,7 +100,7 @@ def score(
     if stats is not None:
         source = open_stats(stats, checkpoint, digest, chosen, compat)
     elif not chosen.needs:
-        source = Source([], tensors={})
+        source = Calibration([], tensors={})
     else:
         source = read_tokens(checkpoint, data or Data(), report)
 

@@ -18,7 +18,7 @@ from prunecli.data.rows import place_of
 from prunecli.errors import InputError, NotANumber, UsageError
 from prunecli.files import output as place
 from prunecli.files import sidecar
-from prunecli.files.sidecar import Recorder
+from prunecli.files.sidecar import SidecarBuilder
 from prunecli.files.tensorfile import TensorFile, Tensors
 from prunecli.measuring import perplexity
 from prunecli.methods import registry
@@ -29,17 +29,17 @@ from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.device import check_device, settled
 from prunecli.pruning import allocate, grid, surgery
 from prunecli.pruning.calibrate import collect, merged
-from prunecli.pruning.calibration import Source, open_source, read_tokens
+from prunecli.pruning.calibration import Calibration, open_source, read_tokens
 from prunecli.pruning.grid import Budget
 from prunecli.pruning.request import SCORES
 from prunecli.pruning.score import score_options, write_scores
 from prunecli.pruning.sizes import Sizes, protected_layers, resolve_sizes
 from prunecli.report import SILENT, Report
-from prunecli.settings import BATCH_TOKENS, Amount, Compute, Data, Made, Output
+from prunecli.settings import BATCH_TOKENS, Amount, Compute, Data, Output, Result
 from prunecli.training import world
 
 if TYPE_CHECKING:
-    from prunecli.pruning.mask_training import Lesson
+    from prunecli.pruning.mask_training import ResolvedMaskTraining
 GRID, DEFAULT = "grid", "default"
 
 
@@ -88,7 +88,7 @@ def search_arch(
     output: Output | None = None,
     report: Report = SILENT,
     stop: Callable[[], bool] = lambda: False,
-) -> Made:
+) -> Result:
     """Search the shape of least loss within one budget and write it to OUT.json, for `--arch`.
 
     `multiple` is what hidden and FFN sizes are multiples of (128 at hidden 4096, less below). The
@@ -100,7 +100,7 @@ def search_arch(
     compute, output = compute or Compute(), output or Output()
     check_device(compute)
     data, eval_data = data or Data(), eval_data or Data()
-    recorder = Recorder("search-arch", output.argv)
+    recorder = SidecarBuilder("search-arch", output.argv)
     if not out.endswith(".json"):
         raise UsageError(f"OUT '{out}' must end in .json")
     if world.size() > 1:
@@ -140,9 +140,9 @@ def search_arch(
     resolved["dtype"] = compute.dtype
     place.check_disk(out, expected.get("disk_bytes", 0))
     held_out = perplexity.read(checkpoint, eval_data, report)
-    source = Source([])
+    source = Calibration([])
     if lesson is not None:
-        source = Source(lesson.inputs, lesson.calibration_tokens)
+        source = Calibration(lesson.inputs, lesson.calibration_tokens)
     elif chosen.needs:
         source = read_tokens(checkpoint, data, report)
     if not allow_overlap:
@@ -159,7 +159,7 @@ def search_arch(
         return same
     place.check_partial(out, key, restart)
     if output.dry_run:
-        return Made(out, results={**resolved, **expected})
+        return Result(out, results={**resolved, **expected})
     with place.partial(out, key, restart) as folder:
         name = f"{out}.partial"
         if lesson is not None:
@@ -193,7 +193,7 @@ def search_arch(
         f"{len(tried)} shapes: hidden {best['hidden']}, heads {best['heads']}, ffn {best['ffn']} "
         f"has the least loss, {told[0]:.4f}; the most is {told[-1]:.4f}"
     )
-    return Made(out, record.dump(), results)
+    return Result(out, record.dump(), results)
 
 
 def _check_equal(method: Method, options: Mapping[str, Any]) -> None:
@@ -278,7 +278,7 @@ def _scoring(
 
 def _learning(
     checkpoint: Checkpoint,
-    lesson: "Lesson",
+    lesson: "ResolvedMaskTraining",
     name: str,
     compute: Compute,
     report: Report,
@@ -324,7 +324,7 @@ def _outcome(
     return found
 
 
-def _refuse_shared(source: Source, held_out: windows.Tokens) -> None:
+def _refuse_shared(source: Calibration, held_out: windows.Tokens) -> None:
     shared = perplexity.calibrated(source.inputs, held_out)
     if not shared and source.found is not None:
         # the same text, in windows that begin elsewhere
@@ -340,7 +340,7 @@ def _scores(
     method: Method,
     checkpoint: Checkpoint,
     digest: str,
-    source: Source,
+    source: Calibration,
     options: dict[str, Any],
     folder: Path,
     compute: Compute,
@@ -369,9 +369,9 @@ def _loss(
     child: surgery.Child, held_out: windows.Tokens, compute: Compute, report: Report
 ) -> float:
     """Return the mean loss in nats per token; raise NotANumber if it is none."""
-    from prunecli.model.stream import Runner, sequence_losses
+    from prunecli.model.stream import LayerStream, sequence_losses
 
-    losses = sequence_losses(Runner(child, compute, report), held_out.ids)
+    losses = sequence_losses(LayerStream(child, compute, report), held_out.ids)
     loss: float = perplexity.result(held_out, losses.tolist())["loss"]
     return loss
 
@@ -381,7 +381,7 @@ def _results(
     outcomes: Mapping[str, dict[str, Any]],
     parent: Arch,
     budget: Budget,
-    source: Source,
+    source: Calibration,
     held_out: windows.Tokens,
 ) -> dict[str, Any]:
     def loss(candidate: Candidate) -> float:

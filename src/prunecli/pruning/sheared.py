@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.model.arch import Arch
-from prunecli.model.stock import Cap
+from prunecli.model.stock import LogitSoftcap
 from prunecli.pruning import gates
 from prunecli.pruning.sizes import Sizes
 from prunecli.training.objective import Objective, whole
@@ -46,7 +46,7 @@ MASK_WARMUP = 0.2
 MEAN, DEVIATION = 5.0, 0.01  # of log alpha at the start
 
 
-class Gates(nn.Module):
+class HardConcreteMasks(nn.Module):
     """log alpha of every axis that shrinks, and two multipliers each; all float32."""
 
     def __init__(self, arch: Arch, sizes: Sizes, seed: int) -> None:
@@ -126,19 +126,19 @@ class Gates(nn.Module):
         }
 
 
-class Shearing(Objective):
+class ShearedObjective(Objective):
     """A model with gates: its loss, and the constraint on its shape."""
 
     def __init__(
         self,
         model: nn.Module,
         arch: Arch,
-        masks: Gates,
+        masks: HardConcreteMasks,
         dtype: torch.dtype,
         mask_share: float,
         official: bool = False,
     ) -> None:
-        super().__init__(model, None, dtype, 0.0, 1.0, (Cap.of(arch), Cap()))
+        super().__init__(model, None, dtype, 0.0, 1.0, (LogitSoftcap.of(arch), LogitSoftcap()))
         self.masks, self.mask_share, self.official = masks, mask_share, official
         self.values: dict[str, Tensor] = {}
         self._uniform: dict[str, Tensor] = {}

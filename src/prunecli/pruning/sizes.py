@@ -12,7 +12,7 @@ from prunecli.files.strict import told
 from prunecli.methods._base import Method
 from prunecli.model.arch import Arch
 from prunecli.model.families._base import CONFIG_KEYS
-from prunecli.model.pattern import Pattern
+from prunecli.model.pattern import SparsityPattern
 from prunecli.settings import Amount
 
 RAGGED = ("AL-MM", "AL-AM")  # structures that choose across layers
@@ -40,7 +40,7 @@ class Sizes:
         return replace(self, kv_heads=arch.kv_heads, ffn=arch.ffn)
 
 
-def resolve_pattern(amount: Amount, arch: Arch) -> Pattern:
+def resolve_pattern(amount: Amount, arch: Arch) -> SparsityPattern:
     """Return where zeros go and how many, for methods that prune weights.
 
     Raises UsageError for amounts that are no sparsity, InputError for widths that N:M does not
@@ -56,8 +56,8 @@ def resolve_pattern(amount: Amount, arch: Arch) -> Pattern:
     if kind == "unstructured":
         if amount.ratio is None:
             raise UsageError("no amount was given", "use --ratio R or --sparsity N:M")
-        return Pattern(_in_range(amount.ratio))
-    groups = Pattern.of_groups(kind)
+        return SparsityPattern(_in_range(amount.ratio))
+    groups = SparsityPattern.of_groups(kind)
     if groups is None:
         raise UsageError(
             f"--sparsity '{kind}' is neither 'unstructured' nor N:M with 0 < N < M",

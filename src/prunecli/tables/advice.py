@@ -17,7 +17,7 @@ from prunecli.errors import InputError, UsageError
 from prunecli.tables import matching
 from prunecli.tables import reference as paper
 from prunecli.tables.collect import Models
-from prunecli.tables.entries import PRUNED, Entry, columns_of, difference, pairs
+from prunecli.tables.entries import PRUNED, ModelRow, columns_of, difference, pairs
 from prunecli.tables.layouts import MATCHED
 from prunecli.tables.render import Cell, Column, count
 
@@ -81,7 +81,7 @@ def advise(models: Models, reference: str | None, budget: float | None) -> Advic
     return Advice(_text(results, column), results)
 
 
-def _cases(found: list[Entry], column: Column) -> list[Case]:
+def _cases(found: list[ModelRow], column: Column) -> list[Case]:
     points: dict[tuple[str, ...], dict[float, tuple[float, float, float, float]]] = {}
     totals: dict[tuple[str, ...], str] = {}
     for pruned, scratch, which, _ in pairs(found):

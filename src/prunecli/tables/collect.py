@@ -28,8 +28,8 @@ from prunecli.tables.entries import (
     SCRATCH,
     SUITE,
     TABLES,
-    Entry,
-    Measure,
+    Metric,
+    ModelRow,
     mean_of_tasks,
     pooled,
     standard_error,
@@ -63,12 +63,12 @@ class Models:
         return _twins(self)
 
     @cached_property
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[ModelRow]:
         """One entry per model, seeds of one run pooled; scratch twins stand by their pruned."""
         return _entries(self)
 
     @property
-    def candidates(self) -> list[Entry]:
+    def candidates(self) -> list[ModelRow]:
         """The shapes that searches have tried, with their losses."""
         return [entry for record in self.searches for entry in _candidates(record)]
 
@@ -102,11 +102,11 @@ def collect(paths: list[str]) -> Models:
     return models
 
 
-def _candidates(record: Sidecar) -> Iterator[Entry]:
+def _candidates(record: Sidecar) -> Iterator[ModelRow]:
     """Yield the shapes of one search, the chosen one marked."""
     method, best = record.options["method"], record.results["candidates"][0]
     for shape in record.results["candidates"]:
-        yield Entry(
+        yield ModelRow(
             name=f"{method} {shape['role']}",
             method=method,
             ratio=shape["ratio"],
@@ -223,10 +223,10 @@ def size(record: Sidecar, known: matching.Histories) -> tuple[Any, ...]:
     return shape, results["params"], matching.zeros(record, known)
 
 
-def _entries(models: Models) -> list[Entry]:
+def _entries(models: Models) -> list[ModelRow]:
     measures = _measures(models)
     known = matching.histories(record for _, record in models.made.values())
-    runs: dict[str, list[Entry]] = defaultdict(list)
+    runs: dict[str, list[ModelRow]] = defaultdict(list)
     found = {key: _entry(models, key, measures.get(key, {})) for key in models.made}
     for key in _parents(models):
         found[key] = replace(found[key], method=BASE, initialization=BASE)
@@ -250,7 +250,7 @@ def _entries(models: Models) -> list[Entry]:
             runs[json.dumps(signature, sort_keys=True)].append(copy)
     own = [pooled(group) for group in runs.values()]
     return own + [
-        Entry(name, BASE, 0.0, BASE, measures=measured, shape=shape)
+        ModelRow(name, BASE, 0.0, BASE, measures=measured, shape=shape)
         for (name, _), (measured, shape) in _foreign(models).items()
     ]
 
@@ -265,7 +265,7 @@ def _parents(models: Models) -> set[str]:
     }
 
 
-def _entry(models: Models, key: str, measures: dict[str, Measure]) -> Entry:
+def _entry(models: Models, key: str, measures: dict[str, Metric]) -> ModelRow:
     path, record = models.made[key]
     line = matching.lineage(record)
     seq_len = {
@@ -275,7 +275,7 @@ def _entry(models: Models, key: str, measures: dict[str, Measure]) -> Entry:
         if entry.role == "rows"
     }
 
-    def tokens(seen: matching.Exposure) -> int:
+    def tokens(seen: matching.RowsSeen) -> int:
         return sum(
             (stop - start) * times * seq_len[digest]
             for digest, pieces in seen.items()
@@ -288,7 +288,7 @@ def _entry(models: Models, key: str, measures: dict[str, Measure]) -> Entry:
     cut = record.last("prune")
     pattern = cut.options.get("sparsity") if cut else None
     parent = f"p{count(before)}" if before else "released"
-    return Entry(
+    return ModelRow(
         name=name_of(path),
         method=f"{method}-{pattern}" if pattern else method,
         ratio=results.get("ratio", 0.0 if not line.pruned else None),
@@ -327,9 +327,9 @@ def _speedups(models: Models, key: str) -> dict[str, Any]:
     }
 
 
-def _measures(models: Models) -> dict[str, dict[str, Measure]]:
+def _measures(models: Models) -> dict[str, dict[str, Metric]]:
     """Return the measures of every model; later evaluations of the same thing win."""
-    found: dict[str, dict[str, Measure]] = defaultdict(dict)
+    found: dict[str, dict[str, Metric]] = defaultdict(dict)
     for _, record, key in models.evaluations():
         if key is None:
             continue
@@ -341,7 +341,7 @@ def _measures(models: Models) -> dict[str, dict[str, Measure]]:
     return found
 
 
-def _take(known: dict[str, Measure], measures: dict[str, Measure], note: str) -> None:
+def _take(known: dict[str, Metric], measures: dict[str, Metric], note: str) -> None:
     """Add what another evaluation measured, with a note where it is not what one before did."""
     for name, measure in measures.items():
         before = known.get(name)
@@ -350,7 +350,7 @@ def _take(known: dict[str, Measure], measures: dict[str, Measure], note: str) ->
         known[name] = replace(measure, note=note or twice)
 
 
-def _average(measures: dict[str, Measure]) -> None:
+def _average(measures: dict[str, Metric]) -> None:
     """Add the mean of the paper's eight tasks, or where these are not, of all tasks there are."""
     tasks = [key for key, measure in measures.items() if measure.accuracy]
     eight = all(key in measures for key in SUITE)
@@ -361,12 +361,12 @@ def _average(measures: dict[str, Measure]) -> None:
 
 def _foreign(
     models: Models,
-) -> dict[tuple[str, str], tuple[dict[str, Measure], dict[str, Any]]]:
+) -> dict[tuple[str, str], tuple[dict[str, Metric], dict[str, Any]]]:
     """Return measures and shape of models that have no sidecar of their own, by name and digest.
 
     Files of one name in several folders need not be of one model.
     """
-    found: dict[tuple[str, str], tuple[dict[str, Measure], dict[str, Any]]] = {}
+    found: dict[tuple[str, str], tuple[dict[str, Metric], dict[str, Any]]] = {}
     for path, record, key in models.evaluations():
         if key is None:
             of = (path.stem, record.inputs[0].digest)
@@ -376,7 +376,7 @@ def _foreign(
     return found
 
 
-def measures_of(record: Sidecar) -> dict[str, Measure]:
+def measures_of(record: Sidecar) -> dict[str, Metric]:
     """Return what one evaluation measured: perplexity or loss per D, accuracy per task."""
     measures = {}
     sources = [entry for entry in record.inputs if entry.role == "evaluation"]
@@ -398,7 +398,7 @@ def measures_of(record: Sidecar) -> dict[str, Measure]:
             # to first order a window's loss counts as many times
             losses = [value * loss for loss in losses]
         sd = standard_error([losses])
-        measures[key] = Measure(value, sd, protocol, tuple(losses), lower=True)
+        measures[key] = Metric(value, sd, protocol, tuple(losses), lower=True)
     for task in record.results.get("tasks", []):
         key, measure = _of_task(record, task)
         measures[key] = measure
@@ -441,13 +441,13 @@ def _digest(found: Any) -> str:
     return "unknown" if found is None else str(found)[:8]
 
 
-def _of_task(record: Sidecar, task: dict[str, Any]) -> tuple[str, Measure]:
+def _of_task(record: Sidecar, task: dict[str, Any]) -> tuple[str, Metric]:
     """Return the metric that a task states: an accuracy in points, anything else as it is."""
     inputs = {(e.model_extra or {}).get("name"): e.model_extra or {} for e in record.inputs}
     metric, sigma = task["metric"], task["sigma"]
     accuracy = is_accuracy(metric)
     unit = 100 if accuracy else 1
-    measure = Measure(
+    measure = Metric(
         unit * task["value"],
         None if sigma is None else unit * sigma,
         (

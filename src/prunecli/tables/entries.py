@@ -14,7 +14,7 @@ from typing import Any
 
 from prunecli.measuring import suite
 from prunecli.tables import matching
-from prunecli.tables.matching import Lineage
+from prunecli.tables.matching import TrainingHistory
 from prunecli.tables.render import Cell, Column
 
 PERPLEXITIES = tuple(f"ppl_{name}" for name in suite.DATA)
@@ -53,7 +53,7 @@ Rows = Mapping[str, tuple[float, ...]]  # losses of windows, by seed
 
 
 @dataclass(frozen=True)
-class Measure:
+class Metric:
     """One figure of one model.
 
     Attributes:
@@ -74,7 +74,7 @@ class Measure:
     windows: tuple[float, ...] = ()
     spread: float | None = None
     note: str = ""
-    seeds: dict[str, "Measure"] = field(default_factory=dict)
+    seeds: dict[str, "Metric"] = field(default_factory=dict)
     lower: bool = False
     accuracy: bool = False
 
@@ -90,7 +90,7 @@ TABLES = {("hidden", "ffn"): "5", ("heads", "ffn"): "6", ("hidden", "heads", "ff
 
 
 @dataclass(frozen=True)
-class Entry:
+class ModelRow:
     """One model (or the mean of several seeds of one run) and its measures by column key.
 
     Attributes:
@@ -107,9 +107,9 @@ class Entry:
     initialization: str
     tokens: Decimal | int | None = None
     before: Decimal | int | None = None
-    measures: dict[str, Measure] = field(default_factory=dict)
+    measures: dict[str, Metric] = field(default_factory=dict)
     shape: dict[str, Any] = field(default_factory=dict)
-    lineage: Lineage | None = None
+    lineage: TrainingHistory | None = None
     wrong: str = ""
     parent: str = ""
     source: str = "ours"
@@ -122,7 +122,7 @@ class Entry:
         return self.initialization.startswith(PRUNED)
 
 
-def setting(pruned: Entry, scratch: Entry) -> tuple[str | None, str]:
+def setting(pruned: ModelRow, scratch: ModelRow) -> tuple[str | None, str]:
     """Return in which of the paper's settings two entries match, or None and why they do not."""
     for entry in (pruned, scratch):
         if entry.wrong:
@@ -141,7 +141,7 @@ def setting(pruned: Entry, scratch: Entry) -> tuple[str | None, str]:
     return None, f"scratch saw {scratch.tokens}, retraining {pruned.tokens} billion tokens"
 
 
-def pairs(entries: list[Entry]) -> Iterator[tuple[Entry, Entry, str | None, str]]:
+def pairs(entries: list[ModelRow]) -> Iterator[tuple[ModelRow, ModelRow, str | None, str]]:
     """Yield every pruned entry beside every scratch entry of its method and ratio.
 
     With them goes in which setting they match, or None and why they do not.
@@ -153,7 +153,7 @@ def pairs(entries: list[Entry]) -> Iterator[tuple[Entry, Entry, str | None, str]
                 yield pruned, scratch, *setting(pruned, scratch)
 
 
-def columns_of(entries: Iterable[Entry]) -> tuple[Column, ...]:
+def columns_of(entries: Iterable[ModelRow]) -> tuple[Column, ...]:
     """Return the columns of all measures: the paper's in its order, then the others by name."""
     found = {key: measure for entry in entries for key, measure in entry.measures.items()}
     known = [column for column in MEASURES if column.key in found]
@@ -162,12 +162,12 @@ def columns_of(entries: Iterable[Entry]) -> tuple[Column, ...]:
     return tuple([c for c in known if c is not AVERAGE] + own + [c for c in known if c is AVERAGE])
 
 
-def _own_column(key: str, measure: Measure) -> Column:
+def _own_column(key: str, measure: Metric) -> Column:
     heading = key.replace("loss_", "loss ", 1) if measure.windows or measure.seeds else key
     return Column(key, heading, ".4f" if measure.lower else ".2f", lower_is_better=measure.lower)
 
 
-def unlike(one: Measure, other: Measure) -> str:
+def unlike(one: Metric, other: Metric) -> str:
     """Return what keeps two measures from being comparable, or nothing."""
     ours, theirs = dict(one.protocol), dict(other.protocol)
     return ", ".join(
@@ -177,7 +177,7 @@ def unlike(one: Measure, other: Measure) -> str:
     )
 
 
-def difference(row: Entry, minus: Entry, column: Column) -> Cell | None:
+def difference(row: ModelRow, minus: ModelRow, column: Column) -> Cell | None:
     """Return by how much `row` is better than `minus`, grey if less than the noise of it.
 
     Empty where one was not measured, with a note where the two are not comparable.
@@ -198,7 +198,7 @@ def difference(row: Entry, minus: Entry, column: Column) -> Cell | None:
     return Cell(better, grey=sd is not None and abs(better) <= sd, note=note, signed=True)
 
 
-def noise(one: Measure, other: Measure) -> float | None:
+def noise(one: Metric, other: Metric) -> float | None:
     """Return the standard deviation of a difference of two measures, None if unknown.
 
     Print has one deviation per task for differences as such (Table 8). Losses of the same windows
@@ -269,13 +269,13 @@ def _over_seeds(rows: Sequence[Sequence[float]]) -> list[float]:
     return [fmean(window) for window in zip(*rows, strict=True)]
 
 
-def mean_of_tasks(measures: dict[str, Measure], keys: Iterable[str]) -> Measure | None:
+def mean_of_tasks(measures: dict[str, Metric], keys: Iterable[str]) -> Metric | None:
     """Return the mean of task accuracies with the noise that follows, None if one is missing."""
     found = [measures[key] for key in keys if key in measures]
     if not found or len(found) != len(list(keys)):
         return None
     sds = [m.sd for m in found if m.sd is not None]
-    return Measure(
+    return Metric(
         fmean(float(m.value) for m in found),
         sd=sqrt(sum(sd**2 for sd in sds)) / len(found) if len(sds) == len(found) else None,
         protocol=tuple(
@@ -285,7 +285,7 @@ def mean_of_tasks(measures: dict[str, Measure], keys: Iterable[str]) -> Measure 
     )
 
 
-def _mean(found: dict[str, Measure], total: int) -> Measure:
+def _mean(found: dict[str, Metric], total: int) -> Metric:
     """Return the mean of a measure over seeds, of those that were measured in the same way."""
     usual = Counter(measure.protocol for measure in found.values()).most_common(1)[0][0]
     alike = {name: measure for name, measure in found.items() if measure.protocol == usual}
@@ -309,7 +309,7 @@ def _mean(found: dict[str, Measure], total: int) -> Measure:
     return replace(mean, sd=max([spread / sqrt(len(values)), *sds]))
 
 
-def pooled(runs: list[Entry]) -> Entry:
+def pooled(runs: list[ModelRow]) -> ModelRow:
     """Return several seeds of one run as one entry: means, and their spread."""
     if len(runs) == 1:
         return runs[0]

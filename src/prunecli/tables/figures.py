@@ -12,7 +12,7 @@ from typing import Any
 from prunecli.errors import InputError
 from prunecli.files import output as place
 from prunecli.tables import matching, reference
-from prunecli.tables.entries import AVERAGE, SCRATCH, Entry, columns_of, difference, pairs
+from prunecli.tables.entries import AVERAGE, SCRATCH, ModelRow, columns_of, difference, pairs
 from prunecli.tables.layouts import MATCHED
 from prunecli.tables.render import Column, count
 
@@ -241,7 +241,7 @@ def figure_of(layout: str | None) -> str:
     return "1"
 
 
-def drawing(entries: list[Entry], number: str) -> Drawing:
+def drawing(entries: list[ModelRow], number: str) -> Drawing:
     """Return one of FIGURES from these entries; raise InputError if they have nothing for it."""
     panels = [panel for panel in FIGURES[number].panels(entries) if panel.series]
     if not panels:
@@ -251,7 +251,7 @@ def drawing(entries: list[Entry], number: str) -> Drawing:
     return Drawing(FIGURES[number].title, panels)
 
 
-def _shown(entries: list[Entry]) -> list[Column]:
+def _shown(entries: list[ModelRow]) -> list[Column]:
     """Return what figures show: one loss (or else perplexity), and the average accuracy."""
     columns = columns_of(entries)
     losses = [c for c in columns if c.lower_is_better]
@@ -261,7 +261,7 @@ def _shown(entries: list[Entry]) -> list[Column]:
 
 
 def _bars(
-    entries: list[Entry], settings: frozenset[str], column: Column, title: str
+    entries: list[ModelRow], settings: frozenset[str], column: Column, title: str
 ) -> tuple[Panel, Panel]:
     """Return a panel of both models of every pair, and one of their differences."""
     kinds: dict[str, Series] = {
@@ -289,7 +289,7 @@ def _bars(
     return both, Panel("difference", "", better, [apart] if apart.x else [], zero=True)
 
 
-def _named(pruned: Entry, entries: list[Entry]) -> str:
+def _named(pruned: ModelRow, entries: list[ModelRow]) -> str:
     """Return what tells a pruned entry from the others in a figure, and no more."""
     others = [entry for entry in entries if entry.pruned]
     parts = [pruned.method]
@@ -304,20 +304,20 @@ def _named(pruned: Entry, entries: list[Entry]) -> str:
     return " ".join(parts)
 
 
-def _amount(entry: Entry) -> str:
+def _amount(entry: ModelRow) -> str:
     return count(float(entry.tokens or 0) * (1e9 if entry.source == "paper" else 1))
 
 
-def _figure1(entries: list[Entry]) -> Iterator[Panel]:
+def _figure1(entries: list[ModelRow]) -> Iterator[Panel]:
     for column in _shown(entries)[-1:]:
         yield _bars(entries, MATCHED, column, "equal retraining tokens")[0]
         yield _bars(entries, TOTAL, column, "equal total budget")[0]
 
 
-def _figure3(entries: list[Entry]) -> Iterator[Panel]:
+def _figure3(entries: list[ModelRow]) -> Iterator[Panel]:
     unit = "billion tokens" if any(e.source == "paper" for e in entries) else "tokens"
     for column in _shown(entries):
-        lines: dict[tuple[str, str], list[Entry]] = {}
+        lines: dict[tuple[str, str], list[ModelRow]] = {}
         for entry in entries:
             if column.key in entry.measures and entry.tokens:
                 label = f"{entry.method} {entry.initialization}"
@@ -339,17 +339,17 @@ def _figure3(entries: list[Entry]) -> Iterator[Panel]:
         yield Panel(f"{column.heading} against tokens", unit, column.heading, series, log=True)
 
 
-def _kind(entry: Entry) -> str:
+def _kind(entry: ModelRow) -> str:
     """Return how a line is dashed: a parent of unknown training is drawn apart."""
     return SCRATCH if not entry.pruned else "pruned" if entry.before else "released"
 
 
-def _tokens(entry: Entry, unit: str) -> float:
+def _tokens(entry: ModelRow, unit: str) -> float:
     tokens = float(entry.tokens or 0)
     return tokens / 1e9 if entry.source == "ours" and unit != "tokens" else tokens
 
 
-def _figure4(entries: list[Entry]) -> Iterator[Panel]:
+def _figure4(entries: list[ModelRow]) -> Iterator[Panel]:
     sizes = {(e.method, e.ratio): e.shape["nonzero"] for e in reference.shapes()}
     large = any(entry.source == "paper" for entry in entries)
     several = len({(e.source, e.tokens) for e in entries if e.pruned}) > 1
@@ -372,7 +372,7 @@ def _figure4(entries: list[Entry]) -> Iterator[Panel]:
         yield Panel("advantage of pruning", unit, better, series)
 
 
-def _figure5(entries: list[Entry]) -> Iterator[Panel]:
+def _figure5(entries: list[ModelRow]) -> Iterator[Panel]:
     for column in _shown(entries)[-1:]:
         yield from _bars(entries, TOTAL, column, "equal total budget")
 
@@ -383,7 +383,7 @@ class Figure:
 
     title: str
     layouts: tuple[str, ...]
-    panels: Callable[[list[Entry]], Iterator[Panel]]
+    panels: Callable[[list[ModelRow]], Iterator[Panel]]
 
 
 FIGURES = {

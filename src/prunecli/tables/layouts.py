@@ -17,8 +17,8 @@ from prunecli.tables.entries import (
     BASE,
     MEASURES,
     SCRATCH,
-    Entry,
-    Measure,
+    Metric,
+    ModelRow,
     columns_of,
     difference,
     pairs,
@@ -50,15 +50,15 @@ LOSS = Column("loss", "loss", ".4f", lower_is_better=True)
 MATCHED = frozenset({matching.EQUAL_RETRAINING, matching.RELEASED})
 
 
-def _any(entry: Entry) -> bool:
+def _any(entry: ModelRow) -> bool:
     return True
 
 
-def _untrained(entry: Entry) -> bool:
+def _untrained(entry: ModelRow) -> bool:
     return entry.initialization != SCRATCH and not entry.tokens
 
 
-def _retrained(entry: Entry) -> bool:
+def _retrained(entry: ModelRow) -> bool:
     return bool(entry.tokens) and entry.initialization != BASE
 
 
@@ -75,19 +75,19 @@ class Layout:
     """
 
     title: str
-    printed: Callable[[], list[Entry]]
-    only: Callable[[Entry], bool] = _any
+    printed: Callable[[], list[ModelRow]]
+    only: Callable[[ModelRow], bool] = _any
     shown: tuple[Column, ...] = ()
     measures: tuple[str, ...] | None = None
     settings: frozenset[str] = frozenset()
     minus: str = ""
-    ours: "Callable[[Models], list[Entry]]" = lambda models: models.entries
+    ours: "Callable[[Models], list[ModelRow]]" = lambda models: models.entries
 
 
-def _method(number: int) -> Callable[[], list[Entry]]:
+def _method(number: int) -> Callable[[], list[ModelRow]]:
     """Return the rows of one of Tables 12-15, which are the methods in order."""
 
-    def rows() -> list[Entry]:
+    def rows() -> list[ModelRow]:
         found = reference.entries("token-scaling")
         methods = list(dict.fromkeys(entry.method for entry in found))
         return [entry for entry in found if entry.method == methods[number - 12]]
@@ -95,7 +95,7 @@ def _method(number: int) -> Callable[[], list[Entry]]:
     return rows
 
 
-def _scaling(title: str, rows: Callable[[], list[Entry]]) -> Layout:
+def _scaling(title: str, rows: Callable[[], list[ModelRow]]) -> Layout:
     return Layout(title, rows, _retrained, settings=MATCHED, minus=SCRATCH)
 
 
@@ -172,7 +172,7 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
-def build(layout: Layout, entries: list[Entry]) -> Table:
+def build(layout: Layout, entries: list[ModelRow]) -> Table:
     """Return entries in one of the paper's layouts, with the differences that are fair.
 
     Pairs that are not token-matched get no difference row but a line that says why.
@@ -208,12 +208,12 @@ def _columns(layout: Layout, rows: list[Row], measured: tuple[Column, ...]) -> t
     return (*identity, *seeds, *filter(used, layout.shown), *filter(used, measured))
 
 
-def _groups(layout: Layout, entries: list[Entry]) -> list[list[Entry]]:
+def _groups(layout: Layout, entries: list[ModelRow]) -> list[list[ModelRow]]:
     """Return the rows that stand together: those of one method and ratio.
 
     The paper's are apart by token count, too, where only equal counts are subtracted.
     """
-    found: dict[tuple[object, ...], list[Entry]] = {}
+    found: dict[tuple[object, ...], list[ModelRow]] = {}
     apart = matching.EQUAL_TOTAL not in layout.settings
     for entry in entries:
         key: tuple[object, ...] = (entry.source, entry.parent)
@@ -224,7 +224,7 @@ def _groups(layout: Layout, entries: list[Entry]) -> list[list[Entry]]:
     return list(found.values())
 
 
-def _values(entry: Entry) -> Row:
+def _values(entry: ModelRow) -> Row:
     shape, notes = entry.shape, entry.shape.get("notes", {})
     row: Row = {
         "source": entry.source,
@@ -250,12 +250,12 @@ def _billions(tokens: Decimal | int | None, source: str) -> Value:
 
 
 def _differences(
-    layout: Layout, group: list[Entry], measured: tuple[Column, ...]
+    layout: Layout, group: list[ModelRow], measured: tuple[Column, ...]
 ) -> tuple[list[Row], list[str]]:
     """Return the difference rows of a group, and why entries without a partner have none."""
     rows: list[Row] = []
-    unfair: dict[str, tuple[Entry, Entry]] = {}
-    matched: list[Entry] = []
+    unfair: dict[str, tuple[ModelRow, ModelRow]] = {}
+    matched: list[ModelRow] = []
     for pruned, scratch, found, why in pairs(group) if layout.settings else ():
         if found not in layout.settings:
             if why and pruned.source == "ours":
@@ -283,12 +283,12 @@ def _differences(
     return rows, alone
 
 
-def _marked(entries: list[Entry]) -> list[Entry]:
+def _marked(entries: list[ModelRow]) -> list[ModelRow]:
     """Return entries whose cells say where they differ from most of their column.
 
     Figures on other tokens, by another tokenizer, task version or metric look the same but are not.
     """
-    usual: dict[str, Measure] = {}
+    usual: dict[str, Metric] = {}
     for column in {key for entry in entries for key in entry.measures}:
         found = [e.measures[column] for e in entries if column in e.measures and e.source == "ours"]
         if found:
@@ -297,7 +297,7 @@ def _marked(entries: list[Entry]) -> list[Entry]:
     return [_against(entry, usual) for entry in entries]
 
 
-def _against(entry: Entry, usual: dict[str, Measure]) -> Entry:
+def _against(entry: ModelRow, usual: dict[str, Metric]) -> ModelRow:
     if entry.source != "ours":
         return entry
     measures = {}
@@ -308,7 +308,7 @@ def _against(entry: Entry, usual: dict[str, Measure]) -> Entry:
     return replace(entry, measures=measures)
 
 
-def select(layout: Layout, entries: Iterable[Entry]) -> list[Entry]:
+def select(layout: Layout, entries: Iterable[ModelRow]) -> list[ModelRow]:
     """Return those of our entries that belong into a layout, ordered as its rows are."""
     found = [entry for entry in entries if layout.only(entry)]
     return sorted(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from prunecli.files.sidecar import Input, Sidecar, Step
+from prunecli.files.sidecar import HistoryStep, Input, Sidecar
 
 EQUAL_RETRAINING = "S_N vs P_M-R_N"
 EQUAL_TOTAL = "S_{M+N} vs P_M-R_N"
@@ -24,29 +24,31 @@ RELEASED = "S_N vs Meta-R_N"
 
 
 # per set of rows: pieces [start, stop) and how often their rows were seen, joined where equal
-Exposure = dict[str, tuple[tuple[int, int, int], ...]]
+RowsSeen = dict[str, tuple[tuple[int, int, int], ...]]
 
 
 @dataclass(frozen=True)
-class Lineage:
+class TrainingHistory:
     """What a model went through: rows seen before and after pruning, or never pruned."""
 
     pruned: bool
     scratch: bool
-    before: Exposure
-    after: Exposure
+    before: RowsSeen
+    after: RowsSeen
 
 
-def lineage(record: Sidecar) -> Lineage:
+def lineage(record: Sidecar) -> TrainingHistory:
     """Read a checkpoint's history; the last pruning divides it."""
     steps = record.history
     cuts = [index for index, step in enumerate(steps) if step.command == "prune"]
     last = cuts[-1] if cuts else -1
     born = bool(steps) and steps[0].command == "init" and not cuts
-    return Lineage(bool(cuts), born, exposure(steps[: last + 1]), exposure(steps[last + 1 :]))
+    return TrainingHistory(
+        bool(cuts), born, exposure(steps[: last + 1]), exposure(steps[last + 1 :])
+    )
 
 
-def exposure(steps: Iterable[Step]) -> Exposure:
+def exposure(steps: Iterable[HistoryStep]) -> RowsSeen:
     """Return which rows these steps trained on, and how often."""
     changes: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
     for step in steps:
@@ -78,7 +80,7 @@ def _pieces(changes: dict[int, int]) -> tuple[tuple[int, int, int], ...]:
     return tuple(pieces)
 
 
-def added(one: Exposure, other: Exposure) -> Exposure:
+def added(one: RowsSeen, other: RowsSeen) -> RowsSeen:
     """Return what two exposures are together."""
     total = {}
     for digest in one.keys() | other.keys():
@@ -90,7 +92,7 @@ def added(one: Exposure, other: Exposure) -> Exposure:
     return total
 
 
-def disjoint(one: Exposure, other: Exposure) -> bool:
+def disjoint(one: RowsSeen, other: RowsSeen) -> bool:
     """Return whether no row is in both."""
     return not any(
         a < d and c < b
@@ -100,7 +102,7 @@ def disjoint(one: Exposure, other: Exposure) -> bool:
     )
 
 
-def setting(pruned: Lineage, scratch: Lineage) -> tuple[str | None, str]:
+def setting(pruned: TrainingHistory, scratch: TrainingHistory) -> tuple[str | None, str]:
     """Return in which of the paper's settings two models are matched, or None and why not."""
     seen = added(scratch.before, scratch.after)
     if not seen:
@@ -117,10 +119,10 @@ def setting(pruned: Lineage, scratch: Lineage) -> tuple[str | None, str]:
     return None, f"scratch saw {told(seen)}, retraining {told(pruned.after)}"
 
 
-Histories = Mapping[str, Sequence[Step]]
+Histories = Mapping[str, Sequence[HistoryStep]]
 
 
-def histories(records: Iterable[Sidecar]) -> dict[str, Sequence[Step]]:
+def histories(records: Iterable[Sidecar]) -> dict[str, Sequence[HistoryStep]]:
     """Return how every model came about that these records know of, by the id of its last step."""
     return {
         step.id: record.history[: number + 1]
@@ -148,7 +150,7 @@ def _unknown(found: str | None) -> bool:
 
 
 def _zeros(
-    steps: Sequence[Step], known: Histories, walked: frozenset[str] = frozenset()
+    steps: Sequence[HistoryStep], known: Histories, walked: frozenset[str] = frozenset()
 ) -> str | None:
     """Return the id of the step that made the zeros, or UNKNOWN and a model without history.
 
@@ -181,7 +183,7 @@ def recipe(record: Sidecar, known: Histories) -> list[Any]:
     dense model that another is drawn like by its sizes alone.
     """
 
-    def of(steps: Sequence[Step], walked: frozenset[str]) -> list[Any]:
+    def of(steps: Sequence[HistoryStep], walked: frozenset[str]) -> list[Any]:
         own = {step.id for step in steps}
         return [
             [
@@ -192,7 +194,9 @@ def recipe(record: Sidecar, known: Histories) -> list[Any]:
             for step in steps
         ]
 
-    def told_of(entry: Input, step: Step, own: set[str], walked: frozenset[str]) -> list[Any]:
+    def told_of(
+        entry: Input, step: HistoryStep, own: set[str], walked: frozenset[str]
+    ) -> list[Any]:
         extra, key = entry.model_extra or {}, entry.id or ""
         redrawn = entry.role == "like" and step.options.get("compat") is None
         content: Any = entry.digest
@@ -217,7 +221,7 @@ def seedless(found: Any) -> Any:
     return [seedless(value) for value in found] if isinstance(found, list) else found
 
 
-def told(found: Exposure) -> str:
+def told(found: RowsSeen) -> str:
     """Return an exposure in words: first letters of each digest, ranges, repetitions."""
     return " and ".join(
         f"{digest[:8]}:" + ",".join(f"{a}:{b}" + (f" x{n}" * (n > 1)) for a, b, n in pieces)

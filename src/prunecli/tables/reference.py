@@ -11,7 +11,7 @@ from typing import Any
 from prunecli.measuring.costs import counted
 from prunecli.model.arch import FLOPS_TOKENS, Arch
 from prunecli.pruning import grid as shapes_of
-from prunecli.tables.entries import BASE, PRUNED, SUITE, TABLES, Entry, Measure
+from prunecli.tables.entries import BASE, PRUNED, SUITE, TABLES, Metric, ModelRow
 from prunecli.tables.render import Column, Table
 
 RUN = ("method", "ratio", "initialization", "train_tokens_b")
@@ -25,16 +25,16 @@ def read(name: str) -> tuple[dict[str, str], ...]:
     return tuple(csv.DictReader(text.splitlines()))
 
 
-def entries(name: str) -> list[Entry]:
+def entries(name: str) -> list[ModelRow]:
     """Return one of the paper's tables, each row with what is wrong with it."""
     return [_entry(row) for row in read(name)]
 
 
-def _entry(row: dict[str, str]) -> Entry:
+def _entry(row: dict[str, str]) -> ModelRow:
     """Return a row of token-scaling, equal-total, ratio-ablation or pruning-only."""
     deviations = read("noise")[0]
     measures = {
-        key: Measure(
+        key: Metric(
             Decimal(text),
             sd=float(deviations[key]) if key in deviations else None,
             note=_misprint(row, key),
@@ -44,7 +44,7 @@ def _entry(row: dict[str, str]) -> Entry:
     }
     parent = row.get("parent") or row.get("initialization", "").partition("-")[2]
     dense = row["method"] == BASE
-    return Entry(
+    return ModelRow(
         name=f"{row['method']} {row.get('ratio', '')}".strip(),
         method=row["method"],
         ratio=Decimal(row["ratio"]) if "ratio" in row else None,
@@ -117,12 +117,12 @@ def parent() -> Arch:
     return Arch(json.loads(text))
 
 
-def shapes() -> list[Entry]:
+def shapes() -> list[ModelRow]:
     """Return the models of Tables 1 and 9: printed and computed parameters and FLOPs."""
     return [_shape(row) for row in read("shapes")]
 
 
-def candidates(table: str = "") -> list[Entry]:
+def candidates(table: str = "") -> list[ModelRow]:
     """Return the candidates of Tables 5-7, or of one of them."""
     return [_shape(row) for row in read("candidates") if table in ("", row["table"])]
 
@@ -165,7 +165,7 @@ def _grid(table: str, ratio: str) -> dict[tuple[int, int], int]:
     return {(shape.hidden, shape.heads): shape.ffn for shape in grid.shapes}
 
 
-def _shape(row: dict[str, str]) -> Entry:
+def _shape(row: dict[str, str]) -> ModelRow:
     dense = parent()
     config = {**dense.config, "hidden_size": int(row["hidden"])}
     config |= {"intermediate_size": int(row["ffn"]), "num_attention_heads": int(row["heads"])}
@@ -184,7 +184,7 @@ def _shape(row: dict[str, str]) -> Entry:
         if value is not None and abs(float(value) - exact) > 0.05:
             notes[key] = f"printed {value}, its shape gives {exact:.3f}"
     sizes: dict[str, Any] = {a: arch.sizes[a] for a in ("layers", "hidden", "heads", "kv_heads")}
-    return Entry(
+    return ModelRow(
         name=f"{row['method']} {row['ratio']}",
         method=row["method"],
         ratio=Decimal(row["ratio"]),

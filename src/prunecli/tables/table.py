@@ -6,7 +6,7 @@ from prunecli.errors import InputError, OutputExists, UsageError, suggest
 from prunecli.settings import Output
 from prunecli.tables import own_layouts
 from prunecli.tables.collect import Models, collect
-from prunecli.tables.entries import Entry
+from prunecli.tables.entries import ModelRow
 from prunecli.tables.layouts import LAYOUTS, build, select
 from prunecli.tables.render import Table
 
@@ -52,7 +52,7 @@ def tabled(collected: Models, layout: str | None, reference: str | None) -> Tabl
     return build(LAYOUTS[layout], chosen(collected, layout, reference))
 
 
-def chosen(collected: Models, layout: str | None, reference: str | None) -> list[Entry]:
+def chosen(collected: Models, layout: str | None, reference: str | None) -> list[ModelRow]:
     """Return what belongs into one of the paper's layouts; without one, all that was retrained."""
     wanted = LAYOUTS[layout if layout in LAYOUTS else FIGURES_DEFAULT]
     ours = select(wanted, wanted.ours(collected))

@@ -37,7 +37,7 @@ MASKS = ("keep", "drop")
 
 
 @dataclass(frozen=True)
-class Job:
+class ResolvedTraining:
     """A run with every default resolved.
 
     Attributes:
@@ -116,7 +116,7 @@ class Job:
         return found
 
 
-def prepare(checkpoint: Checkpoint, training: Training, report: Report) -> Job:
+def prepare(checkpoint: Checkpoint, training: Training, report: Report) -> ResolvedTraining:
     """Resolve and check a run; raise UsageError or InputError for one that makes no sense."""
     _check_numbers(training)
     if training.save_dtype not in ("auto", *STORAGE):
@@ -140,7 +140,7 @@ def prepare(checkpoint: Checkpoint, training: Training, report: Report) -> Job:
     lrs = _learning_rates(training)
     teacher = _teacher(training, checkpoint, rows)
     held_out = _held_out(training, checkpoint, trained, report)
-    return Job(
+    return ResolvedTraining(
         checkpoint,
         rows,
         training,

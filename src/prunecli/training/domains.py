@@ -18,7 +18,7 @@ from prunecli.training.order import shuffled
 SMOOTHING = 1e-4
 
 
-class Mixture:
+class DomainMixture:
     """An order of rows over domains that lie one after the other, `sizes` rows each.
 
     Domains begin with `shares` (any scale), or with those of all rows that they have.

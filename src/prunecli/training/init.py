@@ -17,15 +17,15 @@ from prunecli.data.tokenizer import AUTO, BYTES, END, alphabet, byte_level, file
 from prunecli.errors import InputError, UsageError, suggest
 from prunecli.files import output as place
 from prunecli.files import sidecar, strict
-from prunecli.files.sidecar import Input, Recorder
+from prunecli.files.sidecar import Input, SidecarBuilder
 from prunecli.files.tensorfile import STORAGE, Spec, spec_of, torch_dtype
 from prunecli.model import companions, configs
 from prunecli.model.arch import BIASED, Arch, Tensor
 from prunecli.model.checkpoint import Checkpoint, check_holds
 from prunecli.model.sparsity import claims, pattern_of, results_of, sparse_tensors
-from prunecli.model.write import Written, size_results, write_tensors
+from prunecli.model.write import WriteSummary, size_results, write_tensors
 from prunecli.report import SILENT, Report
-from prunecli.settings import Made, Output
+from prunecli.settings import Output, Result
 
 if TYPE_CHECKING:
     import torch
@@ -90,7 +90,7 @@ def init(
     compat: bool = False,
     output: Output | None = None,
     report: Report = SILENT,
-) -> Made:
+) -> Result:
     """Write a random-weight checkpoint of the shape of a config.json, or `like` a checkpoint.
 
     With `masks` `keep` a twin of a sparse checkpoint has zeros where that one has. `warm` is a
@@ -103,7 +103,7 @@ def init(
     Raises UsageError, InputError for configs that no model can have, OutputExists.
     """
     output = output or Output()
-    recorder = Recorder("init", output.argv)
+    recorder = SidecarBuilder("init", output.argv)
     _check(config, like, masks, scheme, warm, compat)
     shape = _of_config(str(config), dtype, report) if like is None else _like(like, dtype, report)
     arch, twin = shape.arch, shape.like
@@ -148,7 +148,7 @@ def init(
     held = sparse_tensors(masked).names if masked is not None else ()
     if output.dry_run:
         sizes = {"params_by_group": arch.params(), "sizes": arch.sizes}
-        return Made(out, results={"params": arch.total_params, **sizes})
+        return Result(out, results={"params": arch.total_params, **sizes})
     pattern = pattern_of(results_of(masked))
     # a twin's draw must differ from that of its parent, should that have been made by `init` too:
     # with the mask kept it would be a rewound parent, not a model from scratch
@@ -170,7 +170,7 @@ def init(
             parent=smaller.sidecar if smaller is not None else None,
         )
         written.finish(made, files)
-    return Made(out, made.dump(), made.results)
+    return Result(out, made.dump(), made.results)
 
 
 def _check(
@@ -312,7 +312,7 @@ class _Draw:
 
 
 def _twin_results(
-    twin: Checkpoint | None, masked: Checkpoint | None, written: Written
+    twin: Checkpoint | None, masked: Checkpoint | None, written: WriteSummary
 ) -> dict[str, Any]:
     """Return how small a twin is, compared with what its sibling was pruned from.
 

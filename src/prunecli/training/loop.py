@@ -14,14 +14,14 @@ from torch import nn
 from prunecli.settings import Training
 from prunecli.training import schedule
 from prunecli.training.distributed import Ranks
-from prunecli.training.domains import Mixture
+from prunecli.training.domains import DomainMixture
 from prunecli.training.fixed_masks import Masks
 from prunecli.training.objective import Objective, whole
-from prunecli.training.order import Numbered, Order
+from prunecli.training.order import RowSampler, RowSource
 
 
 @dataclass(frozen=True)
-class Step:
+class StepMetrics:
     """What one step measured: the mean cross-entropy of its batch before the update, in nats.
 
     `kl` is the mean divergence from the teacher, None without one; `grad_norm` is before clipping.
@@ -46,7 +46,7 @@ class Loop:
     def __init__(
         self,
         objective: Objective,
-        rows: Numbered,
+        rows: RowSource,
         settings: Training,
         masks: Masks,
         ranks: Ranks,
@@ -55,13 +55,13 @@ class Loop:
         batch_size: int,
         lr: float,
         micro: int,
-        order: Order | Mixture | None = None,
+        order: RowSampler | DomainMixture | None = None,
         rate: Callable[[int, int, float, float, float], float] = schedule.rate,
     ) -> None:
         self.objective, self.settings, self.masks, self.ranks = objective, settings, masks, ranks
         self.rows, self.micro, self.rate = rows, micro, rate
         self.steps, self.batch_size, self.lr = steps, batch_size, lr
-        self.order = order or Order(rows, steps * batch_size, settings.seed)
+        self.order = order or RowSampler(rows, steps * batch_size, settings.seed)
         self.optimizer = torch.optim.AdamW(
             objective.groups(),
             lr=lr,
@@ -73,7 +73,7 @@ class Loop:
         self.own = batch_size // ranks.world
         self.predicted = batch_size * (rows.seq_len - 1)
 
-    def step(self, step: int, stop: bool = False) -> Step:
+    def step(self, step: int, stop: bool = False) -> StepMetrics:
         """Take one step; with a loss or gradient that is no number, leave everything as it was.
 
         `stop` is this process's wish to stop; the result's is that of any.
@@ -120,7 +120,7 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         taught = self.objective.teacher is not None
         mean_kl = kl / self.predicted if taught else None
-        return Step(ce / self.predicted, mean_kl, norm, lr, finite, stopped > 0)
+        return StepMetrics(ce / self.predicted, mean_kl, norm, lr, finite, stopped > 0)
 
     def _autocast(self) -> torch.autocast:
         alone = self.ranks.mesh is None

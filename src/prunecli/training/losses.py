@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from prunecli.model.stock import Cap
+from prunecli.model.stock import LogitSoftcap
 
 PIECE = 1 << 24  # logits at once: 64 MB in float32
-NO_CAP = Cap()
+NO_CAP = LogitSoftcap()
 
 
 class Distillation(NamedTuple):
@@ -29,7 +29,7 @@ class Distillation(NamedTuple):
     head: Tensor
     weight: float
     temperature: float
-    cap: Cap = NO_CAP
+    cap: LogitSoftcap = NO_CAP
 
 
 def next_token_loss(
@@ -37,7 +37,7 @@ def next_token_loss(
     head: Tensor,
     labels: Tensor,
     teacher: Distillation | None = None,
-    cap: Cap = NO_CAP,
+    cap: LogitSoftcap = NO_CAP,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the summed loss L to differentiate, the summed CE, and the summed KL.
 
@@ -56,7 +56,7 @@ class _Loss(torch.autograd.Function):
         head: Tensor,
         labels: Tensor,
         teacher: Distillation | None,
-        cap: Cap,
+        cap: LogitSoftcap,
         wanted: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.autocast(hidden.device.type, enabled=False):

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from prunecli.files.tensorfile import Spec, torch_dtype
 from prunecli.model.checkpoint import Checkpoint
-from prunecli.model.stock import Cap, bare
+from prunecli.model.stock import LogitSoftcap, bare
 from prunecli.training.distributed import Ranks
 from prunecli.training.fixed_masks import local
 from prunecli.training.losses import Distillation, next_token_loss
@@ -35,7 +35,7 @@ class Objective(nn.Module):
         dtype: torch.dtype,
         weight: float,
         temperature: float,
-        caps: tuple[Cap, Cap],
+        caps: tuple[LogitSoftcap, LogitSoftcap],
     ) -> None:
         super().__init__()
         self.cap, self.teacher_cap = caps
@@ -105,7 +105,7 @@ def build(
     compile: bool = False,
 ) -> Objective:
     """Return the objective of `train` on this process's device, with the checkpoint's weights."""
-    caps = Cap.of(checkpoint.arch), Cap.of((teacher or checkpoint).arch)
+    caps = LogitSoftcap.of(checkpoint.arch), LogitSoftcap.of((teacher or checkpoint).arch)
 
     def make(model: nn.Module, theirs: nn.Module | None) -> Objective:
         return Objective(model, theirs, dtype, kd_weight, temperature, caps)

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 
 
-class Numbered(Protocol):
+class RowSource(Protocol):
     """Rows of equal length with numbers from `start` on: what a loop reads."""
 
     @property
@@ -35,10 +35,10 @@ def shuffled(size: int, seed: int, epoch: int, domain: int = 0) -> torch.Tensor:
     return torch.randperm(size, generator=torch.Generator().manual_seed(number))
 
 
-class Order:
+class RowSampler:
     """The order of `needed` rows out of a range, again and again if it is shorter."""
 
-    def __init__(self, rows: Numbered, needed: int, seed: int) -> None:
+    def __init__(self, rows: RowSource, needed: int, seed: int) -> None:
         self.rows, self.needed, self.seed = rows, needed, seed
         self._epoch: tuple[int, torch.Tensor] | None = None
 

@@ -13,23 +13,23 @@ from prunecli.data.rows import place_of
 from prunecli.errors import InputError, PruneError, Stopped
 from prunecli.files import output as place
 from prunecli.files import sidecar
-from prunecli.files.sidecar import Recorder, Sidecar
+from prunecli.files.sidecar import Sidecar, SidecarBuilder
 from prunecli.files.tensorfile import TORCH_NAMES, torch_dtype
 from prunecli.model.checkpoint import Checkpoint, check_holds
 from prunecli.model.device import check_device
 from prunecli.model.sparsity import (
-    Held,
+    FixedMask,
     check_masks,
     claims,
     pattern_of,
     results_of,
     sparse_tensors,
 )
-from prunecli.model.write import Written, size_results, write_tensors
+from prunecli.model.write import WriteSummary, size_results, write_tensors
 from prunecli.report import SILENT, Report
-from prunecli.settings import Compute, Made, Output, Training
+from prunecli.settings import Compute, Output, Result, Training
 from prunecli.training import config as jobs
-from prunecli.training.config import Job
+from prunecli.training.config import ResolvedTraining
 from prunecli.training.log import curve, final
 from prunecli.training.trackers import open_tracker
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import torch
 
     from prunecli.training.distributed import Ranks
-    from prunecli.training.loop import Loop, Step
+    from prunecli.training.loop import Loop, StepMetrics
     from prunecli.training.objective import Objective
 LOG = "train.jsonl"
 SWEEP_FILE = "sweep.json"
@@ -64,7 +64,7 @@ def train(
     output: Output | None = None,
     report: Report = SILENT,
     stop: Callable[[], bool] = lambda: False,
-) -> Made:
+) -> Result:
     """Train the checkpoint IN on token rows and write OUT, sharded as IN, and stored so by default.
 
     `stop` is asked at every step; when it says so, the state is saved and Stopped raised. Under
@@ -73,7 +73,7 @@ def train(
     """
     compute, output = compute or Compute(), output or Output()
     check_device(compute)
-    recorder = Recorder("train", output.argv)
+    recorder = SidecarBuilder("train", output.argv)
     checkpoint = Checkpoint(model, report)
     sources = (training.data, training.eval_data, training.teacher)
     read = [place_of(source) for source in sources if source]
@@ -92,7 +92,7 @@ def train(
     place.check_disk(out, 3 * weights * (training.keep_states + 1) + weights)
     place.check_partial(out, key, training.restart)
     if output.dry_run:
-        return Made(out, results={**options, **_expected(job)})
+        return Result(out, results={**options, **_expected(job)})
 
     import torch
 
@@ -124,7 +124,7 @@ def train(
         made = None
         if ranks.first:
 
-            def record(written: Written) -> Sidecar:
+            def record(written: WriteSummary) -> Sidecar:
                 return recorder.sidecar(
                     "checkpoint",
                     options,
@@ -154,15 +154,15 @@ def train(
             run.take_part_in_writing()
         ranks.barrier()
     if made is None:
-        return Made(out)
+        return Result(out)
     report.note(
         f"{job.steps} steps, {job.tokens} tokens, loss {made.results['loss']:.4f}, "
         f"{made.run.seconds:.0f} s"
     )
-    return Made(out, made.dump(), made.results)
+    return Result(out, made.dump(), made.results)
 
 
-def _expected(job: Job) -> dict[str, Any]:
+def _expected(job: ResolvedTraining) -> dict[str, Any]:
     """Return what a dry run tells; `state_bytes` are weights, moments and gradients."""
     arch, length = job.checkpoint.arch, job.rows.seq_len
     return {
@@ -176,10 +176,10 @@ def _expected(job: Job) -> dict[str, Any]:
     }
 
 
-def _held(job: Job, report: Report) -> Held:
+def _held(job: ResolvedTraining, report: Report) -> FixedMask:
     """Return which weights are held at zero, having said so."""
     if job.masked is None:
-        return Held((), 0, 0)
+        return FixedMask((), 0, 0)
     held = sparse_tensors(job.masked)
     if job.masked is not job.checkpoint:
         if not held.names:
@@ -196,7 +196,9 @@ def _held(job: Job, report: Report) -> Held:
     return held
 
 
-def _results(job: Job, log: list[dict[str, Any]], lr: float, held: Held) -> dict[str, Any]:
+def _results(
+    job: ResolvedTraining, log: list[dict[str, Any]], lr: float, held: FixedMask
+) -> dict[str, Any]:
     """Return what the sidecar reports of a run; `log` has a line per step."""
     losses = [line["loss"] for line in log]
     parent = results_of(job.checkpoint)
@@ -224,7 +226,7 @@ class _Run:
 
     def __init__(
         self,
-        job: Job,
+        job: ResolvedTraining,
         objective: "Objective",
         masks: Any,
         ranks: "Ranks",
@@ -313,7 +315,7 @@ class _Run:
         from prunecli.training import trainer
 
         job, ranks, training = self.job, self.ranks, self.job.training
-        run = trainer.Run(
+        run = trainer.Trainer(
             self.folder, self.name, "training", job.save_every, training.keep_states, False,
             self.report, self.stop,
         )  # fmt: skip
@@ -324,7 +326,7 @@ class _Run:
             tracker = open_tracker(training.track, board, name, options)
         clock, taken = perf_counter(), 0
 
-        def line_of(step: int, done: "Step") -> dict[str, Any]:
+        def line_of(step: int, done: "StepMetrics") -> dict[str, Any]:
             nonlocal taken
             taken += 1
             line = self._line(step, done, taken / (perf_counter() - clock))
@@ -378,7 +380,7 @@ class _Run:
         for name, tensor in whole_tensors(self.objective.model):
             yield name, tensor.to("cpu", torch_dtype(self.specs[name].dtype))
 
-    def write(self, record: Callable[[Written], Sidecar]) -> Sidecar:
+    def write(self, record: Callable[[WriteSummary], Sidecar]) -> Sidecar:
         """Write OUT, sharded as IN, with the log, and drop the state."""
         from prunecli.training import state
 
@@ -399,7 +401,7 @@ class _Run:
         for _ in self._stored():
             pass
 
-    def _line(self, step: int, done: "Step", rate: float) -> dict[str, Any]:
+    def _line(self, step: int, done: "StepMetrics", rate: float) -> dict[str, Any]:
         """Return what the log tells of a step beside its loss; `rate` is in steps per second."""
         per_step = self.job.batch_size * self.job.rows.seq_len
         line = {"tokens": (step + 1) * per_step, "lr": done.lr, "grad_norm": done.grad_norm}

@@ -8,13 +8,13 @@ from typing import Any
 from prunecli.errors import NotANumber, Stopped
 from prunecli.report import Report
 from prunecli.training import state
-from prunecli.training.loop import Loop, Step
+from prunecli.training.loop import Loop, StepMetrics
 
 Line = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Run:
+class Trainer:
     """Where a run keeps its states, and how it is watched.
 
     Attributes:
@@ -36,7 +36,7 @@ class Run:
     def take(
         self,
         loop: Loop,
-        line_of: Callable[[int, Step], Line],
+        line_of: Callable[[int, StepMetrics], Line],
         told: Callable[[Line], None],
     ) -> list[Line]:
         """Take all steps that are left; return one line of the log per step, on the first process.

@@ -6,8 +6,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from prunecli.methods._base import Need
-from prunecli.model.stream import Runner, batches
+from prunecli.methods._base import RequiredStatistic
+from prunecli.model.stream import LayerStream, batches
 from prunecli.pruning.stats import registry
 from prunecli.pruning.stats._base import Collector
 
@@ -17,7 +17,9 @@ Stats = dict[str, Tensor]
 class _Listening:
     """Collectors of one layer, attached while in use; `stats` is what they found."""
 
-    def __init__(self, runner: Runner, i: int, layer: nn.Module, needs: tuple[Need, ...]) -> None:
+    def __init__(
+        self, runner: LayerStream, i: int, layer: nn.Module, needs: tuple[RequiredStatistic, ...]
+    ) -> None:
         self._collectors: dict[tuple[str, str], Collector] = {}
         self._names = partial(runner.arch.point, i)
         for need in needs:
@@ -52,7 +54,9 @@ class _Listening:
 
 
 @torch.no_grad()
-def dense(runner: Runner, ids: Tensor, needs: tuple[Need, ...]) -> Iterator[Stats]:
+def dense(
+    runner: LayerStream, ids: Tensor, needs: tuple[RequiredStatistic, ...]
+) -> Iterator[Stats]:
     """Yield every layer's statistics from one pass over the unpruned model; ids are [N, T]."""
     hidden = runner.embed(ids)
     depth = runner.arch.layers
@@ -69,7 +73,7 @@ def dense(runner: Runner, ids: Tensor, needs: tuple[Need, ...]) -> Iterator[Stat
 
 @torch.no_grad()
 def layerwise(
-    runner: Runner, ids: Tensor, needs: tuple[Need, ...]
+    runner: LayerStream, ids: Tensor, needs: tuple[RequiredStatistic, ...]
 ) -> Iterator[tuple[int, nn.Module, Stats]]:
     """Yield every layer with its statistics, to be edited in place: later layers see the edit.
 

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.model.arch import Arch
-from prunecli.model.stream import Runner, batches
+from prunecli.model.stream import LayerStream, batches
 from prunecli.pruning.stats._hooks import Stats
 
 
-class Slopes(NamedTuple):
+class WeightGradients(NamedTuple):
     """One weight of a layer in float32, its gradient, and the mean square of that over sequences.
 
     `gradient` is that of the mean loss over all tokens; `square` the mean over sequences of the
@@ -24,7 +24,7 @@ class Slopes(NamedTuple):
     axes: tuple[str, ...]
 
 
-def gradients(runner: Runner, ids: Tensor, names: list[str]) -> Stats:
+def gradients(runner: LayerStream, ids: Tensor, names: list[str]) -> Stats:
     """Return statistics of every layer's weights and their gradients of the mean loss.
 
     The states between layers are kept from a pass forward, and each layer runs once more on the
@@ -53,8 +53,8 @@ def gradients(runner: Runner, ids: Tensor, names: list[str]) -> Stats:
 
 
 def _back(
-    runner: Runner, layer: nn.Module, i: int, entering: Tensor, flowing: Tensor, tokens: int
-) -> list[Slopes]:
+    runner: LayerStream, layer: nn.Module, i: int, entering: Tensor, flowing: Tensor, tokens: int
+) -> list[WeightGradients]:
     """Take `flowing` [N, T, D] back through a layer, in place; return its weights' slopes.
 
     What flows is the gradient of the loss summed over all `tokens` that are predicted.
@@ -77,19 +77,21 @@ def _back(
             squares[name].addcmul_(slope, slope, value=len(entering))
             weight.grad = None
     return [
-        Slopes(weight.detach().float(), sums[name], squares[name], axes[f"model.layers.{i}.{name}"])
+        WeightGradients(
+            weight.detach().float(), sums[name], squares[name], axes[f"model.layers.{i}.{name}"]
+        )
         for name, weight in weights.items()
     ]
 
 
-def _taylor(slopes: list[Slopes], arch: Arch) -> Stats:
+def _taylor(slopes: list[WeightGradients], arch: Arch) -> Stats:
     """Return `taylor` [1]: the sum of |w dL/dw| over all weights of a layer."""
     total = sum((s.weight * s.gradient).abs().double().sum() for s in slopes)
     return {"taylor": torch.as_tensor(total).view(1)}
 
 
 # saliences of single weights; `vector` is summed with signs before the absolute value
-SALIENCES: Mapping[str, Callable[[Slopes], Tensor]] = {
+SALIENCES: Mapping[str, Callable[[WeightGradients], Tensor]] = {
     "element1": lambda s: (s.weight * s.gradient).abs(),
     "element2": lambda s: s.weight.square() * s.square,
     "mix": lambda s: (s.weight * s.gradient - s.weight.square() * s.square / 2).abs(),
@@ -100,7 +102,7 @@ SALIENCES: Mapping[str, Callable[[Slopes], Tensor]] = {
 UNITS = ("heads", "kv_heads", "ffn")
 
 
-def _channels(slopes: list[Slopes], arch: Arch) -> Stats:
+def _channels(slopes: list[WeightGradients], arch: Arch) -> Stats:
     """Return `AXIS.SALIENCE` [I]: saliences summed over every row or column of a channel.
 
     A channel of `heads` has a row of q and a column of o, one of `kv_heads` a row of k and one of
@@ -122,7 +124,7 @@ def _channels(slopes: list[Slopes], arch: Arch) -> Stats:
 class OfGradients(NamedTuple):
     """A statistic of a layer's slopes, and how long each of its parts is."""
 
-    of: Callable[[list[Slopes], Arch], Stats]
+    of: Callable[[list[WeightGradients], Arch], Stats]
     lengths: Callable[[Arch], dict[str, int]]
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from prunecli.model.arch import Arch
-from prunecli.model.stream import Runner
+from prunecli.model.stream import LayerStream
 from prunecli.pruning.stats.removals import greedy_skips, skip_losses
 from prunecli.pruning.stats.residual import residual_gram
 
@@ -14,7 +14,7 @@ from prunecli.pruning.stats.residual import residual_gram
 class OfModels(NamedTuple):
     """How a statistic is made of ids [N, T], its shape, and whether it asks how many layers go."""
 
-    of: Callable[[Runner, Tensor, int], Tensor]
+    of: Callable[[LayerStream, Tensor, int], Tensor]
     shape: Callable[[Arch, int], tuple[int, ...]]
     of_amount: bool = True
 

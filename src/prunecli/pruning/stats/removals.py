@@ -5,14 +5,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from prunecli.model.stream import Runner, batches
+from prunecli.model.stream import LayerStream, batches
 
 STREAMS = 1 << 30  # bytes of hidden states at once
 
 
 @torch.no_grad()
 def skip_losses(
-    runner: Runner,
+    runner: LayerStream,
     ids: Tensor,
     skip: int,
     alive: Sequence[int] | None = None,
@@ -57,7 +57,7 @@ def skip_losses(
     return totals / (ids.shape[0] * (ids.shape[1] - 1))
 
 
-def _chunks(runner: Runner, ids: Tensor, streams: int) -> Iterator[slice]:
+def _chunks(runner: LayerStream, ids: Tensor, streams: int) -> Iterator[slice]:
     """Yield slices of rows [N, T] of whole batches, whose streams take about `STREAMS` bytes."""
     batch = next(batches(ids)).stop
     row = streams * ids.shape[1] * runner.arch.hidden * runner.dtype.itemsize
@@ -66,7 +66,7 @@ def _chunks(runner: Runner, ids: Tensor, streams: int) -> Iterator[slice]:
         yield slice(start, min(start + size, len(ids)))
 
 
-def greedy_skips(runner: Runner, ids: Tensor, count: int) -> Tensor:
+def greedy_skips(runner: LayerStream, ids: Tensor, count: int) -> Tensor:
     """Return in which round each layer goes [L]: 0 .. count - 1, infinite for those that stay.
 
     In each round every alive layer but the first and the last is tried, and the one goes without

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from prunecli.model.stream import Runner, batches
+from prunecli.model.stream import LayerStream, batches
 
 
 @torch.no_grad()
-def residual_gram(runner: Runner, ids: Tensor) -> Tensor:
+def residual_gram(runner: LayerStream, ids: Tensor) -> Tensor:
     """Return the sum of x x^T [D, D], float64, over tokens and points; ids are [N, T].
 
     x has unit root mean square; points are the inputs of all norms: what enters a layer, what its
