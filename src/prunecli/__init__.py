@@ -1,7 +1,7 @@
 """prunecli: prune large language models from the shell, and compare fairly.
 
-The library verbs (`calibrate`, `score`, `prune`, `init`, `tokenize`, `train`, `evaluate`, `speed`,
-`table`, `check`) are loaded on first use, so that `import prunecli` costs nothing.
+`prunecli.prune("in", "out", method="flap", ratio=0.5)` and its like (api.py) are loaded on first
+use, so that `import prunecli` costs nothing.
 """
 
 from importlib import import_module
@@ -11,10 +11,10 @@ __version__ = "0.1.0"
 
 
 _VERBS = {
-    "calibrate": "pruning.calibrate",
-    "score": "pruning.score",
-    "prune": "pruning.prune",
-    "search_arch": "pruning.search_arch",
+    "calibrate": "api",
+    "score": "api",
+    "prune": "api",
+    "search_arch": "api",
     "init": "training.init",
     "tokenize": "data.tokenize",
     "train": "training.train",

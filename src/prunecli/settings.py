@@ -1,7 +1,10 @@
-"""What the library verbs are told: plain records, with each default stated once."""
+"""What the library verbs are handed: plain records, with each default stated once."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+from prunecli.report import SILENT, Report
 
 SHARD_TOKENS = 1 << 24  # per file of token rows
 BATCH_TOKENS = 1024  # through a layer at once, in walks over a model
@@ -80,17 +83,40 @@ class Amount:
 
 @dataclass(frozen=True)
 class Output:
-    """What may happen to an existing OUT, and what is recorded as the command line."""
+    """Where the result goes, what may happen to what is there, and the recorded command line.
 
+    `restart` clears the state of an unfinished run instead of going on from it.
+    """
+
+    path: str = ""
     force: bool = False
     skip_existing: bool = False
     dry_run: bool = False
+    restart: bool = False
     argv: tuple[str, ...] = ()
 
-    @property
-    def beside(self) -> "Output":
-        """What may happen to files kept beside OUT: those of the same run are taken as they are."""
-        return Output(force=self.force, skip_existing=not self.force)
+    def for_intermediates(self, path: str) -> "Output":
+        """Return where a file of a step between goes: one of the same run is taken as it is."""
+        return Output(path, force=self.force, skip_existing=not self.force)
+
+
+def never() -> bool:
+    """Return False: nobody asks the run to stop."""
+    return False
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What every verb is handed beside its request.
+
+    `stop` is asked between steps of long work; where it says so, the state is saved and Stopped
+    raised.
+    """
+
+    output: Output = Output()
+    compute: Compute = Compute()
+    report: Report = SILENT
+    stop: Callable[[], bool] = never
 
 
 @dataclass

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
-from prunecli.pruning.prune import prune
+from prunecli import prune
 from prunecli.pruning.sheared import MASK_WARMUP
 from prunecli.settings import Amount
 from prunecli.training.schedule import warm_steps

@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from work import BATCH, LENGTH, REAL, ROWS
 
 import tiny
+from prunecli import prune
 from prunecli.errors import Stopped
 from prunecli.files import sidecar
 from prunecli.measuring.eval import evaluate
 from prunecli.methods import registry
 from prunecli.model import device, stream
 from prunecli.model.checkpoint import Checkpoint
-from prunecli.pruning.prune import prune
 from prunecli.settings import Amount, Compute, Data, Training
 from prunecli.training.train import train
 

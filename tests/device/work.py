@@ -14,13 +14,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tiny
+from prunecli import calibrate, prune, score, search_arch
 from prunecli.measuring.eval import evaluate
 from prunecli.measuring.speed import speed
 from prunecli.methods import registry
-from prunecli.pruning.calibrate import calibrate
-from prunecli.pruning.prune import prune
-from prunecli.pruning.score import score
-from prunecli.pruning.search_arch import search_arch
 from prunecli.settings import Amount, Compute, Data, Result, Timing, Training
 from prunecli.training.train import train
 

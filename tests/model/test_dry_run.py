@@ -10,16 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
+from prunecli import calibrate, prune, score, search_arch
 from prunecli.data.tokenize import tokenize
 from prunecli.errors import PruneError
 from prunecli.measuring.eval import evaluate
 from prunecli.measuring.speed import speed
 from prunecli.methods import registry
 from prunecli.model.families import registry as families
-from prunecli.pruning.calibrate import calibrate
-from prunecli.pruning.prune import prune
-from prunecli.pruning.score import score
-from prunecli.pruning.search_arch import search_arch
 from prunecli.settings import Amount, Compute, Data, Output, Timing, Training
 from prunecli.training.init import init
 from prunecli.training.train import train

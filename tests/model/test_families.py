@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
+from prunecli import prune
 from prunecli.measuring.eval import evaluate
 from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.families import registry
-from prunecli.pruning.prune import prune
 from prunecli.report import Report
 from prunecli.settings import Amount, Data
 

@@ -4,16 +4,13 @@ import pytest
 import torch
 
 import tiny
+from prunecli import calibrate, prune, score, search_arch
 from prunecli.errors import OutputExists
 from prunecli.measuring.eval import evaluate
 from prunecli.measuring.speed import speed
 from prunecli.model import device as devices
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.device import settled
-from prunecli.pruning.calibrate import calibrate
-from prunecli.pruning.prune import prune
-from prunecli.pruning.score import score
-from prunecli.pruning.search_arch import search_arch
 from prunecli.settings import Amount, Compute, Data, Output, Timing
 
 HALF = Amount(ratio=0.5)

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
+from prunecli import prune
 from prunecli.errors import InputError
 from prunecli.measuring.eval import evaluate
 from prunecli.model.checkpoint import Checkpoint
-from prunecli.pruning.prune import prune
 from prunecli.report import Report
 from prunecli.settings import Amount, Data
 

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 import tiny
 from matrix import CELL
+from prunecli import calibrate, prune, score
 from prunecli.errors import OutputExists, PruneError
 from prunecli.methods import registry
 from prunecli.methods._masks import drop_mask
@@ -17,10 +18,7 @@ from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.families import registry as families
 from prunecli.model.pattern import SparsityPattern
-from prunecli.pruning.calibrate import calibrate
-from prunecli.pruning.prune import prune
 from prunecli.pruning.request import with_recipe
-from prunecli.pruning.score import score
 from prunecli.pruning.stats import gradients, removals
 from prunecli.report import Report
 from prunecli.settings import Amount, Compute, Data, Output

@@ -4,13 +4,10 @@ import pytest
 import torch
 
 import tiny
+from prunecli import calibrate, prune, score, search_arch
 from prunecli.errors import UsageError
 from prunecli.methods import registry
-from prunecli.pruning.calibrate import calibrate
-from prunecli.pruning.prune import prune
 from prunecli.pruning.request import with_recipe
-from prunecli.pruning.score import score
-from prunecli.pruning.search_arch import search_arch
 from prunecli.settings import Amount, Data
 
 HALF = Amount(ratio=0.5)

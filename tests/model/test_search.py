@@ -7,14 +7,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
+from prunecli import prune, search_arch
 from prunecli.data import windows
 from prunecli.errors import InputError, NotANumber, PruneError, Stopped, UsageError
 from prunecli.measuring import perplexity
 from prunecli.measuring.eval import evaluate
 from prunecli.model.arch import Arch
 from prunecli.pruning import grid
-from prunecli.pruning.prune import prune
-from prunecli.pruning.search_arch import search_arch
 from prunecli.report import Report
 from prunecli.settings import Amount, Data, Output
 from prunecli.tables import reference
@@ -64,7 +63,7 @@ def test_losses_are_those_of_pruned_checkpoints(method, llama, calibration, held
     assert len(found) >= 2 and "default" in {entry["role"] for entry in found}
     assert [entry["loss"] for entry in found] == sorted(entry["loss"] for entry in found)
     assert made.results["arch"]["ffn"] == found[0]["ffn"]
-    from prunecli.pruning.calibrate import calibrate
+    from prunecli import calibrate
 
     stats = tmp_path / "s.safetensors"
     calibrate(str(llama), str(stats), methods=[method], data=Data(calibration))

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
+from prunecli import calibrate, prune, score
 from prunecli.data import joined
 from prunecli.errors import InputError, OutputExists, PruneError, Stopped, UsageError
 from prunecli.files import provenance, sidecar
@@ -17,9 +18,6 @@ from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.families import registry
 from prunecli.pruning import gates, mask_training, sheared, surgery
-from prunecli.pruning.calibrate import calibrate
-from prunecli.pruning.prune import prune
-from prunecli.pruning.score import score
 from prunecli.pruning.sizes import Sizes
 from prunecli.settings import Amount, Data, Output, Training
 from prunecli.training import schedule

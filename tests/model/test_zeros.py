@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
+from prunecli import prune
 from prunecli.errors import InputError, PruneError, UsageError
 from prunecli.measuring.check import check
 from prunecli.measuring.costs import Model
@@ -18,7 +19,6 @@ from prunecli.methods._masks import drop_mask
 from prunecli.model.arch import Arch
 from prunecli.model.pattern import SparsityPattern
 from prunecli.model.sparsity import Census
-from prunecli.pruning.prune import prune
 from prunecli.settings import Amount, Data, Output, Training
 from prunecli.training.init import init
 from prunecli.training.train import train

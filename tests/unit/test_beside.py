@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 import tiny
+from prunecli import prune
 from prunecli.data import tokenizer
 from prunecli.data.tokenizer import Tokenizer
 from prunecli.errors import InputError
 from prunecli.model import companions
 from prunecli.model.checkpoint import Checkpoint, locate
-from prunecli.pruning.prune import prune
 from prunecli.settings import Amount
 
 CARRIED = [

@@ -8,13 +8,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tiny
+from prunecli import prune
 from prunecli.errors import InputError, PruneError
 from prunecli.files.tensorfile import read_header
 from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.configs import judged
 from prunecli.model.families import registry
-from prunecli.pruning.prune import prune
 from prunecli.settings import Amount, Output
 from prunecli.training.init import init
 

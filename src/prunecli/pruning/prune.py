@@ -141,7 +141,9 @@ def prune(
     if same := place.same_already(out, output, key):
         return same
     if PLAN in request.kept:
-        place.same_already(f"{keep}/{PLAN}", output.beside, sidecar.key("plan", resolved, inputs))
+        place.same_already(
+            f"{keep}/{PLAN}", output.for_intermediates(""), sidecar.key("plan", resolved, inputs)
+        )
     if learns:
         place.check_partial(out, key, restart)
     if output.dry_run:
@@ -374,7 +376,7 @@ class Decider:
             skip=skip if of_amount(self.method) else None,
             compat=self.request.compat,
             compute=self.compute,
-            output=self.output.beside,
+            output=self.output.for_intermediates(""),
             report=self.report,
         )
         return TensorFile(Path(path))
@@ -393,7 +395,7 @@ class Decider:
             skip=skip if of_amount(self.method) else None,
             options=options,
             compute=self.compute,
-            output=self.output.beside,
+            output=self.output.for_intermediates(""),
         )
         return TensorFile(Path(path))
 

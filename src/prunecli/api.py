@@ -1,0 +1,179 @@
+"""The library by plain keywords: `prunecli.prune("in", "out", method="flap", ratio=0.5)`.
+
+Each function builds the records of settings.py and of its verb out of its keywords, and calls the
+verb, which is what the command line does too. A record can be given as a whole as well
+(`amount=Amount(ratio=0.5)`); what is not given has the record's default.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from typing import Any, TypedDict, TypeVar, Unpack
+
+from prunecli.report import Report
+from prunecli.settings import Amount, Compute, Data, Output, Result, RunContext
+
+R = TypeVar("R")
+
+
+class RunWords(TypedDict, total=False):
+    """Keywords of every function that writes: fields of Output, Compute and RunContext."""
+
+    output: Output
+    force: bool
+    skip_existing: bool
+    dry_run: bool
+    restart: bool
+    argv: tuple[str, ...]
+    compute: Compute
+    device: str
+    dtype: str
+    buffer: str
+    report: Report
+    stop: Callable[[], bool]
+
+
+class AmountWords(TypedDict, total=False):
+    """Keywords for how much to remove: fields of Amount, one of which is given."""
+
+    amount: Amount | None
+    ratio: float | None
+    sparsity: str | None
+    layers: int | None
+    hidden: int | None
+    heads: int | None
+    ffn: int | None
+    params: float | None
+    arch: str | None
+
+
+class DataWords(TypedDict, total=False):
+    """Keywords for what is read: `data`, a source or a whole record, and fields of Data."""
+
+    data: str | Data | None
+    sampler: str | None
+    nsamples: int | None
+    seq_len: int | None
+    seed: int
+    tokenizer: str | None
+    bos: str | None
+    special_tokens: str | None
+    text_column: str | None
+    skip_bad: int
+
+
+def _taken(record: R, words: dict[str, Any]) -> R:
+    """Return `record` with the fields that `words` name, which are taken out of it."""
+    names = {field.name for field in fields(record)} & words.keys()  # type: ignore[arg-type]
+    return replace(record, **{name: words.pop(name) for name in names})  # type: ignore[type-var]
+
+
+def _run(out: str, words: dict[str, Any]) -> RunContext:
+    """Return the context that keywords ask for, which are taken out of them."""
+    output = _taken(words.pop("output", None) or Output(), words)
+    compute = _taken(words.pop("compute", None) or Compute(), words)
+    return _taken(RunContext(replace(output, path=out), compute), words)
+
+
+def _data(words: dict[str, Any]) -> Data:
+    """Return the Data that keywords ask for, which are taken out of them."""
+    given = words.pop("data", None)
+    data = given if isinstance(given, Data) else Data(**({"source": given} if given else {}))
+    return _taken(data, words)
+
+
+def _amount(words: dict[str, Any]) -> Amount:
+    """Return the Amount that keywords ask for, which are taken out of them."""
+    return _taken(words.pop("amount", None) or Amount(), words)
+
+
+class CalibrateWords(AmountWords, DataWords, RunWords, total=False):
+    """Keywords of `calibrate`."""
+
+    compat: bool
+
+
+def calibrate(
+    model: str, out: str, methods: str | list[str], **words: Unpack[CalibrateWords]
+) -> Result:
+    """Collect what `methods` need, of the dense model on `data`, into OUT.safetensors."""
+    from prunecli.pruning.calibrate import calibrate as verb
+
+    rest: dict[str, Any] = dict(words)
+    run, amount, data = _run(out, rest), _amount(rest), _data(rest)
+    names = [methods] if isinstance(methods, str) else methods
+    return verb(
+        model, out, methods=names, data=data, amount=amount, compute=run.compute,
+        output=run.output, report=run.report, **rest,
+    )  # fmt: skip
+
+
+class ScoreWords(AmountWords, DataWords, RunWords, total=False):
+    """Keywords of `score`; `options` are those of the method."""
+
+    options: Mapping[str, Any]
+    stats: str | None
+    compat: bool
+
+
+def score(model: str, out: str, method: str, **words: Unpack[ScoreWords]) -> Result:
+    """Turn statistics into importances, higher = keep, into OUT.safetensors."""
+    from prunecli.pruning.score import score as verb
+
+    rest: dict[str, Any] = dict(words)
+    run, amount, data = _run(out, rest), _amount(rest), _data(rest)
+    return verb(
+        model, out, method=method, data=data, amount=amount, compute=run.compute,
+        output=run.output, report=run.report, **rest,
+    )  # fmt: skip
+
+
+class PruneWords(AmountWords, DataWords, RunWords, total=False):
+    """Keywords of `prune`; `options` are those of the method."""
+
+    method: str | None
+    options: Mapping[str, Any]
+    recipe: str | None
+    stats: str | None
+    scores: str | None
+    plan: str | None
+    plan_only: bool
+    keep: str | None
+    compat: bool
+
+
+def prune(model: str, out: str, **words: Unpack[PruneWords]) -> Result:
+    """Prune a model folder, or `hf:org/name`, into the folder OUT."""
+    from prunecli.pruning.prune import prune as verb
+
+    rest: dict[str, Any] = dict(words)
+    run, amount, data = _run(out, rest), _amount(rest), _data(rest)
+    return verb(
+        model, out, data=data, amount=amount, compute=run.compute, output=run.output,
+        report=run.report, stop=run.stop, restart=run.output.restart, **rest,
+    )  # fmt: skip
+
+
+class SearchWords(DataWords, RunWords, total=False):
+    """Keywords of `search_arch`; one of `params`, `flops` and `ratio` is the budget."""
+
+    options: Mapping[str, Any]
+    params: float | None
+    flops: float | None
+    ratio: float | None
+    multiple: int | None
+    eval_data: str | Data
+    allow_overlap: bool
+    compat: bool
+
+
+def search_arch(model: str, out: str, method: str, **words: Unpack[SearchWords]) -> Result:
+    """Find the lowest-loss architecture within a budget, and write it to OUT.json."""
+    from prunecli.pruning.search_arch import search_arch as verb
+
+    rest: dict[str, Any] = dict(words)
+    run, data = _run(out, rest), _data(rest)
+    held_out = _data({"data": rest.pop("eval_data", None)})
+    return verb(
+        model, out, method=method, data=data, eval_data=held_out, compute=run.compute,
+        output=run.output, report=run.report, stop=run.stop, restart=run.output.restart, **rest,
+    )  # fmt: skip
