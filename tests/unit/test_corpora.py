@@ -227,7 +227,10 @@ LINES = {
     "`text` null in the first row": [{"text": None, **URL}, {"text": A, **URL}],
     "no `text` in the first row, but in a later one": [URL, {"text": A, **URL}],
     "no `text`, one column of strings": [{"body": A, "n": 1}, {"body": A, "n": 2}],
-    "no `text`, one column of strings, null in the first row": [{"body": None, "n": 1}, {"body": A}],
+    "no `text`, one column of strings, null in the first row": [
+        {"body": None, "n": 1},
+        {"body": A},
+    ],
     "no `text`, two columns of strings": [{"body": A, **URL}],
     "no `text`, no column of strings": [{"n": 1}],
 }
