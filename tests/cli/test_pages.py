@@ -73,6 +73,15 @@ def test_links_lead_somewhere(path):
         assert target.startswith("https://") or (path.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("path", PAGES, ids=page)
+def test_named_files_exist(path):
+    """Those of the examples in docs/adding-a-*.md are the ones that are not there."""
+    text = path.read_text("utf-8")
+    new = set(re.findall(r"complete one, `([^`]+)`", text))
+    for name in set(re.findall(r"`([\w/.-]+/[\w.-]+\.(?:py|sh))`", text)) - new:
+        assert (ROOT / name).exists() or (ROOT / "src" / "prunecli" / name).exists(), name
+
+
 def test_targets_of_make_exist():
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.M)
     for path in (README, ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")):
