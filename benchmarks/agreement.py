@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""How far every method agrees with itself over instruction sets and threads, as Markdown.
+"""How well every method's results agree over instruction sets and threads, as Markdown.
 
     tests/portable.sh 'avx512 avx2 default' '1 2' python benchmarks/agreement.py make MODEL WORK
     python benchmarks/agreement.py compare WORK
 
-`make` prunes a model by every method, on few windows, and measures each result, all under the set
-it finds itself in; what is done stays in WORK and is not done again. `compare` holds the results
-against those of the first set.
+`make` prunes a model with every method, on few windows, and measures each result, all under the
+current instruction set. Results stay in WORK, and a second run makes only what is missing.
+`compare` compares the results with those of the first set.
 """
 
 import json

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Learned masks against random ones of the same shape, with and without training of the weights:
+# Learned masks compared with random ones of the same architecture, with and without training:
 #
 #     benchmarks/masks.sh MODEL WORK
 #
-# 300 steps of one window of 512 tokens, each window of the built-in text once; block ratio 0.25.
-# Everything is measured on the built-in evaluation text. A second run does only what is missing.
+# 300 steps of one window of 512 tokens, one epoch of the built-in text; block ratio 0.25.
+# Losses are those of the built-in evaluation text. A second run makes only what is missing.
 set -euo pipefail
 model=$(realpath "$1") work=$2
 mkdir -p "$work"
 cd "$work"
 export PYTHONWARNINGS=ignore
 
-run() { # NAME COMMAND...: makes NAME unless it is there
+run() { # NAME COMMAND...: makes NAME unless it exists
     if [[ ! -e $1 ]]; then
         echo "== ${*:2}" >&2
         prunecli "${@:2}" "$1"
@@ -66,17 +66,17 @@ PY
         run $name-trained $train $name-cut
     done
 }
-echo "| what | loss | perplexity |"
+echo "| model | loss | perplexity |"
 echo "|---|---|---|"
 measure "$model" "the parent"
-measure learned "masks and weights learned together"
-measure frozen "masks alone learned (\`--freeze-weights\`)"
-measure slow "masks alone, \`--mask-lr 0.1\`: a tenth of the default"
-measure learned-cut "the parent's weights, masks of the first"
+measure learned "masks and weights trained together"
+measure frozen "only masks trained (\`--freeze-weights\`)"
+measure slow "only masks trained, \`--mask-lr 0.1\` (a tenth of the default)"
+measure learned-cut "the parent's weights, pruned by the masks of row 2"
 for seed in 1 2 3; do
     measure random-$seed-cut "the parent's weights, random masks"
 done
-measure flap-cut "the parent's weights, cut by FLAP without biases"
+measure flap-cut "the parent's weights, pruned by FLAP without biases"
 measure random-1-trained "random masks, weights then trained on the same rows"
-measure learned-trained "masks of the first, the parent's weights then trained on the same rows"
+measure learned-trained "masks of row 2, the parent's weights then trained on the same rows"
 measure flap-trained "FLAP without biases, weights then trained on the same rows"

@@ -3,8 +3,8 @@
 
     python benchmarks/methods.py MODEL WORK [METHOD...]
 
-Calibrates and evaluates on the built-in text, one command after the other; what is done stays in
-WORK and is not done again.
+Calibrates and evaluates on the built-in text, one command after another. Results stay in
+WORK, and a second run makes only what is missing.
 """
 
 import json
@@ -45,7 +45,7 @@ def main() -> None:
         )
         measured = run("eval", "--allow-overlap", out)["results"]
         rows.append((name, measured, made["sidecar"], " ".join(sizes)))
-    print("| method | ratio | non-zero | perplexity | seconds | peak MB | sizes |")
+    print("| method | ratio | non-zero | perplexity | seconds | peak MB | options |")
     print("|---|---|---|---|---|---|---|")
     for name, measured, record, sizes in rows:
         ratio = record["results"]["ratio"] if record else 0

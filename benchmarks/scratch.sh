@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Pruned against scratch, token for token, on a small parent of one's own:
+# Pruned against scratch, token for token, on a small parent trained here:
 #
 #     benchmarks/scratch.sh TEXT WORK
 #
 # TEXT is a folder of .txt files with 3 million tokens or more. The parent (2.1 million parameters,
 # a 4096-id tokenizer trained on TEXT) sees 2 million tokens; it is pruned by four methods to half
 # its blocks; the pruned models and a scratch twin of each see the next half million, with the
-# paper's choice of learning rate. A second run does only what is missing.
+# paper's choice of learning rate. A second run makes only what is missing.
 set -euo pipefail
 text=$(realpath "$1") work=$2
 mkdir -p "$work"
@@ -18,7 +18,7 @@ cat >shape.json <<'JSON'
  "max_position_embeddings": 256, "tie_word_embeddings": true, "dtype": "float32"}
 JSON
 
-run() { # NAME COMMAND...: makes NAME unless it is there
+run() { # NAME COMMAND...: makes NAME unless it exists
     if [[ ! -e $1 ]]; then
         echo "== ${*:2}" >&2
         prunecli "${@:2}" "$1"

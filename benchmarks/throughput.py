@@ -3,9 +3,9 @@
 
     python benchmarks/throughput.py [ROUNDS]
 
-Same model, rows, batch and type, alternating in one process; printed are medians of the ratios of
-neighbours, so that a machine that slows down for a while slows both. The Trainer is left out
-where accelerate is missing.
+Same model, rows, batch size and dtype, alternating in one process. Prints the medians of the ratios
+of adjacent rounds, so that a machine that is slow for a while slows both. The Trainer is skipped if
+accelerate is not installed.
 """
 
 import json

