@@ -12,8 +12,8 @@ import yaml
 
 import prunecli
 from prunecli.cli import app
-from prunecli.families._base import Family
 from prunecli.methods._base import Method
+from prunecli.model.families._base import Family
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
