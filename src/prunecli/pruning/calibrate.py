@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def union(methods: list[Method], compat: bool) -> tuple[RequiredStatistic, ...]:
     """Return every statistic that any of these methods reads, each once."""
     needs = (need for method in methods for need in method.needed(compat))
-    pairs = {(need.collector, point) for need in needs for point in need.points}
+    pairs = {(need.name, point) for need in needs for point in need.points}
     return tuple(
         RequiredStatistic(name, tuple(sorted(point for found, point in pairs if found == name)))
         for name in sorted({collector for collector, _ in pairs})
@@ -75,7 +75,7 @@ def collect(
     runner = stream.LayerStream(checkpoint, compute, report)
     of_gradients = _of_gradients(needs)
     of_layers = tuple(
-        need for need in needs if need.points != ("model",) and need.collector not in of_gradients
+        need for need in needs if need.points != ("model",) and need.name not in of_gradients
     )
     if of_layers:
         yield from _hooks.dense(runner, found.ids, of_layers)
@@ -90,11 +90,11 @@ def collect(
 def _of_gradients(needs: tuple[RequiredStatistic, ...]) -> list[str]:
     from prunecli.pruning.stats.gradients import OF_GRADIENTS
 
-    return [need.collector for need in needs if need.collector in OF_GRADIENTS]
+    return [need.name for need in needs if need.name in OF_GRADIENTS]
 
 
 def _of_models(needs: tuple[RequiredStatistic, ...]) -> list[str]:
-    return [need.collector for need in needs if need.points == ("model",)]
+    return [need.name for need in needs if need.points == ("model",)]
 
 
 def write_stats(
@@ -113,7 +113,7 @@ def write_stats(
     """Collect what `methods` read into a file; memory holds the statistics of one layer."""
     needs = union(methods, compat)
     options = {
-        "statistics": {need.collector: list(need.points) for need in needs},
+        "statistics": {need.name: list(need.points) for need in needs},
         "skip": skip,
         "dtype": compute.dtype,
     }

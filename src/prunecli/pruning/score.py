@@ -140,14 +140,14 @@ def scores_of(
     arch = checkpoint.arch
     if method.score_layers is not None:
         by_layer = {
-            f"{need.collector}.{i}": stats[f"{arch.point(i, point)}.{need.collector}"]
+            f"{need.name}.{i}": stats[f"{arch.point(i, point)}.{need.name}"]
             for need in method.needs
             for point in need.points
             if point != "model"
             for i in range(arch.layers)
         }
         # a file may hold what other methods read too
-        wanted = tuple(need.collector for need in method.needs if need.points == ("model",))
+        wanted = tuple(need.name for need in method.needs if need.points == ("model",))
         whole = {name: stats[name] for name in stats if wanted and name.startswith(wanted)}
         found: dict[str, torch.Tensor] = method.score_layers({**by_layer, **whole}, options)
         return found
