@@ -18,7 +18,7 @@ from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.families import registry as families
 from prunecli.model.pattern import SparsityPattern
-from prunecli.pruning.request import with_recipe
+from prunecli.pruning.recipe import with_recipe
 from prunecli.pruning.stats import _gradients, greedy_skip, skip_loss, taylor
 from prunecli.report import Report
 from prunecli.settings import Amount, Compute, Data, Output
@@ -593,8 +593,8 @@ def test_gradients_in_sixteen_bits(llama, calibration):
     """They are those of a sum: a mean over all tokens is too small for half precision."""
     ids = load_file(calibration.rsplit(":", 1)[0])["ids"]
     exact, rounded = (
-        gradients.gradients(
-            stream.LayerStream(Checkpoint(str(llama)), Compute(dtype=dtype)), ids, ["taylor"]
+        _gradients.gradients(
+            stream.LayerStream(Checkpoint(str(llama)), Compute(dtype=dtype)), ids, [taylor.taylor]
         )
         for dtype in ("float32", "bfloat16")
     )
@@ -659,7 +659,7 @@ def test_kept_files_are_taken_or_replaced(llama, calibration, tmp_path, monkeypa
     for name in ("stats.safetensors", "plan.json"):
         (tmp_path / "k" / name).unlink()
     mixed = {"options": {"taylor": "mix"}, **kept}
-    monkeypatch.setattr("prunecli.pruning.prune.write_stats", None)
+    monkeypatch.setattr("prunecli.pruning.prune.write_statistics", None)
     with pytest.raises(OutputExists, match=r"scores\.safetensors' exists and was made from other"):
         cut(llama, tmp_path / "c", "llm-pruner", calibration, **mixed)
     monkeypatch.undo()
@@ -696,9 +696,9 @@ def test_options_of_a_plan(llama, calibration, tmp_path):
     made = cut(llama, tmp_path / "a", "flap", calibration, options={"bias": "drop"}, **planned)
     assert made.sidecar["options"]["options"]["metric"] == "IFV"
     flap = registry.get("flap")
-    assert with_recipe(flap, "official", Data(), {}, decided=True)[1].keys() <= {"bias"}
+    assert with_recipe(flap, "official", Data(), {}, from_plan=True)[1].keys() <= {"bias"}
     assert "structure" in with_recipe(flap, "official", Data(), {})[1]
-    with pytest.raises(PruneError, match="--metric WIFV has no part in it"):
+    with pytest.raises(PruneError, match="--metric WIFV cannot be combined with --plan"):
         cut(llama, tmp_path / "c", "flap", calibration, options={"metric": "WIFV"}, **planned)
 
 

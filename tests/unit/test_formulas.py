@@ -13,11 +13,11 @@ from prunecli.methods._base import LayerView
 from prunecli.methods._masks import drop_mask
 from prunecli.model.pattern import SparsityPattern
 from prunecli.pruning.stats import registry as statistics
+from prunecli.pruning.stats._base import INPUTS
 from prunecli.pruning.stats.absmean import AbsMean
 from prunecli.pruning.stats.block_influence import BlockInfluence
 from prunecli.pruning.stats.feature_norm import FeatureNorm
 from prunecli.pruning.stats.fluctuation import Fluctuation
-from prunecli.pruning.stats._base import INPUTS
 from prunecli.pruning.stats.gram import Gram
 from prunecli.pruning.stats.moments import Moments
 

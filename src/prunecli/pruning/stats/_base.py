@@ -1,4 +1,4 @@
-"""`Statistic`: the record of one statistic, and `Collector`, what listens at one point of a layer."""
+"""`Statistic`, the record of one, and `Collector`, which is hooked to one point of a layer."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -76,7 +76,9 @@ def _backward(
     for row in range(len(inputs)):
         before = inputs[row : row + 1].to(stream.device).requires_grad_(True)
         after = stream.forward(layer, i, before)
-        torch.autograd.backward(after, output_gradient[row : row + 1].to(stream.device, after.dtype))
+        torch.autograd.backward(
+            after, output_gradient[row : row + 1].to(stream.device, after.dtype)
+        )
         assert before.grad is not None
         output_gradient[row : row + 1] = before.grad.to(output_gradient.device)
         for name, weight in weights.items():

@@ -5,9 +5,7 @@ from pathlib import Path
 from prunecli.pruning.stats._base import Statistic
 from prunecli.registry import Registry
 
-_REGISTRY = Registry(
-    "prunecli.pruning.stats", str(Path(__file__).parent), "statistic", "STATISTIC"
-)
+_REGISTRY = Registry("prunecli.pruning.stats", str(Path(__file__).parent), "statistic", "STATISTIC")
 
 
 def names() -> list[str]:
