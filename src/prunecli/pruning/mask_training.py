@@ -393,7 +393,7 @@ def judge(
     def loss(reader: Reader, plan: Plan) -> float:
         if stop():
             raise Stopped("stopped, with all masks learned", "the same command goes on")
-        runner = stream.LayerStream(surgery.Child(reader, plan, shape), compute, report)
+        runner = stream.LayerStream(surgery.PrunedModel(reader, plan, shape), compute, report)
         return float(sequence_losses(runner, judged).sum()) / judged[:, 1:].numel()
 
     losses: dict[str, Any] = {
