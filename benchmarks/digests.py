@@ -118,9 +118,8 @@ def contents(path: Path) -> bytes:
     content = path.read_bytes()
     if path.suffix == ".jsonl":
         lines = [json.loads(line) for line in content.splitlines()]
-        return json.dumps(
-            [{k: v for k, v in line.items() if k != SPEED} for line in lines]
-        ).encode()
+        steps = [{k: v for k, v in line.items() if k != SPEED} for line in lines]
+        return json.dumps(steps).encode()
     if path.suffix != ".json":
         return content
     told = json.loads(content)
