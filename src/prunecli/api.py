@@ -96,15 +96,13 @@ def calibrate(
     model: str, out: str, methods: str | list[str], **words: Unpack[CalibrateWords]
 ) -> Result:
     """Collect what `methods` need, of the dense model on `data`, into OUT.safetensors."""
+    from prunecli.pruning.calibrate import CalibrateRequest
     from prunecli.pruning.calibrate import calibrate as verb
 
     rest: dict[str, Any] = dict(words)
     run, amount, data = _run(out, rest), _amount(rest), _data(rest)
     names = [methods] if isinstance(methods, str) else methods
-    return verb(
-        model, out, methods=names, data=data, amount=amount, compute=run.compute,
-        output=run.output, report=run.report, **rest,
-    )  # fmt: skip
+    return verb(CalibrateRequest(model, names, data, amount, **rest), run)
 
 
 class ScoreWords(AmountWords, DataWords, RunWords, total=False):
@@ -117,14 +115,12 @@ class ScoreWords(AmountWords, DataWords, RunWords, total=False):
 
 def score(model: str, out: str, method: str, **words: Unpack[ScoreWords]) -> Result:
     """Turn statistics into importances, higher = keep, into OUT.safetensors."""
+    from prunecli.pruning.score import ScoreRequest
     from prunecli.pruning.score import score as verb
 
     rest: dict[str, Any] = dict(words)
     run, amount, data = _run(out, rest), _amount(rest), _data(rest)
-    return verb(
-        model, out, method=method, data=data, amount=amount, compute=run.compute,
-        output=run.output, report=run.report, **rest,
-    )  # fmt: skip
+    return verb(ScoreRequest(model, method, data=data, amount=amount, **rest), run)
 
 
 class PruneWords(AmountWords, DataWords, RunWords, total=False):
@@ -144,13 +140,11 @@ class PruneWords(AmountWords, DataWords, RunWords, total=False):
 def prune(model: str, out: str, **words: Unpack[PruneWords]) -> Result:
     """Prune a model folder, or `hf:org/name`, into the folder OUT."""
     from prunecli.pruning.prune import prune as verb
+    from prunecli.pruning.request import PruneRequest
 
     rest: dict[str, Any] = dict(words)
     run, amount, data = _run(out, rest), _amount(rest), _data(rest)
-    return verb(
-        model, out, data=data, amount=amount, compute=run.compute, output=run.output,
-        report=run.report, stop=run.stop, restart=run.output.restart, **rest,
-    )  # fmt: skip
+    return verb(PruneRequest(model, amount=amount, data=data, **rest), run)
 
 
 class SearchWords(DataWords, RunWords, total=False):
@@ -168,12 +162,10 @@ class SearchWords(DataWords, RunWords, total=False):
 
 def search_arch(model: str, out: str, method: str, **words: Unpack[SearchWords]) -> Result:
     """Find the lowest-loss architecture within a budget, and write it to OUT.json."""
+    from prunecli.pruning.search_arch import SearchRequest
     from prunecli.pruning.search_arch import search_arch as verb
 
     rest: dict[str, Any] = dict(words)
     run, data = _run(out, rest), _data(rest)
     held_out = _data({"data": rest.pop("eval_data", None)})
-    return verb(
-        model, out, method=method, data=data, eval_data=held_out, compute=run.compute,
-        output=run.output, report=run.report, stop=run.stop, restart=run.output.restart, **rest,
-    )  # fmt: skip
+    return verb(SearchRequest(model, method, data=data, eval_data=held_out, **rest), run)

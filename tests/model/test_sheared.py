@@ -741,7 +741,7 @@ def test_the_plan_is_kept(llama, calibration, tmp_path):
 def test_there_are_no_scores_to_keep(llama, calibration, tmp_path):
     with pytest.raises(UsageError, match="reads no scores and no plan"):
         run(llama, tmp_path / "o", calibration, stats=str(tmp_path / "s.safetensors"))
-    with pytest.raises(UsageError, match="learns what stays inside prune"):
+    with pytest.raises(UsageError, match="trains its masks inside prune"):
         score(str(llama), str(tmp_path / "c.safetensors"), method="sheared-llama")
     with pytest.raises(UsageError, match="reads no statistics"):
         calibrate(str(llama), str(tmp_path / "s.safetensors"), methods=["sheared-llama"])

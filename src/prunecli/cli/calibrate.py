@@ -35,9 +35,9 @@ def calibrate(
     options.refuse_tokenizer(context, context.params["data"])
 
     collected = any(need.compat for name in names for need in registry.get(name).needs)
-    from prunecli.pruning import calibrate as verb
+    from prunecli import api
 
-    made = verb.calibrate(
+    made = api.calibrate(
         folder or "",
         out,
         methods=names,

@@ -65,13 +65,13 @@ def prune(
         said = "--stats" if stats else "--scores" if scores else "--plan"
         options.refuse(context, options.DATA, f"is not read: {said} is what was made of it")
     options.refuse_tokenizer(context, context.params["data"])
-    from prunecli.pruning import prune
+    from prunecli import api
 
     # what learns is stopped between two steps, everything else at once
     learns = method is not None and registry.get(method).learned
     quirks = method is not None and plan is None and registry.get(method).quirks is not None
     with first_signal(report, wanted=learns) as stop:
-        made = prune.prune(
+        made = api.prune(
             folder or "",
             out,
             method=method,

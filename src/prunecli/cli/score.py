@@ -33,9 +33,9 @@ def score(
         options.refuse(context, options.DATA, "is not read: --stats is what was made of it")
     options.refuse_tokenizer(context, context.params["data"])
 
-    from prunecli.pruning import score as verb
+    from prunecli import api
 
-    made = verb.score(
+    made = api.score(
         folder or "",
         out,
         method=method,

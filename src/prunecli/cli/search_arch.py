@@ -76,12 +76,12 @@ def search_arch(
         raise UsageError("search-arch takes --method M IN OUT.json", "or --paper")
     (folder,) = options.from_stdin(model)
     given = options.chosen_options(method, context)
-    from prunecli.pruning.search_arch import search_arch
+    from prunecli import api
 
     own = options.data_of(context.params)
     options.refuse_tokenizer(context, own.source, eval_data)
     with first_signal(report, wanted=registry.get(method).learned) as stop:
-        made = search_arch(
+        made = api.search_arch(
             folder or "",
             out,
             method=method,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def plan(
+def allocate(
     method: Method,
     amount: Sizes,
     scores: "Mapping[str, torch.Tensor]",

@@ -114,7 +114,9 @@ def outputs(arch: Arch) -> dict[str, MaskedOutput]:
     for i in range(arch.layers):
         layer = f"model.layers.{i}."
         modules |= {layer + norm: MaskedOutput(("hidden",)) for norm in arch.norms()}
-        modules |= {layer + writer: MaskedOutput(("layers", "hidden"), i) for writer in arch.writers}
+        modules |= {
+            layer + writer: MaskedOutput(("layers", "hidden"), i) for writer in arch.writers
+        }
     return modules
 
 

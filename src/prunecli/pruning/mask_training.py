@@ -137,9 +137,8 @@ def resolve_mask_training(
         splits = [domain.split() for domain in domains]
         domains, held_out = ([split[i] for split in splits] for i in (0, 1))
     rows = ConcatRows([domain.rows for domain in domains])
-    if tokens is None:
-        steps = max(len(rows) // batch_size, MIN_STEPS)
-    else:
+    steps = max(len(rows) // batch_size, MIN_STEPS)
+    if tokens is not None:
         steps = config.whole_steps(tokens, batch_size, rows.seq_len)
     needed = steps * batch_size
     if needed > len(rows):
@@ -214,8 +213,12 @@ def train_masks(
         objective = _objective(checkpoint, masks, resolved, ranks)
         loop = _loop(objective, resolved, ranks)
         mixing = _Mixing.of(loop, checkpoint, resolved, run.compute)
+
+        def on_log(line: Line) -> None:
+            run.report.live(f"loss {line['loss']:.4f}")
+
         try:
-            log = fit(loop, states, run, "training masks", _shown(run.report), mixing.step_record)
+            log = fit(loop, states, run, "training masks", on_log, mixing.step_record)
             values, constraint = masks.final_masks(), masks.results()
             weights: Reader = checkpoint
             if resolved.trained is not None:
@@ -237,9 +240,7 @@ def _objective(
     mask_share = options["mask_lr"] / options["lr"]
 
     def masked(model: nn.Module, teacher: nn.Module | None) -> ShearedObjective:
-        return ShearedObjective(
-            model, checkpoint.arch, masks, dtype, mask_share, resolved.official
-        )
+        return ShearedObjective(model, checkpoint.arch, masks, dtype, mask_share, resolved.official)
 
     objective = assemble(
         checkpoint, None, ranks, masked,
@@ -356,9 +357,7 @@ def evaluate_masks(
 
     def loss(weights: Reader, plan: Plan) -> float:
         if run.stop():
-            raise Stopped(
-                "stopped, with all masks trained", "rerun the same command to resume"
-            )
+            raise Stopped("stopped, with all masks trained", "rerun the same command to resume")
         stream = LayerStream(surgery.Child(weights, plan, arch), run.compute, run.report)
         return float(sequence_losses(stream, ids).sum()) / ids[:, 1:].numel()
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from prunecli.data.tokenizer import AUTO, BYTES, END, alphabet, byte_level, files_of
 from prunecli.errors import InputError, UsageError, suggest
-from prunecli.files import output, sidecar, strict
+from prunecli.files import output, strict
+from prunecli.files.artefact import Artefact
 from prunecli.files.sidecar import Input, SidecarBuilder
 from prunecli.files.tensorfile import STORAGE, Spec, spec_of, torch_dtype
 from prunecli.model import companions, configs
@@ -103,18 +104,21 @@ def init(request: InitRequest, run: RunContext = RunContext()) -> Result:
 
     Raises UsageError, InputError for a config that no model can have, OutputExists.
     """
-    builder, out = SidecarBuilder("init", run.output.argv), run.output.path
+    builder = SidecarBuilder("init", run.output.argv)
     target = _resolve(request, run)
-    output.check_disk(out, sum(spec.bytes for spec in target.specs.values()))
-    inputs, options = target.inputs(run.report), _options(request, target)
-    content_id = sidecar.key("checkpoint", options, inputs)
-    if existing := output.same_already(out, run.output, content_id):
+    arch, warm_start = target.arch, target.warm_start
+    output.check_disk(run.output.path, sum(spec.bytes for spec in target.specs.values()))
+    inputs = target.inputs(run.report)
+    artefact = Artefact(
+        builder, "checkpoint", _options(request, target), inputs, run,
+        parent=warm_start.sidecar if warm_start is not None else None,
+    )  # fmt: skip
+    if existing := artefact.existing():
         return existing
     masked_names = sparse_tensors(target.masked).names if target.masked is not None else ()
-    arch, specs = target.arch, target.specs
-    if run.output.dry_run:
-        sizes = {"params_by_group": arch.params(), "sizes": arch.sizes}
-        return Result(out, results={"params": arch.total_params, **sizes})
+    sizes = {"params_by_group": arch.params(), "sizes": arch.sizes}
+    if dry_run := artefact.settled({"params": arch.total_params, **sizes}):
+        return dry_run
     # a baseline must differ from the parent of its reference, which `init` may have made too: with
     # the mask kept it would be a rewound parent, not a model from scratch
     seed_key = f"{request.seed}"
@@ -122,26 +126,28 @@ def init(request: InitRequest, run: RunContext = RunContext()) -> Result:
         seed_key += f" {inputs[0].digest}"
     scheme = OFFICIAL if request.compat else request.scheme
     initializer = Initializer(target, seed_key, scheme, set(masked_names))
-    with output.staged(out) as temporary:
-        tensors = run.report.track(
-            initializer.tensors(), "initializing weights", len(specs), "tensors"
-        )
-        pattern = pattern_of(results_of(target.masked))
-        written = write_tensors(temporary, arch, specs, target.shards, tensors, pattern)
-        record = builder.sidecar(
-            "checkpoint",
-            options,
-            inputs,
-            outputs={"digest": written.digest, "params": arch.total_params},
-            results={
+    return _write(target, initializer.tensors(), artefact)
+
+
+def _write(
+    target: Target, tensors: "Iterator[tuple[str, torch.Tensor]]", artefact: Artefact
+) -> Result:
+    """Write OUT, one tensor at a time."""
+    arch, specs = target.arch, target.specs
+    shown = artefact.run.report.track(tensors, "initializing weights", len(specs), "tensors")
+    pattern = pattern_of(results_of(target.masked))
+    with output.staged(artefact.path) as temporary:
+        written = write_tensors(temporary, arch, specs, target.shards, shown, pattern)
+        record = artefact.sidecar(
+            {"digest": written.digest, "params": arch.total_params},
+            {
                 "method": "scratch",
                 **_reference_results(target, written),
                 **size_results(arch, written),
             },
-            parent=target.warm_start.sidecar if target.warm_start is not None else None,
         )
         written.finish(record, target.companions)
-    return Result(out, record.dump(), record.results)
+    return artefact.result(record)
 
 
 def _resolve(request: InitRequest, run: RunContext) -> Target:

@@ -3,18 +3,18 @@
 The state of an unfinished run is in OUT.partial, from which the same request resumes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prunecli.data.rows import place_of
 from prunecli.errors import InputError
-from prunecli.files import output, sidecar
-from prunecli.files.sidecar import Sidecar, SidecarBuilder
+from prunecli.files import output
+from prunecli.files.artefact import Artefact, Computed
+from prunecli.files.sidecar import SidecarBuilder
 from prunecli.files.tensorfile import torch_dtype
 from prunecli.model.checkpoint import Checkpoint, check_holds
-from prunecli.model.device import check_device
+from prunecli.model.device import check_device, device_of
 from prunecli.model.sparsity import (
     FixedMask,
     check_masks,
@@ -26,6 +26,7 @@ from prunecli.model.sparsity import (
 from prunecli.model.write import size_results, write_tensors
 from prunecli.report import Report
 from prunecli.settings import Result, RunContext, Training
+from prunecli.training import world
 from prunecli.training.config import ResolvedTraining, resolve_training
 from prunecli.training.log import LOG, loss_curve, tail_mean
 
@@ -51,41 +52,27 @@ def train(training: Training, run: RunContext = RunContext()) -> Result:
     builder = SidecarBuilder("train", run.output.argv)
     resolved = _resolve(training, run)
     fixed_mask = _fixed_mask(resolved, run.report)
-    inputs = resolved.inputs(run.report)
-    content_id = sidecar.key("checkpoint", resolved.options, inputs)
-    out = run.output.path
-    if existing := output.same_already(out, run.output, content_id):
+    artefact = _artefact(builder, resolved, run)
+    if existing := artefact.existing():
         return existing
     weights = 4 * resolved.checkpoint.arch.total_params
-    output.check_disk(out, 3 * weights * (training.keep_states + 1) + weights)
-    output.check_partial(out, content_id, run.output.restart)
-    if run.output.dry_run:
-        return Result(out, results={**resolved.options, **resolved.expected})
+    output.check_disk(artefact.path, 3 * weights * (training.keep_states + 1) + weights)
+    if dry_run := artefact.settled({**resolved.options, **resolved.expected}):
+        return dry_run
 
     from prunecli.training.trainer import Trainer
 
-    with _processes(run, content_id) as ranks:
+    with _processes(artefact) as ranks:
         trained = Trainer(resolved, fixed_mask, ranks, run).train()
         tensors = _stored_tensors(resolved, trained.model)
-        record = None
         if ranks.is_main:
-            record_of = partial(
-                builder.sidecar, "checkpoint", resolved.options, inputs,
-                parent=resolved.checkpoint.sidecar, trained=resolved.trained,
-                device=str(ranks.device), dtype=resolved.dtype, ranks=ranks.world,
-            )  # fmt: skip
-            record = _write(resolved, trained, fixed_mask, tensors, record_of, out)
+            result = _write(resolved, trained, fixed_mask, tensors, artefact)
         else:
+            result = Result(artefact.path)
             for _ in tensors:
                 pass  # a tensor is gathered from all processes
         ranks.barrier()
-    if record is None:
-        return Result(out)
-    run.report.note(
-        f"{resolved.steps} steps, {resolved.tokens} tokens, loss {record.results['loss']:.4f}, "
-        f"{record.run.seconds:.0f} s"
-    )
-    return Result(out, record.dump(), record.results)
+    return result
 
 
 def _resolve(training: Training, run: RunContext) -> ResolvedTraining:
@@ -98,6 +85,21 @@ def _resolve(training: Training, run: RunContext) -> ResolvedTraining:
     checkpoint.tag_along()  # companion files that cannot be copied are refused before training
     check_holds(checkpoint.stored(training.save_dtype)[0])
     return resolved
+
+
+def _artefact(builder: SidecarBuilder, resolved: ResolvedTraining, run: RunContext) -> Artefact:
+    """Return what will be at OUT; reads every weight once, for the digests."""
+    return Artefact(
+        builder,
+        "checkpoint",
+        resolved.options,
+        resolved.inputs(run.report),
+        run,
+        parent=resolved.checkpoint.sidecar,
+        trained=resolved.trained,
+        computed=Computed(str(device_of(run.compute)), resolved.dtype, ranks=world.size()),
+        resumable=True,
+    )
 
 
 def _fixed_mask(resolved: ResolvedTraining, report: Report) -> FixedMask:
@@ -121,15 +123,14 @@ def _fixed_mask(resolved: ResolvedTraining, report: Report) -> FixedMask:
 
 
 @contextmanager
-def _processes(run: RunContext, content_id: str) -> "Iterator[Ranks]":
+def _processes(artefact: Artefact) -> "Iterator[Ranks]":
     """Join the processes of the run, of which the main one makes and locks OUT.partial."""
     from prunecli.training.distributed import process_group
 
     with ExitStack() as stack:
-        ranks = stack.enter_context(process_group(run.compute))
+        ranks = stack.enter_context(process_group(artefact.run.compute))
         if ranks.is_main:
-            folder = output.partial(run.output.path, content_id, run.output.restart)
-            stack.enter_context(folder)
+            stack.enter_context(artefact.partial())
         ranks.barrier()
         yield ranks
 
@@ -149,19 +150,18 @@ def _write(
     trained: "TrainedModel",
     fixed_mask: FixedMask,
     tensors: "Iterator[tuple[str, torch.Tensor]]",
-    record_of: Callable[..., Sidecar],
-    out: str,
-) -> Sidecar:
+    artefact: Artefact,
+) -> Result:
     """Write OUT, sharded as IN, with the log and the sidecar, and remove the state."""
-    checkpoint, folder = resolved.checkpoint, output.partial_of(out)
+    checkpoint, folder = resolved.checkpoint, output.partial_of(artefact.path)
     arch, specs = checkpoint.stored(resolved.training.save_dtype)
     shards = [checkpoint.shard(name) for name in specs]
     pattern = pattern_of(results_of(resolved.masked))
-    with output.staged(out) as temporary:
+    with output.staged(artefact.path) as temporary:
         written = write_tensors(temporary, arch, specs, shards, tensors, pattern)
-        record = record_of(
-            outputs={"digest": written.digest, "params": checkpoint.arch.total_params},
-            results={
+        record = artefact.sidecar(
+            {"digest": written.digest, "params": checkpoint.arch.total_params},
+            {
                 **_results(resolved, trained, fixed_mask),
                 **claims(
                     results_of(checkpoint), results_of(resolved.masked), checkpoint.arch,
@@ -175,7 +175,11 @@ def _write(
         output.write_text(temporary / KEPT_LOG, (folder / LOG).read_text("utf-8"))
         written.finish(record, checkpoint.tag_along())
     output.remove(folder)
-    return record
+    artefact.run.report.note(
+        f"{resolved.steps} steps, {resolved.tokens} tokens, loss {record.results['loss']:.4f}, "
+        f"{record.run.seconds:.0f} s"
+    )
+    return artefact.result(record)
 
 
 def _results(
