@@ -94,7 +94,8 @@ class ResolvedMaskTraining:
     @property
     def tokens(self) -> int:
         """Tokens of all steps."""
-        return self.steps * self.options["batch_size"] * self.rows.seq_len
+        tokens: int = self.steps * self.options["batch_size"] * self.rows.seq_len
+        return tokens
 
     def expected(self, params: int) -> dict[str, Any]:
         """Return the results of a dry run; `state_bytes` are weights, moments and gradients in
