@@ -186,7 +186,7 @@ class InitRequest:
 
     Attributes:
         config: a config.json.
-        like: a checkpoint to be a scratch baseline of.
+        like: a checkpoint to be a scratch twin of.
         masks: `keep` leaves zeros where a sparse `like` has them, `drop` does not.
         scheme: the standard deviations of the weights (SCHEMES in training/init.py).
         warm: a smaller checkpoint whose weights are copied into the leading block of every tensor,

@@ -21,6 +21,7 @@ from prunecli.pruning.sizes import Sizes
 from prunecli.settings import Amount, Data, Optimization, Output
 from prunecli.training import schedule
 from prunecli.training.domains import DomainMixture
+from prunecli.training.loop import Loop, LoopSettings
 
 IDS = torch.randint(259, (2, 24), generator=torch.Generator().manual_seed(4))
 SMALL = Amount(layers=3, hidden=36, heads=3, ffn=40)
@@ -199,7 +200,6 @@ def gradients(llama, calibration, official, clip):
     from prunecli.training import objective as models
     from prunecli.training.distributed import Ranks
     from prunecli.training.fixed_masks import Masks
-    from prunecli.training.loop import Loop, LoopSettings
 
     parent, ranks = Checkpoint(str(llama)), Ranks(0, 1, torch.device("cpu"), None)
     masks = sheared.HardConcreteMasks(parent.arch, Sizes(3, 36, 1, 40), 0)
@@ -397,7 +397,7 @@ def test_frozen_weights_are_the_parents(llama, calibration, tmp_path):
 
 def test_stopped_and_resumed_is_the_same(llama, calibration, tmp_path, monkeypatch):
     run(llama, tmp_path / "whole", calibration)
-    real = joined.Loop.step
+    real = Loop.step
 
     def failing(self, step, stop=False):
         if step == 7:
@@ -405,7 +405,7 @@ def test_stopped_and_resumed_is_the_same(llama, calibration, tmp_path, monkeypat
         return real(self, step, stop)
 
     with monkeypatch.context() as patch:
-        patch.setattr(joined.Loop, "step", failing)
+        patch.setattr(Loop, "step", failing)
         with pytest.raises(KeyboardInterrupt):
             run(llama, tmp_path / "cut", calibration)
     assert (tmp_path / "cut.partial").is_dir() and not (tmp_path / "cut").exists()
@@ -423,7 +423,7 @@ def test_asked_to_stop_it_saves_first(llama, calibration, tmp_path):
 
 def test_asked_to_stop_at_the_end_it_keeps_what_was_learned(llama, calibration, tmp_path):
     # twelve steps, two of the losses that are reported
-    with pytest.raises(Stopped, match="with all masks learned"):
+    with pytest.raises(Stopped, match="with all masks trained"):
         run(llama, tmp_path / "cut", calibration, stop=tiny.stop_after(15))
     run(llama, tmp_path / "cut", calibration)
     run(llama, tmp_path / "whole", calibration)
@@ -581,7 +581,7 @@ def test_domains_are_loaded_by_loss(llama, calibration, tmp_path, monkeypatch):
     assert told["options"]["dtype"] == "float32" and told["options"]["seed"] == 0
     del told["run"]
     assert str(tmp_path) not in json.dumps(told)
-    real = joined.Loop.step
+    real = Loop.step
 
     def failing(self, step, stop=False):
         if step == 9:
@@ -589,7 +589,7 @@ def test_domains_are_loaded_by_loss(llama, calibration, tmp_path, monkeypatch):
         return real(self, step, stop)
 
     with monkeypatch.context() as patch:
-        patch.setattr(joined.Loop, "step", failing)
+        patch.setattr(Loop, "step", failing)
         with pytest.raises(KeyboardInterrupt):
             run(llama, tmp_path / "cut", calibration, options=options)
     again = run(llama, tmp_path / "cut", calibration, options=options)
@@ -601,7 +601,7 @@ def test_losses_of_domains_are_those_of_windows_apart(llama, calibration, tmp_pa
     other = tiny.tokens(tmp_path / "other.safetensors", rows=30, seed=11)
     ids = [load_file(data.rsplit(":", 1)[0])["ids"].long() for data in (calibration, other)]
     looked, learned = [], []
-    evaluate, read = joined.Loop.evaluate, joined.ConcatRows.read
+    evaluate, read = Loop.evaluate, joined.ConcatRows.read
 
     def evaluated(self, rows):
         looked.append(rows)
@@ -612,7 +612,7 @@ def test_losses_of_domains_are_those_of_windows_apart(llama, calibration, tmp_pa
         learned.extend(found)
         return found
 
-    monkeypatch.setattr(joined.Loop, "evaluate", evaluated)
+    monkeypatch.setattr(Loop, "evaluate", evaluated)
     monkeypatch.setattr(joined.ConcatRows, "read", was_read)
     options = {"tokens": 40 * 4 * 32, "batch_size": 4, "domains": other, "domain_every": 40}
     made = run(llama, tmp_path / "o", calibration, options=options)
@@ -768,6 +768,6 @@ def test_rows_of_domains_are_known_to_be_trained_on(llama, calibration, tmp_path
 
 
 def test_a_loss_that_is_no_number(llama, calibration, tmp_path):
-    with pytest.raises(PruneError, match=r"loss of step .* is nan.*lower learning rates"):
+    with pytest.raises(PruneError, match=r"loss of step .* is nan.*lower learning rate"):
         run(llama, tmp_path / "o", calibration, options={**FEW, "lr": 1e30})
     assert not (tmp_path / "o").exists()

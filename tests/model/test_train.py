@@ -179,9 +179,9 @@ def test_a_state_that_cannot_be_read(llama, ids, tmp_path) -> None:
         train(str(llama), out, **settings, stop=stop_after(3))
     newest = sorted((tmp_path / "o.partial").glob("step-*"))[-1]
     os.truncate(newest / "__0_0.distcp", 100)
-    with pytest.raises(InputError, match=rf"'{newest.name}' in '.*o.partial'.*the one before"):
+    with pytest.raises(InputError, match=rf"'{newest.name}' in '.*o.partial'.*the state before"):
         train(str(llama), out, **settings)
-    # without it, the one before is gone on from
+    # without it, the state before is resumed from
     shutil.rmtree(newest)
     left = sorted((tmp_path / "o.partial").glob("step-*"))
     assert len(left) == 1
@@ -421,7 +421,7 @@ def test_overlap_with_an_ancestor(llama, ids, tmp_path) -> None:
         ({"skip_bad": 5}, UsageError, "--eval-data"),
         ({"eval_data": "builtin", "text_column": "body"}, UsageError, "which builtin has not"),
         ({"sweep_steps": 5}, UsageError, "--lr sweep"),
-        ({"warmup": 2.0}, UsageError, "fraction"),
+        ({"warmup": 2.0}, UsageError, "expected 0 to 1"),
         ({"clip": 0.0}, UsageError, "more than 0"),
         ({"save_dtype": "float8"}, UsageError, "not one of auto, float32, bfloat16"),
         ({"masks": "nowhere/at-all"}, InputError, "no such folder"),
@@ -446,7 +446,7 @@ def test_rows_of_another_vocabulary_or_length(models, llama, tmp_path) -> None:
     with pytest.raises(InputError, match="another vocabulary"):
         train(str(llama), str(tmp_path / "o"), wide, steps=1, batch_size=1)
     long = tiny.tokens(tmp_path / "l.safetensors", length=99)
-    with pytest.raises(InputError, match="64 positions"):
+    with pytest.raises(InputError, match="context length, 64"):
         train(str(llama), str(tmp_path / "o"), long, steps=1, batch_size=1)
 
 

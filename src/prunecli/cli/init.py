@@ -12,7 +12,7 @@ from prunecli.settings import InitRequest
 INIT: Group = of_record(
     InitRequest,
     {
-        "like": option("like", "checkpoint to be a scratch baseline of, or -", metavar="DIR"),
+        "like": option("like", "checkpoint to be a scratch twin of, or -", metavar="DIR"),
         # no option of the environment, where PRUNECLI_CONFIG is a file of options
         "config": typer.Option(
             "--config",
@@ -55,7 +55,7 @@ def init(
 ) -> None:
     """Create a randomly initialized checkpoint, from a config.json or shaped like another model.
 
-    With --compat official a baseline of a sparse model keeps embeddings and norms, as the paper's
+    With --compat official a twin of a sparse model keeps embeddings and norms, as the paper's
     script does.
     """
     report, values = options.settings(context), context.params
@@ -75,6 +75,6 @@ def init(
 
 
 EXAMPLES = (
-    ("The scratch baseline of a pruned model", "init --like p/ --masks keep s/"),
+    ("The scratch twin of a pruned model", "init --like p/ --masks keep s/"),
     ("A tiny model", "init --config tiny.json tiny/"),
 )

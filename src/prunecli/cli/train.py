@@ -124,7 +124,7 @@ def train(
 
 
 EXAMPLES = (
-    ("A scratch baseline", "train --data rows:0:50000 --tokens 4e6 --batch-size 8 s/ s-trained/"),
+    ("A scratch twin", "train --data rows:0:50000 --tokens 4e6 --batch-size 8 s/ s-trained/"),
     (
         "With a sweep of learning rates",
         "train --data rows --lr sweep --eval-data rows:900:1000 p/ t/",

@@ -1,4 +1,4 @@
-"""The library verb `init`: a checkpoint with random weights, such as a scratch baseline.
+"""The library verb `init`: a checkpoint with random weights, such as a scratch twin.
 
 Weights are initialized tensor by tensor, each from a seed of its own, so that no other tensor
 changes them: norm weights 1, biases 0, matrices from a normal distribution whose standard deviation
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import torch
 
 BASE_WIDTH = 256  # the hidden size at which mup is hf
-OFFICIAL = "official"  # in place of a scheme: the paper's script for sparse baselines
+OFFICIAL = "official"  # in place of a scheme: the paper's script for sparse twins
 OFFICIAL_STD = 0.02
 
 
@@ -73,7 +73,7 @@ class Target:
 
     Attributes:
         arch, specs, shards: its architecture, and how it is stored.
-        reference: the checkpoint that it is a scratch baseline of, None for a config's.
+        reference: the checkpoint that it is a scratch twin of, None for a config's.
         warm_start: the smaller checkpoint whose weights it begins with, if any.
         masked: the reference if its zeros are kept.
         companions: files beside the weights, by name.
@@ -119,7 +119,7 @@ def init(request: InitRequest, run: RunContext = RunContext()) -> Result:
     sizes = {"params_by_group": arch.params(), "sizes": arch.sizes}
     if dry_run := artefact.settled({"params": arch.total_params, **sizes}):
         return dry_run
-    # a baseline must differ from the parent of its reference, which `init` may have made too: with
+    # a twin must differ from the parent of its reference, which `init` may have made too: with
     # the mask kept it would be a rewound parent, not a model from scratch
     seed_key = f"{request.seed}"
     if target.reference is not None:
@@ -195,7 +195,7 @@ def _check(request: InitRequest) -> None:
         raise UsageError(f"--masks '{masks}': expected keep or drop")
     if request.compat and (request.like is None or scheme != "hf" or request.warm is not None):
         raise UsageError(
-            "--compat official is for baselines of a checkpoint",
+            "--compat official is for twins of a checkpoint",
             "use it with --like, without --scheme and --from",
         )
 
@@ -225,7 +225,7 @@ def _of_config(config: str, dtype: str, report: Report) -> Target:
 def _like(like: str, dtype: str, report: Report) -> Target:
     reference = Checkpoint(like, report)
     arch, specs = reference.stored(dtype if dtype == "auto" else _dtype(dtype))
-    # how the reference was made is not how its baseline is
+    # how the reference was made is not how its twin is
     arch = Arch({key: value for key, value in arch.config.items() if key != "prunecli"})
     return Target(arch, specs, [reference.shard(name) for name in specs], reference)
 
@@ -329,7 +329,7 @@ class Initializer:
 
 
 def _reference_results(target: Target, written: WriteSummary) -> dict[str, Any]:
-    """Return how small a baseline is, compared with what its reference was pruned from."""
+    """Return how small a twin is, compared with what its reference was pruned from."""
     if target.reference is None:
         return {}
     results = results_of(target.reference)

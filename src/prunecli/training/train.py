@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from prunecli.training.trainer import TrainedModel
 KEPT_LOG = "train.jsonl"  # the log in OUT
 
-# results of pruning (or of a scratch baseline) that training does not change
+# results of pruning (or of a scratch twin) that training does not change
 INHERITED = ("method", "granularity", "ratio", "ratio_total", "ratio_embedding")
 
 
