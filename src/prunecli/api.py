@@ -5,13 +5,22 @@ verb, which is what the command line does too. A record can be given as a whole 
 (`amount=Amount(ratio=0.5)`); what is not given has the record's default.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any, TypedDict, TypeVar, Unpack
 
 from prunecli.errors import UsageError, suggest
 from prunecli.report import Report
-from prunecli.settings import Amount, Compute, Data, Output, Result, RunContext
+from prunecli.settings import (
+    Amount,
+    Compute,
+    Data,
+    InitRequest,
+    Output,
+    Result,
+    RunContext,
+    Training,
+)
 
 R = TypeVar("R")
 
@@ -93,12 +102,17 @@ def _built(record: type[R], keywords: type, words: dict[str, Any], **known: Any)
     `keywords` are all that the function takes; raises UsageError for any other.
     """
     takes = {field.name for field in fields(record)} - known.keys()  # type: ignore[arg-type]
-    for name in words.keys() - takes:
+    _refuse_unknown(words.keys() - takes, keywords)
+    return record(**known, **words)
+
+
+def _refuse_unknown(words: Iterable[str], keywords: type) -> None:
+    """Raise UsageError for a word that is none of a function's `keywords`."""
+    for name in words:
         if name in _method_options():
             raise UsageError(f"'{name}' is an option of a method", f"use options={{'{name}': ...}}")
         near = suggest(name, sorted(keywords.__annotations__))
         raise UsageError(f"unknown keyword '{name}'{near}")
-    return record(**known, **words)
 
 
 def _method_options() -> set[str]:
@@ -202,3 +216,72 @@ def search_arch(model: str, out: str, method: str, **words: Unpack[SearchWords])
         SearchRequest, SearchWords, rest, model=model, method=method, data=data, eval_data=held_out
     )
     return verb(request, run)
+
+
+class InitWords(RunWords, total=False):
+    """Keywords of `init`: fields of InitRequest; here `dtype` is that of storage."""
+
+    config: str | None
+    like: str | None
+    masks: str
+    scheme: str
+    warm: str | None
+    seed: int
+    tokenizer: str
+    compat: bool
+
+
+def init(out: str, **words: Unpack[InitWords]) -> Result:
+    """Create a randomly initialized checkpoint, of a config.json or `like` another, in OUT."""
+    from prunecli.training.init import init as verb
+
+    rest: dict[str, Any] = dict(words)
+    request = _taken(InitRequest(), rest)
+    run = _run(out, rest)
+    _refuse_unknown(rest, InitWords)
+    return verb(request, run)
+
+
+class TrainWords(RunWords, total=False):
+    """Keywords of `train`: fields of Training beside `model` and `data`."""
+
+    tokens: float | None
+    steps: int | None
+    batch_size: int | None
+    lr: str | None
+    recipe: str | None
+    repeat: bool
+    allow_overlap: bool
+    micro_batch: int | None
+    masks: str
+    teacher: str | None
+    kd_weight: float | None
+    temperature: float | None
+    eval_data: str | None
+    text_column: str | None
+    skip_bad: int
+    eval_every: int | None
+    save_every: int | None
+    keep_states: int
+    save_dtype: str
+    sweep_steps: int | None
+    activation_checkpointing: bool
+    compile: bool
+    track: str | None
+    seed: int
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    clip: float
+    warmup: float
+    floor: float
+
+
+def train(model: str, out: str, data: str, **words: Unpack[TrainWords]) -> Result:
+    """Train a model on the token rows `data`, from scratch or after pruning, into OUT."""
+    from prunecli.training.train import train as verb
+
+    rest: dict[str, Any] = dict(words)
+    run = _run(out, rest)
+    return verb(_built(Training, TrainWords, rest, model=model, data=data), run)

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
+from prunecli import init
 from prunecli.data import documents
 from prunecli.data.tokenize import tokenize
 from prunecli.errors import InputError, UsageError
@@ -22,7 +23,6 @@ from prunecli.measuring.eval import evaluate
 from prunecli.measuring.suite import TASKS, suite
 from prunecli.model import stream
 from prunecli.settings import Compute, Data, Output, Tasks
-from prunecli.training.init import init
 
 TASK = """task: {name}
 dataset_path: json

@@ -9,8 +9,9 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -393,6 +394,19 @@ TALK: Group = {"json": (Json, False), "quiet": (Quiet, False), "verbose": (Verbo
 
 
 CONFIG: Group = {"config": (Config, None), "print_config": (PrintConfig, False)}
+
+
+def of_record(record: type, entries: Mapping[str, Any]) -> Group:
+    """Return a group of these options, with the types and defaults of the record's fields.
+
+    A field without a default is a required option.
+    """
+    types, known = get_type_hints(record), {field.name: field for field in fields(record)}
+    defaults = {
+        name: inspect.Parameter.empty if known[name].default is MISSING else known[name].default
+        for name in entries
+    }
+    return {name: (Annotated[types[name], entries[name]], defaults[name]) for name in entries}
 
 
 def takes(*groups: Group) -> Callable[[Command], Command]:
