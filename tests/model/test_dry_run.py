@@ -10,11 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
-from prunecli import calibrate, prune, score, search_arch
-from prunecli.data.tokenize import tokenize
+from prunecli import calibrate, evaluate, prune, score, search_arch, speed, tokenize
 from prunecli.errors import PruneError
-from prunecli.measuring.eval import evaluate
-from prunecli.measuring.speed import speed
 from prunecli.methods import registry
 from prunecli.model.families import registry as families
 from prunecli.settings import Amount, Compute, Data, Output, Timing, Training

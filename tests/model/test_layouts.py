@@ -12,9 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
-from prunecli import prune
+from prunecli import evaluate, prune
 from prunecli.errors import InputError
-from prunecli.measuring.eval import evaluate
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.report import Report
 from prunecli.settings import Amount, Data

@@ -603,7 +603,7 @@ def test_gradients_in_sixteen_bits(llama, calibration):
 
 
 def test_a_plan_tells_what_it_was_decided_on(llama, calibration, tmp_path):
-    from prunecli.measuring.eval import evaluate
+    from prunecli import evaluate
 
     options = {"bias": "drop"}
     plan = tmp_path / "p.json"

@@ -9,12 +9,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import tiny
+from prunecli import check, tokenize
 from prunecli.data import rows, shards
 from prunecli.data.shards import Encoding, Exact
-from prunecli.data.tokenize import tokenize
 from prunecli.data.tokenizer import Tokenizer, alphabet, byte_level, files_of
 from prunecli.errors import InputError, OutputExists, UsageError
-from prunecli.measuring.check import check
 from prunecli.settings import Output
 
 DOCUMENTS = [f"Document {i}: " + "words and more words, " * (i % 7) + "\nend." for i in range(60)]
