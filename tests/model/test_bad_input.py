@@ -95,7 +95,7 @@ def test_unknown_family_and_tensor(model, tmp_path):
         ("llama", {"hidden_act": "fooact"}, ("transformers cannot build", "fooact")),
         ("llama", {"rope_parameters": {"rope_type": "foo"}}, ("transformers cannot build",)),
         ("llama", {"quantization_config": {"bits": 4}}, ("quantization_config", "dequantise")),
-        ("gemma3", {"text_config": {"hidden_size": 8}}, ("more than a language model",)),
+        ("gemma3", {"text_config": {"hidden_size": 8}}, ("not a supported multimodal model",)),
     ],
 )
 def test_config_that_transformers_refuses(family, change, words, calibration, tmp_path):

@@ -295,7 +295,7 @@ REFUSED = {
     ),
     "a wrapper that no table describes": (
         False, lambda t: t, {"model_type": "qwen9_vl", "text_config": {}},
-        ("more than a language model", "qwen9_vl"),
+        ("not a supported multimodal model", "qwen9_vl"),
     ),
 }  # fmt: skip
 

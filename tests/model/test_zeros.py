@@ -131,7 +131,7 @@ def test_check_counts_the_pattern(sparse, tmp_path) -> None:
     broken, ratio = check(str(wrong), deep=True)
     groups = crowded(wrong, 2, 4)
     assert groups == 80 * 48 // 4
-    assert broken == f"the sidecar tells 2:4: '{name}' breaks 2:4 in {groups} groups"
+    assert broken == f"the sidecar records 2:4, but '{name}' breaks 2:4 in {groups} groups"
     assert "a ratio of 0.5, of block weights 0.4" in ratio
     with pytest.raises(InputError, match="masks do not fit"):
         init(str(tmp_path / "twin"), like=str(wrong))
@@ -149,7 +149,7 @@ def test_check_counts_what_is_told(sparse, claim) -> None:
     (sparse / "prunecli.json").write_text(json.dumps(record))
     nonzero, ratio = check(str(sparse), deep=True)
     told = record["results"]["nonzero"]
-    assert nonzero == f"the sidecar tells {told} non-zero weights, there are {told - 1}"
+    assert nonzero == f"the sidecar records {told} non-zero weights, found {told - 1}"
     assert ratio.endswith("of block weights 0.5000 are zero")
 
 
