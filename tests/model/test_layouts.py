@@ -225,7 +225,7 @@ def test_language_models_of_wrappers(kind, wrapper, ids, tmp_path):
     folder = wrapper(kind)
     tied = HEAD not in Checkpoint(str(folder)).specs
     notes = same_as_stock(folder, ids, tmp_path / "out", tied, "AutoModelForImageTextToText")
-    assert [f"is a '{kind}': its language model" in note for note in notes] == [True]
+    assert [f"is a multimodal '{kind}': its language model" in note for note in notes] == [True]
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["model_type"] == WRAPPED[kind][1]
     assert [name.endswith("ForCausalLM") for name in config["architectures"]] == [True]

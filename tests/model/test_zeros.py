@@ -132,7 +132,7 @@ def test_check_counts_the_pattern(sparse, tmp_path) -> None:
     groups = crowded(wrong, 2, 4)
     assert groups == 80 * 48 // 4
     assert broken == f"the sidecar records 2:4, but '{name}' breaks 2:4 in {groups} groups"
-    assert "a ratio of 0.5, of block weights 0.4" in ratio
+    assert "a ratio of 0.5, but 0.4" in ratio
     with pytest.raises(InputError, match="masks do not fit"):
         init(str(tmp_path / "twin"), like=str(wrong))
 
@@ -150,7 +150,7 @@ def test_check_counts_what_is_told(sparse, claim) -> None:
     nonzero, ratio = check(str(sparse), deep=True)
     told = record["results"]["nonzero"]
     assert nonzero == f"the sidecar records {told} non-zero weights, found {told - 1}"
-    assert ratio.endswith("of block weights 0.5000 are zero")
+    assert ratio.endswith("but 0.5000 of block weights are zero")
 
 
 def test_a_rest_of_a_row_is_a_group() -> None:
