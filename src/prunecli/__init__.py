@@ -10,19 +10,10 @@ from typing import Any
 __version__ = "0.1.0"
 
 
-_VERBS = {
-    "calibrate": "api",
-    "score": "api",
-    "prune": "api",
-    "search_arch": "api",
-    "init": "api",
-    "tokenize": "data.tokenize",
-    "train": "api",
-    "evaluate": "measuring.eval",
-    "speed": "measuring.speed",
-    "table": "tables.table",
-    "check": "measuring.check",
-}
+_VERBS = (
+    "calibrate", "score", "prune", "search_arch", "init", "tokenize", "train", "evaluate", "speed",
+    "table", "check",
+)  # fmt: skip
 
 
 __all__ = ["__version__", *_VERBS]
@@ -31,4 +22,4 @@ __all__ = ["__version__", *_VERBS]
 def __getattr__(name: str) -> Any:
     if name not in _VERBS:
         raise AttributeError(f"module 'prunecli' has no attribute {name!r}")
-    return getattr(import_module(f"prunecli.{_VERBS[name]}"), name)
+    return getattr(import_module("prunecli.api"), name)

@@ -1,4 +1,4 @@
-"""The errors that a user can meet. Each is one line: what, got / expected, remedy."""
+"""The errors that a user can see. Each is one line: what, got / expected, remedy."""
 
 
 class PruneError(Exception):
@@ -50,8 +50,8 @@ class Stopped(PruneError):
 
 
 def suggest(name: str, known: list[str]) -> str:
-    """Return `: did you mean 'x'?` for the nearest of `known`, or the list of all of them."""
+    """Return `: did you mean 'x'?` for the nearest of `known`, or else `; choose from` them all."""
     from difflib import get_close_matches
 
     near = get_close_matches(name, known, n=1, cutoff=0.5)
-    return f": did you mean '{near[0]}'?" if near else f": known are {', '.join(known)}"
+    return f": did you mean '{near[0]}'?" if near else f"; choose from {', '.join(known)}"

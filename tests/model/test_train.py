@@ -14,10 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.api import CheckpointException
 
 import tiny
-from prunecli import init, prune, train
+from prunecli import check, init, prune, train
 from prunecli.data import rows as row_sets
 from prunecli.errors import InputError, OutputExists, PruneError, Stopped, UsageError
-from prunecli.measuring.check import check
 from prunecli.report import Report
 from prunecli.settings import Amount, Compute, Data, Output
 from prunecli.training import schedule, state

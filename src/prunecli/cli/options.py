@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -20,7 +20,8 @@ from prunecli.data import tokenizer
 from prunecli.errors import UsageError, suggest
 from prunecli.files.strict import told
 from prunecli.methods import registry
-from prunecli.settings import Amount, Compute, Data, Output
+from prunecli.report import Report
+from prunecli.settings import Amount, Compute, Data, Output, RunContext
 
 CHOICES = {
     "device": ("auto", "cpu", "cuda"),
@@ -448,6 +449,12 @@ def output(values: Mapping[str, Any]) -> Output:
     """Return what may happen to OUT."""
     flags = {name: values.get(name, False) for name in OUTPUT}
     return Output(**flags, argv=tuple(sys.argv))
+
+
+def run_context(values: Mapping[str, Any], out: str | None, report: Report) -> RunContext:
+    """Return what every verb is handed beside its request; `out` is None where nothing is kept."""
+    where = replace(output(values), path=out or "", restart=values.get("restart", False))
+    return RunContext(where, compute_of(values), report)
 
 
 def read_paths() -> list[str]:
