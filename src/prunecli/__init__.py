@@ -20,7 +20,7 @@ _VERBS = {
     "train": "training.train",
     "evaluate": "measuring.eval",
     "speed": "measuring.speed",
-    "table": "tables.table",
+    "table": "api",
     "check": "measuring.check",
 }
 

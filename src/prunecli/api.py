@@ -5,12 +5,15 @@ verb, which is what the command line does too. A record can be given as a whole 
 (`amount=Amount(ratio=0.5)`); what is not given has the record's default.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 from prunecli.report import Report
 from prunecli.settings import Amount, Compute, Data, Output, Result, RunContext
+
+if TYPE_CHECKING:
+    from prunecli.tables.render import Table
 
 R = TypeVar("R")
 
@@ -177,3 +180,22 @@ def search_arch(model: str, out: str, method: str, **words: Unpack[SearchWords])
         model, out, method=method, data=data, eval_data=held_out, compute=run.compute,
         output=run.output, report=run.report, stop=run.stop, restart=run.output.restart, **rest,
     )  # fmt: skip
+
+
+def table(
+    paths: Sequence[str] = (), layout: str | None = None, reference: str | None = None
+) -> "Table":
+    """Return one table of the sidecars in files and folders, which are searched to any depth.
+
+    Layouts: `models` has a row per model and measurement, `pairs` one for each pruned model beside
+    each scratch model of its size; the others are the paper's. `reference="paper"` adds the paper's
+    own rows, or shows them alone where there are no `paths`.
+    Raises UsageError for unknown names or neither paths nor reference, InputError for a path
+    without any sidecar, one that is damaged, or nothing that fits the layout.
+    """
+    from prunecli.tables.table import TableRequest
+    from prunecli.tables.table import table as verb
+
+    made = verb(TableRequest(tuple(paths), layout, reference)).table
+    assert made is not None  # no advice was asked for
+    return made

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import tiny
-from prunecli import calibrate, prune, score
+from prunecli import calibrate, prune, score, table
 from prunecli.errors import InputError, PruneError
 from prunecli.files import output
 from prunecli.files.tensorfile import read_header
@@ -19,7 +19,6 @@ from prunecli.measuring.check import check
 from prunecli.measuring.eval import evaluate
 from prunecli.model.checkpoint import CheckpointWriter
 from prunecli.settings import Amount, Data, Output
-from prunecli.tables.table import table
 from prunecli.training.init import init
 
 

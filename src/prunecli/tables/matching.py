@@ -23,7 +23,7 @@ EQUAL_TOTAL = "S_{M+N} vs P_M-R_N"
 RELEASED = "S_N vs Meta-R_N"
 
 
-# per set of rows: pieces [start, stop) and how often their rows were seen, joined where equal
+# per set of rows: segments [start, stop) and how often their rows were seen, joined where equal
 RowsSeen = dict[str, tuple[tuple[int, int, int], ...]]
 
 
@@ -37,18 +37,18 @@ class TrainingHistory:
     after: RowsSeen
 
 
-def lineage(record: Sidecar) -> TrainingHistory:
+def training_history(record: Sidecar) -> TrainingHistory:
     """Read a checkpoint's history; the last pruning divides it."""
     steps = record.history
     cuts = [index for index, step in enumerate(steps) if step.command == "prune"]
     last = cuts[-1] if cuts else -1
     born = bool(steps) and steps[0].command == "init" and not cuts
     return TrainingHistory(
-        bool(cuts), born, exposure(steps[: last + 1]), exposure(steps[last + 1 :])
+        bool(cuts), born, rows_seen(steps[: last + 1]), rows_seen(steps[last + 1 :])
     )
 
 
-def exposure(steps: Iterable[HistoryStep]) -> RowsSeen:
+def rows_seen(steps: Iterable[HistoryStep]) -> RowsSeen:
     """Return which rows these steps trained on, and how often."""
     changes: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
     for step in steps:
@@ -63,32 +63,32 @@ def exposure(steps: Iterable[HistoryStep]) -> RowsSeen:
             found[start] += times + 1
             found[start + more] -= 1
             found[stop] -= times
-    return {digest: pieces for digest, c in changes.items() if (pieces := _pieces(c))}
+    return {digest: segments for digest, c in changes.items() if (segments := _segments(c))}
 
 
-def _pieces(changes: dict[int, int]) -> tuple[tuple[int, int, int], ...]:
-    pieces: list[tuple[int, int, int]] = []
+def _segments(changes: dict[int, int]) -> tuple[tuple[int, int, int], ...]:
+    segments: list[tuple[int, int, int]] = []
     times = 0
     for start, stop in pairwise(sorted(changes)):
         times += changes[start]
         if not times:
             continue
-        if pieces and pieces[-1][1:] == (start, times):
-            pieces[-1] = (pieces[-1][0], stop, times)
+        if segments and segments[-1][1:] == (start, times):
+            segments[-1] = (segments[-1][0], stop, times)
         else:
-            pieces.append((start, stop, times))
-    return tuple(pieces)
+            segments.append((start, stop, times))
+    return tuple(segments)
 
 
 def added(one: RowsSeen, other: RowsSeen) -> RowsSeen:
-    """Return what two exposures are together."""
+    """Return what two models have seen together."""
     total = {}
     for digest in one.keys() | other.keys():
         changes: dict[int, int] = defaultdict(int)
         for start, stop, times in (*one.get(digest, ()), *other.get(digest, ())):
             changes[start] += times
             changes[stop] -= times
-        total[digest] = _pieces(changes)
+        total[digest] = _segments(changes)
     return total
 
 
@@ -102,7 +102,7 @@ def disjoint(one: RowsSeen, other: RowsSeen) -> bool:
     )
 
 
-def setting(pruned: TrainingHistory, scratch: TrainingHistory) -> tuple[str | None, str]:
+def comparison_setting(pruned: TrainingHistory, scratch: TrainingHistory) -> tuple[str | None, str]:
     """Return in which of the paper's settings two models are matched, or None and why not."""
     seen = added(scratch.before, scratch.after)
     if not seen:
@@ -116,7 +116,7 @@ def setting(pruned: TrainingHistory, scratch: TrainingHistory) -> tuple[str | No
         if disjoint(pruned.before, pruned.after):
             return EQUAL_TOTAL, ""
         return None, "the pruned model was retrained on rows that its parent had seen"
-    return None, f"scratch saw {told(seen)}, retraining {told(pruned.after)}"
+    return None, f"scratch saw {described(seen)}, retraining {described(pruned.after)}"
 
 
 Histories = Mapping[str, Sequence[HistoryStep]]
@@ -189,12 +189,12 @@ def recipe(record: Sidecar, known: Histories) -> list[Any]:
             [
                 step.command,
                 seedless(step.options),
-                [told_of(entry, step, own, walked) for entry in step.inputs],
+                [content_of(entry, step, own, walked) for entry in step.inputs],
             ]
             for step in steps
         ]
 
-    def told_of(
+    def content_of(
         entry: Input, step: HistoryStep, own: set[str], walked: frozenset[str]
     ) -> list[Any]:
         extra, key = entry.model_extra or {}, entry.id or ""
@@ -221,9 +221,9 @@ def seedless(found: Any) -> Any:
     return [seedless(value) for value in found] if isinstance(found, list) else found
 
 
-def told(found: RowsSeen) -> str:
-    """Return an exposure in words: first letters of each digest, ranges, repetitions."""
+def described(found: RowsSeen) -> str:
+    """Return the rows seen in words: first letters of each digest, ranges, repetitions."""
     return " and ".join(
-        f"{digest[:8]}:" + ",".join(f"{a}:{b}" + (f" x{n}" * (n > 1)) for a, b, n in pieces)
-        for digest, pieces in sorted(found.items())
+        f"{digest[:8]}:" + ",".join(f"{a}:{b}" + (f" x{n}" * (n > 1)) for a, b, n in segments)
+        for digest, segments in sorted(found.items())
     )

@@ -33,7 +33,7 @@ def entries(name: str) -> list[ModelRow]:
 def _entry(row: dict[str, str]) -> ModelRow:
     """Return a row of token-scaling, equal-total, ratio-ablation or pruning-only."""
     deviations = read("noise")[0]
-    measures = {
+    metrics = {
         key: Metric(
             Decimal(text),
             sd=float(deviations[key]) if key in deviations else None,
@@ -51,7 +51,7 @@ def _entry(row: dict[str, str]) -> ModelRow:
         initialization=row.get("initialization") or (BASE if dense else f"{PRUNED}-{parent}"),
         tokens=Decimal(row["train_tokens_b"]) if "train_tokens_b" in row else None,
         before=Decimal(parent[1:]) if parent[1:].isdigit() else None,
-        measures=measures,
+        metrics=metrics,
         source="paper",
         parent=parent,
     )
@@ -100,7 +100,7 @@ def inconsistencies() -> list[str]:
     lines: dict[str, None] = {}
     for name in ("token-scaling", "ratio-ablation", "equal-total"):
         for entry in entries(name):
-            for key, measure in entry.measures.items():
+            for key, measure in entry.metrics.items():
                 if measure.note:
                     run = f"{entry.name} {entry.initialization} {entry.tokens}B"
                     lines[f"{run}, {key}: {measure.note}"] = None
@@ -130,6 +130,7 @@ def candidates(table: str = "") -> list[ModelRow]:
 # parameters that the candidates of Tables 5-7 had to stay within: what reproduces them best, which
 # for Table 5 are not the sizes that it prints; half of the block linears where there is none
 BUDGETS = {"0.5": 4_540_600_320, "0.625": 3.1e9, "0.75": 2.1e9, "0.813": 1.6e9}
+NAMES = ("table", "method", "ratio")  # of a row
 SIZES = ("hidden", "heads", "kv_heads", "ffn")
 GRIDS = {table: axes for axes, table in TABLES.items()}
 
@@ -152,8 +153,9 @@ def searched() -> Table:
                 "selected": shape["selected"],
             }
         )
-    columns = tuple(Column(key, key.replace("_", " ")) for key in rows[0])
-    return Table(rows, columns, "Candidate shapes of the paper's Tables 5-7")
+    plain = {key: Column(key, key.replace("_", " "), repeats=key in NAMES) for key in rows[0]}
+    plain["flops"] = Column("flops", "TFLOPs", ".4g", unit=1e12)
+    return Table(rows, tuple(plain.values()), "Candidate architectures of the paper's Tables 5-7")
 
 
 @cache
