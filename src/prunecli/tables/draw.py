@@ -18,6 +18,7 @@ DASHES = {"scratch": ":", "pruned": "-", "released": "--"}
 SHADES = {"scratch": "#d9d9d9", "pruned": "#1f4e79"}  # far apart in grey, too
 FILLS = {"scratch": "=", "pruned": "#"}
 HEIGHT, SMALL = 20, 12  # lines of curves, and of one of several panels of them
+TICK = 7  # characters for the number of a tick
 
 
 def save(drawing: Drawing, path: str) -> None:
@@ -139,7 +140,7 @@ def _draw_lines(axis: Any, panel: Panel) -> None:
         )
     if panel.log:
         axis.set_xscale("log")
-    if any(y < 0 for one in panel.series for y in one.y):
+    if panel.zero:
         axis.axhline(0, color="black", linewidth=0.8)
 
 
@@ -173,10 +174,10 @@ def _bars(panel: Panel, width: int) -> Iterator[str]:
     kinds = max(len(one.label) for one in panel.series)
     values = {y: f"{y:{'+' if panel.zero else ''}.4g}" for one in panel.series for y in one.y}
     room = width - names - kinds - max(map(len, values.values())) - 6
-    low, high = panel.span
+    low, high = panel.span[0], max([*values, 0.0] if panel.zero else values)
 
     def at(value: float) -> int:
-        return round((value - low) / (high - low) * room)
+        return round((value - low) / (high - low or 1.0) * room)
 
     def bar(kind: str, y: float) -> str:
         if not panel.zero:
@@ -212,7 +213,7 @@ def _curves(panel: Panel, width: int) -> Iterator[str]:
     else:
         yield from _points(panel, panel.series, letters, width)
     named = ", ".join(f"{letter} {part}" for part, letter in letters.items())
-    yield filled(f"{panel.x_label} against {panel.y_label}; {named}", width)
+    yield filled(f"x: {panel.x_label}; {named}", width)
 
 
 def _points(panel: Panel, series: list[Series], letters: dict[str, str], width: int) -> list[str]:
@@ -225,22 +226,40 @@ def _points(panel: Panel, series: list[Series], letters: dict[str, str], width: 
     if panel.apart:
         plotext.title(series[0].group)
 
-    def place(x: Any) -> float:
+    def at(x: Any) -> float:
         return log10(x) if panel.log else float(x)
 
     for one in series:
-        plotext.scatter([place(x) for x in one.x], one.y, marker=letters[one.part])
-    shown = sorted({float(x) for one in panel.series for x in one.x})
-    # a tick needs room for its number
-    ticks = shown[:: 1 + len(shown) * 8 // width]
-    plotext.xticks([place(x) for x in ticks], [count(x) if x >= 1e3 else f"{x:.3g}" for x in ticks])
-    plotext.xlim(place(shown[0]), place(shown[-1]))
-    low, high = panel.span
-    values = [y for one in panel.series for y in one.y]
-    plotext.ylim(min(values), max(values))
-    if low < 0 < high and min(values) < 0:
+        plotext.scatter([at(x) for x in one.x], one.y, marker=letters[one.part])
+    xs = sorted({float(x) for one in panel.series for x in one.x})
+    ticks = _ticks([at(x) for x in xs], width)
+    plotext.xticks([at(xs[i]) for i in ticks], [_tick(xs[i]) for i in ticks])
+    plotext.xlim(*_limits([at(x) for x in xs]))
+    ys = [y for one in panel.series for y in one.y] + [0.0] * panel.zero
+    plotext.ylim(*_limits(ys))
+    if panel.zero:
         plotext.hline(0.0)
     return [line.rstrip() for line in str(plotext.uncolorize(plotext.build())).splitlines()]
+
+
+def _limits(values: list[float]) -> tuple[float, float]:
+    """Return the ends of an axis, apart where all values are one."""
+    low, high = min(values), max(values)
+    return (low, high) if low < high else (low - 0.5, high + 0.5)
+
+
+def _ticks(places: list[float], width: int) -> list[int]:
+    """Return which of these ascending places get a tick: those whose numbers do not collide."""
+    scale = width / (places[-1] - places[0] or 1.0)
+    kept = [0]
+    for index, place in enumerate(places):
+        if (place - places[kept[-1]]) * scale > TICK and (places[-1] - place) * scale > TICK:
+            kept.append(index)
+    return [*kept, len(places) - 1] if len(places) > 1 else kept
+
+
+def _tick(x: float) -> str:
+    return count(x) if x >= 1e3 else f"{x:.3g}"
 
 
 def _plotext() -> Any:

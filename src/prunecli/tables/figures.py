@@ -214,7 +214,7 @@ def _figure4(entries: list[ModelRow]) -> Iterator[Panel]:
             for name, points in ((name, sorted(points)) for name, points in lines.items())
         ]
         unit = "billion parameters" if large else "parameters"
-        yield Panel(_advantage(column), unit, column.heading, series)
+        yield Panel(_advantage(column), unit, column.heading, series, zero=True)
 
 
 def _figure5(entries: list[ModelRow]) -> Iterator[Panel]:

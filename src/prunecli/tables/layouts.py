@@ -187,7 +187,21 @@ def build(layout: Layout, entries: list[ModelRow]) -> Table:
         differences, unfair = _differences(layout, group, measured)
         rows += differences
         notes += [note for note in unfair if note not in notes]
-    return Table(rows, _columns(layout, rows, measured), layout.title, notes)
+    columns = _columns(layout, rows, measured)
+    return Table(rows, columns, layout.title, notes, _legend(entries, rows))
+
+
+def _legend(entries: list[ModelRow], rows: list[Row]) -> list[str]:
+    """Return what the initializations mean that stand in these rows."""
+    lines: dict[str, None] = {}
+    for entry in entries:
+        if entry.pruned and entry.parent:
+            unit = " billion" if entry.source == "paper" else ""
+            trained = f"trained on {entry.parent[1:]}{unit} tokens" if entry.before else "released"
+            lines[f"{entry.initialization}: pruned from a parent that was {trained}"] = None
+    if any(row.get("minus") for row in rows):
+        lines["- NAME: the difference of two rows above, positive where NAME is worse"] = None
+    return list(lines)
 
 
 def _columns(layout: Layout, rows: list[Row], measured: tuple[Column, ...]) -> tuple[Column, ...]:

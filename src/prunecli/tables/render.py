@@ -81,13 +81,15 @@ Row = dict[str, "Cell | Value"]
 class Table:
     """Rows of cells by column key; `None` where nothing was measured.
 
-    `whole` says where to find what a terminal does not show.
+    `legend` explains values to whoever reads in a terminal, `whole` says where to find what that
+    does not show.
     """
 
     rows: list[Row]
     columns: tuple[Column, ...]
     title: str = ""
     notes: list[str] = field(default_factory=list)
+    legend: list[str] = field(default_factory=list)
     whole: str = "--format csv"
 
     def cells(self) -> list[list[Cell]]:

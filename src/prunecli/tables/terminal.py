@@ -20,10 +20,10 @@ def _fitted(table: Table, width: int) -> str:
     left_out = [column.heading for column in table.columns if column not in chosen]
     if left_out:
         line = f"not shown (see {table.whole}): {', '.join(left_out)}"
-        table = replace(table, columns=chosen, notes=[*table.notes, line])
+        table = replace(table, columns=chosen, legend=[*table.legend, line])
     repeated = sum(column.repeats for column in table.columns) or 1
     body = aligned(_headings(table), shown_cells(table, "({})", "[{}]"), width, repeated)
-    notes = [filled(line, width) for line in notes_below(table)]
+    notes = [filled(line, width) for line in (*notes_below(table), *table.legend)]
     return "\n".join([body, *[""] * bool(notes), *notes])
 
 

@@ -5,7 +5,7 @@ from itertools import zip_longest
 from textwrap import wrap
 
 GAP = "  "
-COMFORTABLE, NARROWEST = 16, 6  # characters to which text is narrowed before, and after, folding
+COMFORTABLE, NARROWEST = 12, 6  # characters to which text is narrowed before, and after, folding
 
 
 def aligned(
@@ -35,7 +35,7 @@ def aligned(
     blocks = []
     for block in _folded(least(COMFORTABLE), width, repeated):
         narrow = [widths[i] for i in block]
-        for floor in (least(COMFORTABLE), least(NARROWEST)):
+        for floor in (least(max(widths)), least(COMFORTABLE), least(NARROWEST)):
             narrow = _narrowed(narrow, [floor[i] for i in block], width)
         rows = [[row[i] for i in block] for row in cells]
         right = [numbers[i] for i in block]
