@@ -453,6 +453,17 @@ def test_html_stands_alone(runs, tmp_path):
     assert matching.EQUAL_TOTAL in text and text.count("<svg") == 4
 
 
+def test_html_escapes_what_sidecars_say(runs, tmp_path):
+    evil = "<script>alert('1')</script>"
+    model = runs.trained("p' onclick='x", runs.models["p"], 14, 15, options={"note": evil})
+    forged = sidecar.Sidecar.model_validate(model.model_dump(mode="json") | {"id": "'><b>"})
+    runs.write("<i>forged", forged)
+    found = collected(runs.folder)
+    text = html.page(found, build_table(found, "models", None), None)
+    assert "<script" not in text and "<b>" not in text and "<i>forged" not in text
+    assert "&lt;script&gt;" in text and "id='&#39;&gt;&lt;b&gt;'" in text
+
+
 def test_advice_from_the_papers_curves():
     """The released depth-pruned parent at 50B tokens: the paper's +0.14 nats, surely."""
     found = advice.advise(Collected(Models()), "paper", 50e9)

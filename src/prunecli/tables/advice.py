@@ -221,14 +221,14 @@ class Curves:
         import numpy as np
 
         powers = np.geomspace(0.02, 3.0, 200)
-        found, missed = [], []
+        solutions, errors = [], []
         for power in powers:
             basis = np.stack([np.ones_like(tokens), (tokens / start) ** -power], 1)
             solution = values @ np.linalg.pinv(basis).T
-            found.append(solution)
-            missed.append(((solution @ basis.T - values) ** 2).sum(1))
-        best = np.argmin(missed, 0)
-        chosen = np.array(found)[best, np.arange(len(values))]
+            solutions.append(solution)
+            errors.append(((solution @ basis.T - values) ** 2).sum(1))
+        best = np.argmin(errors, 0)
+        chosen = np.array(solutions)[best, np.arange(len(values))]
         return cls(chosen[:, 0], chosen[:, 1], powers[best], start)
 
     def at(self, tokens: "Array") -> "Array":

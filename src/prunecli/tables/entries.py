@@ -54,12 +54,12 @@ Rows = Mapping[str, tuple[float, ...]]  # losses of windows, by seed
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure of one model.
+    """One measured value of one model.
 
     Attributes:
-        value: as printed (Decimal) if it comes from print; accuracies in points.
+        value: as published (Decimal) if it is the paper's; accuracies in points.
         sd: standard deviation of its noise, None if unknown.
-        protocol: what must be equal for two figures to be comparable: what it is, and its value.
+        protocol: what must be equal for two values to be comparable: what it is, and its value.
         windows: losses of the single windows, by which two models on the same text are paired;
             their mean has the noise of `value`.
         seeds: the single runs of a mean over seeds, by seed; empty for a single run.
@@ -133,7 +133,7 @@ def comparison_setting(pruned: ModelRow, scratch: ModelRow) -> tuple[str | None,
         return matching.comparison_setting(pruned.history, scratch.history)
     if not pruned.tokens or not scratch.tokens:
         return None, "the pruned model was not retrained"
-    # print tells token counts only; that these are the same tokens is the paper's word
+    # the paper has token counts only; that these are the same tokens is its word
     if scratch.tokens == pruned.tokens:
         return (matching.EQUAL_RETRAINING if pruned.before else matching.RELEASED), ""
     if pruned.before and scratch.tokens == pruned.before + pruned.tokens:
@@ -187,7 +187,7 @@ def difference(row: ModelRow, minus: ModelRow, column: Column) -> Cell | None:
         return None
     if reason := incomparable_because(one, other):
         return Cell(None, note=f"no difference of {column.heading}: {reason}")
-    # both are printed figures or both are our own
+    # both are the paper's or both are our own
     better: Any = (
         other.value - one.value  # type: ignore[operator]
         if column.lower_is_better
@@ -201,8 +201,8 @@ def difference(row: ModelRow, minus: ModelRow, column: Column) -> Cell | None:
 def noise(one: Metric, other: Metric) -> float | None:
     """Return the standard deviation of a difference of two metrics, None if unknown.
 
-    Print has one deviation per task for differences as such (Table 8). Losses of the same windows
-    are paired: what makes a window hard makes it so for both.
+    The paper has one deviation per task for differences as such (Table 8). Losses of the same
+    windows are paired: what makes a window hard makes it so for both.
     """
     if isinstance(one.value, Decimal):
         return one.sd

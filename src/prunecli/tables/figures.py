@@ -115,7 +115,7 @@ def _bars(
         if cell is None or cell.value is None:
             continue
         if name in apart.x:
-            # runs that differ in more than what bars are told by
+            # runs that differ in more than what bars are named by
             name = f"{name} ({pruned.name}, {scratch.name})"
         for entry, series in ((pruned, kinds["pruned"]), (scratch, kinds[SCRATCH])):
             series.x.append(name)

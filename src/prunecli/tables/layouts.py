@@ -85,9 +85,9 @@ def _method(number: int) -> Callable[[], list[ModelRow]]:
     """Return the rows of one of Tables 12-15, which are the methods in order."""
 
     def rows() -> list[ModelRow]:
-        found = reference.entries("token-scaling")
-        methods = list(dict.fromkeys(entry.method for entry in found))
-        return [entry for entry in found if entry.method == methods[number - 12]]
+        entries = reference.entries("token-scaling")
+        methods = list(dict.fromkeys(entry.method for entry in entries))
+        return [entry for entry in entries if entry.method == methods[number - 12]]
 
     return rows
 
@@ -224,15 +224,15 @@ def _groups(layout: Layout, entries: list[ModelRow]) -> list[list[ModelRow]]:
 
     The paper's are apart by token count, too, where only equal counts are subtracted.
     """
-    found: dict[tuple[object, ...], list[ModelRow]] = {}
+    groups: dict[tuple[object, ...], list[ModelRow]] = {}
     apart = matching.EQUAL_TOTAL not in layout.settings
     for entry in entries:
         key: tuple[object, ...] = (entry.source, entry.parent)
         if layout.settings:
             tokens = entry.tokens if apart and entry.source == "paper" else None
             key = (entry.source, entry.method, str(entry.ratio), tokens)
-        found.setdefault(key, []).append(entry)
-    return list(found.values())
+        groups.setdefault(key, []).append(entry)
+    return list(groups.values())
 
 
 def _values(entry: ModelRow) -> Row:
@@ -267,8 +267,8 @@ def _differences(
     rows: list[Row] = []
     unfair: dict[str, tuple[ModelRow, ModelRow]] = {}
     matched: list[ModelRow] = []
-    for pruned, scratch, found, why in pairs(group) if layout.settings else ():
-        if found not in layout.settings:
+    for pruned, scratch, setting, why in pairs(group) if layout.settings else ():
+        if setting not in layout.settings:
             if why and pruned.source == "ours":
                 line = f"not compared: {pruned.name} with {scratch.name}: {why}"
                 unfair[line] = (pruned, scratch)
@@ -285,7 +285,7 @@ def _differences(
                 "train_tokens_b": _billions(row.tokens, row.source),
                 "minus": minus.initialization,
                 "minus_tokens_b": _billions(minus.tokens, minus.source),
-                "setting": found,
+                "setting": setting,
             }
             | {column.key: difference(row, minus, column) for column in measured}
         )
@@ -297,14 +297,14 @@ def _differences(
 def _marked(entries: list[ModelRow]) -> list[ModelRow]:
     """Return entries whose cells say where they differ from most of their column.
 
-    Figures on other tokens, by another tokenizer, task version or metric look the same but are not.
+    Values on other tokens, by another tokenizer, task version or metric look the same but are not.
     """
     usual: dict[str, Metric] = {}
     for column in {key for entry in entries for key in entry.metrics}:
-        found = [e.metrics[column] for e in entries if column in e.metrics and e.source == "ours"]
-        if found:
-            most = Counter(metric.protocol for metric in found).most_common(1)[0][0]
-            usual[column] = next(m for m in found if m.protocol == most)
+        ours = [e.metrics[column] for e in entries if column in e.metrics and e.source == "ours"]
+        if ours:
+            most = Counter(metric.protocol for metric in ours).most_common(1)[0][0]
+            usual[column] = next(metric for metric in ours if metric.protocol == most)
     return [_against(entry, usual) for entry in entries]
 
 
@@ -321,9 +321,10 @@ def _against(entry: ModelRow, usual: dict[str, Metric]) -> ModelRow:
 
 def select(layout: Layout, entries: Iterable[ModelRow]) -> list[ModelRow]:
     """Return those of our entries that belong into a layout, ordered as its rows are."""
-    found = [entry for entry in entries if layout.only(entry)]
+    chosen = [entry for entry in entries if layout.only(entry)]
     return sorted(
-        found, key=lambda e: (e.method, float(e.ratio or 0), float(e.tokens or 0), e.initialization)
+        chosen,
+        key=lambda e: (e.method, float(e.ratio or 0), float(e.tokens or 0), e.initialization),
     )
 
 

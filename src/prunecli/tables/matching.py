@@ -1,6 +1,6 @@
 """Which runs are token-matched, proven from the histories in their sidecars.
 
-What a model has seen is a multiset of rows: how often each row of each set (told by its digest)
+What a model has seen is a multiset of rows: how often each row of each set (known by its digest)
 was trained on, along the whole ancestry. Two models are matched when these are equal, not when
 some option was. In the paper's terms (arXiv 2606.14150), with S trained from scratch, P
 before pruning and R after it:
@@ -59,10 +59,10 @@ def rows_seen(steps: Iterable[HistoryStep]) -> RowsSeen:
             start, stop = extra["range"]
             # rows read in all; the first few of an unfinished epoch once more than the others
             times, more = divmod(extra["passes"], stop - start)
-            found = changes[entry.digest]
-            found[start] += times + 1
-            found[start + more] -= 1
-            found[stop] -= times
+            counts = changes[entry.digest]
+            counts[start] += times + 1
+            counts[start + more] -= 1
+            counts[stop] -= times
     return {digest: segments for digest, c in changes.items() if (segments := _segments(c))}
 
 
@@ -123,7 +123,7 @@ Histories = Mapping[str, Sequence[HistoryStep]]
 
 
 def histories(records: Iterable[Sidecar]) -> dict[str, Sequence[HistoryStep]]:
-    """Return how every model came about that these records know of, by the id of its last step."""
+    """Return the steps to every model that these records name, by the id of the last."""
     return {
         step.id: record.history[: number + 1]
         for record in records
@@ -136,17 +136,17 @@ def zeros(record: Sidecar, known: Histories) -> str | None:
 
     Counting them would not do: trained weights round to zero, and untrained biases are.
     """
-    found = _zeros(record.history, known)
-    # nothing tells of the model that had them first, but what was removed is told
+    step = _zeros(record.history, known)
+    # nothing is recorded of the model that had them first, but what was removed is
     sparse = str(record.results.get("granularity")).startswith("weights")
-    return found if sparse or not _unknown(found) else None
+    return step if sparse or not _unknown(step) else None
 
 
 UNKNOWN = "those of "
 
 
-def _unknown(found: str | None) -> bool:
-    return found is not None and found.startswith(UNKNOWN)
+def _unknown(step: str | None) -> bool:
+    return step is not None and step.startswith(UNKNOWN)
 
 
 def _zeros(
@@ -157,22 +157,22 @@ def _zeros(
     A scratch twin holds those of the model that it is like; training keeps them, drops them or
     takes those of another.
     """
-    found: str | None = None
+    origin: str | None = None
     for step in steps:
         by_role = {entry.role: entry for entry in step.inputs}
         masks, other = step.options.get("masks"), by_role.get("masks")
         if step.command == "init":
             other = by_role.get("like") if masks == "keep" else None
         if step.command == "prune" and step.options.get("sparsity") is not None:
-            found = step.id
+            origin = step.id
         elif step.command == "train" and masks == "drop":
-            found = None
+            origin = None
         elif other is not None:
             key = other.id or ""
-            found = f"{UNKNOWN}{key or other.digest}"
+            origin = f"{UNKNOWN}{key or other.digest}"
             if key in known and key not in walked:
-                found = _zeros(known[key], known, walked | {key})
-    return found
+                origin = _zeros(known[key], known, walked | {key})
+    return origin
 
 
 def recipe(record: Sidecar, known: Histories) -> list[Any]:
@@ -214,16 +214,16 @@ def recipe(record: Sidecar, known: Histories) -> list[Any]:
     return of(record.history, frozenset())
 
 
-def seedless(found: Any) -> Any:
+def seedless(content: Any) -> Any:
     """Return plain JSON without any seed in it."""
-    if isinstance(found, dict):
-        return {key: seedless(value) for key, value in found.items() if key != "seed"}
-    return [seedless(value) for value in found] if isinstance(found, list) else found
+    if isinstance(content, dict):
+        return {key: seedless(value) for key, value in content.items() if key != "seed"}
+    return [seedless(value) for value in content] if isinstance(content, list) else content
 
 
-def described(found: RowsSeen) -> str:
+def described(seen: RowsSeen) -> str:
     """Return the rows seen in words: first letters of each digest, ranges, repetitions."""
     return " and ".join(
         f"{digest[:8]}:" + ",".join(f"{a}:{b}" + (f" x{n}" * (n > 1)) for a, b, n in segments)
-        for digest, segments in sorted(found.items())
+        for digest, segments in sorted(seen.items())
     )

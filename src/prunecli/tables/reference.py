@@ -76,22 +76,22 @@ def _run(row: dict[str, str]) -> tuple[str, ...]:
 
 @cache
 def _elsewhere() -> dict[tuple[tuple[str, ...], str], dict[str, str]]:
-    """Return for every run and column its printed values, each with the table that has it."""
+    """Return for every run and column its published values, each with the table that has it."""
     tables = {
         "Tables 12-15": "token-scaling",
         "Table 11": "ratio-ablation",
         "Table 16": "equal-total",
     }
-    found: dict[tuple[tuple[str, ...], str], dict[Decimal, list[str]]] = {}
+    tables_by_value: dict[tuple[tuple[str, ...], str], dict[Decimal, list[str]]] = {}
     for table, name in tables.items():
         for row in read(name):
             for key, text in row.items():
                 if key not in RUN:
-                    values = found.setdefault((_run(row), key), {})
+                    values = tables_by_value.setdefault((_run(row), key), {})
                     values.setdefault(Decimal(text), []).append(table)
     return {
         cell: {str(value): " and ".join(names) for value, names in values.items()}
-        for cell, values in found.items()
+        for cell, values in tables_by_value.items()
     }
 
 
@@ -100,10 +100,10 @@ def inconsistencies() -> list[str]:
     lines: dict[str, None] = {}
     for name in ("token-scaling", "ratio-ablation", "equal-total"):
         for entry in entries(name):
-            for key, measure in entry.metrics.items():
-                if measure.note:
+            for key, metric in entry.metrics.items():
+                if metric.note:
                     run = f"{entry.name} {entry.initialization} {entry.tokens}B"
-                    lines[f"{run}, {key}: {measure.note}"] = None
+                    lines[f"{run}, {key}: {metric.note}"] = None
     for entry in [*shapes(), *candidates()]:
         lines |= {
             f"{entry.name}, {key}: {note}": None for key, note in entry.shape["notes"].items()
@@ -118,7 +118,7 @@ def parent() -> Arch:
 
 
 def shapes() -> list[ModelRow]:
-    """Return the models of Tables 1 and 9: printed and computed parameters and FLOPs."""
+    """Return the models of Tables 1 and 9: published and computed parameters and FLOPs."""
     return [_shape(row) for row in read("shapes")]
 
 
@@ -177,14 +177,14 @@ def _shape(row: dict[str, str]) -> ModelRow:
     config |= {"num_key_value_heads": int(row["kv_heads"])}
     config["num_hidden_layers"] = int(row.get("layers") or dense.layers)
     arch, density = Arch(config), float(row.get("density", 1))
-    told = counted(arch, density, FLOPS_TOKENS)
+    costs = counted(arch, density, FLOPS_TOKENS)
     by_rule = counted(arch, density, FLOPS_TOKENS, official=True)
-    printed = Decimal(row["params_printed_b"])
+    published = Decimal(row["params_printed_b"])
     tflops = Decimal(row["tflops_printed"]) if "tflops_printed" in row else None
     notes = {}
     for key, value, exact in (
-        ("params_b", printed, told["nonzero"] / 1e9),
-        ("tflops", tflops, told["flops"] / 1e12),
+        ("params_b", published, costs["nonzero"] / 1e9),
+        ("tflops", tflops, costs["flops"] / 1e12),
     ):
         if value is not None and abs(float(value) - exact) > 0.05:
             notes[key] = f"printed {value}, its shape gives {exact:.3f}"
@@ -197,9 +197,9 @@ def _shape(row: dict[str, str]) -> ModelRow:
         shape={
             **sizes,
             "ffn": arch.ffn,
-            **{name: told[name] for name in ("params", "nonzero", "flops")},
+            **{name: costs[name] for name in ("params", "nonzero", "flops")},
             "flops_official": by_rule["flops"],
-            "params_b": printed,
+            "params_b": published,
             "tflops": tflops,
             "selected": row.get("selected", ""),
             "table": row.get("table", ""),
