@@ -1,7 +1,8 @@
 """`prunecli methods`."""
 
 import json as jsonlib
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -9,26 +10,62 @@ from prunecli.cli import console, options
 from prunecli.methods import registry
 from prunecli.methods._base import Method
 
+if TYPE_CHECKING:
+    from prunecli.tables.render import Row, Table
 
-def methods(context: typer.Context, json: options.Json = False) -> None:
-    """List the pruning methods; with --json their options, defaults and recipes too."""
-    found = [registry.get(name) for name in registry.names()]
+
+def methods(
+    context: typer.Context,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="a method, with its options explained")
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """List the pruning methods, or explain one; with --json options, defaults and recipes too."""
+    chosen = [registry.get(one) for one in ([name] if name else registry.names())]
     if json:
-        print(jsonlib.dumps({"results": [_record(method) for method in found]}, indent=1))
-        return
-    console.print_columns(
-        ["method", "removes", "sequential", "options", "reference"],
-        [
-            [
-                method.name,
-                method.granularity,
-                "yes" if method.sequential else "no",
-                " ".join(option.flag for option in method.options),
-                method.reference,
-            ]
-            for method in found
-        ],
+        print(jsonlib.dumps({"results": [_record(method) for method in chosen]}, indent=1))
+    elif name:
+        print("\n".join(_explained(chosen[0], console.width())))
+    else:
+        console.print_table(_table(chosen), "rich", as_json=False)
+
+
+def _explained(method: Method, width: int | None) -> Iterator[str]:
+    from prunecli.tables.text import filled
+
+    yield filled(f"{method.name}: {method.title} ({method.reference})", width)
+    order = "layer by layer" if method.sequential else "in one pass"
+    yield filled(f"removes {method.granularity}, {order}", width)
+    for option in method.options:
+        values = "|".join(option.choices) or option.type.__name__.upper()
+        default = "" if option.default in (None, False, "") else f" [default: {option.default}]"
+        yield ""
+        yield option.flag if option.type is bool else f"{option.flag} {values}"
+        yield filled(f"    {option.help}{default}", width, "")
+
+
+def _table(methods: list[Method]) -> "Table":
+    from prunecli.tables.render import Column, Table
+
+    columns = (
+        Column("method", "method", repeats=True),
+        Column("removes", "removes"),
+        Column("sequential", "sequential", detail=True),
+        Column("options", "options", detail=True),
+        Column("reference", "reference"),
     )
+    rows: list[Row] = [
+        {
+            "method": method.name,
+            "removes": method.granularity,
+            "sequential": "yes" if method.sequential else "no",
+            "options": " ".join(option.flag for option in method.options),
+            "reference": method.reference,
+        }
+        for method in methods
+    ]
+    return Table(rows, columns, whole="methods NAME")
 
 
 def _record(method: Method) -> dict[str, Any]:
@@ -56,4 +93,7 @@ def _record(method: Method) -> dict[str, Any]:
     }
 
 
-EXAMPLES = (("With options and defaults", "methods --json"),)
+EXAMPLES = (
+    ("The options of one method", "methods flap"),
+    ("All methods with options and defaults", "methods --json"),
+)

@@ -1,6 +1,5 @@
 """`prunecli search-arch`."""
 
-import json as jsonlib
 from dataclasses import replace
 from typing import Annotated
 
@@ -45,7 +44,7 @@ def search_arch(
     allow_overlap: Annotated[
         bool, option("allow-overlap", "accept held-out text that was calibrated on")
     ] = False,
-    format: Annotated[str, option("format", "how --paper prints")] = "csv",
+    format: Annotated[str, option("format", "how --paper prints")] = "rich",
     restart: options.Restart = False,
     compat: options.CompatOption = None,
 ) -> None:
@@ -64,12 +63,7 @@ def search_arch(
             )
         from prunecli.tables.reference import searched
 
-        found = searched()
-        print(
-            jsonlib.dumps({"results": found.objects()})
-            if context.params["json"]
-            else found.render(format)
-        )
+        console.print_table(searched(), format, context.params["json"])
         return
     options.refuse(context, ["format"], "is about how --paper prints")
     if model is None or out is None or method is None:
@@ -109,5 +103,5 @@ EXAMPLES = (
         "search-arch --method minitron-width --params 4.54e9 --data c4 in/ arch.json",
     ),
     ("Then", "prune --method minitron-width --arch arch.json --data c4 in/ out/"),
-    ("What the paper chose from", "search-arch --paper"),
+    ("What the paper chose from", "search-arch --paper --format csv"),
 )

@@ -97,7 +97,7 @@ def _print(made: list[Result], as_json: bool) -> None:
     if as_json:
         console.print_objects(made)
         return
-    headings = ["model", "parameters", "non-zero", "FLOPs", "training FLOPs", "tokens"]
+    headings = ["model", "parameters", "non-zero", "FLOPs", "training FLOPs", "for tokens"]
     rows = [
         [
             one.path,
@@ -116,8 +116,8 @@ def _print(made: list[Result], as_json: bool) -> None:
     timed = [_timed(one, quantity) for one in made for quantity in _quantities(one)]
     if timed:
         print()
-        headings = ["model", "quantity", "tokens/s", "seconds", "from", "to"]
-        console.print_columns([*headings, "speedup", "from", "to", "peak MB"], timed)
+        headings = ["model", "quantity", "tokens/s", "seconds", "min s", "max s"]
+        console.print_columns([*headings, "speedup", "min x", "max x", "peak MB"], timed)
 
 
 def _quantities(made: Result) -> list[str]:
