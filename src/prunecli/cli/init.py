@@ -4,29 +4,47 @@ from typing import Annotated
 
 import typer
 
-from prunecli.cli import console, options
+from prunecli.cli import console, options, records
 from prunecli.cli.options import option
 
+SHAPE = "Architecture"
+WEIGHTS = "Weights and tokenizer"
 
-@options.takes(options.OUTPUT, options.TALK)
+
+@options.with_options(options.OUTPUT, options.VERBOSITY)
 def init(
     context: typer.Context,
     out: Annotated[str, typer.Argument(metavar="OUT", help="folder to write")],
     like: Annotated[
-        str | None, option("like", "checkpoint to be a scratch twin of, or -", metavar="DIR")
+        str | None,
+        option(
+            "like",
+            "take sizes and masks from this checkpoint, or - for stdin",
+            SHAPE,
+            metavar="DIR",
+        ),
     ] = None,
     config: Annotated[
-        str | None, typer.Option("--config", help="config.json of the model", metavar="FILE.json")
+        str | None,
+        typer.Option(
+            "--config",
+            help="take sizes from this config.json of a model (not a file of options)",
+            metavar="FILE.json",
+            rich_help_panel=SHAPE,
+        ),
     ] = None,
     masks: Annotated[
-        str, option("masks", "keep the zeros of a sparse --like, or drop", metavar="keep|drop")
+        str,
+        option("masks", "keep the mask of a sparse --like, or drop it", SHAPE, metavar="keep|drop"),
     ] = "keep",
     scheme: Annotated[
         str,
         option(
             "scheme",
-            "widths of the draws: hf (the config's), depth-scaled (1/sqrt(2 layers) on what "
-            "writes into the residual stream), mup (1/sqrt(width) in blocks, 1/width in the head)",
+            "initialization scale: hf (initializer_range of the config), depth-scaled "
+            "(1/sqrt(2 layers) for projections into the residual stream), mup (1/sqrt(width) in "
+            "blocks, 1/width in the head)",
+            WEIGHTS,
             metavar="hf|depth-scaled|mup",
         ),
     ] = "hf",
@@ -34,37 +52,47 @@ def init(
         str | None,
         option(
             "from",
-            "smaller checkpoint whose weights go into the leading block of every tensor",
+            "copy this smaller checkpoint into the leading block of every tensor",
+            WEIGHTS,
             metavar="DIR",
         ),
     ] = None,
-    compat: options.CompatOption = None,
+    compat: Annotated[
+        str | None,
+        option(
+            "compat",
+            "keep embeddings and norms of a sparse --like, as the paper's script does",
+            WEIGHTS,
+        ),
+    ] = None,
     tokenizer: Annotated[
         str,
         option(
             "tokenizer",
-            "folder to copy it from, bytes (one token a byte), none, or auto: that of --like, or "
-            "bytes where the vocabulary has room",
+            "folder to copy a tokenizer from, bytes (one token per byte), none, or auto: that of "
+            "--like, or bytes if the vocabulary is large enough",
+            WEIGHTS,
+            metavar="auto|bytes|none|DIR",
         ),
     ] = "auto",
     seed: options.Seed = 0,
     dtype: Annotated[
-        str, option("dtype", "storage type; auto is that of --like or of the config")
+        str, option("dtype", "storage type; auto: that of --like or of the config", WEIGHTS)
     ] = "auto",
 ) -> None:
-    """Make a checkpoint with random weights: a scratch twin, or from a config.json.
+    """Create a randomly initialized model.
 
-    With --compat official a sparse twin keeps embeddings and norms, as the paper's script does.
+    Its sizes are those of a config.json, or of another checkpoint, whose scratch baseline it is.
     """
-    report = options.settings(context)
+    report = records.setup(context)
     if like is None:
-        options.refuse(context, ["masks"], "is about the zeros of --like")
+        records.refuse(context, ["masks"], "needs --like")
     from prunecli.training import init
 
     made = init.init(
         out,
         config=config,
-        like=options.from_stdin(like)[0],
+        like=records.from_stdin(like)[0],
         masks=masks,
         scheme=scheme,
         warm=warm,
@@ -72,13 +100,13 @@ def init(
         seed=seed,
         dtype=dtype,
         tokenizer=tokenizer,
-        output=options.output(context.params),
+        output=records.output(context.params),
         report=report,
     )
     console.print_made(made, context.params)
 
 
 EXAMPLES = (
-    ("The scratch twin of a pruned model", "init --like p/ --masks keep s/"),
-    ("A tiny model", "init --config tiny.json tiny/"),
+    ("the scratch baseline of a pruned model", "init --like p/ --masks keep s/"),
+    ("a tiny model", "init --config tiny.json tiny/"),
 )

@@ -1,18 +1,30 @@
 """`prunecli methods`."""
 
 import json as jsonlib
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
-from prunecli.cli import console, options
+from prunecli.cli import console, help, options
 from prunecli.methods import registry
 from prunecli.methods._base import Method
 
 
-def methods(context: typer.Context, json: options.Json = False) -> None:
-    """List the pruning methods; with --json their options, defaults and recipes too."""
-    found = [registry.get(name) for name in registry.names()]
+def methods(
+    context: typer.Context,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="method to explain, with its options")
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """List the pruning methods, or explain one.
+
+    With --json, options, defaults and recipes are in the object too.
+    """
+    found = [registry.get(one) for one in ([name] if name else registry.names())]
+    if name is not None and not json:
+        print(help.of_method(found[0], context.make_formatter()))
+        return
     if json:
         print(jsonlib.dumps({"results": [_record(method) for method in found]}, indent=1))
         return
@@ -56,4 +68,7 @@ def _record(method: Method) -> dict[str, Any]:
     }
 
 
-EXAMPLES = (("With options and defaults", "methods --json"),)
+EXAMPLES = (
+    ("what flap's options do", "methods flap"),
+    ("all of them as JSON", "methods --json"),
+)

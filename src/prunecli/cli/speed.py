@@ -4,71 +4,93 @@ from typing import Annotated, Any
 
 import typer
 
-from prunecli.cli import console, options
-from prunecli.cli.options import option
+from prunecli.cli import console, options, records
+from prunecli.cli.options import OUTPUT_PANEL, option
 from prunecli.settings import Result, Timing
 
+WHAT = "What to measure"
+TIMING = "Timing"
 TIMED = (
     *("measure", "batch_size", "decode_tokens", "warmup", "rounds", "compile"),
     *("device", "dtype", "threads", "seed"),
 )
 
 
-@options.takes(options.COMPUTE, options.OUTPUT, options.TALK, options.CONFIG)
+@options.with_options(options.COMPUTE, options.OUTPUT, options.VERBOSITY, options.CONFIG)
 def speed(
     context: typer.Context,
     models: Annotated[
-        list[str], typer.Argument(metavar="IN...", help="model folders, hf:org/name, or -")
+        list[str],
+        typer.Argument(metavar="IN...", help="model folders, hf:org/name, or - for stdin"),
     ],
     base: Annotated[
-        str | None, option("base", "model to compare with, in the same process", metavar="DIR")
+        str | None, option("base", "model to compare with", WHAT, metavar="DIR")
     ] = None,
     flops_only: Annotated[
-        bool, option("flops-only", "count only: needs a config.json and no weights")
+        bool, option("flops-only", "count, time nothing; a config.json is enough", WHAT)
     ] = False,
     seq_len: Annotated[
         int | None,
-        option("seq-len", "tokens of a forward [counted: 2048, timed: at most 512]", min=1),
+        option(
+            "seq-len",
+            "tokens per forward pass [default: counted 2048, timed at most 512]",
+            WHAT,
+            metavar="N",
+            min=1,
+        ),
     ] = None,
     sparsity: Annotated[
         str | None,
-        option("sparsity", "count block linears as that sparse: N:M or a fraction [the sidecar's]"),
+        option(
+            "sparsity",
+            "count decoder-block weights at this sparsity, N:M or a fraction [default: the "
+            "sidecar's]",
+            WHAT,
+            metavar="N:M|R",
+        ),
     ] = None,
     compat: Annotated[
-        str | None, option("compat", "official: sparse FLOPs as the paper's Table 9 prints them")
+        str | None, option("compat", "count sparse FLOPs as in Table 9 of the paper", WHAT)
     ] = None,
     measure: Annotated[
-        str, option("measure", "what to time, of prefill, decode and train", metavar="Q,Q...")
+        str, option("measure", "what to time", TIMING, metavar="prefill,decode,train")
     ] = ",".join(Timing.quantities),
     batch_size: Annotated[
-        int, option("batch-size", "sequences at once", min=1)
+        int, option("batch-size", "sequences per batch", TIMING, metavar="N", min=1)
     ] = Timing.batch_size,
     decode_tokens: Annotated[
-        int, option("decode-tokens", "tokens to decode after a prompt", min=1)
+        int,
+        option("decode-tokens", "tokens to decode after the prompt", TIMING, metavar="N", min=1),
     ] = Timing.decode_tokens,
-    warmup: Annotated[int, option("warmup", "passes that are not counted", min=0)] = Timing.warmup,
-    rounds: Annotated[int, option("rounds", "passes that are", min=1)] = Timing.rounds,
-    compile: Annotated[bool, option("compile", "time models after torch.compile")] = False,
+    warmup: Annotated[
+        int, option("warmup", "untimed warm-up passes", TIMING, metavar="N", min=0)
+    ] = Timing.warmup,
+    rounds: Annotated[
+        int, option("rounds", "timed passes", TIMING, metavar="N", min=1)
+    ] = Timing.rounds,
+    compile: Annotated[bool, option("compile", "time models after torch.compile", TIMING)] = False,
     out: Annotated[
-        str | None, option("out", "also write the sidecar there", metavar="F.json")
+        str | None,
+        option("out", "also write the results to this file", OUTPUT_PANEL, metavar="FILE.json"),
     ] = None,
 ) -> None:
-    """Count parameters, FLOPs and cache bytes; time prefill, decoding and training steps.
+    """Count parameters, FLOPs and cache bytes; measure speed.
 
-    A speedup is the median over rounds of the base's time over this model's, both taken in turns;
-    models beside a base are loaded twice, in either order, and measured for so many rounds each.
+    Times prefill, decoding and training steps. A speedup is the median over rounds of the base's
+    time divided by this model's, timed in turns. Models compared with a base are loaded twice, in
+    both orders, and timed for --rounds passes each time.
     """
-    report, values = options.settings(context), context.params
-    folders = options.models_of(models, out)
+    report, values = records.setup(context), context.params
+    folders = records.models_of(models, out)
     from prunecli.measuring.speed import speed as measured
 
     quantities = tuple(filter(None, (name.strip() for name in measure.split(","))))
     if flops_only:
-        options.refuse(context, TIMED, "is about timing, which --flops-only leaves out")
+        records.refuse(context, TIMED, "is about timing, which --flops-only leaves out")
     if "decode" not in quantities:
-        options.refuse(context, ["decode_tokens"], "is about decoding, which --measure leaves out")
+        records.refuse(context, ["decode_tokens"], "is about decoding, which --measure leaves out")
     if out is None:
-        options.refuse(context, ("force", "skip_existing"), "is about the file of --out")
+        records.refuse(context, ("force", "skip_existing"), "is about the file of --out")
     timing = Timing(quantities, batch_size, decode_tokens, warmup, rounds, compile, values["seed"])
     made: list[Result] = []
     try:
@@ -83,8 +105,8 @@ def speed(
                     flops_only=flops_only,
                     official=compat == "official",
                     out=out,
-                    compute=options.compute_of(values),
-                    output=options.output(values),
+                    compute=records.compute_of(values),
+                    output=records.output(values),
                     report=report,
                 )
             )
@@ -143,10 +165,10 @@ def _timed(made: Result, quantity: str) -> list[str]:
 
 
 EXAMPLES = (
-    ("Counts from a config.json alone", "speed --flops-only --seq-len 2048 in/"),
-    ("A pruned model beside its parent", "speed --base in/ out/"),
+    ("counts from a config.json alone", "speed --flops-only --seq-len 2048 in/"),
+    ("a pruned model compared with its parent", "speed --base in/ out/"),
     (
-        "The paper's rule for sparse models",
+        "sparse FLOPs as the paper counts them",
         "speed --flops-only --sparsity 2:4 --compat official in/",
     ),
 )

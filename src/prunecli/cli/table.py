@@ -5,76 +5,97 @@ from typing import Annotated
 
 import typer
 
-from prunecli.cli import options
+from prunecli.cli import options, records
 from prunecli.cli.options import option
 from prunecli.errors import UsageError
 
+TABLE = "Table"
+FIGURE = "Figure"
+ADVICE = "Advice"
 
-@options.takes(options.TALK, options.CONFIG)
+
+@options.with_options(options.VERBOSITY, options.CONFIG)
 def table(
     context: typer.Context,
     paths: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="[SIDECAR|DIR...]",
-            help="files or folders, or -; none are needed with --reference paper",
+            help="sidecars, or folders to search, or - for stdin; none with --reference paper",
             show_default=False,
         ),
     ] = None,
-    format: Annotated[str, option("format", "how to print it")] = "rich",
+    format: Annotated[str, option("format", "how to print the table", TABLE)] = "rich",
     layout: Annotated[
         str | None,
         option(
             "layout",
-            "models: one row each; pairs: pruned beside scratch, and if token-matched; or one of "
-            "the paper's tables (scaling: 12-15) [models; with --reference: table2]",
+            "models (one row each), pairs (pruned beside scratch), table1, table2, table5, "
+            "table6, table7, table5-7, table9 to table16, or scaling (tables 12-15) "
+            "[default: models; with --reference table2]",
+            TABLE,
+            metavar="NAME",
         ),
     ] = None,
     reference: Annotated[
-        str | None, option("reference", "the paper's own rows, alone or beside ours")
+        str | None, option("reference", "the paper's own results, alone or beside yours", TABLE)
     ] = None,
     figure: Annotated[
         str | None,
         option(
             "figure",
-            "one of the paper's figures: 1 both settings, 3 against tokens, 4 against size, "
-            "5 equal total budget; drawn in the terminal unless --plot names a file",
+            "draw one of the paper's figures: 1 both settings, 3 loss by tokens, 4 by size, 5 "
+            "equal total budget; in the terminal, or into --plot FILE",
+            FIGURE,
         ),
     ] = None,
     plot: Annotated[
         str | None,
-        option("plot", "draw the figure into this file", metavar="FILE.(png|svg|pdf)"),
+        option("plot", "draw the figure into this .png, .svg or .pdf file", FIGURE, metavar="FILE"),
     ] = None,
     html: Annotated[
         str | None,
         option(
             "html",
             "write one report of tables, figures, lineages and commands",
+            TABLE,
             metavar="FILE.html",
         ),
     ] = None,
     advise: Annotated[
-        bool, option("advise", "tell from the measured curves whether to prune or to train")
+        bool,
+        option(
+            "advise",
+            "fit the measured curves and recommend pruning or training from scratch",
+            ADVICE,
+        ),
     ] = False,
     budget: Annotated[
         float | None,
-        option("budget", "tokens that --advise may spend on training [the most measured]", min=1),
+        option(
+            "budget",
+            "tokens of training that --advise may spend [default: the most measured]",
+            ADVICE,
+            metavar="N",
+            min=1,
+        ),
     ] = None,
     force: options.Force = False,
 ) -> None:
-    """Print sidecars as one of the paper's tables, with its own rows if asked; draw its figures.
+    """Compare runs in tables and figures.
 
-    Folders are searched to any depth. An evaluation meets its model by id. Differences stand only
-    between models that are proven token-matched; those inside their noise are in brackets.
+    The paper's results can stand beside yours. Folders are searched to any depth. Evaluations are
+    matched to models by id. Differences are shown only for token-matched models; (...) marks those
+    within noise.
     """
-    report = options.settings(context)
+    report = records.setup(context)
     if budget is not None and not advise:
         raise UsageError("--budget belongs to --advise")
     if advise and (layout or figure or plot or html):
         raise UsageError(
             "--advise prints advice only", "leave out --layout, --figure, --plot, --html"
         )
-    given = options.read_paths() if paths == ["-"] else paths or []
+    given = records.read_paths() if paths == ["-"] else paths or []
     from prunecli.tables import table
 
     models = table.found(given, reference)
@@ -84,7 +105,7 @@ def table(
         found = advised(models, reference, budget)
         print(jsonlib.dumps({"results": found.results}) if context.params["json"] else found.text)
         return
-    written = options.output(context.params)
+    written = records.output(context.params)
     for name, path in (("plot", plot), ("html", html)):
         if path is not None:
             table.check_file(name, path, written)
@@ -116,10 +137,10 @@ def table(
 
 
 EXAMPLES = (
-    ("Everything below a folder", "table runs/"),
-    ("Pruned against scratch", "table --layout pairs runs/"),
-    ("The paper's Table 16", "table --layout table16 --reference paper --format csv"),
-    ("A figure of one's own runs", "table --figure 3 --plot tokens.svg runs/"),
-    ("A report for others", "table --layout table16 --html report.html runs/"),
-    ("Prune or train", "table --advise --budget 50e9 runs/"),
+    ("everything below a folder", "table runs/"),
+    ("pruned beside scratch", "table --layout pairs runs/"),
+    ("Table 16 of the paper", "table --layout table16 --reference paper --format csv"),
+    ("plot your own runs", "table --figure 3 --plot tokens.svg runs/"),
+    ("a report to share", "table --layout table16 --html report.html runs/"),
+    ("prune, or train from scratch?", "table --advise --budget 50e9 runs/"),
 )

@@ -4,142 +4,145 @@ from typing import Annotated
 
 import typer
 
-from prunecli.cli import console, options
-from prunecli.cli.options import option
+from prunecli.cli import console, options, records
+from prunecli.cli.options import COMPUTE_PANEL, OUTPUT_PANEL, Text, of_record
 from prunecli.cli.signals import first_signal
 from prunecli.settings import Compute, Training
 from prunecli.training import world
 
+DATA_PANEL = "Training data"
+EVAL_PANEL = "Evaluation data"
 
-@options.takes(options.READING, options.COMPUTE, options.OUTPUT, options.TALK, options.CONFIG)
+TRAINING: options.Group = {
+    **of_record(
+        Training,
+        DATA_PANEL,
+        data=Text("rows from `prunecli tokenize`, or FILE.safetensors:NAME", "ROWS[:A:B]"),
+        tokens=Text("train on this many tokens [default: one epoch, all rows once]", "N"),
+        steps=Text("train for this many steps", "N"),
+        batch_size=Text("sequences per step, over all processes [default: 16]", "N"),
+        recipe=Text("512 rows of 8192 tokens per step, and --lr sweep", "paper"),
+        repeat=Text("train for several epochs where there are fewer rows than needed"),
+        allow_overlap=Text("accept rows that an ancestor of IN was trained on"),
+    ),
+    **of_record(
+        Training,
+        "Optimizer and schedule",
+        lr=Text(
+            "peak learning rate, or `sweep` to pick the best of five in short trials "
+            "[default: 3e-4]",
+            "R",
+        ),
+        sweep_steps=Text(
+            "steps per trial of a sweep [default: 5 % of all steps, at least 20]", "N"
+        ),
+        warmup=Text("fraction of the steps over which the learning rate rises", "R"),
+        floor=Text("learning rate at the end, as a fraction of the peak", "R"),
+        weight_decay=Text("weight decay of AdamW, on all weights", "R"),
+        beta1=Text("first moment decay of AdamW", "R"),
+        beta2=Text("second moment decay of AdamW", "R"),
+        eps=Text("epsilon of AdamW", "R"),
+        clip=Text("clip the global gradient norm to this", "R"),
+    ),
+    **of_record(
+        Training,
+        "Masks and distillation",
+        masks=Text(
+            "keep pruned weights at zero, drop the mask (train them), or take the mask of another "
+            "checkpoint",
+            "keep|drop|DIR",
+        ),
+        teacher=Text("distill from this checkpoint", "DIR"),
+        kd_weight=Text("weight of the distillation loss, 0 to 1 [default: 0.5]", "R"),
+        temperature=Text("distillation temperature, for teacher and student [default: 1]", "R"),
+    ),
+    **of_record(
+        Training,
+        EVAL_PANEL,
+        eval_data=Text("held-out DATA, or ROWS:A:B, to evaluate on", "DATA"),
+        eval_every=Text("steps between evaluations [default: 20 evaluations per run]", "N"),
+    ),
+    **options.under(EVAL_PANEL, options.READING),
+    **of_record(
+        Training,
+        COMPUTE_PANEL,
+        micro_batch=Text(
+            "sequences per process in one pass [default: as many as make 8192 tokens]", "N"
+        ),
+        activation_checkpointing=Text("recompute activations in the backward pass to save memory"),
+        compile=Text("compile the layers (torch.compile)"),
+    ),
+    **of_record(
+        Training,
+        OUTPUT_PANEL,
+        save_dtype=Text("storage type of OUT; auto: that of IN"),
+        save_every=Text("steps between saved states [default: 20 states per run]", "N"),
+        keep_states=Text("states to keep in OUT.partial", "N"),
+        track=Text(
+            "also log metrics to this tracker (needs `pip install 'prunecli[NAME]'`)",
+            "tensorboard|wandb|trackio",
+        ),
+    ),
+}
+
+COMPUTE: options.Group = {
+    **options.COMPUTE,
+    **of_record(
+        Compute,
+        COMPUTE_PANEL,
+        dtype=Text("compute type; auto: float32 on a CPU, bfloat16 on a GPU"),
+    ),
+    **of_record(Training, COMPUTE_PANEL, seed=Text("seed of the row order and of dropout", "N")),
+}
+
+
+@options.with_options(
+    TRAINING,
+    COMPUTE,
+    options.OUTPUT,
+    options.RESTART,
+    options.VERBOSITY,
+    options.CONFIG,
+)
 def train(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(metavar="IN", help="model folder, hf:org/name, or -")],
-    out: Annotated[str, typer.Argument(metavar="OUT", help="folder to write")],
-    data: Annotated[
-        str,
-        option("data", "rows made by tokenize, or FILE.safetensors:NAME", metavar="ROWS[:A:B]"),
+    model: Annotated[
+        str, typer.Argument(metavar="IN", help="model folder, hf:org/name, or - for stdin")
     ],
-    tokens: Annotated[
-        float | None,
-        option("tokens", "train on this many tokens [default: one pass over the rows]"),
-    ] = None,
-    steps: Annotated[int | None, option("steps", "train this many steps")] = None,
-    batch_size: Annotated[
-        int | None, option("batch-size", "sequences per step, over all processes [16]")
-    ] = None,
-    lr: Annotated[
-        str | None,
-        option("lr", "peak learning rate, or sweep: the best of five on a short prefix [3e-4]"),
-    ] = None,
-    recipe: Annotated[
-        str | None, option("recipe", "paper: 512 rows of 8192 tokens per step, --lr sweep")
-    ] = None,
-    repeat: Annotated[
-        bool, option("repeat", "read the rows again when there are fewer than needed")
-    ] = False,
-    allow_overlap: Annotated[
-        bool, option("allow-overlap", "accept rows that an ancestor was trained on")
-    ] = False,
-    masks: Annotated[
-        str,
-        option(
-            "masks",
-            "keep the zeros of sparse matrices, drop (train them), or a checkpoint whose zeros "
-            "to keep",
-            metavar="keep|drop|DIR",
-        ),
-    ] = Training.masks,
-    teacher: Annotated[
-        str | None, option("teacher", "distil from this checkpoint", metavar="DIR")
-    ] = None,
-    kd_weight: Annotated[
-        float | None, option("kd-weight", "share of the distillation loss in the whole [0.5]")
-    ] = None,
-    temperature: Annotated[
-        float | None, option("temperature", "of distillation, on both sides [1]")
-    ] = None,
-    eval_data: Annotated[
-        str | None, option("eval-data", "held-out D or ROWS:A:B to validate on", metavar="D")
-    ] = None,
-    eval_every: Annotated[
-        int | None, option("eval-every", "steps between validations [20 in a run]")
-    ] = None,
-    save_every: Annotated[
-        int | None, option("save-every", "steps between saved states [20 in a run]")
-    ] = None,
-    keep_states: Annotated[
-        int, option("keep-states", "how many states to keep in OUT.partial")
-    ] = Training.keep_states,
-    save_dtype: Annotated[
-        str, option("save-dtype", "how OUT stores its weights; auto is as IN does")
-    ] = Training.save_dtype,
-    restart: options.Restart = False,
-    sweep_steps: Annotated[
-        int | None,
-        option("sweep-steps", "steps per learning rate of a sweep [5 % of all, from 20]"),
-    ] = None,
-    warmup: Annotated[
-        float, option("warmup", "fraction of the steps over which the learning rate rises")
-    ] = Training.warmup,
-    floor: Annotated[
-        float, option("floor", "fraction of the peak that the cosine ends at")
-    ] = Training.floor,
-    weight_decay: Annotated[
-        float, option("weight-decay", "of AdamW, on all weights")
-    ] = Training.weight_decay,
-    beta1: Annotated[float, option("beta1", "of AdamW")] = Training.beta1,
-    beta2: Annotated[float, option("beta2", "of AdamW")] = Training.beta2,
-    eps: Annotated[float, option("eps", "of AdamW")] = Training.eps,
-    clip: Annotated[float, option("clip", "greatest norm of all gradients")] = Training.clip,
-    micro_batch: Annotated[
-        int | None,
-        option("micro-batch", "sequences at once per process [as many as make 8192 tokens]"),
-    ] = None,
-    activation_checkpointing: Annotated[
-        bool, option("activation-checkpointing", "compute activations twice to save memory")
-    ] = False,
-    compile: Annotated[bool, option("compile", "compile the layers (torch.compile)")] = False,
-    track: Annotated[
-        str | None,
-        option("track", "also send figures there (an extra)", metavar="tensorboard|wandb|trackio"),
-    ] = None,
-    seed: Annotated[int, option("seed", "seed of the order of rows, and of dropout")] = 0,
-    dtype: Annotated[
-        str, option("dtype", "compute type; auto is float32 on a CPU, bfloat16 on a GPU")
-    ] = Compute.dtype,
+    out: Annotated[str, typer.Argument(metavar="OUT", help="folder to write")],
 ) -> None:
-    """Train a model on token rows: from scratch, or after pruning with its zeros held.
+    """Train on token rows, from scratch or after pruning.
 
-    The state lives in OUT.partial: stopped at any moment, the same command goes on and ends with
-    the same bytes. Under torchrun the model is sharded over all processes. The rows that were
-    trained on are recorded, so that table can tell which runs are token-matched.
+    Pruned weights stay zero. Progress is saved in OUT.partial. Rerun the same command to resume;
+    the result is bit-identical. Under torchrun the model is sharded over all processes. OUT records
+    which rows it was trained on, so that `prunecli table` can tell which runs are token-matched.
     """
     first = world.is_first()
-    report = options.settings(context, silent=not first)
-    folder = options.from_stdin(model)[0] or ""
+    report = records.setup(context, silent=not first)
+    folder = records.from_stdin(model)[0] or ""
     fields = {name: context.params.get(name) for name in Training.__dataclass_fields__}
-    from prunecli.training.train import train as run
+    from prunecli.training.train import train as verb
 
     with first_signal(report) as stop:
-        made = run(
+        run = records.run_context(context.params, out, report, stop)
+        made = verb(
             folder,
             out,
             Training(**fields),  # type: ignore[arg-type]
-            compute=options.compute_of(context.params),
-            output=options.output(context.params),
-            report=report,
-            stop=stop,
+            compute=run.compute,
+            output=run.output,
+            report=run.report,
+            stop=run.stop,
         )
     if first:
         console.print_made(made, context.params)
 
 
 EXAMPLES = (
-    ("A scratch twin", "train --data rows:0:50000 --tokens 4e6 --batch-size 8 s/ s-trained/"),
+    ("a scratch baseline", "train --data rows:0:50000 --tokens 4e6 --batch-size 8 s/ s-trained/"),
     (
-        "With the learning rate chosen",
+        "choose the learning rate",
         "train --data rows --lr sweep --eval-data rows:900:1000 p/ t/",
     ),
-    ("Distilled from the parent", "train --data rows --steps 500 --teacher in/ p/ t/"),
+    ("distill from the parent", "train --data rows --steps 500 --teacher in/ p/ t/"),
 )
