@@ -13,6 +13,7 @@ import typer
 
 from prunecli.cli import app, help, options
 from prunecli.data.samplers import SAMPLERS
+from prunecli.errors import suggest
 from prunecli.methods import registry
 
 PROGRAM = Path(sys.executable).with_name("prunecli")
@@ -222,6 +223,12 @@ def test_choices_are_those_of_the_library() -> None:
     recipes = {recipe for name in registry.names() for recipe in registry.get(name).recipes}
     assert set(options.CHOICES["recipe"]) == recipes
     assert set(options.CHOICES["buffer"]) == {"ram", "disk"}
+
+
+def test_names_to_choose_from() -> None:
+    assert suggest("flop", ["flap", "wanda"]) == ": did you mean 'flap'?"
+    assert suggest("x", ["flap", "wanda"]) == "; choose from flap, wanda"
+    assert suggest("?", [f"task{i}" for i in range(9999)]) == ""
 
 
 def test_version(run) -> None:
