@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any, TypedDict, TypeVar, Unpack
 
+from prunecli.errors import UsageError, suggest
 from prunecli.report import Report
 from prunecli.settings import Amount, Compute, Data, Output, Result, RunContext
 
@@ -86,6 +87,28 @@ def _amount(words: dict[str, Any]) -> Amount:
     return _taken(words.pop("amount", None) or Amount(), words)
 
 
+def _built(record: type[R], keywords: type, words: dict[str, Any], **known: Any) -> R:
+    """Return a request of what is `known` and of the `words` that are left.
+
+    `keywords` are all that the function takes; raises UsageError for any other.
+    """
+    takes = {field.name for field in fields(record)} - known.keys()  # type: ignore[arg-type]
+    for name in words.keys() - takes:
+        if name in _method_options():
+            raise UsageError(f"'{name}' is an option of a method", f"use options={{'{name}': ...}}")
+        near = suggest(name, sorted(keywords.__annotations__))
+        raise UsageError(f"unknown keyword '{name}'{near}")
+    return record(**known, **words)
+
+
+def _method_options() -> set[str]:
+    """Return the names of the options that any method has."""
+    from prunecli.methods import registry
+
+    methods = (registry.get(name) for name in registry.names())
+    return {option.name for method in methods for option in method.options}
+
+
 class CalibrateWords(AmountWords, DataWords, RunWords, total=False):
     """Keywords of `calibrate`."""
 
@@ -96,15 +119,16 @@ def calibrate(
     model: str, out: str, methods: str | list[str], **words: Unpack[CalibrateWords]
 ) -> Result:
     """Collect what `methods` need, of the dense model on `data`, into OUT.safetensors."""
+    from prunecli.pruning.calibrate import CalibrateRequest
     from prunecli.pruning.calibrate import calibrate as verb
 
     rest: dict[str, Any] = dict(words)
     run, amount, data = _run(out, rest), _amount(rest), _data(rest)
     names = [methods] if isinstance(methods, str) else methods
-    return verb(
-        model, out, methods=names, data=data, amount=amount, compute=run.compute,
-        output=run.output, report=run.report, **rest,
-    )  # fmt: skip
+    request = _built(
+        CalibrateRequest, CalibrateWords, rest, model=model, methods=names, data=data, amount=amount
+    )
+    return verb(request, run)
 
 
 class ScoreWords(AmountWords, DataWords, RunWords, total=False):
@@ -117,14 +141,15 @@ class ScoreWords(AmountWords, DataWords, RunWords, total=False):
 
 def score(model: str, out: str, method: str, **words: Unpack[ScoreWords]) -> Result:
     """Turn statistics into importances, higher = keep, into OUT.safetensors."""
+    from prunecli.pruning.score import ScoreRequest
     from prunecli.pruning.score import score as verb
 
     rest: dict[str, Any] = dict(words)
     run, amount, data = _run(out, rest), _amount(rest), _data(rest)
-    return verb(
-        model, out, method=method, data=data, amount=amount, compute=run.compute,
-        output=run.output, report=run.report, **rest,
-    )  # fmt: skip
+    request = _built(
+        ScoreRequest, ScoreWords, rest, model=model, method=method, data=data, amount=amount
+    )
+    return verb(request, run)
 
 
 class PruneWords(AmountWords, DataWords, RunWords, total=False):
@@ -144,13 +169,12 @@ class PruneWords(AmountWords, DataWords, RunWords, total=False):
 def prune(model: str, out: str, **words: Unpack[PruneWords]) -> Result:
     """Prune a model folder, or `hf:org/name`, into the folder OUT."""
     from prunecli.pruning.prune import prune as verb
+    from prunecli.pruning.request import PruneRequest
 
     rest: dict[str, Any] = dict(words)
     run, amount, data = _run(out, rest), _amount(rest), _data(rest)
-    return verb(
-        model, out, data=data, amount=amount, compute=run.compute, output=run.output,
-        report=run.report, stop=run.stop, restart=run.output.restart, **rest,
-    )  # fmt: skip
+    request = _built(PruneRequest, PruneWords, rest, model=model, amount=amount, data=data)
+    return verb(request, run)
 
 
 class SearchWords(DataWords, RunWords, total=False):
@@ -168,12 +192,13 @@ class SearchWords(DataWords, RunWords, total=False):
 
 def search_arch(model: str, out: str, method: str, **words: Unpack[SearchWords]) -> Result:
     """Find the lowest-loss architecture within a budget, and write it to OUT.json."""
+    from prunecli.pruning.search_arch import SearchRequest
     from prunecli.pruning.search_arch import search_arch as verb
 
     rest: dict[str, Any] = dict(words)
     run, data = _run(out, rest), _data(rest)
     held_out = _data({"data": rest.pop("eval_data", None)})
-    return verb(
-        model, out, method=method, data=data, eval_data=held_out, compute=run.compute,
-        output=run.output, report=run.report, stop=run.stop, restart=run.output.restart, **rest,
-    )  # fmt: skip
+    request = _built(
+        SearchRequest, SearchWords, rest, model=model, method=method, data=data, eval_data=held_out
+    )
+    return verb(request, run)

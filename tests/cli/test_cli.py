@@ -35,9 +35,9 @@ def called(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
         return act
 
-    monkeypatch.setattr("prunecli.pruning.prune.prune", stub("prune"))
-    monkeypatch.setattr("prunecli.pruning.calibrate.calibrate", stub("calibrate"))
-    monkeypatch.setattr("prunecli.pruning.score.score", stub("score"))
+    monkeypatch.setattr("prunecli.api.prune", stub("prune"))
+    monkeypatch.setattr("prunecli.api.calibrate", stub("calibrate"))
+    monkeypatch.setattr("prunecli.api.score", stub("score"))
     monkeypatch.setattr("prunecli.training.init.init", stub("init"))
     monkeypatch.setattr("prunecli.measuring.eval.evaluate", stub("evaluate"))
     return seen

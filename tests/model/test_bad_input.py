@@ -213,7 +213,7 @@ def test_names(model, tmp_path):
     decided = {"plan": str(tmp_path / "p.json"), "amount": None}
     for method, options in (("flap", {"metric": "IFV"}), ("shortened-llama", {"protect": "1,1"})):
         refused(
-            tmp_path, 2, "--plan says already", *options, *options.values(),
+            tmp_path, 2, "cannot be combined with --plan", *options, *options.values(),
             method=method, options=options, **decided,
         )  # fmt: skip
 

@@ -378,7 +378,6 @@ def test_a_loss_is_that_of_its_text_alone(llama, tmp_path) -> None:
 
 def test_the_noise_that_is_left(llama, tmp_path, monkeypatch) -> None:
     """Greatest differences between the times: none on a CPU, else what the times differ by."""
-    from prunecli.pruning.stats import removals
 
     data = [Data(tiny.tokens(tmp_path / "t.safetensors"))]
     assert "noise" not in evaluate(str(llama), data=data).results["data"][0]
@@ -394,7 +393,7 @@ def test_the_noise_that_is_left(llama, tmp_path, monkeypatch) -> None:
         found[0] += (ids.shape[1] - 1) * next(turns)
         return found
 
-    monkeypatch.setattr(removals, "sequence_losses", noisy)
+    monkeypatch.setattr(stream, "sequence_losses", noisy)
     noise = evaluate(str(llama), data=data, repeat=3).results["data"][0]["noise"]
     assert noise["loss"] == pytest.approx(2 / 8) and noise["window_loss"] == pytest.approx(2)
 

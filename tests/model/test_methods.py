@@ -18,8 +18,8 @@ from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.families import registry as families
 from prunecli.model.pattern import SparsityPattern
-from prunecli.pruning.request import with_recipe
-from prunecli.pruning.stats import gradients, removals
+from prunecli.pruning.recipe import with_recipe
+from prunecli.pruning.stats import _gradients, greedy_skip, skip_loss, taylor
 from prunecli.report import Report
 from prunecli.settings import Amount, Compute, Data, Output
 
@@ -207,9 +207,9 @@ def test_every_depth_candidate_is_that_of_the_naive_loop(llama, calibration):
     ids = load_file(calibration.rsplit(":", 1)[0])["ids"]
     tokens = ids.shape[0] * (ids.shape[1] - 1)
     dense = stream.sequence_losses(runner, ids).sum() / tokens
-    assert removals.skip_losses(runner, ids, 0).tolist() == [float(dense)] * 5
+    assert skip_loss.skip_losses(runner, ids, 0).tolist() == [float(dense)] * 5
     for skip in (1, 2, 3):
-        found = removals.skip_losses(runner, ids, skip)
+        found = skip_loss.skip_losses(runner, ids, skip)
         naive = [
             stream.sequence_losses(runner, ids, range(i, i + skip)).sum() for i in range(5 - skip)
         ]
@@ -247,7 +247,7 @@ def test_greedy_removal_is_that_of_the_naive_loop(name, calibration, tmp_path):
         }
         gone.append(min(losses, key=losses.__getitem__))
         alive.remove(gone[-1])
-    rounds = removals.greedy_skips(stream.LayerStream(Checkpoint(str(model)), Compute()), ids, 3)
+    rounds = greedy_skip.greedy_skips(stream.LayerStream(Checkpoint(str(model)), Compute()), ids, 3)
     assert [rounds.tolist().index(turn) for turn in range(3)] == gone
     assert rounds.isinf().sum() == 3
     made = cut(model, tmp_path / "out", "sleb", calibration, Amount(layers=3))
@@ -262,7 +262,7 @@ def test_taylor_scores_and_choice_are_those_of_autograd(family, tied, calibratio
     model = tiny.make(tmp_path / "m", family, tie_word_embeddings=tied)
     ids = load_file(calibration.rsplit(":", 1)[0])["ids"]
     runner = stream.LayerStream(Checkpoint(str(model)), Compute())
-    found = gradients.gradients(runner, ids, ["taylor"])
+    found = _gradients.gradients(runner, ids, [taylor.taylor])
     whole = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     logits = whole(ids.long(), use_cache=False).logits[:, :-1].flatten(0, 1)
     torch.nn.functional.cross_entropy(logits, ids[:, 1:].long().flatten()).backward()
@@ -413,7 +413,7 @@ def test_slicing_drops_the_least_directions(llama, calibration, tmp_path):
 def test_the_residual_gram_is_that_of_a_naive_loop(llama, calibration):
     from transformers import AutoModelForCausalLM
 
-    from prunecli.pruning.stats.residual import residual_gram
+    from prunecli.pruning.stats.residual_gram import residual_gram
 
     ids = load_file(calibration.rsplit(":", 1)[0])["ids"]
     runner = stream.LayerStream(Checkpoint(str(llama)), Compute())
@@ -546,7 +546,7 @@ def test_three_steps_give_the_bytes_of_one(method, options, llama, calibration, 
     plan = str(tmp_path / "plan.json")
     if registry.get(method).rotates:
         assert not (tmp_path / "kept" / "plan.json").exists()
-        with pytest.raises(PruneError, match="no plan of indices"):
+        with pytest.raises(PruneError, match="kept indices cannot express"):
             cut(llama, tmp_path / "plan.json", method, calibration, plan_only=True)
         return
     prune(
@@ -593,8 +593,8 @@ def test_gradients_in_sixteen_bits(llama, calibration):
     """They are those of a sum: a mean over all tokens is too small for half precision."""
     ids = load_file(calibration.rsplit(":", 1)[0])["ids"]
     exact, rounded = (
-        gradients.gradients(
-            stream.LayerStream(Checkpoint(str(llama)), Compute(dtype=dtype)), ids, ["taylor"]
+        _gradients.gradients(
+            stream.LayerStream(Checkpoint(str(llama)), Compute(dtype=dtype)), ids, [taylor.taylor]
         )
         for dtype in ("float32", "bfloat16")
     )
@@ -659,7 +659,7 @@ def test_kept_files_are_taken_or_replaced(llama, calibration, tmp_path, monkeypa
     for name in ("stats.safetensors", "plan.json"):
         (tmp_path / "k" / name).unlink()
     mixed = {"options": {"taylor": "mix"}, **kept}
-    monkeypatch.setattr("prunecli.pruning.prune.write_stats", None)
+    monkeypatch.setattr("prunecli.pruning.prune.write_statistics", None)
     with pytest.raises(OutputExists, match=r"scores\.safetensors' exists and was made from other"):
         cut(llama, tmp_path / "c", "llm-pruner", calibration, **mixed)
     monkeypatch.undo()
@@ -696,9 +696,9 @@ def test_options_of_a_plan(llama, calibration, tmp_path):
     made = cut(llama, tmp_path / "a", "flap", calibration, options={"bias": "drop"}, **planned)
     assert made.sidecar["options"]["options"]["metric"] == "IFV"
     flap = registry.get("flap")
-    assert with_recipe(flap, "official", Data(), {}, decided=True)[1].keys() <= {"bias"}
+    assert with_recipe(flap, "official", Data(), {}, from_plan=True)[1].keys() <= {"bias"}
     assert "structure" in with_recipe(flap, "official", Data(), {})[1]
-    with pytest.raises(PruneError, match="--metric WIFV has no part in it"):
+    with pytest.raises(PruneError, match="--metric WIFV cannot be combined with --plan"):
         cut(llama, tmp_path / "c", "flap", calibration, options={"metric": "WIFV"}, **planned)
 
 

@@ -44,7 +44,7 @@ def test_the_rule_gives_the_papers_ffn_columns():
     }
     assert agree["6"] == [True] * 5 and agree["7"] == [True] * 10
     assert sum(agree["5"]) == 9 and len(agree["5"]) == 12
-    assert grid.grain(reference.parent()) == 128
+    assert grid.size_multiple(reference.parent()) == 128
 
 
 def test_grids_hold_nothing_that_the_paper_lacks():
@@ -146,7 +146,7 @@ def test_stopped_and_resumed(llama, calibration, held_out, tmp_path, monkeypatch
         run(llama, tmp_path / "a.json", calibration, held_out)
     assert not (tmp_path / "a.json").exists() and (tmp_path / "a.json.partial").is_dir()
     calls.extend([0] * 5)
-    monkeypatch.setattr(module, "collect", None)  # scores are not made again
+    monkeypatch.setattr(module, "collect_statistics", None)  # scores are not made again
     made = run(llama, tmp_path / "a.json", calibration, held_out)
     assert made.results == whole.results
     assert len(calls) == 7 + len(whole.results["candidates"]) - 1

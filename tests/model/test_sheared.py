@@ -87,7 +87,7 @@ def test_a_masked_model_is_the_cut_one(name, tied, axes, tmp_path):
     if axes is not None:
         values = {axes: values[axes]}
     plan = gates.plan_of(values)
-    child = surgery.Child(gates.MergedMasks(parent, values), plan, plan.child(parent.arch))
+    child = surgery.PrunedModel(gates.MergedMasks(parent, values), plan, plan.child(parent.arch))
     out = tmp_path / "cut"
     out.mkdir()
     save_file(
@@ -741,7 +741,7 @@ def test_the_plan_is_kept(llama, calibration, tmp_path):
 def test_there_are_no_scores_to_keep(llama, calibration, tmp_path):
     with pytest.raises(UsageError, match="reads no scores and no plan"):
         run(llama, tmp_path / "o", calibration, stats=str(tmp_path / "s.safetensors"))
-    with pytest.raises(UsageError, match="learns what stays inside prune"):
+    with pytest.raises(UsageError, match="trains its masks inside prune"):
         score(str(llama), str(tmp_path / "c.safetensors"), method="sheared-llama")
     with pytest.raises(UsageError, match="reads no statistics"):
         calibrate(str(llama), str(tmp_path / "s.safetensors"), methods=["sheared-llama"])

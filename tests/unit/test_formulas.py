@@ -13,11 +13,11 @@ from prunecli.methods._base import LayerView
 from prunecli.methods._masks import drop_mask
 from prunecli.model.pattern import SparsityPattern
 from prunecli.pruning.stats import registry as statistics
+from prunecli.pruning.stats._base import INPUTS
 from prunecli.pruning.stats.absmean import AbsMean
 from prunecli.pruning.stats.block_influence import BlockInfluence
 from prunecli.pruning.stats.feature_norm import FeatureNorm
 from prunecli.pruning.stats.fluctuation import Fluctuation
-from prunecli.pruning.stats.gradients import OF_GRADIENTS
 from prunecli.pruning.stats.gram import Gram
 from prunecli.pruning.stats.moments import Moments
 
@@ -94,8 +94,8 @@ def test_official_magnitude_takes_all_at_or_below_the_limit():
 def test_wanda_against_loops():
     weight, inputs = random(5, 12, dtype=torch.float64), random(3, 7, 12, seed=3)
     collector = FeatureNorm()
-    collector.observe(inputs)
-    norm = wanda.prepare(collector.result(), {})
+    collector.update(inputs)
+    norm = wanda.prepare(collector.compute(), {})
     found = wanda.sparsify(weight, norm, SparsityPattern(0.5), {})
     score = torch.zeros(5, 12, dtype=torch.float64)
     for i in range(5):
@@ -230,9 +230,9 @@ def layer_view(inputs_o, inputs_down, weight_o, weight_down, kv_heads):
     stats = {}
     for point, inputs in (("o", inputs_o), ("down", inputs_down)):
         for name in ("moments", "feature_norm", "fluctuation"):
-            collector = statistics.make(name)
-            collector.observe(inputs)
-            stats |= {f"{point}.{key}": value for key, value in collector.result().items()}
+            collector = statistics.get(name).make()
+            collector.update(inputs)
+            stats |= {f"{point}.{key}": value for key, value in collector.compute().items()}
     return LayerView({"o": weight_o, "down": weight_down}, stats, kv_heads)
 
 
@@ -334,8 +334,8 @@ def test_minitron_width(hidden, mlp):
     stats = {}
     for point, inputs in points.items():
         for collector in (Moments(), AbsMean()):
-            collector.observe(inputs)
-            stats |= {f"{point}.{name}": value for name, value in collector.result().items()}
+            collector.update(inputs)
+            stats |= {f"{point}.{name}": value for name, value in collector.compute().items()}
     options = {"hidden_score": hidden, "mlp_score": mlp, "compat": False}
     found = registry.get("minitron-width").score(LayerView({}, stats, 1), options)
 
@@ -366,36 +366,36 @@ def test_moments_and_gram_of_any_split(sizes, seed, merge):
     for part in rows.split([1, *sizes]):
         one, other = Moments(), Gram()
         for collector in (one, other) if merge else (moments, gram):
-            collector.observe(part)
+            collector.update(part)
         if merge:
             moments.merge(one)
             gram.merge(other)
-    flat, found = rows.flatten(0, 1), moments.result()
+    flat, found = rows.flatten(0, 1), moments.compute()
     assert int(found["count"]) == len(flat)
     assert torch.allclose(found["mean"], flat.mean(0), rtol=1e-12)
     assert torch.allclose(found["var"], flat.var(0), rtol=1e-9)
     assert torch.allclose(found["sumsq"], flat.square().sum(0), rtol=1e-12)
-    assert torch.allclose(gram.result()["gram"], flat.T @ flat, rtol=1e-12)
+    assert torch.allclose(gram.compute()["gram"], flat.T @ flat, rtol=1e-12)
 
 
 NEEDS = [need for name in registry.names() for need in registry.get(name).needs]
-STREAMED = {need.collector for need in NEEDS if need.points != ("model",)} - OF_GRADIENTS.keys()
+STREAMED = [name for name in statistics.names() if statistics.get(name).scope == INPUTS]
 
 
-@pytest.mark.parametrize("name", sorted(STREAMED))
-def test_collectors_yield_what_they_say(name):
-    collector = statistics.make(name)
-    collector.observe(*[random(2, 5, 3)] * (2 if name == "block_influence" else 1))
-    assert tuple(collector.result()) == collector.yields
+@pytest.mark.parametrize("name", STREAMED)
+def test_collectors_compute_what_they_name(name):
+    collector = statistics.get(name).make()
+    collector.update(*[random(2, 5, 3)] * (2 if name == "block_influence" else 1))
+    assert tuple(collector.compute()) == collector.names
 
 
 def test_moments_keep_their_precision_in_float32():
     rows = random(64, 32, 2) + torch.tensor([0.0, 1000.0])
     collector = Moments()
     for part in rows.split(8):
-        collector.observe(part)
+        collector.update(part)
     expected = rows.double().flatten(0, 1).var(0)
-    assert torch.allclose(collector.result()["var"], expected, rtol=1e-4)
+    assert torch.allclose(collector.compute()["var"], expected, rtol=1e-4)
 
 
 def test_fluctuation_is_what_the_official_class_computes():
@@ -410,28 +410,28 @@ def test_fluctuation_is_what_the_official_class_computes():
             fluctuation *= (s - 1) / s
             fluctuation += ((x - mean) * (x - old)).sum(0) / (s + 1)
     collector = Fluctuation()
-    collector.observe(inputs)
-    assert torch.allclose(collector.result()["fluctuation"].float(), fluctuation, rtol=1e-5)
+    collector.update(inputs)
+    assert torch.allclose(collector.compute()["fluctuation"].float(), fluctuation, rtol=1e-5)
 
 
 def test_block_influence():
     before, after = random(2, 5, 8), random(2, 5, 8, seed=1)
     collector = BlockInfluence()
-    collector.observe(before, after)
+    collector.update(before, after)
     cosines = [
         float(x @ y / (x.norm() * y.norm()))
         for x, y in zip(before.flatten(0, 1), after.flatten(0, 1), strict=True)
     ]
-    found = float(collector.result()["block_influence"])
+    found = float(collector.compute()["block_influence"])
     assert found == pytest.approx(1 - sum(cosines) / len(cosines), rel=1e-6)
 
 
 def test_feature_norm_of_split_sequences():
     inputs = random(6, 9, 4)
     whole, split = FeatureNorm(), FeatureNorm()
-    whole.observe(inputs)
+    whole.update(inputs)
     for part in inputs.split(2):
-        split.observe(part)
-    assert whole.result()["feature_norm"].equal(split.result()["feature_norm"])
+        split.update(part)
+    assert whole.compute()["feature_norm"].equal(split.compute()["feature_norm"])
     expected = inputs.double().square().sum((0, 1)) / 6
-    assert torch.allclose(whole.result()["feature_norm"].double(), expected, rtol=1e-5)
+    assert torch.allclose(whole.compute()["feature_norm"].double(), expected, rtol=1e-5)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from prunecli.data import hub, samplers, windows
 from prunecli.errors import InputError, PruneError, UsageError
 from prunecli.methods import registry
-from prunecli.pruning.request import with_recipe
+from prunecli.pruning.recipe import with_recipe
 from prunecli.report import Report
 from prunecli.settings import Data
 

@@ -44,10 +44,10 @@ def calibrate(
     records.refuse_tokenizer(context, values["data"])
 
     collected = any(need.compat for name in names for need in registry.get(name).needs)
-    from prunecli.pruning import calibrate as verb
+    from prunecli import api
 
     run = records.run_context(values, out, report)
-    made = verb.calibrate(
+    made = api.calibrate(
         folder or "",
         out,
         methods=names,

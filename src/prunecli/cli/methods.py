@@ -52,7 +52,7 @@ def _record(method: Method) -> dict[str, Any]:
         "unit": method.unit,
         "axes": method.axes,
         "sequential": method.sequential,
-        "statistics": {need.collector: need.points for need in method.needs},
+        "statistics": {need.name: need.points for need in method.needs},
         "options": [
             {
                 "name": option.name.replace("_", "-"),

@@ -114,14 +114,14 @@ def prune(
         source = "--stats" if stats else "--scores" if scores else "--plan"
         records.refuse(context, options.DATA, f"cannot be combined with {source}")
     records.refuse_tokenizer(context, values["data"])
-    from prunecli.pruning import prune
+    from prunecli import api
 
     # what learns is stopped between two steps, everything else at once
     learns = method is not None and registry.get(method).learned
     quirks = method is not None and plan is None and registry.get(method).quirks is not None
     with first_signal(report, wanted=learns) as stop:
         run = records.run_context(values, out, report, stop)
-        made = prune.prune(
+        made = api.prune(
             folder or "",
             out,
             method=method,

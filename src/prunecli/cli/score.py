@@ -41,10 +41,10 @@ def score(
         records.refuse(context, options.DATA, "cannot be combined with --stats")
     records.refuse_tokenizer(context, values["data"])
 
-    from prunecli.pruning import score as verb
+    from prunecli import api
 
     run = records.run_context(values, out, report)
-    made = verb.score(
+    made = api.score(
         folder or "",
         out,
         method=method,

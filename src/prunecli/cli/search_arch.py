@@ -117,13 +117,13 @@ def search_arch(
         raise UsageError("search-arch needs --method NAME IN OUT.json, or --paper")
     (folder,) = records.from_stdin(model)
     explicit = records.chosen_options(method, context)
-    from prunecli.pruning.search_arch import search_arch
+    from prunecli import api
 
     own = records.data_of(values)
     records.refuse_tokenizer(context, own.source, values["eval_data"])
     with first_signal(report, wanted=registry.get(method).learned) as stop:
         run = records.run_context(values, out, report, stop)
-        made = search_arch(
+        made = api.search_arch(
             folder or "",
             out,
             method=method,

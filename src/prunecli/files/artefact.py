@@ -1,29 +1,164 @@
-"""The end of every verb that makes a file of tensors."""
+"""The end of every verb: is it there already? Else it is written beside OUT, described, published.
+
+A verb knows its artefact before it computes: kind, options and inputs make the id. So it asks
+`settled` first, and what it computes then goes through one of the `write_` methods.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunecli.files import output as place
-from prunecli.files import sidecar
-from prunecli.files.sidecar import Input, Kind, SidecarBuilder
-from prunecli.files.tensorfile import (
-    Spec,
-    TensorWriter,
-    combined_digest,
-    spec_of,
-)
-from prunecli.settings import BATCH_TOKENS, Compute, Output, Result
+from prunecli.files import output, sidecar
+from prunecli.files.sidecar import Input, Kind, Sidecar, SidecarBuilder, Trained
+from prunecli.files.tensorfile import Spec, TensorWriter, combined_digest, spec_of
+from prunecli.settings import BATCH_TOKENS, Compute, Output, Result, RunContext
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True)
+class Computed:
+    """How an artefact was computed: what its sidecar's `run` records beside times and versions.
+
+    `dtype` is the compute type, `batch` how many tokens went through a layer at once.
+    """
+
+    device: str = "cpu"
+    dtype: str | None = None
+    batch: int | None = None
+    ranks: int = 1
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """What a verb makes, known by its id before it is made.
+
+    Attributes:
+        builder: of its sidecar; made when the command starts, since it holds the clock.
+        kind, options, inputs: what its id is hashed from.
+        run: `run.output` says where it goes; without a path there nothing is written.
+        parent: the sidecar of the model, whose history goes on here.
+        calibration, trained: the tokens that it has seen beside those of its parent.
+        computed: the device and types it is computed with.
+        label: what the Result calls it, unless that is OUT.
+        resumable: an unfinished run leaves its state in OUT.partial.
+    """
+
+    builder: SidecarBuilder
+    kind: Kind
+    options: dict[str, Any]
+    inputs: list[Input]
+    run: RunContext
+    parent: Sidecar | None = None
+    calibration: int = 0
+    trained: Trained | None = None
+    computed: Computed = Computed()
+    label: str = ""
+    resumable: bool = False
+
+    @property
+    def id(self) -> str:
+        """The hash of kind, options and inputs: equal ids, equal artefacts."""
+        return sidecar.key(self.kind, self.options, self.inputs)
+
+    @property
+    def path(self) -> str:
+        """OUT as the user gave it; empty where nothing is to be written."""
+        return self.run.output.path
+
+    def existing(self) -> Result | None:
+        """Return what is at OUT if `skip_existing` asks for it and it is this artefact.
+
+        Raises OutputExists if it is another one.
+        """
+        found = output.same_already(self.path, self.run.output, self.id) if self.path else None
+        return found and Result(self.label or self.path, found.sidecar, found.results)
+
+    def settled(self, expected: Mapping[str, Any]) -> Result | None:
+        """Return the result where nothing is to be computed: it exists, or this is a dry run.
+
+        `expected` are the results of a dry run. Raises OutputExists if OUT, or the state in
+        OUT.partial, is that of another artefact.
+        """
+        if found := self.existing():
+            return found
+        if self.path and self.resumable:
+            output.check_partial(self.path, self.id, self.run.output.restart)
+        if self.run.output.dry_run:
+            return Result(self.label or self.path, results=dict(expected))
+        return None
+
+    def partial(self) -> AbstractContextManager[Path]:
+        """Return OUT.partial, locked: the folder in which a run keeps what is done."""
+        return output.partial(self.path, self.id, self.run.output.restart)
+
+    def sidecar(self, outputs: dict[str, Any], results: dict[str, Any]) -> Sidecar:
+        """Return the finished record."""
+        return self.builder.sidecar(
+            self.kind,
+            self.options,
+            self.inputs,
+            outputs=outputs,
+            results=results,
+            parent=self.parent,
+            calibration=self.calibration,
+            trained=self.trained,
+            **vars(self.computed),
+        )
+
+    def result(self, record: Sidecar) -> Result:
+        """Return what the verb hands back, once everything is written."""
+        return Result(self.label or self.path, record.dump(), record.results)
+
+    def write_json(self, outputs: dict[str, Any], results: dict[str, Any]) -> Result:
+        """Write an artefact that is its own sidecar; without an OUT only return it."""
+        record = self.sidecar(outputs, results)
+        if self.path:
+            output.write_json(self.path, record.text())
+        return self.result(record)
+
+    def write_tensors(
+        self,
+        parts: "Iterator[dict[str, torch.Tensor]]",
+        layers: int = 1,
+        whole_model: Mapping[str, Spec] | None = None,
+    ) -> Result:
+        """Write a file of tensors, one part at a time; each is made when it is asked for.
+
+        The first of `layers` parts, that of layer 0, tells the layout of the others, so that no
+        more than one is held. `whole_model` are tensors of no single layer, which come last.
+        """
+        first = next(parts)
+        specs = {
+            name.replace("model.layers.0", f"model.layers.{i}", 1): spec_of(tensor)
+            for i in range(layers)
+            for name, tensor in first.items()
+        } | dict(whole_model or {})
+        output.check_disk(self.path, sum(spec.bytes for spec in specs.values()))
+        with output.staged(self.path) as temporary:
+            with TensorWriter(temporary, specs) as writer:
+                for part in chain([first], parts):
+                    for name, tensor in part.items():
+                        writer.write(name, tensor)
+            # with --force: no moment at which an old sidecar describes new tensors
+            sidecar.path_of(self.path).unlink(missing_ok=True)
+        record = self.sidecar(
+            {"digest": combined_digest(writer.digests), "tensors": len(specs)},
+            {"calibration_tokens": self.calibration},
+        )
+        output.write_json(str(sidecar.path_of(self.path)), record.text())
+        return self.result(record)
 
 
 def write_tensor_file(
     out: str,
     make: "Callable[[], Iterator[dict[str, torch.Tensor]]]",
     recorder: SidecarBuilder,
-    output: Output,
+    where: Output,
     *,
     kind: Kind,
     options: dict[str, Any],
@@ -33,39 +168,14 @@ def write_tensor_file(
     depth: int = 1,
     extra: Mapping[str, Spec] | None = None,
 ) -> Result:
-    """Write the tensors that `make()` yields: one part for each of `depth` layers, then `extra`.
-
-    The first part tells the layout of all, so that no more than one is held.
-    """
-    if same := place.same_already(out, output, sidecar.key(kind, options, inputs)):
-        return same
-    if output.dry_run:
-        return Result(out, results=options)
-    parts = make()
-    first = next(parts)
-    specs = {
-        name.replace("model.layers.0", f"model.layers.{i}", 1): spec_of(tensor)
-        for i in range(depth)
-        for name, tensor in first.items()
-    } | dict(extra or {})
-    place.check_disk(out, sum(spec.bytes for spec in specs.values()))
-    with place.staged(out) as temporary:
-        with TensorWriter(temporary, specs) as writer:
-            for part in chain([first], parts):
-                for name, tensor in part.items():
-                    writer.write(name, tensor)
-        # with --force: no moment at which an old sidecar describes new tensors
-        sidecar.path_of(out).unlink(missing_ok=True)
-    record = recorder.sidecar(
+    """Write the tensors that `make()` yields by an Artefact; for verbs that build none yet."""
+    artefact = Artefact(
+        recorder,
         kind,
         options,
         inputs,
-        outputs={"digest": combined_digest(writer.digests), "tensors": len(specs)},
-        results={"calibration_tokens": calibration},
+        RunContext(replace(where, path=out), compute),
         calibration=calibration,
-        device=compute.device,
-        dtype=compute.dtype,
-        batch=BATCH_TOKENS,
+        computed=Computed(compute.device, compute.dtype, BATCH_TOKENS),
     )
-    place.write_json(str(sidecar.path_of(out)), record.text())
-    return Result(out, record.dump(), record.results)
+    return artefact.settled(options) or artefact.write_tensors(make(), depth, extra)

@@ -46,7 +46,7 @@ class Option:
 
 @dataclass(frozen=True)
 class RequiredStatistic:
-    """A statistic that a method reads: which collector, at which points of a layer.
+    """A statistic that a method reads: its name, and at which points of a layer.
 
     Points: `q`, `o`, `gate`, `down` (the inputs of these projections), `block` (a layer as a whole:
     its input and output, or its weights and their gradients), `model` (the model as a whole: its
@@ -54,7 +54,7 @@ class RequiredStatistic:
     `--compat official`, the others only without it, `None` always.
     """
 
-    collector: str
+    name: str
     points: tuple[str, ...]
     compat: bool | None = None
 

@@ -127,6 +127,11 @@ class Reader(ABC):
     def tensor(self, name: str) -> "torch.Tensor":
         """Return one tensor."""
 
+    @property
+    def num_bytes(self) -> int:
+        """How many bytes all tensors take in a file."""
+        return sum(spec.bytes for spec in self.specs.values())
+
     def stream(self) -> "Iterator[tuple[str, torch.Tensor]]":
         """Yield every tensor with its name, each made as it is asked for."""
         return ((name, self.tensor(name)) for name in self.specs)

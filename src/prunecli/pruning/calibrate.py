@@ -1,199 +1,187 @@
 """The library verb `calibrate`: statistics of the dense model, layer by layer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from prunecli.errors import UsageError
-from prunecli.files.artefact import write_tensor_file as _write
+from prunecli.files.artefact import Artefact, Computed
 from prunecli.files.sidecar import SidecarBuilder
-from prunecli.files.tensorfile import (
-    Spec,
-)
+from prunecli.files.tensorfile import Spec
 from prunecli.methods import registry
 from prunecli.methods._base import Method, RequiredStatistic
+from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.device import check_device, settled
-from prunecli.pruning.calibration import Calibration, check_file, read_tokens
+from prunecli.pruning.calibration import Calibration, check_tensor_file, read_windows
 from prunecli.pruning.sizes import resolve_sizes
-from prunecli.report import SILENT, Report
-from prunecli.settings import Amount, Compute, Data, Output, Result
+from prunecli.pruning.stats import registry as statistics
+from prunecli.pruning.stats._base import GRADIENTS, INPUTS, MODEL, Statistic
+from prunecli.settings import BATCH_TOKENS, Amount, Data, Result, RunContext
 
 if TYPE_CHECKING:
     import torch
 
     from prunecli.data.windows import Tokens
 
+Required = tuple[RequiredStatistic, ...]
 
-def union(methods: list[Method], compat: bool) -> tuple[RequiredStatistic, ...]:
-    """Return every statistic that any of these methods reads, each once."""
-    needs = (need for method in methods for need in method.needed(compat))
-    pairs = {(need.collector, point) for need in needs for point in need.points}
-    return tuple(
-        RequiredStatistic(name, tuple(sorted(point for found, point in pairs if found == name)))
-        for name in sorted({collector for collector, _ in pairs})
+
+@dataclass(frozen=True)
+class CalibrateRequest:
+    """What to calibrate: for which methods, on which text.
+
+    `amount` is for methods that try out what they remove (minitron-depth). `compat` collects what
+    their official implementations read.
+    """
+
+    model: str
+    methods: Sequence[str]
+    data: Data = Data()
+    amount: Amount = Amount()
+    compat: bool = False
+
+
+def calibrate(request: CalibrateRequest, run: RunContext = RunContext()) -> Result:
+    """Collect what methods read, of the dense model on DATA, into OUT.safetensors.
+
+    Raises UsageError, InputError, OutputExists.
+    """
+    check_device(run.compute)
+    methods = [registry.get(name) for name in request.methods]
+    _check_read(methods, request.compat)
+    dense = Checkpoint(request.model, run.report)
+    check_tensor_file(run.output, dense)
+    num_removed = num_removed_layers(methods, request.amount, dense.arch)
+    run = replace(run, compute=settled(run.compute, dense))
+    calibration = read_windows(dense, request.data, run.report)
+    required = required_statistics(methods, request.compat)
+    digest = dense.digest(run.report)
+    artefact = statistics_artefact(dense, digest, calibration, required, num_removed, run)
+    return artefact.settled(artefact.options) or write_statistics(
+        artefact, dense, calibration, required, num_removed
     )
 
 
-def skipped(methods: list[Method], amount: Amount, checkpoint: Checkpoint) -> int | None:
-    """Return how many layers go, where a method must know that before it can calibrate."""
-    gone = set()
+def required_statistics(methods: Sequence[Method], compat: bool) -> Required:
+    """Return every statistic that any of these methods reads, each once."""
+    needs = (need for method in methods for need in method.needed(compat))
+    pairs = {(need.name, point) for need in needs for point in need.points}
+    return tuple(
+        RequiredStatistic(name, tuple(sorted(point for other, point in pairs if other == name)))
+        for name in sorted({name for name, _ in pairs})
+    )
+
+
+def num_removed_layers(methods: Sequence[Method], amount: Amount, arch: Arch) -> int | None:
+    """Return how many layers are removed, where a method must know that before it can calibrate.
+
+    Raises UsageError where the amount is missing, or changes nothing.
+    """
+    removed = set()
     for method in methods:
-        if of_amount(method):
+        if depends_on_amount(method):
             if amount == Amount():
                 raise UsageError(
                     f"'{method.name}' tries out what it removes",
                     "say how many with --ratio or --layers",
                 )
-            kept = resolve_sizes(method, method.resolve({}), amount, checkpoint.arch).layers
-            gone.add(checkpoint.arch.layers - kept)
-    if amount != Amount() and not gone:
+            kept = resolve_sizes(method, method.resolve({}), amount, arch).layers
+            removed.add(arch.layers - kept)
+    if amount != Amount() and not removed:
         raise UsageError("the statistics of these methods do not depend on an amount")
     # an amount means the same number of layers for all
-    return gone.pop() if gone else None
+    return removed.pop() if removed else None
 
 
-def of_amount(method: Method) -> bool:
-    """Return whether what a method reads depends on how many layers go."""
-    from prunecli.pruning.stats.models import OF_MODELS
-
-    return any(OF_MODELS[name].of_amount for name in _of_models(method.needs))
+def depends_on_amount(method: Method) -> bool:
+    """Return whether what a method reads depends on how many layers are removed."""
+    return any(statistics.get(need.name).depends_on_amount for need in method.needs)
 
 
-def collect(
-    checkpoint: Checkpoint,
-    found: "Tokens",
-    needs: tuple[RequiredStatistic, ...],
-    skip: int | None,
-    compute: Compute,
-    report: Report,
-) -> "Iterator[dict[str, torch.Tensor]]":
-    """Yield statistics of the dense model, layer by layer, and last those of whole models."""
-    from prunecli.model import stream
-    from prunecli.pruning.stats import _hooks, gradients
-    from prunecli.pruning.stats.models import OF_MODELS
-
-    runner = stream.LayerStream(checkpoint, compute, report)
-    of_gradients = _of_gradients(needs)
-    of_layers = tuple(
-        need for need in needs if need.points != ("model",) and need.collector not in of_gradients
-    )
-    if of_layers:
-        yield from _hooks.dense(runner, found.ids, of_layers)
-    if of_gradients:
-        yield gradients.gradients(runner, found.ids, of_gradients)
-    for name in _of_models(needs):
-        whole = OF_MODELS[name]
-        assert skip is not None or not whole.of_amount, "skipped() was asked"
-        yield {whole.name(name, skip or 0): whole.of(runner, found.ids, skip or 0)}
-
-
-def _of_gradients(needs: tuple[RequiredStatistic, ...]) -> list[str]:
-    from prunecli.pruning.stats.gradients import OF_GRADIENTS
-
-    return [need.collector for need in needs if need.collector in OF_GRADIENTS]
-
-
-def _of_models(needs: tuple[RequiredStatistic, ...]) -> list[str]:
-    return [need.collector for need in needs if need.points == ("model",)]
-
-
-def write_stats(
-    out: str,
-    checkpoint: Checkpoint,
+def statistics_artefact(
+    dense: Checkpoint,
     digest: str,
-    methods: list[Method],
-    source: Calibration,
-    *,
-    skip: int | None,
-    compat: bool,
-    compute: Compute,
-    output: Output,
-    report: Report,
-) -> Result:
-    """Collect what `methods` read into a file; memory holds the statistics of one layer."""
-    needs = union(methods, compat)
+    calibration: Calibration,
+    required: Required,
+    num_removed: int | None,
+    run: RunContext,
+) -> Artefact:
+    """Return the file of statistics that a step makes, or finds made already."""
     options = {
-        "statistics": {need.collector: list(need.points) for need in needs},
-        "skip": skip,
-        "dtype": compute.dtype,
+        "statistics": {need.name: list(need.points) for need in required},
+        "skip": num_removed,
+        "dtype": run.compute.dtype,
     }
-    found = source.found
-    assert found is not None, "statistics come from tokens"
-    extra = {}
-    for name in _of_gradients(needs):
-        from prunecli.pruning.stats.gradients import OF_GRADIENTS
-
-        for part, length in OF_GRADIENTS[name].lengths(checkpoint.arch).items():
-            for i in range(checkpoint.arch.layers):
-                extra[f"{checkpoint.arch.point(i, 'block')}.{part}"] = Spec("F64", (length,))
-    from prunecli.pruning.stats.models import OF_MODELS
-
-    for name in _of_models(needs):
-        whole, gone = OF_MODELS[name], skip or 0
-        extra[whole.name(name, gone)] = Spec("F64", whole.shape(checkpoint.arch, gone))
-    return _write(
-        out,
-        lambda: collect(checkpoint, found, needs, skip, compute, report),
-        SidecarBuilder("calibrate", output.argv),
-        output,
-        kind="stats",
-        options=options,
-        inputs=[checkpoint.as_input(digest), *source.inputs],
-        calibration=source.calibration,
-        compute=compute,
-        depth=checkpoint.arch.layers,
-        extra=extra,
-    )
+    return Artefact(
+        SidecarBuilder("calibrate", run.output.argv), "stats", options,
+        [dense.as_input(digest), *calibration.inputs], run, calibration=calibration.num_tokens,
+        computed=Computed(run.compute.device, run.compute.dtype, BATCH_TOKENS),
+    )  # fmt: skip
 
 
-def calibrate(
-    model: str,
-    out: str,
-    *,
-    methods: list[str],
-    data: Data | None = None,
-    amount: Amount | None = None,
-    compat: bool = False,
-    compute: Compute | None = None,
-    output: Output | None = None,
-    report: Report = SILENT,
+def write_statistics(
+    artefact: Artefact,
+    dense: Checkpoint,
+    calibration: Calibration,
+    required: Required,
+    num_removed: int | None,
 ) -> Result:
-    """Collect what `methods` read, of the dense model on D, into OUT.safetensors.
-
-    `amount` is for methods that try what they remove (minitron-depth).
-    Raises UsageError, InputError, OutputExists.
-    """
-    compute, output = compute or Compute(), output or Output()
-    check_device(compute)
-    chosen = [registry.get(name) for name in methods]
-    for method in chosen:
-        if not method.needed(compat):
-            raise UsageError(f"'{method.name}' reads no statistics, there is nothing to calibrate")
-    if compat and union(chosen, True) == union(chosen, False):
-        raise UsageError(
-            "--compat official changes nothing: the statistics of "
-            f"{', '.join(method.name for method in chosen)} are the same",
-            "leave it out",
-        )
-    checkpoint = Checkpoint(model, report)
-    check_file(out, output, checkpoint)
-    skip = skipped(chosen, amount or Amount(), checkpoint)
-    compute = settled(compute, checkpoint)
-    source = read_tokens(checkpoint, data or Data(), report)
-    return write_stats(
-        out,
-        checkpoint,
-        checkpoint.digest(report),
-        chosen,
-        source,
-        skip=skip,
-        compat=compat,
-        compute=compute,
-        output=output,
-        report=report,
-    )
+    """Collect statistics into a file; memory holds those of one layer."""
+    assert calibration.windows is not None, "statistics are made of tokens"
+    arch, whole_model = dense.arch, {}
+    for scope in (GRADIENTS, MODEL):
+        for record in _of_scope(required, scope):
+            for name, shape in record.shapes(arch, num_removed or 0).items():
+                for i in range(arch.layers):
+                    full = f"{arch.point(i, 'block')}.{name}" if scope == GRADIENTS else name
+                    whole_model[full] = Spec("F64", shape)
+    parts = collect_statistics(dense, calibration.windows, required, num_removed, artefact.run)
+    return artefact.write_tensors(parts, arch.layers, whole_model)
 
 
-def merged(parts: "Iterator[dict[str, torch.Tensor]]") -> "dict[str, torch.Tensor]":
+def collect_statistics(
+    dense: Checkpoint,
+    windows: "Tokens",
+    required: Required,
+    num_removed: int | None,
+    run: RunContext,
+) -> "Iterator[dict[str, torch.Tensor]]":
+    """Yield statistics of the dense model, layer by layer, and last those of the whole model."""
+    from prunecli.model.stream import LayerStream
+    from prunecli.pruning.stats import _gradients, _hooks
+
+    stream = LayerStream(dense, run.compute, run.report)
+    of_inputs = tuple(need for need in required if statistics.get(need.name).scope == INPUTS)
+    if of_inputs:
+        yield from _hooks.dense(stream, windows.ids, of_inputs)
+    of_gradients = [record.make for record in _of_scope(required, GRADIENTS)]
+    if of_gradients:
+        yield _gradients.gradients(stream, windows.ids, of_gradients)
+    for record in _of_scope(required, MODEL):
+        (name,) = record.shapes(dense.arch, num_removed or 0)
+        yield {name: record.make(stream, windows.ids, num_removed or 0)}
+
+
+def _of_scope(required: Required, scope: str) -> list[Statistic]:
+    """Return the records of those statistics that are made of `scope`."""
+    records = (statistics.get(need.name) for need in required)
+    return [record for record in records if record.scope == scope]
+
+
+def collect_all(parts: "Iterator[dict[str, torch.Tensor]]") -> "dict[str, torch.Tensor]":
     """Return all parts in one dictionary."""
     return {name: tensor for part in parts for name, tensor in part.items()}
+
+
+def _check_read(methods: Sequence[Method], compat: bool) -> None:
+    """Raise UsageError for methods that read no statistics, or none that `compat` changes."""
+    for method in methods:
+        if not method.needed(compat):
+            raise UsageError(f"'{method.name}' reads no statistics, there is nothing to calibrate")
+    if compat and required_statistics(methods, True) == required_statistics(methods, False):
+        raise UsageError(
+            "--compat official changes nothing: the statistics of "
+            f"{', '.join(method.name for method in methods)} are the same",
+            "leave it out",
+        )

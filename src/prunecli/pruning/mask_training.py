@@ -27,7 +27,7 @@ from prunecli.pruning.plan import Plan, Selection
 from prunecli.pruning.sheared import HardConcreteMasks, ShearedObjective
 from prunecli.pruning.sizes import Sizes
 from prunecli.report import Report
-from prunecli.settings import Compute, Data, Training
+from prunecli.settings import Compute, Data, RunContext, Training
 from prunecli.training import config, schedule
 from prunecli.training import objective as models
 from prunecli.training.distributed import Ranks
@@ -107,7 +107,7 @@ class ResolvedMaskTraining:
         }
 
 
-def prepare(
+def resolve_mask_training(
     checkpoint: Checkpoint,
     data: Data,
     options: Mapping[str, Any],
@@ -393,7 +393,7 @@ def judge(
     def loss(reader: Reader, plan: Plan) -> float:
         if stop():
             raise Stopped("stopped, with all masks learned", "the same command goes on")
-        runner = stream.LayerStream(surgery.Child(reader, plan, shape), compute, report)
+        runner = stream.LayerStream(surgery.PrunedModel(reader, plan, shape), compute, report)
         return float(sequence_losses(runner, judged).sum()) / judged[:, 1:].numel()
 
     losses: dict[str, Any] = {
@@ -428,48 +428,42 @@ def _random(values: Values, seed: int) -> list[dict[str, Tensor]]:
     ]
 
 
-def learned(
+def train_masks(
     checkpoint: Checkpoint,
     sizes: Sizes,
-    lesson: "ResolvedMaskTraining",
+    resolved: ResolvedMaskTraining,
     folder: Path,
-    *,
     name: str,
-    compute: Compute,
-    report: Report,
-    stop: Callable[[], bool],
+    run: RunContext,
 ) -> "MaskTrainingResult | None":
-    """Learn what stays, with state and weights in `folder`, which the user knows as `name`.
+    """Train masks with state and weights in `folder`, which the user knows as `name`.
 
-    All processes of `torchrun` take part; the first one gets what was learned, the others None.
-    Raises what `learning.learn` does.
+    All processes of `torchrun` take part; the first one gets the result, the others None.
     """
     from prunecli.training import distributed
 
-    with distributed.started(compute) as processes:
+    with distributed.started(run.compute) as processes:
         processes.barrier()
         found = learn(
-            checkpoint, sizes, lesson, folder, processes,
-            name=name, compute=compute, report=report, stop=stop,
+            checkpoint, sizes, resolved, folder, processes,
+            name=name, compute=run.compute, report=run.report, stop=run.stop,
         )  # fmt: skip
     return found if processes.first else None
 
 
-def judged(
+def evaluate_masks(
     method: Method,
     checkpoint: Checkpoint,
-    lesson: "ResolvedMaskTraining",
-    found: "MaskTrainingResult",
-    *,
-    compute: Compute,
-    report: Report,
-    stop: Callable[[], bool],
+    resolved: ResolvedMaskTraining,
+    trained: MaskTrainingResult,
+    run: RunContext,
 ) -> Selection:
-    """Decide as it was learned, having looked how well that is; Stopped when `stop` says so."""
-
-    losses = judge(checkpoint, lesson, found, compute=compute, report=report, stop=stop)
-    results: dict[str, Any] = {"learned": {**found.results, **losses}}
-    if lesson.trained is None:
+    """Select what the masks say, having evaluated them; Stopped when `run.stop` says so."""
+    losses = judge(
+        checkpoint, resolved, trained, compute=run.compute, report=run.report, stop=run.stop
+    )
+    results: dict[str, Any] = {"learned": {**trained.results, **losses}}
+    if resolved.trained is None:
         # a variant is no run of the method, in tables neither
         results["method"] = f"{method.name}-frozen"
-    return Selection(found.plan, found.weights, results=results)
+    return Selection(trained.plan, trained.weights, results=results)

@@ -1,6 +1,6 @@
 """Weights set to zero, matrix by matrix, as they stream by: what a sparse method's OUT holds."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +9,8 @@ from prunecli.methods._base import Method
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.pattern import SparsityPattern
 from prunecli.pruning.calibration import Calibration
-from prunecli.pruning.request import PruneRequest
 from prunecli.pruning.score import at_point
-from prunecli.report import Report
-from prunecli.settings import Compute
+from prunecli.settings import RunContext
 
 if TYPE_CHECKING:
     import torch
@@ -20,85 +18,86 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Sparsifier:
+class WeightMasker:
     """A method that sets weights to zero, at work on a model.
 
-    `damped` tells which inputs needed more damping than was asked for, and how often it was raised
-    tenfold; it is known when the stream has ended.
+    Attributes:
+        options: what its formulas read, `compat` included.
+        damping_retries: which inputs needed more damping than was asked for, and how often it was
+            raised tenfold; known when the stream has ended.
     """
 
-    request: PruneRequest
-    checkpoint: Checkpoint
+    method: Method
+    options: Mapping[str, Any]
     pattern: SparsityPattern
-    compute: Compute
-    report: Report
-    damped: dict[str, int] = field(default_factory=dict)
+    dense: Checkpoint
+    run: RunContext
+    damping_retries: dict[str, int] = field(default_factory=dict)
 
-    @property
-    def method(self) -> Method:
-        """The method."""
-        assert self.request.method is not None
-        return self.request.method
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What its formulas are told."""
-        return {**self.request.options, "compat": self.request.compat}
-
-    def stream(self, source: Calibration) -> "Iterator[tuple[str, torch.Tensor]]":
+    def stream(self, calibration: Calibration) -> "Iterator[tuple[str, torch.Tensor]]":
         """Yield every tensor, block linears with zeros; weights after their update."""
-        import torch
-
-        from prunecli.model import stream
         from prunecli.model.device import device_of
-        from prunecli.pruning.stats import _hooks
 
-        checkpoint, arch = self.checkpoint, self.checkpoint.arch
-        walk: Iterator[tuple[int, nn.Module | None, Tensors]]
-        if source.found is not None:
-            runner = stream.LayerStream(checkpoint, self.compute, self.report)
-            needs = self.method.needed(self.request.compat)
-            walk = iter(_hooks.layerwise(runner, source.found.ids, needs))
-        else:
-            layers = self.report.track(range(arch.layers), "pruning", arch.layers, "layers")
-            walk = ((i, None, source.tensors or {}) for i in layers)
-        device = device_of(self.compute)
+        dense, device = self.dense, device_of(self.run.compute)
         done = set()
-        for i, layer, stats in walk:
-            for modules in arch.family.inputs:
+        for i, layer, statistics in self._layers(calibration):
+            for modules in dense.arch.family.inputs:
                 point = f"model.layers.{i}.{modules[0]}:in"
-                found = {k: v.to(device) for k, v in at_point(stats, point).items()}
-                factor = self._factor(found, point)
+                at_input = {k: v.to(device) for k, v in at_point(statistics, point).items()}
+                precomputed = self._precompute(at_input, point)
                 for module in modules:
                     name = f"model.layers.{i}.{module}.weight"
-                    dtype = torch_dtype(checkpoint.specs[name].dtype)
-                    live = None if layer is None else layer.get_submodule(module)
-                    if live is not None and live.weight.dtype == dtype:
-                        # as it is stored, it is on the device already
-                        parent = live.weight.detach()  # type: ignore[operator]
-                    else:
-                        parent = checkpoint.tensor(name).to(device)
-                    pruned = self._sparsify(parent.float(), factor)
-                    stored = pruned.to(dtype)
-                    if live is not None:
-                        exact = pruned if self.request.compat else stored
-                        weight = exact.to(live.weight.dtype)  # type: ignore[arg-type]
-                        live.weight = torch.nn.Parameter(weight, requires_grad=False)
+                    loaded = None if layer is None else layer.get_submodule(module)
                     done.add(name)
-                    yield name, stored.cpu()
-        for name in checkpoint.specs.keys() - done:
-            yield name, checkpoint.tensor(name)
+                    yield name, self._pruned(name, loaded, precomputed, device).cpu()
+        for name in dense.specs.keys() - done:
+            yield name, dense.tensor(name)
 
-    def _factor(self, stats: Tensors, point: str) -> Any:
+    def _layers(
+        self, calibration: Calibration
+    ) -> "Iterator[tuple[int, nn.Module | None, Tensors]]":
+        """Yield every layer with its statistics: run on pruned predecessors, or out of a file."""
+        if calibration.windows is None:
+            depth = self.dense.arch.layers
+            for i in self.run.report.track(range(depth), "pruning", depth, "layers"):
+                yield i, None, calibration.tensors or {}
+            return
+        from prunecli.model.stream import LayerStream
+        from prunecli.pruning.stats import _hooks
+
+        stream = LayerStream(self.dense, self.run.compute, self.run.report)
+        required = self.method.needed(bool(self.options["compat"]))
+        yield from _hooks.layerwise(stream, calibration.windows.ids, required)
+
+    def _pruned(
+        self, name: str, loaded: "nn.Module | None", precomputed: Any, device: "torch.device"
+    ) -> "torch.Tensor":
+        """Return a weight [O, I] with zeros, as it is stored; put it into the `loaded` linear."""
+        import torch
+
+        dtype = torch_dtype(self.dense.specs[name].dtype)
+        if loaded is not None and loaded.weight.dtype == dtype:
+            # as it is stored, it is on the device already
+            weight = loaded.weight.detach()  # type: ignore[operator]
+        else:
+            weight = self.dense.tensor(name).to(device)
+        assert self.method.sparsify is not None
+        pruned = self.method.sparsify(weight.float(), precomputed, self.pattern, self.options)
+        stored: torch.Tensor = pruned.to(dtype)
+        if loaded is not None:
+            seen = pruned if self.options["compat"] else stored
+            cast = seen.to(loaded.weight.dtype)  # type: ignore[arg-type]
+            loaded.weight = torch.nn.Parameter(cast, requires_grad=False)
+        return stored
+
+    def _precompute(self, statistics: Tensors, point: str) -> Any:
+        """Return what the method makes once per distinct input: norms, or a Hessian's factor."""
         if self.method.prepare is None:
             return None
-        factor = self.method.prepare(stats, self.options)
-        if isinstance(factor, dict) and int(factor.get("retries", 0)):
-            self.damped[point] = int(factor["retries"])
-            self.report.note(f"{point}: damping was raised tenfold {self.damped[point]} times")
-        return factor
-
-    def _sparsify(self, weight_OI: "torch.Tensor", factor: Any) -> "torch.Tensor":
-        assert self.method.sparsify is not None
-        pruned: torch.Tensor = self.method.sparsify(weight_OI, factor, self.pattern, self.options)
-        return pruned
+        precomputed = self.method.prepare(statistics, self.options)
+        if isinstance(precomputed, dict) and int(precomputed.get("retries", 0)):
+            self.damping_retries[point] = int(precomputed["retries"])
+            self.run.report.note(
+                f"{point}: damping was raised tenfold {self.damping_retries[point]} times"
+            )
+        return precomputed

@@ -1,441 +1,395 @@
 """The library verb `prune`: from a request to a checkpoint.
 
-Structured methods make a plan, which surgery carries out tensor by tensor; methods that set
-weights to zero replace the block linears as they stream by. Either way a child's tensors come as
-a stream, and one function writes it.
+Structured methods select what is kept: by scores, by a plan that is given, or by masks that are
+trained; surgery carries that out tensor by tensor. Methods that set weights to zero replace the
+block linears as they stream by. Either way the pruned tensors come as a stream, and one function
+writes it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunecli.errors import InputError, UsageError
+from prunecli.errors import InputError
 from prunecli.files import output as place
 from prunecli.files import sidecar
-from prunecli.files.sidecar import Input, Kind, Sidecar, SidecarBuilder
+from prunecli.files.artefact import Artefact, Computed
+from prunecli.files.sidecar import Input, SidecarBuilder
 from prunecli.files.tensorfile import TensorFile, Tensors
-from prunecli.methods import registry
 from prunecli.methods._base import Method
 from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint, Reader
 from prunecli.model.device import check_device, settled
 from prunecli.model.pattern import SparsityPattern
 from prunecli.model.write import WriteSummary, size_results, write_tensors
-from prunecli.pruning import allocate, rotate, surgery
-from prunecli.pruning.calibrate import collect, merged, of_amount, write_stats
-from prunecli.pruning.calibration import Calibration, open_source, open_stats, read_tokens
-from prunecli.pruning.masks import Sparsifier
+from prunecli.pruning import surgery
+from prunecli.pruning.allocate import allocate
+from prunecli.pruning.calibrate import (
+    collect_all,
+    collect_statistics,
+    depends_on_amount,
+    required_statistics,
+    statistics_artefact,
+    write_statistics,
+)
+from prunecli.pruning.calibration import Calibration, open_file, open_statistics, read_windows
+from prunecli.pruning.masks import WeightMasker
 from prunecli.pruning.plan import Selection, plan_results, read_plan
 from prunecli.pruning.request import (
     PLAN,
     SCORES,
     STATS,
     PruneRequest,
-    planned_with,
-    prepare,
-    scored_with,
-    with_recipe,
+    PruneTarget,
+    ResolvedPrune,
+    resolve,
+    resolve_target,
 )
-from prunecli.pruning.score import layer_scores, score_options, scores_of, write_scores
-from prunecli.pruning.sizes import Sizes
-from prunecli.report import SILENT, Report
-from prunecli.settings import BATCH_TOKENS, Amount, Compute, Data, Output, Result
+from prunecli.pruning.rotate import Rotated
+from prunecli.pruning.score import (
+    score_model,
+    score_options,
+    score_sequentially,
+    scores_artefact,
+)
+from prunecli.report import Report
+from prunecli.settings import BATCH_TOKENS, Result, RunContext
 from prunecli.training import world
 
 if TYPE_CHECKING:
     import torch
 
-Record = Callable[[Kind, dict[str, Any], dict[str, Any]], Sidecar]
+    from prunecli.pruning.mask_training import ResolvedMaskTraining
 
 
-def prune(
-    model: str,
-    out: str,
-    *,
-    method: str | None = None,
-    amount: Amount | None = None,
-    options: Mapping[str, Any] | None = None,
-    data: Data | None = None,
-    recipe: str | None = None,
-    stats: str | None = None,
-    scores: str | None = None,
-    plan: str | None = None,
-    plan_only: bool = False,
-    keep: str | None = None,
-    compat: bool = False,
-    compute: Compute | None = None,
-    output: Output | None = None,
-    restart: bool = False,
-    report: Report = SILENT,
-    stop: Callable[[], bool] = lambda: False,
-) -> Result:
+@dataclass(frozen=True)
+class Pruning:
+    """What every step of one run of `prune` works on; `digest` is that of the dense model."""
+
+    resolved: ResolvedPrune
+    target: PruneTarget
+    dense: Checkpoint
+    digest: str
+    run: RunContext
+
+    @property
+    def method(self) -> Method:
+        """The method; there is one wherever scores are needed."""
+        assert self.resolved.method is not None
+        return self.resolved.method
+
+    @property
+    def num_removed(self) -> int | None:
+        """How many layers are removed; None where a plan is carried out."""
+        sizes = self.target.sizes
+        return None if sizes is None else self.dense.arch.layers - sizes.layers
+
+    def kept_file(self, name: str) -> RunContext:
+        """Return the run with a file of `--keep` as its output."""
+        path = f"{self.resolved.asked.keep}/{name}"
+        return replace(self.run, output=self.run.output.for_intermediates(path))
+
+
+def prune(request: PruneRequest, run: RunContext = RunContext()) -> Result:
     """Prune the model IN into the folder OUT (or, with `plan_only`, write the plan to OUT.json).
 
-    Give `method` and `amount`, or `plan`. `stats` or `scores` skip the steps before them; a plan
-    together with a method takes its biases from statistics. `keep` is a folder for the files of
-    the steps between: statistics, scores, plan. Methods that learn keep their state in OUT.partial
-    and go on from there, unless `restart`; `stop` is asked at every step, and ends them with
-    Stopped. Under `torchrun`, which is for them alone, all processes call this; the first one
-    writes.
-    Raises UsageError, InputError, OutputExists, PruneError.
+    Methods that train masks keep their state in OUT.partial and resume from there, unless
+    `run.output.restart`. Under `torchrun`, which is for them alone, all processes call this; the
+    first one writes. Raises UsageError, InputError, OutputExists, PruneError, Stopped.
     """
-    compute, output = compute or Compute(), output or Output()
-    check_device(compute)
-    recorder = SidecarBuilder("prune", output.argv)
-    data, chosen, settings = data or Data(), None, dict(options or {})
-    if method is not None:
-        chosen = registry.get(method)
-        if plan is not None:
-            settings = planned_with(plan, chosen, settings)
-        read = not (stats or scores)
-        if plan is not None:
-            read = read and chosen.biased({"bias": "keep", **settings})
-        data, settings = with_recipe(
-            chosen, recipe, data, settings, decided=plan is not None, read=read
-        )
-        if scores is not None:
-            settings = {**scored_with(scores, chosen, settings), **settings}
-        settings = chosen.resolve(settings)
-    elif settings or recipe:
-        raise UsageError("method options and recipes need a --method")
-    request = PruneRequest(
-        chosen, settings, amount or Amount(), data, stats, scores, plan, plan_only, keep, compat,
-        given=dict(options or {}),
-    )  # fmt: skip
-    request.check(out)
-    learns = chosen is not None and chosen.learned
-    if restart and not learns:
-        raise UsageError("--restart is for methods that learn", "there is nothing to resume")
-    if world.size() > 1 and not learns:
-        raise UsageError("only methods that learn run in several processes", "leave out torchrun")
-    checkpoint = Checkpoint(model, report)
-    place.check_place(out, output, [checkpoint.folder, *request.read])
-    if keep is not None:
-        place.check_kept(keep, request.kept, checkpoint.folder, out)
-    prepared = prepare(request, checkpoint)
-    checkpoint.tag_along()  # refused now or never
-    lesson, expected = None, prepared.expected
-    resolved = dict(prepared.options)
-    if learns:
-        from prunecli.pruning import mask_training
-
-        lesson = mask_training.prepare(checkpoint, data, settings, compute, report, compat)
-        expected = {**expected, **lesson.expected(checkpoint.arch.total_params)}
-        resolved |= lesson.recorded
-    # a method that learns is judged in the type that it learns in
-    compute = replace(compute, dtype=lesson.dtype) if lesson is not None else compute
-    compute = settled(compute, checkpoint)
-    resolved["dtype"] = compute.dtype
-    place.check_disk(out, expected.get("disk_bytes", 0) + (0 if plan_only else prepared.bytes))
-    digest = checkpoint.digest(report)
-    decider = Decider(request, checkpoint, digest, compute, output, report)
-    source = (
-        decider.source()
-        if lesson is None
-        else Calibration(lesson.inputs, lesson.calibration_tokens)
+    check_device(run.compute)
+    builder = SidecarBuilder("prune", run.output.argv)
+    resolved = resolve(request, run.output)
+    dense = Checkpoint(request.model, run.report)
+    place.check_place(run.output.path, run.output, [dense.folder, *resolved.read])
+    if request.keep is not None:
+        place.check_kept(request.keep, resolved.kept, dense.folder, run.output.path)
+    target = resolve_target(resolved, dense)
+    dense.tag_along()  # refused now or never
+    training = _resolve_training(resolved, dense, run)
+    # masks are evaluated in the type that they are trained in
+    compute = replace(run.compute, dtype=training.dtype) if training else run.compute
+    run = replace(run, compute=settled(compute, dense))
+    expected = {
+        **target.expected,
+        **(training.expected(dense.arch.total_params) if training else {}),
+    }
+    num_bytes = 0 if request.plan_only else target.num_bytes
+    place.check_disk(run.output.path, expected.get("disk_bytes", 0) + num_bytes)
+    pruning = Pruning(resolved, target, dense, dense.digest(run.report), run)
+    calibration = (
+        Calibration(training.inputs, training.calibration_tokens)
+        if training
+        else open_calibration(pruning)
     )
-    inputs = [checkpoint.as_input(digest), *source.inputs]
-    key = sidecar.key("plan" if plan_only else "checkpoint", resolved, inputs)
-    if same := place.same_already(out, output, key):
-        return same
-    if PLAN in request.kept:
-        place.same_already(
-            f"{keep}/{PLAN}", output.for_intermediates(""), sidecar.key("plan", resolved, inputs)
+    artefact = _artefact(builder, pruning, calibration, training)
+    if existing := artefact.settled(expected):
+        return existing
+    if target.pattern is not None:
+        return _write_masked(pruning, target.pattern, calibration, artefact)
+    if training is not None:
+        return _train(pruning, training, artefact)
+    return _write_selection(pruning, select(pruning, calibration), artefact)
+
+
+def open_calibration(pruning: Pruning) -> Calibration:
+    """Return where statistics, scores or the plan come from; nothing is computed yet."""
+    asked, method = pruning.resolved.asked, pruning.resolved.method
+    of_plan: list[Input] = []
+    seen: list[Input] = []
+    if asked.plan is not None:
+        plan, record = read_plan(asked.plan)
+        if record is not None and record.inputs[0].digest != pruning.digest:
+            raise InputError(f"the plan in '{asked.plan}' was made from another model")
+        content = sidecar.key("plan", plan.to_json(), [])
+        of_plan = [Input(role="plan", id=record.id if record else None, digest=content)]
+        # what the plan was made on
+        seen = [e for e in (record.inputs if record else []) if e.role == "calibration"]
+        if not pruning.resolved.biased:
+            return Calibration([*of_plan, *seen], sum(map(_num_tokens, seen)))
+    if method is None or not method.needs:
+        return Calibration([], tensors={})
+    if asked.scores is not None:
+        calibration = open_file(asked.scores, "scores", pruning.digest)
+        scored = (calibration.options or {})["options"]["compat"]
+        if scored != asked.compat:
+            raise InputError(
+                f"'{asked.scores}' was scored {'with' if scored else 'without'} --compat official",
+                "prune the same way, or score again",
+            )
+    elif asked.stats is not None:
+        calibration = open_statistics(
+            asked.stats, pruning.dense, pruning.digest, method, asked.compat
         )
-    if learns:
-        place.check_partial(out, key, restart)
-    if output.dry_run:
-        return Result(out, results=expected)
+    else:
+        calibration = read_windows(pruning.dense, pruning.resolved.data, pruning.run.report)
+    more = [entry for entry in seen if entry not in calibration.inputs]
+    return replace(
+        calibration,
+        inputs=[*of_plan, *more, *calibration.inputs],
+        num_tokens=calibration.num_tokens + sum(map(_num_tokens, more)),
+    )
 
-    def record(kind: Kind, outputs: dict[str, Any], results: dict[str, Any]) -> Sidecar:
-        return recorder.sidecar(
-            kind,
-            resolved,
-            inputs,
-            outputs=outputs,
-            results={"method": method, "granularity": prepared.granularity, **results},
-            parent=checkpoint.sidecar,
-            calibration=source.calibration,
-            trained=lesson.trained if lesson else None,
-            device=compute.device,
-            dtype=compute.dtype,
-            batch=BATCH_TOKENS,
-            ranks=world.size(),
+
+def select(pruning: Pruning, calibration: Calibration) -> Selection:
+    """Return what is kept of which weights: as a plan says, or by scores."""
+    resolved, sizes = pruning.resolved, pruning.target.sizes
+    if resolved.asked.plan is not None:
+        plan, _ = read_plan(resolved.asked.plan)
+        means = collect(pruning, calibration) if resolved.biased else {}
+        return Selection(plan, pruning.dense, means)
+    assert sizes is not None, "without a plan an amount was given"
+    options = score_options(pruning.method, resolved.options, resolved.asked.compat)
+    if resolved.asked.scores is not None:
+        scores = calibration.tensors or {}
+    elif pruning.method.sequential and calibration.windows is not None:
+        scores = score_sequentially(
+            pruning.method, pruning.dense, calibration, sizes, options, pruning.run
         )
+    else:
+        scores = score(pruning, calibration, options)
+    plan = allocate(pruning.method, sizes, scores, pruning.dense.arch, resolved.structure)
+    weights: Reader = pruning.dense
+    if pruning.method.rotates:
+        weights = Rotated(weights, scores["rotation"], sizes.hidden)
+    return Selection(plan, weights, scores)
 
-    if prepared.pattern is not None:
-        sparsifier = Sparsifier(request, checkpoint, prepared.pattern, compute, report)
-        return _sparse(out, sparsifier, source, record)
-    if lesson is None:
-        return _cut(out, decider.decide(source, prepared.sizes), decider, record)
-    assert chosen is not None and prepared.sizes is not None
-    from prunecli.pruning.mask_training import judged, learned
 
+def collect(pruning: Pruning, calibration: Calibration) -> Tensors:
+    """Return the statistics that the method reads: of a file, or collected now."""
+    if calibration.tensors is not None:
+        return calibration.tensors
+    assert calibration.windows is not None
+    required = required_statistics([pruning.method], pruning.resolved.asked.compat)
+    if STATS not in pruning.resolved.kept:
+        return collect_all(
+            collect_statistics(
+                pruning.dense, calibration.windows, required, pruning.num_removed, pruning.run
+            )
+        )
+    num_removed = pruning.num_removed if depends_on_amount(pruning.method) else None
+    artefact = statistics_artefact(
+        pruning.dense, pruning.digest, calibration, required, num_removed, pruning.kept_file(STATS)
+    )
+    if not artefact.existing():
+        write_statistics(artefact, pruning.dense, calibration, required, num_removed)
+    return TensorFile(Path(artefact.path))
+
+
+def score(pruning: Pruning, calibration: Calibration, options: dict[str, Any]) -> Tensors:
+    """Return the scores of all units, on the dense model's statistics."""
+    if SCORES not in pruning.resolved.kept:
+        return score_model(pruning.method, pruning.dense, collect(pruning, calibration), options)
+    num_removed = pruning.num_removed if depends_on_amount(pruning.method) else None
+    artefact = scores_artefact(
+        pruning.dense, pruning.digest, calibration, pruning.method, options, num_removed,
+        pruning.kept_file(SCORES),
+    )  # fmt: skip
+    if not artefact.existing():
+        statistics = collect(pruning, calibration)
+        artefact.write_tensors(
+            iter([score_model(pruning.method, pruning.dense, statistics, options)])
+        )
+    return TensorFile(Path(artefact.path))
+
+
+def _resolve_training(
+    resolved: ResolvedPrune, dense: Checkpoint, run: RunContext
+) -> "ResolvedMaskTraining | None":
+    """Return the training of masks that this request means, if it means one."""
+    if not resolved.trains_masks:
+        return None
+    from prunecli.pruning.mask_training import resolve_mask_training
+
+    return resolve_mask_training(
+        dense, resolved.data, resolved.options, run.compute, run.report, resolved.asked.compat
+    )
+
+
+def _artefact(
+    builder: SidecarBuilder,
+    pruning: Pruning,
+    calibration: Calibration,
+    training: "ResolvedMaskTraining | None",
+) -> Artefact:
+    """Return what will be at OUT; raise OutputExists where a kept file is that of another run."""
+    run, resolved = pruning.run, pruning.resolved
+    options = {**pruning.target.options, **(training.recorded if training else {})}
+    artefact = Artefact(
+        builder,
+        "plan" if resolved.asked.plan_only else "checkpoint",
+        {**options, "dtype": run.compute.dtype},
+        [pruning.dense.as_input(pruning.digest), *calibration.inputs],
+        run,
+        parent=pruning.dense.sidecar,
+        calibration=calibration.num_tokens,
+        trained=training.trained if training else None,
+        computed=Computed(run.compute.device, run.compute.dtype, BATCH_TOKENS, world.size()),
+        resumable=training is not None,
+    )
+    if PLAN in resolved.kept and not artefact.existing():
+        replace(artefact, kind="plan", run=pruning.kept_file(PLAN)).existing()
+    return artefact
+
+
+def _train(pruning: Pruning, training: "ResolvedMaskTraining", artefact: Artefact) -> Result:
+    """Train masks with their state in OUT.partial, and carry out what they say."""
+    from prunecli.pruning.mask_training import evaluate_masks, train_masks
+
+    sizes = pruning.target.sizes
+    assert sizes is not None, "masks are trained for given sizes"
     with ExitStack() as stack:
-        folder = place.partial_of(out)
+        folder = place.partial_of(artefact.path)
         if world.is_first():
-            stack.enter_context(place.partial(out, key, restart))
-        found = learned(
-            checkpoint, prepared.sizes, lesson, folder,
-            name=f"{out.rstrip('/')}.partial", compute=compute, report=report, stop=stop,
-        )  # fmt: skip
-        if found is None:
-            return Result(out)
-        decision = judged(
-            chosen, checkpoint, lesson, found, compute=compute, report=report, stop=stop
-        )
-        made = _cut(out, decision, decider, record)
+            stack.enter_context(artefact.partial())
+        name = f"{artefact.path.rstrip('/')}.partial"
+        trained = train_masks(pruning.dense, sizes, training, folder, name, pruning.run)
+        if trained is None:  # another process writes
+            return Result(artefact.path)
+        selection = evaluate_masks(pruning.method, pruning.dense, training, trained, pruning.run)
+        result = _write_selection(pruning, selection, artefact)
         place.remove(folder)
-    return made
+    return result
 
 
-def _sparse(out: str, sparsifier: Sparsifier, source: Calibration, record: Record) -> Result:
+def _write_masked(
+    pruning: Pruning, pattern: SparsityPattern, calibration: Calibration, artefact: Artefact
+) -> Result:
     """Write a checkpoint with weights set to zero."""
-    checkpoint = sparsifier.checkpoint
+    options = {**pruning.resolved.options, "compat": pruning.resolved.asked.compat}
+    masker = WeightMasker(pruning.method, options, pattern, pruning.dense, pruning.run)
 
     def results() -> dict[str, Any]:
-        return {"damped": sparsifier.damped} if sparsifier.damped else {}
+        return {"damped": masker.damping_retries} if masker.damping_retries else {}
 
-    stream = sparsifier.stream(source)
-    return _write(
-        out, checkpoint, checkpoint, stream, results, record, sparsifier.report, sparsifier.pattern
+    return _write(pruning, pruning.dense, masker.stream(calibration), results, artefact, pattern)
+
+
+def _write_selection(pruning: Pruning, selection: Selection, artefact: Artefact) -> Result:
+    """Carry out a selection: write a checkpoint, or the plan alone."""
+    resolved, arch, plan, report = (
+        pruning.resolved,
+        pruning.dense.arch,
+        selection.plan,
+        pruning.run.report,
     )
-
-
-def _cut(out: str, decision: Selection, decider: "Decider", record: Record) -> Result:
-    """Carry out a decision: a checkpoint, or the plan alone."""
-    request, checkpoint, report = decider.request, decider.checkpoint, decider.report
-    arch, plan = checkpoint.arch, decision.plan
     plan.check(arch)
-    shape = plan.child(decision.weights.arch, request.biased)
+    shape = plan.child(selection.weights.arch, resolved.biased)
     if arch.couples_heads and shape.heads < arch.heads:
         report.note(
             f"a norm of '{arch.family.name}' runs over all heads together: removing some "
             "changes the scale of the others, which no score accounts for"
         )
-    results = {**plan_results(plan, arch, shape), **decision.results}
-    kept = record("plan", {"params": shape.total_params}, {**results, **plan.to_json()})
-    if request.plan_only:
-        place.write_json(out, kept.text())
-        return Result(out, kept.dump(), kept.results)
-    if PLAN in request.kept:
-        place.write_json(f"{request.keep}/{PLAN}", kept.text())
-    child = surgery.Child(decision.weights, plan, shape, decision.tensors, request.biased)
+    results = {**_described(pruning), **plan_results(plan, arch, shape), **selection.results}
+    of_plan = {"params": shape.total_params}, {**results, **plan.to_json()}
+    if resolved.asked.plan_only:
+        return artefact.write_json(*of_plan)
+    if PLAN in resolved.kept:
+        replace(artefact, kind="plan", run=pruning.kept_file(PLAN)).write_json(*of_plan)
+    pruned = surgery.PrunedModel(selection.weights, plan, shape, selection.tensors, resolved.biased)
     if shape.family is not arch.family:
         report.note(
-            f"written as '{shape.config['model_type']}', which computes the same: "
-            f"'{arch.config['model_type']}' cannot hold this shape in transformers"
+            f"saved as model_type '{shape.config['model_type']}' (equivalent), because "
+            f"transformers' '{arch.config['model_type']}' does not support this architecture"
         )
-    return _write(out, checkpoint, child, child.stream(), lambda: results, record, report)
+    return _write(pruning, pruned, pruned.stream(), lambda: results, artefact)
 
 
 def _write(
-    out: str,
-    checkpoint: Checkpoint,
-    child: Reader,
+    pruning: Pruning,
+    pruned: Reader,
     stream: "Iterator[tuple[str, torch.Tensor]]",
     results: Callable[[], dict[str, Any]],
-    record: Record,
-    report: Report,
+    artefact: Artefact,
     pattern: SparsityPattern | None = None,
 ) -> Result:
-    """Write the child's tensors as they come, stored and sharded as the parent's."""
-    specs = {name: child.specs[name] for name in child.arch.tensors()}
-    shards = [checkpoint.shard(surgery.stored_beside(name, checkpoint)) for name in specs]
-    with place.staged(out) as temporary:
-        written = write_tensors(temporary, child.arch, specs, shards, stream, pattern)
-        made = record(
-            "checkpoint",
-            {"digest": written.digest, "params": child.arch.total_params},
-            {**_results(checkpoint.arch, child.arch, written), **results()},
+    """Write the pruned tensors as they come, stored and sharded as the dense ones.
+
+    `results` are asked for when all are written.
+    """
+    dense = pruning.dense
+    specs = {name: pruned.specs[name] for name in pruned.arch.tensors()}
+    shards = [dense.shard(surgery.dtype_source(name, dense)) for name in specs]
+    with place.staged(artefact.path) as temporary:
+        written = write_tensors(temporary, pruned.arch, specs, shards, stream, pattern)
+        record = artefact.sidecar(
+            {"digest": written.digest, "params": pruned.arch.total_params},
+            {**_described(pruning), **_size_results(dense.arch, pruned.arch, written), **results()},
         )
-        written.finish(made, checkpoint.tag_along())
-    _summarise(made.results, report)
-    return Result(out, made.dump(), made.results)
+        written.finish(record, dense.tag_along())
+    _summarise(dense.arch, record.results, pruning.run.report)
+    return artefact.result(record)
 
 
-def _results(parent: Arch, child: Arch, written: WriteSummary) -> dict[str, Any]:
-    """Return what every pruned checkpoint reports."""
-    before = parent.total_params
-    embedding, old = (a.params()["embedding"] + a.params()["head"] for a in (child, parent))
+def _described(pruning: Pruning) -> dict[str, Any]:
+    """Return what the results of every pruned model, and of every plan, begin with."""
+    method = pruning.resolved.method
+    name = method.name if method else None
+    return {"method": name, "granularity": pruning.target.granularity}
+
+
+def _size_results(dense: Arch, pruned: Arch, written: WriteSummary) -> dict[str, Any]:
+    """Return what every pruned checkpoint reports of its size."""
+    embedding, before = (a.params()["embedding"] + a.params()["head"] for a in (pruned, dense))
     return {
-        "ratio": 1 - written.census.block_nonzero / parent.block_params,
-        "ratio_total": 1 - written.census.nonzero / before,
-        "ratio_embedding": 1 - embedding / old,
-        **size_results(child, written),
+        "ratio": 1 - written.census.block_nonzero / dense.block_params,
+        "ratio_total": 1 - written.census.nonzero / dense.total_params,
+        "ratio_embedding": 1 - embedding / before,
+        **size_results(pruned, written),
     }
 
 
-def _summarise(results: dict[str, Any], report: Report) -> None:
+def _summarise(dense: Arch, results: dict[str, Any], report: Report) -> None:
     report.note(
-        f"block ratio {results['ratio']:.4f} (total {results['ratio_total']:.4f}, embedding "
-        f"{results['ratio_embedding']:.4f}), {results['params']} parameters, "
-        f"{results['nonzero']} non-zero, {results['flops'] / 1e12:.4f} TFLOPs per "
-        f"{results['flops_tokens']} tokens"
+        f"pruned {results['ratio']:.2%} of block weights ({results['ratio_total']:.2%} of all): "
+        f"{dense.total_params} -> {results['nonzero']} non-zero parameters, "
+        f"{results['flops'] / 1e12:.4f} TFLOPs per {results['flops_tokens']} tokens"
     )
 
 
-@dataclass
-class Decider:
-    """Decides for one request to `prune`; `digest` is the model's."""
-
-    request: PruneRequest
-    checkpoint: Checkpoint
-    digest: str
-    compute: Compute
-    output: Output
-    report: Report
-
-    @property
-    def method(self) -> Method:
-        """The method; there is one wherever scores are needed."""
-        assert self.request.method is not None
-        return self.request.method
-
-    def source(self) -> Calibration:
-        """Return where statistics, scores or the plan come from; nothing is computed yet."""
-        request, method = self.request, self.request.method
-        plan_inputs: list[Input] = []
-        seen: list[Input] = []
-        if request.plan is not None:
-            plan, made = read_plan(request.plan)
-            if made is not None and made.inputs[0].digest != self.digest:
-                raise InputError(f"the plan in '{request.plan}' was made from another model")
-            content = sidecar.key("plan", plan.to_json(), [])
-            plan_inputs = [Input(role="plan", id=made.id if made else None, digest=content)]
-            # what the plan was decided on
-            seen = [e for e in (made.inputs if made else []) if e.role == "calibration"]
-            if not request.biased:
-                return Calibration([*plan_inputs, *seen], sum(map(_tokens, seen)))
-        if method is None or not method.needs:
-            return Calibration([], tensors={})
-        if request.scores is not None:
-            found = open_source(request.scores, "scores", self.digest)
-            scored = (found.options or {})["options"]["compat"]
-            if scored != request.compat:
-                raise InputError(
-                    f"'{request.scores}' was scored {'with' if scored else 'without'} "
-                    "--compat official",
-                    "prune the same way, or score again",
-                )
-        elif request.stats is not None:
-            found = open_stats(request.stats, self.checkpoint, self.digest, method, request.compat)
-        else:
-            found = read_tokens(self.checkpoint, request.data, self.report)
-        more = [entry for entry in seen if entry not in found.inputs]
-        return Calibration(
-            [*plan_inputs, *more, *found.inputs],
-            found.calibration + sum(map(_tokens, more)),
-            found.tensors,
-            found.found,
-        )
-
-    def decide(self, source: Calibration, sizes: Sizes | None) -> Selection:
-        """Return what stays, and out of which weights; `sizes` are None for a plan."""
-        request, arch = self.request, self.checkpoint.arch
-        if request.plan is not None and not request.biased:
-            return Selection(read_plan(request.plan)[0], self.checkpoint)
-        method = self.method
-        skip = None if sizes is None else arch.layers - sizes.layers
-        options = score_options(method, request.options, request.compat)
-        if request.scores is not None:
-            scores = source.tensors or {}
-        elif source.found is not None and method.sequential and request.plan is None:
-            assert sizes is not None
-            scores = self._score_layerwise(source, sizes, options)
-        else:
-            if request.plan is not None:
-                stats = self._stats(source, skip)
-                return Selection(read_plan(request.plan)[0], self.checkpoint, stats)
-            scores = self._scores(source, skip, options)
-        assert sizes is not None
-        plan = allocate.plan(method, sizes, scores, arch, request.structure)
-        weights: Reader = self.checkpoint
-        if method.rotates:
-            weights = rotate.Rotated(weights, scores["rotation"], sizes.hidden)
-        return Selection(plan, weights, scores)
-
-    def _stats(self, source: Calibration, skip: int | None) -> Tensors:
-        if source.tensors is not None:
-            return source.tensors
-        assert source.found is not None
-        needs = self.method.needed(self.request.compat)
-        if STATS not in self.request.kept:
-            return merged(
-                collect(self.checkpoint, source.found, needs, skip, self.compute, self.report)
-            )
-        path = f"{self.request.keep}/{STATS}"
-        write_stats(
-            path,
-            self.checkpoint,
-            self.digest,
-            [self.method],
-            source,
-            skip=skip if of_amount(self.method) else None,
-            compat=self.request.compat,
-            compute=self.compute,
-            output=self.output.for_intermediates(""),
-            report=self.report,
-        )
-        return TensorFile(Path(path))
-
-    def _scores(self, source: Calibration, skip: int | None, options: dict[str, Any]) -> Tensors:
-        if SCORES not in self.request.kept:
-            return scores_of(self.method, self.checkpoint, self._stats(source, skip), options)
-        path = f"{self.request.keep}/{SCORES}"
-        write_scores(
-            path,
-            self.checkpoint,
-            self.digest,
-            self.method,
-            source,
-            lambda: self._stats(source, skip),
-            skip=skip if of_amount(self.method) else None,
-            options=options,
-            compute=self.compute,
-            output=self.output.for_intermediates(""),
-        )
-        return TensorFile(Path(path))
-
-    def _score_layerwise(
-        self, source: Calibration, sizes: Sizes, options: dict[str, Any]
-    ) -> "dict[str, torch.Tensor]":
-        """Score units layer by layer, each on what its pruned predecessors give.
-
-        Removed units are silenced by zeros in the columns that read them, which gives what the
-        cut layers will give.
-        """
-        import torch
-
-        arch = self.checkpoint.arch
-        assert source.found is not None
-        from prunecli.model import stream
-        from prunecli.pruning.stats import _hooks
-
-        runner = stream.LayerStream(self.checkpoint, self.compute, self.report)
-        scores: dict[str, torch.Tensor] = {}
-        for i, layer, stats in _hooks.layerwise(
-            runner, source.found.ids, self.method.needed(self.request.compat)
-        ):
-            stats = {name: value.cpu() for name, value in stats.items()}
-            found = layer_scores(self.method, self.checkpoint, i, stats, options)
-            scores |= {f"{axis}.{i}": values for axis, values in found.items()}
-            kept = {
-                "o": (allocate.best(found["kv_heads"], sizes.kv_heads), arch.kv_heads),
-                "down": (allocate.best(found["ffn"], sizes.ffn), arch.ffn),
-            }
-            for point, (units, total) in kept.items():
-                weight = layer.get_submodule(arch.module(point)).weight
-                columns = weight.data.view(len(weight.data), total, -1)  # type: ignore[operator,arg-type]
-                gone = torch.ones(total, dtype=torch.bool)
-                gone[list(units)] = False
-                columns.masked_fill_(gone.to(columns.device)[:, None], 0)
-        return scores
-
-
-def _tokens(entry: Input) -> int:
+def _num_tokens(entry: Input) -> int:
     """Return how many tokens a calibration input has."""
-    told = entry.model_extra or {}
-    return int(told["nsamples"]) * int(told["seq_len"])
+    recorded = entry.model_extra or {}
+    return int(recorded["nsamples"]) * int(recorded["seq_len"])

@@ -1,67 +1,103 @@
 """What `prune` is asked for: checked by itself, then against a model, before anything runs."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from prunecli.data.rows import place_of
-from prunecli.data.tokenizer import IDS, OFFICIAL
 from prunecli.errors import InputError, UsageError
 from prunecli.files import sidecar
+from prunecli.methods import registry
 from prunecli.methods._base import Method, Setting, domains_of
+from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint, check_holds
 from prunecli.model.pattern import SparsityPattern
 from prunecli.pruning import rotate
 from prunecli.pruning.plan import plan_results, read_plan
+from prunecli.pruning.recipe import with_recipe
 from prunecli.pruning.sizes import Sizes, block_params, resolve_pattern, resolve_sizes
-from prunecli.settings import Amount, Data
+from prunecli.settings import Amount, Data, Output
+from prunecli.training import world
 
 OTHER_SHAPE = "ask for other sizes, or remove layers instead"
-
-
+# files of the steps between, in the folder of --keep
 STATS, SCORES, PLAN = "stats.safetensors", "scores.safetensors", "plan.json"
 
 
 @dataclass(frozen=True)
 class PruneRequest:
-    """What `prune` was asked for, before anything is read."""
+    """What to prune, how, and by how much.
 
+    Attributes:
+        model: the folder IN, or `hf:org/name`.
+        method: its name. Without one, `plan` is carried out.
+        options: those of the method that are not to have their defaults.
+        amount: how much to remove; a plan says so itself.
+        data: the text that statistics are collected on, or masks are trained on.
+        recipe: fills in what is not explicit of data and options.
+        stats, scores, plan: files that replace the steps before them. A plan with a method takes
+            the biases that compensate for it from statistics.
+        plan_only: stop at the plan, and write it to OUT.json.
+        keep: a folder for the files of the steps between: statistics, scores, plan.
+        compat: follow the official implementation where it differs from the paper.
+    """
+
+    model: str
+    method: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    amount: Amount = Amount()
+    data: Data = Data()
+    recipe: str | None = None
+    stats: str | None = None
+    scores: str | None = None
+    plan: str | None = None
+    plan_only: bool = False
+    keep: str | None = None
+    compat: bool = False
+
+
+@dataclass(frozen=True)
+class ResolvedPrune:
+    """A request with its method, and with data and options as the recipe and files complete them.
+
+    `asked` is the request as it came: what it names is explicit.
+    """
+
+    asked: PruneRequest
     method: Method | None
     options: dict[str, Any]
-    amount: Amount
     data: Data
-    stats: str | None
-    scores: str | None
-    plan: str | None
-    plan_only: bool
-    keep: str | None
-    compat: bool
-    given: Mapping[str, Any] = field(default_factory=dict)  # options, of which none was filled in
 
     @property
     def read(self) -> list[Path | None]:
         """Every file and folder that is read beside the model."""
+        asked = self.asked
         data = [place_of(name) for name in (self.data.source, *domains_of(self.options))]
-        files = (self.stats, self.scores, self.plan, self.amount.arch)
+        files = (asked.stats, asked.scores, asked.plan, asked.amount.arch)
         return data + [Path(path) for path in files if path]
 
     @property
     def kept(self) -> list[str]:
         """The files of the steps between that `keep` gets."""
-        if self.keep is None or self.method is None:
+        asked, method = self.asked, self.method
+        if asked.keep is None or method is None:
             return []
-        planned = not (self.plan_only or self.method.rotates)
-        scored = self.scores is None and not self.method.learned
-        if self.method.sequential and self.stats is None:
+        scored = asked.scores is None and not method.learned
+        if method.sequential and asked.stats is None:
             # statistics of half-pruned layers are of no use elsewhere
             scored = False
         made = {
-            STATS: scored and self.stats is None and bool(self.method.needs),
+            STATS: scored and asked.stats is None and bool(method.needs),
             SCORES: scored,
-            PLAN: planned,
+            PLAN: not (asked.plan_only or method.rotates),
         }
         return [name for name, kept in made.items() if kept]
+
+    @property
+    def trains_masks(self) -> bool:
+        """Whether masks are trained, instead of scores computed."""
+        return self.method is not None and self.method.learned
 
     @property
     def biased(self) -> bool:
@@ -73,48 +109,88 @@ class PruneRequest:
         """The method's `--structure`, if it has one."""
         return self.options.get("structure")
 
-    def check(self, out: str) -> None:
-        """Raise UsageError for requests that make no sense together."""
-        if self.method is None:
-            if self.plan is None:
-                raise UsageError("no method was given", "use --method, or --plan")
-            if self.stats or self.scores:
-                raise UsageError("a plan without a method reads no statistics", "add --method")
-        if self.scores and (self.stats or self.plan):
-            raise UsageError("--scores takes the place of --stats and --plan", "give one of them")
-        if self.plan and self.amount != Amount():
-            raise UsageError("--plan says already how much goes", "leave out the amount")
-        if self.plan and self.keep:
-            raise UsageError("with --plan there is nothing to --keep")
-        if self.plan and self.compat:
-            raise UsageError("--plan says already what goes, --compat has no part in it")
-        if self.plan_only != out.endswith(".json"):
-            raise UsageError(
-                f"--plan-only writes a JSON file, OUT is '{out}'",
-                "name it .json" if self.plan_only else "add --plan-only or name a folder",
-            )
-        if self.method is None:
-            return
-        name = self.method.name
-        if self.method.learned and (self.stats or self.scores or self.plan):
-            raise UsageError(f"'{name}' learns what stays: it reads no scores and no plan")
-        if self.method.rotates and (self.plan or self.plan_only):
-            raise UsageError(
-                f"'{name}' turns the residual stream first, which no plan of indices tells",
-                "use --keep and --scores",
-            )
-        if self.method.unit != "weights":
-            return
-        if self.scores or self.plan or self.plan_only or self.keep:
-            raise UsageError(
-                f"'{name}' sets weights to zero: it has no scores and no plan to read or keep"
-            )
-        if self.stats and not self.method.needs:
-            raise UsageError(f"'{name}' reads no statistics", "leave out --stats")
+
+def resolve(request: PruneRequest, output: Output) -> ResolvedPrune:
+    """Return a request with its method and all options; explicit > of a file > of the recipe.
+
+    Raises UsageError for what makes no sense together, and InputError for files that cannot be
+    read, or were made with other options.
+    """
+    method, options, data = None, dict(request.options), request.data
+    if request.method is not None:
+        method = registry.get(request.method)
+        if request.plan is not None:
+            options = _with_those_of_plan(request.plan, method, options)
+        reads_text = not (request.stats or request.scores)
+        if request.plan is not None:
+            reads_text = reads_text and method.biased({"bias": "keep", **options})
+        data, options = with_recipe(
+            method, request.recipe, data, options,
+            from_plan=request.plan is not None, reads_text=reads_text,
+        )  # fmt: skip
+        if request.scores is not None:
+            options = {**_those_of_scores(request.scores, method, options), **options}
+        options = method.resolve(options)
+    elif options or request.recipe:
+        raise UsageError("method options and recipes need a --method")
+    pruning = ResolvedPrune(request, method, options, data)
+    _check(pruning, output)
+    if output.restart and not pruning.trains_masks:
+        raise UsageError("--restart is for methods that train masks", "there is nothing to resume")
+    if world.size() > 1 and not pruning.trains_masks:
+        raise UsageError(
+            "only methods that train masks run in several processes", "run it without torchrun"
+        )
+    return pruning
 
 
-def scored_with(path: str, method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the method options that the scores in `path` were made with; the given must agree."""
+def _check(pruning: ResolvedPrune, output: Output) -> None:
+    """Raise UsageError for requests that make no sense together."""
+    asked, method = pruning.asked, pruning.method
+    if method is None:
+        if asked.plan is None:
+            raise UsageError("no method was given", "use --method, or --plan")
+        if asked.stats or asked.scores:
+            raise UsageError("a plan without a method reads no statistics", "add --method")
+    if asked.scores and (asked.stats or asked.plan):
+        raise UsageError("--scores takes the place of --stats and --plan", "give one of them")
+    if asked.plan and asked.amount != Amount():
+        raise UsageError("--plan says already how much is removed", "remove the amount")
+    if asked.plan and asked.keep:
+        raise UsageError("with --plan there is nothing to --keep")
+    if asked.plan and asked.compat:
+        raise UsageError("--compat cannot be combined with --plan", "remove it")
+    if asked.plan_only != output.path.endswith(".json"):
+        raise UsageError(
+            f"--plan-only writes a JSON file, OUT is '{output.path}'",
+            "name it .json" if asked.plan_only else "add --plan-only or name a folder",
+        )
+    if method is not None:
+        _check_method(asked, method)
+
+
+def _check_method(asked: PruneRequest, method: Method) -> None:
+    """Raise UsageError for what a method has no use for."""
+    name = method.name
+    if method.learned and (asked.stats or asked.scores or asked.plan):
+        raise UsageError(f"'{name}' trains its masks: it reads no scores and no plan")
+    if method.rotates and (asked.plan or asked.plan_only):
+        raise UsageError(
+            f"'{name}' rotates the residual stream, which kept indices cannot express",
+            "use --keep and --scores",
+        )
+    if method.unit != "weights":
+        return
+    if asked.scores or asked.plan or asked.plan_only or asked.keep:
+        raise UsageError(
+            f"'{name}' sets weights to zero: it has no scores and no plan to read or keep"
+        )
+    if asked.stats and not method.needs:
+        raise UsageError(f"'{name}' reads no statistics", "remove --stats")
+
+
+def _those_of_scores(path: str, method: Method, explicit: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that the scores in `path` were made with; explicit ones must agree."""
     if not Path(path).is_file():
         raise InputError(f"no such file: '{path}'", "make it with `prunecli score`")
     recorded = sidecar.read(path, ("scores",)).options
@@ -122,156 +198,149 @@ def scored_with(path: str, method: Method, given: Mapping[str, Any]) -> dict[str
         raise InputError(f"'{path}' has scores of '{recorded['method']}', not of '{method.name}'")
     options = {name: value for name, value in recorded["options"].items() if name != "compat"}
     for name, value in options.items():
-        if given.get(name, value) != value:
+        if explicit.get(name, value) != value:
             raise InputError(
-                f"'{path}' was scored with --{name.replace('_', '-')} {value}, not {given[name]}",
-                "score again, or leave the option out",
+                f"'{path}' was scored with --{name.replace('_', '-')} {value}, not "
+                f"{explicit[name]}",
+                "score again, or remove the option",
             )
     return options
 
 
-def planned_with(path: str, method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that the plan in `path` was made with, with which the given must agree.
+def _with_those_of_plan(path: str, method: Method, explicit: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that the plan in `path` was made with, and the explicit ones.
 
-    That of biases is free, and taken as given. Raises UsageError for options that had no part in
-    the plan.
+    They must agree, but for that of biases, which is free. Raises UsageError for options that had
+    no part in the plan.
     """
-    made, decided = read_plan(path)[1], {}
-    if made is not None and made.options["method"] == method.name:
-        decided = {k: v for k, v in made.options["options"].items() if k != "bias"}
-    for name, value in given.items():
-        if name != "bias" and (name not in decided or decided[name] != value):
+    record, recorded = read_plan(path)[1], {}
+    if record is not None and record.options["method"] == method.name:
+        recorded = {k: v for k, v in record.options["options"].items() if k != "bias"}
+    for name, value in explicit.items():
+        if name != "bias" and (name not in recorded or recorded[name] != value):
             raise UsageError(
-                f"--plan says already what goes, --{name.replace('_', '-')} {value} has no part "
-                "in it",
-                "leave it out",
+                f"--{name.replace('_', '-')} {value} cannot be combined with --plan", "remove it"
             )
-    return {**decided, **given}
+    return {**recorded, **explicit}
 
 
 @dataclass(frozen=True)
 class PruneTarget:
-    """A request checked against a model: what will be recorded, and what to expect."""
+    """What a request means for one model.
+
+    Attributes:
+        options: what decides the result, as it will be recorded.
+        granularity: what is removed, in words.
+        expected: what a dry run returns.
+        num_bytes: how much OUT takes, at most.
+        pattern: of zeros; or
+        sizes: of the pruned model; neither where a plan is carried out.
+    """
 
     options: dict[str, Any]
     granularity: str
     expected: dict[str, Any]
-    bytes: int
+    num_bytes: int
     pattern: SparsityPattern | None = None
     sizes: Sizes | None = None
 
 
-def prepare(request: PruneRequest, checkpoint: Checkpoint) -> PruneTarget:
+def resolve_target(pruning: ResolvedPrune, dense: Checkpoint) -> PruneTarget:
     """Check a request against a model; raise UsageError or InputError for what cannot be done."""
-    arch, method = checkpoint.arch, request.method
-    size = sum(spec.bytes for spec in checkpoint.specs.values())
+    method = pruning.method
     options: dict[str, Any] = {
         "method": method.name if method else None,
-        "options": request.options,
-        "compat": "official" if request.compat else None,
+        "options": pruning.options,
+        "compat": "official" if pruning.asked.compat else None,
     }
     if method is not None and method.unit == "weights":
-        pattern = resolve_pattern(request.amount, arch)
-        _refuse_idle(request, checkpoint, pattern=pattern)
-        if method.check is not None:
-            method.check(request.options, pattern)
-        check_holds(arch)
-        options |= {"ratio": pattern.ratio, "sparsity": str(pattern)}
-        expected = {"ratio": pattern.ratio, "params": arch.total_params, "sizes": arch.sizes}
-        return PruneTarget(options, f"{method.granularity}, {pattern}", expected, size, pattern)
-    granularity = method.granularity if method else "as planned"
-    if request.plan is not None:
-        plan, _ = read_plan(request.plan)
-        plan.check(arch)
-        child = plan.child(arch, request.biased)
-        check_holds(child, OTHER_SHAPE)
-        return PruneTarget(options, granularity, plan_results(plan, arch, child), size)
-    assert method is not None
+        return _zeros_target(pruning, method, dense, options)
+    if pruning.asked.plan is not None:
+        return _plan_target(pruning, pruning.asked.plan, dense, options)
+    assert method is not None, "without a plan there is a method"
+    return _sizes_target(pruning, method, dense, options)
+
+
+def _zeros_target(
+    pruning: ResolvedPrune, method: Method, dense: Checkpoint, options: dict[str, Any]
+) -> PruneTarget:
+    """Return the pattern of zeros that an amount means for a model."""
+    arch = dense.arch
+    pattern = resolve_pattern(pruning.asked.amount, arch)
+    _refuse_idle(pruning, dense, pattern=pattern)
+    if method.check is not None:
+        method.check(pruning.options, pattern)
+    check_holds(arch)
+    recorded = {**options, "ratio": pattern.ratio, "sparsity": str(pattern)}
+    expected = {"ratio": pattern.ratio, "params": arch.total_params, "sizes": arch.sizes}
+    granularity = f"{method.granularity}, {pattern}"
+    return PruneTarget(recorded, granularity, expected, dense.num_bytes, pattern)
+
+
+def _plan_target(
+    pruning: ResolvedPrune, path: str, dense: Checkpoint, options: dict[str, Any]
+) -> PruneTarget:
+    """Return what a plan means for a model."""
+    plan, _ = read_plan(path)
+    plan.check(dense.arch)
+    shape = plan.child(dense.arch, pruning.biased)
+    check_holds(shape, OTHER_SHAPE)
+    expected = plan_results(plan, dense.arch, shape)
+    granularity = pruning.method.granularity if pruning.method else "as planned"
+    return PruneTarget(options, granularity, expected, dense.num_bytes)
+
+
+def _sizes_target(
+    pruning: ResolvedPrune, method: Method, dense: Checkpoint, options: dict[str, Any]
+) -> PruneTarget:
+    """Return the sizes that an amount means for a model."""
+    arch = dense.arch
     if method.rotates and arch.family.behind:
         raise InputError(
-            f"'{method.name}' cannot serve {arch.family.name}: its norms behind sublayers pass no "
-            "rotation",
-            "take another method",
+            f"'{method.name}' does not support {arch.family.name}: a rotation cannot pass its "
+            "post-sublayer norms",
+            "use another method",
         )
     if method.rotates:
         arch = rotate.untied(arch)
-    sizes = resolve_sizes(method, request.options, request.amount, arch)
+    sizes = resolve_sizes(method, pruning.options, pruning.asked.amount, arch)
     axes = ("layers", "hidden", "kv_heads", "ffn")
     cut = frozenset(axis for axis in axes if getattr(sizes, axis) < getattr(arch, axis))
-    _refuse_idle(request, checkpoint, cut=cut, of_ratio=sizes.ratio is not None)
-    options |= {"sizes": asdict(sizes)}
-    # transformers must take the shape before anything is computed; of ragged plans the widest
-    widest = sizes.widest(arch, request.structure)
-    child = arch.child(
+    _refuse_idle(pruning, dense, cut=cut, of_ratio=sizes.ratio is not None)
+    shape = _widest_shape(pruning, sizes, arch)
+    check_holds(shape, OTHER_SHAPE)
+    expected = {
+        "ratio": 1 - block_params(sizes, arch) / arch.block_params,
+        "params": shape.total_params,
+        "sizes": shape.sizes,
+        "container": shape.config["model_type"],
+    }
+    recorded = {**options, "sizes": asdict(sizes)}
+    return PruneTarget(recorded, method.granularity, expected, dense.num_bytes, sizes=sizes)
+
+
+def _widest_shape(pruning: ResolvedPrune, sizes: Sizes, arch: Arch) -> Arch:
+    """Return the shape that transformers must take before anything is computed.
+
+    Of plans with layers of unequal sizes it is that of the widest.
+    """
+    widest = sizes.widest(arch, pruning.structure)
+    return arch.child(
         layers=list(range(widest.layers)),
         hidden=widest.hidden,
         ffn=widest.ffn,
         kv_heads=widest.kv_heads,
-        biased=request.biased,
+        biased=pruning.biased,
     )
-    check_holds(child, OTHER_SHAPE)
-    expected = {
-        "ratio": 1 - block_params(sizes, arch) / arch.block_params,
-        "params": child.total_params,
-        "sizes": child.sizes,
-        "container": child.config["model_type"],
-    }
-    return PruneTarget(options, granularity, expected, size, sizes=sizes)
 
 
-def _refuse_idle(request: PruneRequest, checkpoint: Checkpoint, **known: Any) -> None:
+def _refuse_idle(pruning: ResolvedPrune, dense: Checkpoint, **known: Any) -> None:
     """Raise UsageError for options that change nothing beside the others, on this model."""
-    assert request.method is not None
-    stored = {checkpoint.specs[name].dtype for name in checkpoint.specs if ".layers." in name}
-    rounded = request.method.sequential and request.stats is None and stored != {"F32"}
+    asked, method = pruning.asked, pruning.method
+    assert method is not None
+    stored = {dense.specs[name].dtype for name in dense.specs if ".layers." in name}
+    rounded = method.sequential and asked.stats is None and stored != {"F32"}
     beside = Setting(
-        request.options, request.compat, group=checkpoint.arch.group, rounded=rounded, **known
+        pruning.options, asked.compat, group=dense.arch.group, rounded=rounded, **known
     )
-    request.method.refuse_idle(request.given, beside)
-
-
-# how recipes that name a text turn it into tokens: the authors' codes call their tokenizers as for
-# a prompt, then cut windows, so that few of them begin with BOS
-OFFICIAL_TEXT = {"bos": OFFICIAL, "special_tokens": IDS}
-
-
-def with_recipe(
-    method: Method,
-    recipe: str | None,
-    data: Data,
-    options: Mapping[str, Any],
-    decided: bool = False,
-    read: bool = True,
-) -> tuple[Data, dict[str, Any]]:
-    """Return data and options with a recipe's values wherever none were given.
-
-    Where what goes is `decided`, of the options only that of biases is taken. Raises UsageError for
-    a recipe that the method does not have, or that says nothing where no text is `read`.
-    """
-    if recipe is None:
-        return data, dict(options)
-    if recipe not in method.recipes:
-        known = ", ".join(method.recipes) or "none"
-        raise UsageError(f"'{method.name}' has no recipe '{recipe}'", f"it has: {known}")
-    values = method.recipes[recipe]
-    if "source" in values:
-        values = {**OFFICIAL_TEXT, **values}
-    default = asdict(Data())
-    given = {
-        name: value
-        for name, value in asdict(data).items()
-        if value != default[name] or name in data.asked
-    }
-    fields = {name: value for name, value in values.items() if name in default}
-    settings = {
-        name: value
-        for name, value in values.items()
-        if name not in default and (name == "bias" or not decided)
-    }
-    if not (read or settings):
-        raise UsageError(
-            f"--recipe {recipe} changes nothing: it says what text '{method.name}' reads, and none "
-            "is read here",
-            "leave it out",
-        )
-    return replace(data, **{**fields, **given}), {**settings, **options}
+    method.refuse_idle(asked.options, beside)

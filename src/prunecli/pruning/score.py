@@ -1,160 +1,149 @@
-"""The library verb `score`: from statistics to importances."""
+"""The library verb `score`: from statistics to importances.
 
-from collections.abc import Callable, Mapping
+`score_model` hands every layer's weights and statistics to the method's formula, `score_layer`;
+`score_sequentially` does so on the outputs of layers that are pruned already.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from prunecli.errors import UsageError
-from prunecli.files.artefact import write_tensor_file as _write
+from prunecli.files.artefact import Artefact, Computed
 from prunecli.files.sidecar import SidecarBuilder
-from prunecli.files.tensorfile import (
-    Tensors,
-)
+from prunecli.files.tensorfile import Tensors
 from prunecli.methods import registry
 from prunecli.methods._base import LayerView, Method, Setting
 from prunecli.model import memory
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.device import check_device, settled
-from prunecli.pruning.calibrate import collect, merged, skipped
-from prunecli.pruning.calibration import Calibration, check_file, open_stats, read_tokens
-from prunecli.report import SILENT, Report
-from prunecli.settings import Amount, Compute, Data, Output, Result
+from prunecli.pruning.allocate import best
+from prunecli.pruning.calibrate import (
+    collect_all,
+    collect_statistics,
+    num_removed_layers,
+    required_statistics,
+)
+from prunecli.pruning.calibration import (
+    Calibration,
+    check_tensor_file,
+    open_statistics,
+    read_windows,
+)
+from prunecli.pruning.sizes import Sizes
+from prunecli.settings import BATCH_TOKENS, Amount, Data, Result, RunContext
 
 if TYPE_CHECKING:
     import torch
 
 
-def write_scores(
-    out: str,
-    checkpoint: Checkpoint,
-    digest: str,
-    method: Method,
-    source: Calibration,
-    stats: Callable[[], Tensors],
-    *,
-    skip: int | None,
-    options: dict[str, Any],
-    compute: Compute,
-    output: Output,
-) -> Result:
-    """Score a model by its statistics, into a file; they are asked for if it is not there yet.
+@dataclass(frozen=True)
+class ScoreRequest:
+    """What to score: by which method, from a file of statistics or from text.
 
-    What statistics depend on is recorded where they come from tokens; a file of them says so
-    itself.
+    `amount` is for methods that try out what they remove, where statistics are yet to be collected.
     """
-    of_tokens = {"skip": skip, "dtype": compute.dtype} if source.found is not None else {}
-    return _write(
-        out,
-        lambda: iter([scores_of(method, checkpoint, stats(), options)]),
-        SidecarBuilder("score", output.argv),
-        output,
-        kind="scores",
-        options={"method": method.name, "options": options, **of_tokens},
-        inputs=[checkpoint.as_input(digest), *source.inputs],
-        calibration=source.calibration,
-        compute=compute,
-    )
+
+    model: str
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    data: Data = Data()
+    amount: Amount = Amount()
+    stats: str | None = None
+    compat: bool = False
 
 
-def score(
-    model: str,
-    out: str,
-    *,
-    method: str,
-    options: Mapping[str, Any] | None = None,
-    data: Data | None = None,
-    amount: Amount | None = None,
-    stats: str | None = None,
-    compat: bool = False,
-    compute: Compute | None = None,
-    output: Output | None = None,
-    report: Report = SILENT,
-) -> Result:
+def score(request: ScoreRequest, run: RunContext = RunContext()) -> Result:
     """Turn statistics into importances, higher = keep, one vector per axis and layer.
 
-    Without `stats` they are collected from D first. Raises UsageError for methods that score
+    Without `stats` they are collected from DATA first. Raises UsageError for methods that score
     inside `prune`, InputError for unusable files, OutputExists.
     """
-    compute, output, amount = compute or Compute(), output or Output(), amount or Amount()
-    check_device(compute)
-    chosen = registry.get(method)
-    if chosen.unit == "weights":
-        raise UsageError(f"'{method}' scores weights inside prune", "use `prunecli prune`")
-    if chosen.learned:
-        raise UsageError(f"'{method}' learns what stays inside prune", "use `prunecli prune`")
-    if chosen.sequential and stats is None:
-        raise UsageError(
-            f"'{method}' is sequential: prune scores each layer on pruned predecessors",
-            "use `prunecli prune`, or --stats for the knowing one-pass variant",
-        )
-    resolved = chosen.resolve(options or {})
-    _refuse_later(chosen, options or {})
-    settings = score_options(chosen, resolved, compat)
-    checkpoint = Checkpoint(model, report)
-    chosen.refuse_idle(options or {}, Setting(resolved, compat, group=checkpoint.arch.group))
-    check_file(out, output, checkpoint)
-    if stats is not None and amount != Amount():
+    check_device(run.compute)
+    method = registry.get(request.method)
+    options = _check(request, method)
+    dense = Checkpoint(request.model, run.report)
+    beside = Setting(options, request.compat, group=dense.arch.group)
+    method.refuse_idle(request.options, beside)
+    check_tensor_file(run.output, dense)
+    if request.stats is not None and request.amount != Amount():
         raise UsageError("with --stats the amount is known already", "leave it out")
-    skip = None if stats is not None else skipped([chosen], amount, checkpoint)
-    compute = settled(compute, checkpoint)
-    digest = checkpoint.digest(report)
-    if stats is not None:
-        source = open_stats(stats, checkpoint, digest, chosen, compat)
-    elif not chosen.needs:
-        source = Calibration([], tensors={})
-    else:
-        source = read_tokens(checkpoint, data or Data(), report)
-
-    def tensors() -> Tensors:
-        if source.tensors is not None:
-            return source.tensors
-        assert source.found is not None
-        needs = chosen.needed(compat)
-        return merged(collect(checkpoint, source.found, needs, skip, compute, report))
-
-    return write_scores(
-        out, checkpoint, digest, chosen, source, tensors,
-        skip=skip, options=settings, compute=compute, output=output,
-    )  # fmt: skip
+    num_removed = None
+    if request.stats is None:
+        num_removed = num_removed_layers([method], request.amount, dense.arch)
+    run = replace(run, compute=settled(run.compute, dense))
+    digest = dense.digest(run.report)
+    calibration = _calibration(request, method, dense, digest, run)
+    used = score_options(method, options, request.compat)
+    artefact = scores_artefact(dense, digest, calibration, method, used, num_removed, run)
+    if existing := artefact.settled(artefact.options):
+        return existing
+    statistics = calibration.tensors
+    if calibration.windows is not None:
+        required = required_statistics([method], request.compat)
+        statistics = collect_all(
+            collect_statistics(dense, calibration.windows, required, num_removed, run)
+        )
+    return artefact.write_tensors(iter([score_model(method, dense, statistics or {}, used)]))
 
 
-def _refuse_later(method: Method, given: Mapping[str, Any]) -> None:
-    """Raise UsageError for options that scores do not depend on."""
-    for option in method.options:
-        value = given.get(option.name, option.default)
-        if option.stage != "score" and value != option.default:
-            raise UsageError(
-                f"{option.flag} {value} has no part in scores", "leave it out, and give it to prune"
-            )
-
-
-def score_options(method: Method, options: dict[str, Any], compat: bool) -> dict[str, Any]:
+def score_options(method: Method, options: Mapping[str, Any], compat: bool) -> dict[str, Any]:
     """Return the options that a score depends on."""
     used = {o.name: options[o.name] for o in method.options if o.stage == "score"}
     return {**used, "compat": compat}
 
 
-def scores_of(
-    method: Method, checkpoint: Checkpoint, stats: Tensors, options: Mapping[str, Any]
+def scores_artefact(
+    dense: Checkpoint,
+    digest: str,
+    calibration: Calibration,
+    method: Method,
+    options: dict[str, Any],
+    num_removed: int | None,
+    run: RunContext,
+) -> Artefact:
+    """Return the file of scores that a step makes, or finds made already.
+
+    What statistics depend on is recorded where they are made of tokens; a file of them says so
+    itself.
+    """
+    collected = calibration.windows is not None
+    of_windows = {"skip": num_removed, "dtype": run.compute.dtype} if collected else {}
+    return Artefact(
+        SidecarBuilder("score", run.output.argv), "scores",
+        {"method": method.name, "options": options, **of_windows},
+        [dense.as_input(digest), *calibration.inputs], run, calibration=calibration.num_tokens,
+        computed=Computed(run.compute.device, run.compute.dtype, BATCH_TOKENS),
+    )  # fmt: skip
+
+
+def score_model(
+    method: Method, dense: Checkpoint, statistics: Tensors, options: Mapping[str, Any]
 ) -> "dict[str, torch.Tensor]":
-    """Return the scores of a whole model, with the means that its compensation needs."""
-    arch = checkpoint.arch
+    """Return the scores of a whole model, with the means [I] that its compensation needs.
+
+    Names: `layers` [L] or `blocks.k`, or `ffn.i` [F], `kv_heads.i` [K] and `hidden` [D].
+    """
+    arch = dense.arch
     if method.score_layers is not None:
         by_layer = {
-            f"{need.collector}.{i}": stats[f"{arch.point(i, point)}.{need.collector}"]
+            f"{need.name}.{i}": statistics[f"{arch.point(i, point)}.{need.name}"]
             for need in method.needs
             for point in need.points
             if point != "model"
             for i in range(arch.layers)
         }
         # a file may hold what other methods read too
-        wanted = tuple(need.collector for need in method.needs if need.points == ("model",))
-        whole = {name: stats[name] for name in stats if wanted and name.startswith(wanted)}
-        found: dict[str, torch.Tensor] = method.score_layers({**by_layer, **whole}, options)
-        return found
+        wanted = tuple(need.name for need in method.needs if need.points == ("model",))
+        of_model = {name: statistics[name] for name in statistics if name.startswith(wanted)}
+        layer_scores: dict[str, torch.Tensor] = method.score_layers(
+            {**by_layer, **of_model}, options
+        )
+        return layer_scores
     scores: dict[str, torch.Tensor] = {}
     for i in range(arch.layers):
         memory.release()
-        for axis, values in layer_scores(method, checkpoint, i, stats, options).items():
+        for axis, values in score_layer(method, dense, i, statistics, options).items():
             if axis == "hidden":
                 scores[axis] = scores[axis] + values if axis in scores else values
             else:
@@ -162,24 +151,24 @@ def scores_of(
         if method.compensates:
             for point in ("o", "down"):
                 name = f"{arch.point(i, point)}.mean"
-                scores[name] = stats[name]
+                scores[name] = statistics[name]
     return scores
 
 
-def layer_scores(
-    method: Method, checkpoint: Checkpoint, i: int, stats: Tensors, options: Mapping[str, Any]
+def score_layer(
+    method: Method, dense: Checkpoint, i: int, statistics: Tensors, options: Mapping[str, Any]
 ) -> "dict[str, torch.Tensor]":
-    """Return the scores of the units of layer `i`."""
-    arch = checkpoint.arch
+    """Return the scores of the units of layer `i`: the method's formula on what it may see."""
+    arch = dense.arch
     view = LayerView(
         weights={
-            point: checkpoint.tensor(f"model.layers.{i}.{arch.module(point)}.weight")
+            point: dense.tensor(f"model.layers.{i}.{arch.module(point)}.weight")
             for point in ("o", "down")
         },
         stats={
             f"{point}.{name}": tensor
             for point in ("q", "o", "gate", "down", "block")
-            for name, tensor in at_point(stats, arch.point(i, point)).items()
+            for name, tensor in at_point(statistics, arch.point(i, point)).items()
         },
         kv_heads=arch.kv_heads,
     )
@@ -188,7 +177,81 @@ def layer_scores(
     return scores
 
 
-def at_point(stats: Tensors, point: str) -> "dict[str, torch.Tensor]":
+def score_sequentially(
+    method: Method,
+    dense: Checkpoint,
+    calibration: Calibration,
+    sizes: Sizes,
+    options: Mapping[str, Any],
+    run: RunContext,
+) -> "dict[str, torch.Tensor]":
+    """Score units layer by layer, each on the outputs of its pruned predecessors.
+
+    Removed units are silenced by zeros in the columns that read them, which gives what the cut
+    layers will give.
+    """
+    import torch
+
+    from prunecli.model.stream import LayerStream
+    from prunecli.pruning.stats import _hooks
+
+    arch = dense.arch
+    assert calibration.windows is not None
+    stream = LayerStream(dense, run.compute, run.report)
+    required = method.needed(bool(options["compat"]))
+    scores: dict[str, torch.Tensor] = {}
+    for i, layer, statistics in _hooks.layerwise(stream, calibration.windows.ids, required):
+        on_cpu = {name: value.cpu() for name, value in statistics.items()}
+        of_layer = score_layer(method, dense, i, on_cpu, options)
+        scores |= {f"{axis}.{i}": values for axis, values in of_layer.items()}
+        kept = {
+            "o": (best(of_layer["kv_heads"], sizes.kv_heads), arch.kv_heads),
+            "down": (best(of_layer["ffn"], sizes.ffn), arch.ffn),
+        }
+        for point, (units, total) in kept.items():
+            weight = layer.get_submodule(arch.module(point)).weight
+            # [D, I] -> [D, units, channels of a unit]
+            columns = weight.data.view(len(weight.data), total, -1)  # type: ignore[operator,arg-type]
+            removed = torch.ones(total, dtype=torch.bool)
+            removed[list(units)] = False
+            columns.masked_fill_(removed.to(columns.device)[:, None], 0)
+    return scores
+
+
+def at_point(statistics: Tensors, point: str) -> "dict[str, torch.Tensor]":
     """Return the statistics of one point, by their own names."""
     start = point + "."
-    return {name[len(start) :]: stats[name] for name in stats if name.startswith(start)}
+    return {name[len(start) :]: statistics[name] for name in statistics if name.startswith(start)}
+
+
+def _check(request: ScoreRequest, method: Method) -> dict[str, Any]:
+    """Return all options of the method; raise UsageError for what has no scores of its own."""
+    name = method.name
+    if method.unit == "weights":
+        raise UsageError(f"'{name}' scores weights inside prune", "use `prunecli prune`")
+    if method.learned:
+        raise UsageError(f"'{name}' trains its masks inside prune", "use `prunecli prune`")
+    if method.sequential and request.stats is None:
+        raise UsageError(
+            f"'{name}' is sequential: prune scores each layer on pruned predecessors",
+            "use `prunecli prune`, or --stats for the one-shot variant, on dense activations",
+        )
+    options = method.resolve(request.options)
+    for option in method.options:
+        value = request.options.get(option.name, option.default)
+        if option.stage != "score" and value != option.default:
+            raise UsageError(
+                f"{option.flag} {value} does not affect scores", "remove it, and give it to prune"
+            )
+    return options
+
+
+def _calibration(
+    request: ScoreRequest, method: Method, dense: Checkpoint, digest: str, run: RunContext
+) -> Calibration:
+    """Return what is scored: a file of statistics, windows, or nothing where none is read."""
+    if request.stats is not None:
+        return open_statistics(request.stats, dense, digest, method, request.compat)
+    if not method.needs:
+        return Calibration([], tensors={})
+    return read_windows(dense, request.data, run.report)

@@ -116,7 +116,10 @@ def _piece(
     log_q = (logits / temperature).log_softmax(1)
     p = log_p.exp()
     kl = (p * (log_p - log_q)).sum()
+    gap = log_q.exp_().sub_(p)
+    # 0 but for rounding, and takes away what the rounding of log p and log q put into the sum above
+    kl += gap.sum()
     slope = (logits - total).exp_()
     slope.scatter_add_(1, picked, torch.full_like(picked, -1, dtype=slope.dtype))
-    slope.mul_(1 - weight).add_(log_q.exp_().sub_(p), alpha=weight * temperature)
+    slope.mul_(1 - weight).add_(gap, alpha=weight * temperature)
     return ce, kl, slope

@@ -1,28 +1,65 @@
-"""`Collector`: what listens at one point of one layer."""
+"""`Statistic`, the record of one, and `Collector`, which is hooked to one point of a layer."""
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from prunecli.model.arch import Arch
 
 if TYPE_CHECKING:
     import torch
+
+# what a statistic is made of
+INPUTS = "inputs"  # batches that enter one point of a layer, or enter and leave it
+GRADIENTS = "gradients"  # a layer's weights and their gradients
+MODEL = "model"  # the model as a whole: its losses, its residual stream
 
 
 class Collector(Protocol):
     """Sees batches of whole sequences, keeps a state that can be merged, yields named tensors.
 
-    `observe` gets [B, T, I] in the compute type: at an input point that input, at `block` the
+    `update` gets [B, T, I] in the compute type: at an input point that input, at `block` the
     layer's input and output. States are float32 or better.
 
     Attributes:
-        yields: the names of what `result` returns.
+        names: the names of what `compute` returns.
     """
 
-    yields: tuple[str, ...]
+    names: tuple[str, ...]
 
-    def observe(self, *tensors: "torch.Tensor") -> None:
+    def update(self, *tensors: "torch.Tensor") -> None:
         """Take one batch into the state."""
 
-    def result(self) -> "dict[str, torch.Tensor]":
+    def compute(self) -> "dict[str, torch.Tensor]":
         """Return the statistics of everything seen so far."""
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """One statistic; its name is its file's.
+
+    Attributes:
+        scope: what it is made of.
+        make: of `inputs`: makes a Collector. Of `gradients`: from the WeightGradients of one layer
+            and the Arch to named tensors. Of the `model`: from a LayerStream, ids [N, T] and a
+            number of layers to remove to one tensor.
+        shapes: name -> shape of what it leaves in a file, all float64: for each layer, or for the
+            model, with so many layers to remove. Empty for `inputs`, which have what they observe.
+        depends_on_amount: how many layers are to be removed must be known to make it.
+    """
+
+    scope: str
+    make: Callable[..., Any]
+    shapes: Callable[[Arch, int], Mapping[str, tuple[int, ...]]] = lambda arch, count: {}
+    depends_on_amount: bool = False
+
+    def parts(self, arch: Arch) -> list[str]:
+        """Return the beginnings of the names that a file with this statistic has at a point."""
+        if self.scope == INPUTS:
+            return list(self.make().names)
+        # with another number of layers to remove it is another tensor of the same name
+        return [name.partition(".")[0] if self.depends_on_amount else name
+                for name in self.shapes(arch, 0)]  # fmt: skip
 
 
 def at_least_float32(tensor: "torch.Tensor") -> "torch.Tensor":

@@ -5,7 +5,7 @@ absmean[j] = sum_sequences (mean_t |x[t, j]|)^2
 
 from typing import TYPE_CHECKING
 
-from prunecli.pruning.stats._base import at_least_float32
+from prunecli.pruning.stats._base import INPUTS, Statistic, at_least_float32
 
 if TYPE_CHECKING:
     import torch
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 class AbsMean:
     """Collects `absmean` [I] in fp64; its root is the L2 norm over sequences."""
 
-    yields = ("absmean",)
+    names = ("absmean",)
 
     def __init__(self) -> None:
         self.sum: torch.Tensor | None = None
 
-    def observe(self, *tensors: "torch.Tensor") -> None:
+    def update(self, *tensors: "torch.Tensor") -> None:
         """Take a batch [B, T, I]."""
         means_BI = at_least_float32(tensors[-1]).abs().mean(1).double()
         self._add(means_BI.square().sum(0))
@@ -32,10 +32,10 @@ class AbsMean:
     def _add(self, part: "torch.Tensor") -> None:
         self.sum = part if self.sum is None else self.sum + part
 
-    def result(self) -> "dict[str, torch.Tensor]":
+    def compute(self) -> "dict[str, torch.Tensor]":
         """Return `absmean` [I]."""
         assert self.sum is not None, "no batch was observed"
         return {"absmean": self.sum}
 
 
-COLLECTOR = AbsMean
+STATISTIC = Statistic(INPUTS, AbsMean)

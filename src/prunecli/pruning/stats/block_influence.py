@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from prunecli.pruning.stats._base import at_least_float32
+from prunecli.pruning.stats._base import INPUTS, Statistic, at_least_float32
 
 if TYPE_CHECKING:
     import torch
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 class BlockInfluence:
     """Collects `block_influence` [1] in fp64, over tokens; cosines are fp32."""
 
-    yields = ("block_influence",)
+    names = ("block_influence",)
 
     def __init__(self) -> None:
         self.count = 0
         self.cosines: torch.Tensor | float = 0.0  # a tensor, so that no batch is waited for
 
-    def observe(self, *tensors: "torch.Tensor") -> None:
+    def update(self, *tensors: "torch.Tensor") -> None:
         """Take a layer's input and output, [B, T, D] each."""
         import torch
 
@@ -31,7 +31,7 @@ class BlockInfluence:
         self.count += other.count
         self.cosines += other.cosines
 
-    def result(self) -> "dict[str, torch.Tensor]":
+    def compute(self) -> "dict[str, torch.Tensor]":
         """Return `block_influence` [1]."""
         import torch
 
@@ -42,4 +42,4 @@ class BlockInfluence:
         }
 
 
-COLLECTOR = BlockInfluence
+STATISTIC = Statistic(INPUTS, BlockInfluence)

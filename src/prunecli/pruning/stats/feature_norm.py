@@ -9,7 +9,7 @@ last layer's masks. Rounding as the official code does gives its masks bit for b
 
 from typing import TYPE_CHECKING
 
-from prunecli.pruning.stats._base import at_least_float32
+from prunecli.pruning.stats._base import INPUTS, Statistic, at_least_float32
 
 if TYPE_CHECKING:
     import torch
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 class FeatureNorm:
     """Collects `feature_norm` [I]: mean over sequences of the squared norm over tokens."""
 
-    yields = ("feature_norm",)
+    names = ("feature_norm",)
 
     def __init__(self) -> None:
         self.sequences = 0
         self.mean: torch.Tensor | None = None
 
-    def observe(self, *tensors: "torch.Tensor") -> None:
+    def update(self, *tensors: "torch.Tensor") -> None:
         """Take the sequences of a batch [B, T, I] one after the other."""
         import torch
 
@@ -46,10 +46,10 @@ class FeatureNorm:
         self.mean = (self.mean * self.sequences + other.mean * other.sequences) / total
         self.sequences = total
 
-    def result(self) -> "dict[str, torch.Tensor]":
+    def compute(self) -> "dict[str, torch.Tensor]":
         """Return `feature_norm` [I]."""
         assert self.mean is not None, "no batch was observed"
         return {"feature_norm": self.mean}
 
 
-COLLECTOR = FeatureNorm
+STATISTIC = Statistic(INPUTS, FeatureNorm)

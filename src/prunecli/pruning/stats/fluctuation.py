@@ -9,7 +9,7 @@ the first s of n sequences:
 
 from typing import TYPE_CHECKING
 
-from prunecli.pruning.stats._base import at_least_float32
+from prunecli.pruning.stats._base import INPUTS, Statistic, at_least_float32
 
 if TYPE_CHECKING:
     import torch
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 class Fluctuation:
     """Collects `fluctuation` [I]; the order of the sequences matters, so states do not merge."""
 
-    yields = ("fluctuation",)
+    names = ("fluctuation",)
 
     def __init__(self) -> None:
         self.sequences = 0
         self.mean: torch.Tensor | None = None
         self.sum: torch.Tensor | None = None
 
-    def observe(self, *tensors: "torch.Tensor") -> None:
+    def update(self, *tensors: "torch.Tensor") -> None:
         """Take the sequences of a batch [B, T, I] one after the other."""
         import torch
 
@@ -40,10 +40,10 @@ class Fluctuation:
             spread_I = (X_TI - self.mean.to(X_TI.dtype)).square().sum(0)
             self.sum += (s - 1) / s * spread_I
 
-    def result(self) -> "dict[str, torch.Tensor]":
+    def compute(self) -> "dict[str, torch.Tensor]":
         """Return `fluctuation` [I] in fp64; of a single sequence it is zero, as official."""
         assert self.sum is not None, "no batch was observed"
         return {"fluctuation": self.sum / max(self.sequences - 1, 1)}
 
 
-COLLECTOR = Fluctuation
+STATISTIC = Statistic(INPUTS, Fluctuation)

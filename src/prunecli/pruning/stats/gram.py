@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from prunecli.pruning.stats._base import at_least_float32
+from prunecli.pruning.stats._base import INPUTS, Statistic, at_least_float32
 
 if TYPE_CHECKING:
     import torch
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 class Gram:
     """Collects `gram` = sum over tokens of x x^T, [I, I] in fp32 (fp64 for fp64 inputs)."""
 
-    yields = ("gram",)
+    names = ("gram",)
 
     def __init__(self) -> None:
         self.sum_II: torch.Tensor | None = None
 
-    def observe(self, *tensors: "torch.Tensor") -> None:
+    def update(self, *tensors: "torch.Tensor") -> None:
         """Take a batch [B, T, I] (of several tensors the last)."""
         X_NI = at_least_float32(tensors[-1]).flatten(0, -2)
         if self.sum_II is None:
@@ -29,10 +29,10 @@ class Gram:
         if other.sum_II is not None:
             self.sum_II = other.sum_II if self.sum_II is None else self.sum_II + other.sum_II
 
-    def result(self) -> "dict[str, torch.Tensor]":
+    def compute(self) -> "dict[str, torch.Tensor]":
         """Return `gram` [I, I]."""
         assert self.sum_II is not None, "no batch was observed"
         return {"gram": self.sum_II}
 
 
-COLLECTOR = Gram
+STATISTIC = Statistic(INPUTS, Gram)

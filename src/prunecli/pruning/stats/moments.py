@@ -7,7 +7,7 @@ down_proj inputs.
 
 from typing import TYPE_CHECKING
 
-from prunecli.pruning.stats._base import at_least_float32
+from prunecli.pruning.stats._base import INPUTS, Statistic, at_least_float32
 
 if TYPE_CHECKING:
     import torch
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 class Moments:
     """Collects `count`, `mean`, `var` (unbiased) and `sumsq` = M2 + n mean^2 per feature [I]."""
 
-    yields = ("count", "mean", "var", "sumsq")
+    names = ("count", "mean", "var", "sumsq")
 
     def __init__(self) -> None:
         self.count = 0
         self.mean: torch.Tensor | None = None
         self.M2: torch.Tensor | None = None
 
-    def observe(self, *tensors: "torch.Tensor") -> None:
+    def update(self, *tensors: "torch.Tensor") -> None:
         """Take a batch [B, T, I] (of several tensors the last)."""
         X_NI = at_least_float32(tensors[-1]).flatten(0, -2)
         mean_I = X_NI.mean(0)
@@ -45,7 +45,7 @@ class Moments:
         self.mean = self.mean + delta * (count / total)
         self.count = total
 
-    def result(self) -> "dict[str, torch.Tensor]":
+    def compute(self) -> "dict[str, torch.Tensor]":
         """Return the statistics, [I] in fp64; `count` is [1]."""
         import torch
 
@@ -58,4 +58,4 @@ class Moments:
         }
 
 
-COLLECTOR = Moments
+STATISTIC = Statistic(INPUTS, Moments)

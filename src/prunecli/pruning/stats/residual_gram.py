@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from prunecli.model.stream import LayerStream, batches
+from prunecli.pruning.stats._base import MODEL, Statistic
 
 
 @torch.no_grad()
@@ -33,3 +34,9 @@ def residual_gram(runner: LayerStream, ids: Tensor) -> Tensor:
     for rows in batches(ids):
         add(hidden[rows].to(runner.device))
     return gram.cpu()
+
+
+STATISTIC = Statistic(
+    MODEL, lambda stream, ids, count: residual_gram(stream, ids),
+    shapes=lambda arch, count: {"residual_gram": (arch.hidden, arch.hidden)},
+)  # fmt: skip

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.model.stream import LayerStream, batches
+from prunecli.pruning.stats._base import MODEL, Statistic
 
 STREAMS = 1 << 30  # bytes of hidden states at once
 
@@ -66,15 +67,8 @@ def _chunks(runner: LayerStream, ids: Tensor, streams: int) -> Iterator[slice]:
         yield slice(start, min(start + size, len(ids)))
 
 
-def greedy_skips(runner: LayerStream, ids: Tensor, count: int) -> Tensor:
-    """Return in which round each layer goes [L]: 0 .. count - 1, infinite for those that stay.
-
-    In each round every alive layer but the first and the last is tried, and the one goes without
-    which the loss is lowest.
-    """
-    alive = list(range(runner.arch.layers))
-    rounds = torch.full((len(alive),), torch.inf, dtype=torch.float64)
-    for turn in runner.report.track(range(count), "removing layers", count, "layers"):
-        losses = skip_losses(runner, ids, 1, alive, range(1, len(alive) - 1))
-        rounds[alive.pop(1 + int(losses.argmin()))] = turn
-    return rounds
+STATISTIC = Statistic(
+    MODEL, skip_losses,
+    shapes=lambda arch, count: {f"skip_loss.{count}": (arch.layers - count + 1,)},
+    depends_on_amount=True,
+)  # fmt: skip

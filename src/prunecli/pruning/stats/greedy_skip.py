@@ -1,0 +1,28 @@
+"""Which layer goes in which round, where in each the one goes that is missed least."""
+
+import torch
+from torch import Tensor
+
+from prunecli.model.stream import LayerStream
+from prunecli.pruning.stats._base import MODEL, Statistic
+from prunecli.pruning.stats.skip_loss import skip_losses
+
+
+def greedy_skips(runner: LayerStream, ids: Tensor, count: int) -> Tensor:
+    """Return in which round each layer goes [L]: 0 .. count - 1, infinite for those that stay.
+
+    In each round every alive layer but the first and the last is tried, and the one goes without
+    which the loss is lowest.
+    """
+    alive = list(range(runner.arch.layers))
+    rounds = torch.full((len(alive),), torch.inf, dtype=torch.float64)
+    for turn in runner.report.track(range(count), "removing layers", count, "layers"):
+        losses = skip_losses(runner, ids, 1, alive, range(1, len(alive) - 1))
+        rounds[alive.pop(1 + int(losses.argmin()))] = turn
+    return rounds
+
+
+STATISTIC = Statistic(
+    MODEL, greedy_skips, shapes=lambda arch, count: {f"greedy_skip.{count}": (arch.layers,)},
+    depends_on_amount=True,
+)  # fmt: skip
