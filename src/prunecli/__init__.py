@@ -16,12 +16,12 @@ _VERBS = {
     "prune": "api",
     "search_arch": "api",
     "init": "training.init",
-    "tokenize": "data.tokenize",
+    "tokenize": "api",
     "train": "training.train",
-    "evaluate": "measuring.eval",
-    "speed": "measuring.speed",
+    "evaluate": "api",
+    "speed": "api",
     "table": "tables.table",
-    "check": "measuring.check",
+    "check": "api",
 }
 
 

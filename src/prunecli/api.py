@@ -5,13 +5,13 @@ verb, which is what the command line does too. A record can be given as a whole 
 (`amount=Amount(ratio=0.5)`); what is not given has the record's default.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, TypedDict, TypeVar, Unpack
 
 from prunecli.errors import UsageError, suggest
-from prunecli.report import Report
-from prunecli.settings import Amount, Compute, Data, Output, Result, RunContext
+from prunecli.report import SILENT, Report
+from prunecli.settings import Amount, Compute, Data, Output, Result, RunContext, Tasks, Timing
 
 R = TypeVar("R")
 
@@ -47,10 +47,9 @@ class AmountWords(TypedDict, total=False):
     arch: str | None
 
 
-class DataWords(TypedDict, total=False):
-    """Keywords for what is read: `data`, a source or a whole record, and fields of Data."""
+class WindowWords(TypedDict, total=False):
+    """Keywords for how windows are read: fields of Data beside its source."""
 
-    data: str | Data | None
     sampler: str | None
     nsamples: int | None
     seq_len: int | None
@@ -60,6 +59,12 @@ class DataWords(TypedDict, total=False):
     special_tokens: str | None
     text_column: str | None
     skip_bad: int
+
+
+class DataWords(WindowWords, total=False):
+    """Keywords for what is read: `data`, a source or a whole record, and fields of Data."""
+
+    data: str | Data | None
 
 
 def _taken(record: R, words: dict[str, Any]) -> R:
@@ -202,3 +207,104 @@ def search_arch(model: str, out: str, method: str, **words: Unpack[SearchWords])
         SearchRequest, SearchWords, rest, model=model, method=method, data=data, eval_data=held_out
     )
     return verb(request, run)
+
+
+class TokenizeWords(RunWords, total=False):
+    """Keywords of `tokenize`: fields of TokenizeRequest (data/tokenize.py)."""
+
+    tokenizer: str | None
+    train_tokenizer: int | None
+    separator: str
+    bos: str
+    special_tokens: str
+    tokens: float | None
+    split: str
+    shard_tokens: int
+    workers: int | None
+    text_column: str | None
+    skip_bad: int
+
+
+def tokenize(source: str, out: str, seq_len: int, **words: Unpack[TokenizeWords]) -> Result:
+    """Write text as token rows of `seq_len` tokens into the folder OUT, to train on."""
+    from prunecli.data.tokenize import TokenizeRequest
+    from prunecli.data.tokenize import tokenize as verb
+
+    rest: dict[str, Any] = dict(words)
+    run = _run(out, rest)
+    request = _built(TokenizeRequest, TokenizeWords, rest, source=source, seq_len=seq_len)
+    return verb(request, run)
+
+
+class EvalWords(WindowWords, RunWords, total=False):
+    """Keywords of `evaluate`: `data` and `tasks`, one, several or whole records, and their fields.
+
+    Fields of Data hold for every source.
+    """
+
+    data: str | Data | Sequence[str | Data] | None
+    tasks: str | Sequence[str] | Tasks | None
+    include_path: str | None
+    limit: int | None
+    batch_size: int | None
+    allow_code: bool
+    allow_overlap: bool
+    repeat: int
+
+
+def evaluate(model: str, out: str | None = None, **words: Unpack[EvalWords]) -> Result:
+    """Measure losses on held-out data and accuracies on tasks; with OUT.json, record them there."""
+    from prunecli.measuring.eval import EvalRequest
+    from prunecli.measuring.eval import evaluate as verb
+
+    rest: dict[str, Any] = dict(words)
+    run = _run(out or "", rest)
+    shared = {name: rest.pop(name) for name in WindowWords.__annotations__ if name in rest}
+    tasks, sources = rest.pop("tasks", None) or (), rest.pop("data", None) or ()
+    if not isinstance(tasks, Tasks):
+        tasks = Tasks((tasks,) if isinstance(tasks, str) else tuple(tasks))
+    tasks = _taken(_taken(tasks, rest), dict(shared))
+    sources = [sources] if isinstance(sources, str | Data) else list(sources)
+    data = tuple(
+        _data({"data": source, **shared})
+        for source in sources or ([] if tasks.names else [Data.source])
+    )
+    request = _built(EvalRequest, EvalWords, rest, model=model, data=data, tasks=tasks)
+    return verb(request, run)
+
+
+class SpeedWords(RunWords, total=False):
+    """Keywords of `speed`: fields of Timing and of SpeedRequest (measuring/speed.py)."""
+
+    base: str | None
+    timing: Timing | None
+    quantities: tuple[str, ...]
+    batch_size: int
+    decode_tokens: int
+    warmup: int
+    rounds: int
+    compile: bool
+    seed: int
+    seq_len: int | None
+    sparsity: str | None
+    flops_only: bool
+    official: bool
+
+
+def speed(model: str, out: str | None = None, **words: Unpack[SpeedWords]) -> Result:
+    """Count what a model costs and time it, beside `base` if given; with OUT.json, record it."""
+    from prunecli.measuring.speed import SpeedRequest
+    from prunecli.measuring.speed import speed as verb
+
+    rest: dict[str, Any] = dict(words)
+    run = _run(out or "", rest)
+    timing = _taken(rest.pop("timing", None) or Timing(), rest)
+    request = _built(SpeedRequest, SpeedWords, rest, model=model, timing=timing)
+    return verb(request, run)
+
+
+def check(path: str, *, deep: bool = False, report: Report = SILENT) -> list[str]:
+    """Return what is wrong with a model, a folder of rows, or a file; `deep` reads every byte."""
+    from prunecli.measuring.check import check as verb
+
+    return verb(path, deep=deep, report=report)

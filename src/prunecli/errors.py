@@ -1,4 +1,4 @@
-"""The errors that a user can meet. Each is one line: what, got / expected, remedy."""
+"""The errors that a user can see. Each is one line: what, got / expected, remedy."""
 
 LISTED = 80  # names in a message: there are thousands of tasks
 

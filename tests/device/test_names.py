@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from prunecli import evaluate
 from prunecli.errors import UsageError
-from prunecli.measuring.eval import evaluate
 from prunecli.model import device as devices
 from prunecli.settings import Compute
 from prunecli.training import distributed

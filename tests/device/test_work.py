@@ -12,10 +12,9 @@ from safetensors.torch import load_file
 from work import BATCH, LENGTH, REAL, ROWS
 
 import tiny
-from prunecli import prune
+from prunecli import evaluate, prune
 from prunecli.errors import Stopped
 from prunecli.files import sidecar
-from prunecli.measuring.eval import evaluate
 from prunecli.methods import registry
 from prunecli.model import device, stream
 from prunecli.model.checkpoint import Checkpoint

@@ -14,9 +14,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tiny
-from prunecli import calibrate, prune, score, search_arch
-from prunecli.measuring.eval import evaluate
-from prunecli.measuring.speed import speed
+from prunecli import calibrate, evaluate, prune, score, search_arch, speed
 from prunecli.methods import registry
 from prunecli.settings import Amount, Compute, Data, Result, Timing, Training
 from prunecli.training.train import train

@@ -13,8 +13,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from prunecli import prune
-from prunecli.measuring.eval import evaluate
+from prunecli import evaluate, prune
 from prunecli.settings import Amount, Data, Output
 
 GOLDEN = os.environ.get("PRUNECLI_GOLDEN")

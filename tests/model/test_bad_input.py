@@ -11,12 +11,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import tiny
-from prunecli import calibrate, prune, score
+from prunecli import calibrate, check, evaluate, prune, score
 from prunecli.errors import InputError, PruneError
 from prunecli.files import output
 from prunecli.files.tensorfile import read_header
-from prunecli.measuring.check import check
-from prunecli.measuring.eval import evaluate
 from prunecli.model.checkpoint import CheckpointWriter
 from prunecli.settings import Amount, Data, Output
 from prunecli.tables.table import table
@@ -97,7 +95,7 @@ def test_unknown_family_and_tensor(model, tmp_path):
         ("llama", {"hidden_act": "fooact"}, ("transformers cannot build", "fooact")),
         ("llama", {"rope_parameters": {"rope_type": "foo"}}, ("transformers cannot build",)),
         ("llama", {"quantization_config": {"bits": 4}}, ("quantization_config", "dequantise")),
-        ("gemma3", {"text_config": {"hidden_size": 8}}, ("more than a language model",)),
+        ("gemma3", {"text_config": {"hidden_size": 8}}, ("not a supported multimodal model",)),
     ],
 )
 def test_config_that_transformers_refuses(family, change, words, calibration, tmp_path):

@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
+from prunecli import evaluate, tokenize
 from prunecli.data import documents
-from prunecli.data.tokenize import tokenize
 from prunecli.errors import InputError, UsageError
-from prunecli.measuring import eval as verb
-from prunecli.measuring import harness
-from prunecli.measuring.eval import evaluate
+from prunecli.measuring import harness, perplexity
 from prunecli.measuring.suite import TASKS, suite
 from prunecli.model import stream
+from prunecli.model.checkpoint import Checkpoint
+from prunecli.report import SILENT
 from prunecli.settings import Compute, Data, Output, Tasks
 from prunecli.training.init import init
 
@@ -176,7 +176,7 @@ def test_resumes_by_measurement(model, folder, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         evaluate(model, data=[data], tasks=on(folder), out=out)
     assert not Path(out).exists() and Path(f"{out}.partial").is_dir()
-    monkeypatch.setattr(verb.perplexity, "result", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(perplexity, "result", lambda *_: pytest.fail("measured again"))
     made = evaluate(model, data=[data], tasks=on(folder), out=out)
     assert ran == ["next4", "plain4", "plain4"]
     assert made.results == whole.results
@@ -197,7 +197,7 @@ def test_a_changed_task_is_another_result(model, folder, tmp_path):
 
 
 def test_names_are_checked_first(model, folder, monkeypatch):
-    monkeypatch.setattr(verb.perplexity, "read", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr(perplexity, "read", lambda *_: pytest.fail("too late"))
     with pytest.raises(UsageError, match="unknown task 'piqaa': did you mean 'piqa'"):
         evaluate(model, data=[Data()], tasks=on(folder, "next4", "piqaa"))
 
@@ -355,7 +355,7 @@ def test_bfloat16_has_fp32_log_probabilities(model, folder):
     made = evaluate(model, tasks=on(folder, "next4"), compute=Compute(dtype="bfloat16"))
     assert made.sidecar["options"]["dtype"] == "bfloat16"
     loaded = harness.Harness(
-        verb.Checkpoint(model), Compute(dtype="bfloat16"), on(folder), None, verb.SILENT
+        Checkpoint(model), Compute(dtype="bfloat16"), on(folder), None, SILENT
     )._load()
     ids = torch.zeros(1, 4, dtype=torch.long)
     assert loaded.softmax_dtype == torch.float32
@@ -378,7 +378,6 @@ def test_a_loss_is_that_of_its_text_alone(llama, tmp_path) -> None:
 
 def test_the_noise_that_is_left(llama, tmp_path, monkeypatch) -> None:
     """Greatest differences between the times: none on a CPU, else what the times differ by."""
-
     data = [Data(tiny.tokens(tmp_path / "t.safetensors"))]
     assert "noise" not in evaluate(str(llama), data=data).results["data"][0]
     made = evaluate(str(llama), data=data, repeat=3)

@@ -7,8 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
-from prunecli import prune
-from prunecli.measuring.eval import evaluate
+from prunecli import evaluate, prune
 from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.families import registry

@@ -4,10 +4,8 @@ import pytest
 import torch
 
 import tiny
-from prunecli import calibrate, prune, score, search_arch
+from prunecli import calibrate, evaluate, prune, score, search_arch, speed
 from prunecli.errors import OutputExists
-from prunecli.measuring.eval import evaluate
-from prunecli.measuring.speed import speed
 from prunecli.model import device as devices
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.device import settled

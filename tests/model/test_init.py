@@ -9,9 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
-from prunecli import prune
+from prunecli import check, prune
 from prunecli.errors import InputError, UsageError
-from prunecli.measuring.check import check
 from prunecli.settings import Amount
 from prunecli.training.init import BASE_WIDTH, SCHEMES, init
 

@@ -12,9 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
-from prunecli import prune
+from prunecli import evaluate, prune
 from prunecli.errors import InputError
-from prunecli.measuring.eval import evaluate
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.report import Report
 from prunecli.settings import Amount, Data
@@ -226,7 +225,7 @@ def test_language_models_of_wrappers(kind, wrapper, ids, tmp_path):
     folder = wrapper(kind)
     tied = HEAD not in Checkpoint(str(folder)).specs
     notes = same_as_stock(folder, ids, tmp_path / "out", tied, "AutoModelForImageTextToText")
-    assert [f"is a '{kind}': its language model" in note for note in notes] == [True]
+    assert [f"is a multimodal '{kind}': its language model" in note for note in notes] == [True]
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["model_type"] == WRAPPED[kind][1]
     assert [name.endswith("ForCausalLM") for name in config["architectures"]] == [True]
@@ -296,7 +295,7 @@ REFUSED = {
     ),
     "a wrapper that no table describes": (
         False, lambda t: t, {"model_type": "qwen9_vl", "text_config": {}},
-        ("more than a language model", "qwen9_vl"),
+        ("not a supported multimodal model", "qwen9_vl"),
     ),
 }  # fmt: skip
 

@@ -7,11 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
-from prunecli import prune, search_arch
+from prunecli import evaluate, prune, search_arch
 from prunecli.data import windows
 from prunecli.errors import InputError, NotANumber, PruneError, Stopped, UsageError
 from prunecli.measuring import perplexity
-from prunecli.measuring.eval import evaluate
 from prunecli.model.arch import Arch
 from prunecli.pruning import grid
 from prunecli.report import Report

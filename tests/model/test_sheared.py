@@ -648,7 +648,7 @@ def test_shares_to_begin_with(llama, calibration, tmp_path):
 
 def test_rows_are_read_as_they_are_needed(llama, calibration, tmp_path):
     """A range of rows is what was trained on; evaluating on them is refused, beside them is not."""
-    from prunecli.measuring.eval import evaluate
+    from prunecli import evaluate
 
     made = run(llama, tmp_path / "o", f"{calibration}:2:7")
     (trained,) = made.sidecar["tokens"]["trained"]
@@ -667,7 +667,7 @@ def test_rows_are_read_as_they_are_needed(llama, calibration, tmp_path):
 
 def test_only_what_is_read_is_recorded(llama, calibration, tmp_path):
     """A short run on a long D leaves the rest for evaluation."""
-    from prunecli.measuring.eval import evaluate
+    from prunecli import evaluate
 
     made = run(llama, tmp_path / "o", calibration, options={"tokens": 3 * 32, "batch_size": 1})
     (trained,) = made.sidecar["tokens"]["trained"]

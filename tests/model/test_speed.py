@@ -8,11 +8,10 @@ import pytest
 import torch
 
 import tiny
-from prunecli import prune
+from prunecli import prune, speed
 from prunecli.errors import InputError, UsageError
 from prunecli.measuring import timing as clock
-from prunecli.measuring.costs import Model
-from prunecli.measuring.speed import speed
+from prunecli.measuring.costs import SizedModel
 from prunecli.settings import Amount, Compute, Data, Output, Timing
 from prunecli.tables import reference
 from prunecli.tables.table import table
@@ -79,7 +78,7 @@ def test_flops_equal_torchs_counter(llama):
 
 def test_counting_needs_no_torch(paper):
     code = (
-        "import sys; from prunecli.speeds import speed; "
+        "import sys; from prunecli import speed; "
         f"speed({paper!r}, flops_only=True); "
         "heavy = {'torch', 'transformers', 'numpy'} & set(sys.modules); assert not heavy, heavy"
     )
@@ -98,7 +97,7 @@ def test_a_sparse_checkpoint_tells_its_density(llama, calibration, tmp_path):
     told = speed(out, flops_only=True, base=str(llama)).results
     assert told["density"] == pytest.approx(0.5)
     halved = told["base"]["flops"] - told["flops"]
-    arch = Model.open(out, counted=True).arch
+    arch = SizedModel.open(out, counted=True).arch
     assert halved == 2 * round(0.5 * arch.block_params) * 2048
     assert told["flops_ratio"] == told["base"]["flops"] / told["flops"]
 
@@ -160,7 +159,7 @@ def test_zeros_survive_the_training_step(llama, calibration, tmp_path, monkeypat
     """Timing a step changes no weight, so 2:4 weights can be compressed after it."""
     out = str(tmp_path / "p")
     prune(str(llama), out, method="magnitude", amount=Amount(sparsity="2:4"))
-    subject = clock.TimedModel(Model.open(out, counted=False), QUICK, 16, Compute())
+    subject = clock.TimedModel(SizedModel.open(out, counted=False), QUICK, 16, Compute())
     before = {name: p.clone() for name, p in subject.model.named_parameters()}
     subject.seconds("train")
     assert all(torch.equal(p, before[name]) for name, p in subject.model.named_parameters())
@@ -183,7 +182,7 @@ def test_2_4_kernels_where_the_gpu_has_them(llama, tmp_path, monkeypatch, capabi
     out = str(tmp_path / "p")
     prune(str(llama), out, method="magnitude", amount=Amount(sparsity="2:4"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
-    found = clock._kernels(Model.open(out, counted=True), torch.device("cuda"))
+    found = clock._kernels(SizedModel.open(out, counted=True), torch.device("cuda"))
     assert (found == clock.USED) is used
 
 
@@ -248,7 +247,7 @@ def test_bad_requests(llama, paper, tmp_path):
 
 
 def test_every_family_is_counted(models, family):
-    arch = Model.open(str(models(family)), counted=True).arch
+    arch = SizedModel.open(str(models(family)), counted=True).arch
     told = speed(str(models(family)), flops_only=True).results
     assert told["params"] == arch.total_params == sum(told["params_by_group"].values())
     cache = tiny.SIZES["num_hidden_layers"] * arch.kv_heads * arch.head_dim * 2 * 4

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 import tiny
+from prunecli import evaluate
 from prunecli.errors import InputError, NotANumber, OutputExists, UsageError
 from prunecli.measuring import harness
 from prunecli.measuring import tasks as of_tasks
-from prunecli.measuring.eval import evaluate
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.report import SILENT
 from prunecli.settings import Compute, Data, Output, Tasks

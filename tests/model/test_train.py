@@ -15,10 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.api import CheckpointException
 
 import tiny
-from prunecli import prune
+from prunecli import check, prune
 from prunecli.data import rows as row_sets
 from prunecli.errors import InputError, OutputExists, PruneError, Stopped, UsageError
-from prunecli.measuring.check import check
 from prunecli.report import Report
 from prunecli.settings import Amount, Compute, Data, Output, Training
 from prunecli.training import schedule, state

@@ -10,10 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
-from prunecli import prune
+from prunecli import check, prune
 from prunecli.errors import InputError, PruneError, UsageError
-from prunecli.measuring.check import check
-from prunecli.measuring.costs import Model
+from prunecli.measuring.costs import SizedModel
 from prunecli.methods import registry
 from prunecli.methods._masks import drop_mask
 from prunecli.model.arch import Arch
@@ -132,8 +131,8 @@ def test_check_counts_the_pattern(sparse, tmp_path) -> None:
     broken, ratio = check(str(wrong), deep=True)
     groups = crowded(wrong, 2, 4)
     assert groups == 80 * 48 // 4
-    assert broken == f"the sidecar tells 2:4: '{name}' breaks 2:4 in {groups} groups"
-    assert "a ratio of 0.5, of block weights 0.4" in ratio
+    assert broken == f"the sidecar records 2:4, but '{name}' breaks 2:4 in {groups} groups"
+    assert "a ratio of 0.5, but 0.4" in ratio
     with pytest.raises(InputError, match="masks do not fit"):
         init(str(tmp_path / "twin"), like=str(wrong))
 
@@ -150,8 +149,8 @@ def test_check_counts_what_is_told(sparse, claim) -> None:
     (sparse / "prunecli.json").write_text(json.dumps(record))
     nonzero, ratio = check(str(sparse), deep=True)
     told = record["results"]["nonzero"]
-    assert nonzero == f"the sidecar tells {told} non-zero weights, there are {told - 1}"
-    assert ratio.endswith("of block weights 0.5000 are zero")
+    assert nonzero == f"the sidecar records {told} non-zero weights, found {told - 1}"
+    assert ratio.endswith("but 0.5000 of block weights are zero")
 
 
 def test_a_rest_of_a_row_is_a_group() -> None:
@@ -185,7 +184,7 @@ def test_training_keeps_the_claim_with_the_zeros(sparse, calibration, tmp_path) 
     assert kept.results["granularity"] == "weights, 2:4" and kept.results["ratio"] == 0.5
     assert crowded(tmp_path / "kept", 2, 4) == 0
     assert check(str(tmp_path / "kept"), deep=True) == []
-    assert Model.open(str(tmp_path / "kept"), False).pattern == "2:4"
+    assert SizedModel.open(str(tmp_path / "kept"), False).pattern == "2:4"
 
 
 def test_training_without_the_zeros_claims_none(sparse, calibration, tmp_path) -> None:
@@ -195,7 +194,7 @@ def test_training_without_the_zeros_claims_none(sparse, calibration, tmp_path) -
     assert dense.results["ratio"] == pytest.approx(0, abs=1e-3)
     assert dense.results["ratio_total"] == pytest.approx(0, abs=1e-3)
     assert check(str(tmp_path / "dense"), deep=True) == []
-    assert Model.open(str(tmp_path / "dense"), False).pattern is None
+    assert SizedModel.open(str(tmp_path / "dense"), False).pattern is None
 
 
 def test_other_zeros_make_another_claim(llama, calibration, tmp_path) -> None:
@@ -236,4 +235,4 @@ def test_twins(sparse, tmp_path, masks) -> None:
     assert made.results["method"] == "scratch"
     assert (crowded(tmp_path / "t", 2, 4) == 0) == kept
     assert check(str(tmp_path / "t"), deep=True) == []
-    assert Model.open(str(tmp_path / "t"), False).pattern == ("2:4" if kept else None)
+    assert SizedModel.open(str(tmp_path / "t"), False).pattern == ("2:4" if kept else None)

@@ -67,7 +67,7 @@ def test_any_value_is_read_or_refused_in_one_line(name, key, value, tmp_path):
         ({"attn_implementation": "someone/kernel"}, ("attn_implementation", "not run")),
         ({"_attn_implementation": {"text_config": "a/b"}}, ("_attn_implementation", "not run")),
         ({"tie_word_embeddings": "yes"}, ("tie_word_embeddings",)),
-        ({"quantization_config": {}}, ("quantization_config", "take the key out")),
+        ({"quantization_config": {}}, ("quantization_config", "remove the key")),
         ({"dtype": 7}, ("dtype is 7, expected one of float32",)),
         ({"torch_dtype": "torch.half"}, ('torch_dtype is "torch.half"',)),
         ({"rope_parameters": [1]}, ("rope_parameters", "(RopeParameters, dict, NoneType)")),

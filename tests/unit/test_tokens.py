@@ -195,7 +195,7 @@ def test_builtin_by_default(load):
     assert found.ids.shape == windows.BUILTIN_SIZE == (32, 512)
     assert found.ids.dtype == torch.int32
     assert len(report.notes) == 1
-    assert "for trying and CI" in report.notes[0]
+    assert "suits trials only" in report.notes[0]
     assert "--recipe paper" in report.notes[0]
     assert found.meta["source"] == "builtin:calibration"
     assert found.meta["sampler"] == "concat-contiguous"
@@ -220,7 +220,7 @@ def test_default_length_is_capped_by_the_model(load):
     report = Heard()
     found = load("builtin", max_positions=64, report=report)
     assert found.ids.shape == (32, 64)
-    assert any("64 tokens, not 512" in note for note in report.notes)
+    assert any("from 512 to 64" in note for note in report.notes)
 
 
 # ---- files
@@ -461,7 +461,7 @@ def test_refused_tensors(load, rows, name):
         ({"skip_bad": 1}, UsageError, "used as it is .*--skip-bad"),
         ({"bos": "always"}, UsageError, "used as it is .*--bos"),
         ({"special_tokens": "ids"}, UsageError, "used as it is .*--special-tokens"),
-        ({"max_positions": 9}, InputError, "10 tokens are too long: the model has 9 positions"),
+        ({"max_positions": 9}, InputError, "10 tokens exceed the model's context length of 9"),
         ({"vocab_size": 79}, InputError, "another vocabulary: id 79 >= vocab_size 79"),
         ({"nsamples": 0}, UsageError, "--nsamples 0"),
         ({"seq_len": 1}, UsageError, "--seq-len 1: expected at least 2"),
@@ -540,7 +540,7 @@ def test_refused_sizes_of_text(load, tmp_path):
     file.write_text("abcd" * 100)
     with pytest.raises(InputError, match="gives 4 windows of 100 tokens, not 5; lower --nsamples"):
         load(str(file), nsamples=5, seq_len=100)
-    with pytest.raises(InputError, match="--seq-len 100 is too long: the model has 99 positions"):
+    with pytest.raises(InputError, match="100 exceeds the model's context length of 99 tokens"):
         load(str(file), seq_len=100, max_positions=99)
     with pytest.raises(InputError, match="no document of 1 has more than 400 tokens"):
         load(str(file), seq_len=400, sampler="docs")

@@ -26,19 +26,19 @@ def check(
     if one has a problem.
     """
     report = records.setup(context)
-    from prunecli.measuring.check import check as problems_of
+    from prunecli.measuring.check import check as verb
 
-    given = records.read_paths() if paths == ["-"] else paths
-    found = {path: problems_of(path, deep=deep, report=report) for path in given}
+    paths = records.read_paths() if paths == ["-"] else paths
+    problems = {path: verb(path, deep=deep, report=report) for path in paths}
     if context.params["json"]:
-        rows = [{"path": path, "results": {"problems": p}} for path, p in found.items()]
+        rows = [{"path": path, "results": {"problems": p}} for path, p in problems.items()]
         print(jsonlib.dumps({"results": rows}))
     else:
-        for path, problems in found.items():
-            print("\n".join(f"{path}: {problem}" for problem in problems or ["ok"]))
-    wrong = [path for path, problems in found.items() if problems]
-    if wrong:
-        raise CheckFailed(f"{len(wrong)} of {len(found)} paths failed the check")
+        for path, messages in problems.items():
+            print("\n".join(f"{path}: {message}" for message in messages or ["ok"]))
+    failed = [path for path, messages in problems.items() if messages]
+    if failed:
+        raise CheckFailed(f"{len(failed)} of {len(problems)} paths failed the check")
 
 
 EXAMPLES = (

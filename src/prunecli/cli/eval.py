@@ -1,7 +1,8 @@
 """`prunecli eval`."""
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -116,57 +117,69 @@ def evaluate(
     """
     report, values = records.setup(context), context.params
     folders = records.models_of(models, out)
-    from prunecli.measuring.eval import evaluate as measure
-    from prunecli.measuring.suite import suite as of_suite
+    from prunecli.measuring.eval import EvalRequest
+    from prunecli.measuring.eval import evaluate as verb
 
-    sources = [records.data_of(values, d) for d in data or []]
-    names = tuple(filter(None, (name.strip() for name in (tasks or "").split(","))))
-    if suite is not None:
-        more, of_paper = of_suite(suite, compat == "official")
-        fields = ("tokenizer", "bos", "special_tokens")
-        asked = {name: values[name] for name in fields if values[name] is not None}
-        sources += [replace(one, **asked) for one in more]
-        names = tuple(dict.fromkeys((*of_paper, *names)))
-    elif compat is not None:
-        raise UsageError("--compat belongs to --suite")
-    if not names and (include_path or limit or allow_code or batch_size):
-        raise UsageError("--include-path, --allow-code, --limit and --batch-size belong to --tasks")
-    if allow_code and not include_path:
-        records.refuse(context, ["allow_code"], "is about the files of --include-path")
-    if suite is not None and not data:
-        records.refuse(context, SAMPLING, "is what --suite decides")
-        records.refuse(context, options.READING, "is about files of --data, not of a suite")
-    if names and not sources:
-        of_windows = [*SAMPLING, *options.READING, "special_tokens", "buffer"]
-        records.refuse(context, of_windows, "is about windows of --data, not tasks")
-    if sources and not names:
-        records.refuse_tokenizer(context, *(source.source for source in sources))
-    if out is None:
-        records.refuse(context, [*KEPT, "restart"], "is about the file of --out")
+    sources, names = _sources(values), _tasks(tasks, suite)
+    _refuse_idle(context, sources, names)
     wanted = Tasks(
         names, include_path, limit, batch_size, allow_code, values["tokenizer"], values["bos"]
     )
+    if not sources and not names:
+        sources = [records.data_of(values, Data.source)]
+    run = records.run_context(values, out, report)
     made: list[Result] = []
     try:
         for folder in folders:
-            made.append(
-                measure(
-                    folder,
-                    data=sources or ([] if names else [records.data_of(values, Data.source)]),
-                    tasks=wanted,
-                    restart=restart,
-                    repeat=repeat,
-                    allow_overlap=allow_overlap,
-                    out=out,
-                    compute=records.compute_of(values),
-                    output=records.output(values),
-                    report=report,
-                )
-            )
+            request = EvalRequest(folder, tuple(sources), wanted, allow_overlap, repeat)
+            made.append(verb(request, run))
     finally:
         # what was measured before a failure is not lost
         if made:
             _print(made, values["json"] or values["dry_run"])
+
+
+def _sources(values: Mapping[str, Any]) -> list[Data]:
+    """Return what --data and --suite ask for; raise UsageError for --compat without a suite."""
+    from prunecli.measuring.suite import suite
+
+    sources = [records.data_of(values, source) for source in values["data"] or []]
+    if values["suite"] is None:
+        if values["compat"] is not None:
+            raise UsageError("--compat belongs to --suite")
+        return sources
+    fields = ("tokenizer", "bos", "special_tokens")
+    explicit = {name: values[name] for name in fields if values[name] is not None}
+    of_suite, _ = suite(values["suite"], values["compat"] == "official")
+    return [*sources, *(replace(source, **explicit) for source in of_suite)]
+
+
+def _tasks(tasks: str | None, name: str | None) -> tuple[str, ...]:
+    """Return the names of the tasks of --tasks and --suite, each once."""
+    from prunecli.measuring.suite import TASKS
+
+    names = tuple(filter(None, (task.strip() for task in (tasks or "").split(","))))
+    return names if name is None else tuple(dict.fromkeys((*TASKS, *names)))
+
+
+def _refuse_idle(context: typer.Context, sources: list[Data], tasks: tuple[str, ...]) -> None:
+    """Raise UsageError for options that nothing would read."""
+    values = context.params
+    of_tasks = ("include_path", "limit", "allow_code", "batch_size")
+    if not tasks and any(values[name] for name in of_tasks):
+        raise UsageError("--include-path, --allow-code, --limit and --batch-size belong to --tasks")
+    if values["allow_code"] and not values["include_path"]:
+        records.refuse(context, ["allow_code"], "is about the files of --include-path")
+    if values["suite"] is not None and not values["data"]:
+        records.refuse(context, SAMPLING, "is what --suite decides")
+        records.refuse(context, options.READING, "is about files of --data, not of a suite")
+    if tasks and not sources:
+        of_windows = [*SAMPLING, *options.READING, "special_tokens", "buffer"]
+        records.refuse(context, of_windows, "is about windows of --data, not tasks")
+    if sources and not tasks:
+        records.refuse_tokenizer(context, *(source.source for source in sources))
+    if values["out"] is None:
+        records.refuse(context, [*KEPT, "restart"], "is about the file of --out")
 
 
 def _print(made: list[Result], as_json: bool) -> None:

@@ -82,41 +82,37 @@ def speed(
     """
     report, values = records.setup(context), context.params
     folders = records.models_of(models, out)
-    from prunecli.measuring.speed import speed as measured
+    from prunecli.measuring.speed import SpeedRequest
+    from prunecli.measuring.speed import speed as verb
 
     quantities = tuple(filter(None, (name.strip() for name in measure.split(","))))
-    if flops_only:
-        records.refuse(context, TIMED, "is about timing, which --flops-only leaves out")
-    if "decode" not in quantities:
-        records.refuse(context, ["decode_tokens"], "is about decoding, which --measure leaves out")
-    if out is None:
-        records.refuse(context, ("force", "skip_existing"), "is about the file of --out")
+    _refuse_idle(context, quantities)
     timing = Timing(quantities, batch_size, decode_tokens, warmup, rounds, compile, values["seed"])
+    run = records.run_context(values, out, report)
     made: list[Result] = []
     try:
         for folder in folders:
-            made.append(
-                measured(
-                    folder,
-                    base=base,
-                    timing=timing,
-                    seq_len=seq_len,
-                    sparsity=sparsity,
-                    flops_only=flops_only,
-                    official=compat == "official",
-                    out=out,
-                    compute=records.compute_of(values),
-                    output=records.output(values),
-                    report=report,
-                )
+            request = SpeedRequest(
+                folder, base, timing, seq_len, sparsity, flops_only, compat == "official"
             )
-            told = made[-1].results.get("measured", {}).get("semi_structured")
-            if told and "dense" not in told.partition(":")[2]:
-                report.note(f"{folder}: sparse kernels {told}")
+            made.append(verb(request, run))
+            kernels = made[-1].results.get("measured", {}).get("semi_structured")
+            if kernels and "dense" not in kernels.partition(":")[2]:
+                report.note(f"{folder}: sparse kernels {kernels}")
     finally:
         # what was measured before a failure is not lost
         if made:
             _print(made, values["json"] or values["dry_run"])
+
+
+def _refuse_idle(context: typer.Context, quantities: tuple[str, ...]) -> None:
+    """Raise UsageError for options that nothing would read."""
+    if context.params["flops_only"]:
+        records.refuse(context, TIMED, "is about timing, which --flops-only leaves out")
+    if "decode" not in quantities:
+        records.refuse(context, ["decode_tokens"], "is about decoding, which --measure leaves out")
+    if context.params["out"] is None:
+        records.refuse(context, ("force", "skip_existing"), "is about the file of --out")
 
 
 def _print(made: list[Result], as_json: bool) -> None:

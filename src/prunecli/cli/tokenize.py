@@ -100,29 +100,14 @@ def tokenize(
     The rows depend on text and tokenizer alone. OUT holds the tokenizer too. Progress is saved in
     OUT.partial. Rerun the same command to resume.
     """
-    report = records.setup(context)
+    report, values = records.setup(context), context.params
     source = records.from_stdin(data)[0] or ""
-    from prunecli.data.tokenize import tokenize as make
+    from prunecli.data.tokenize import TokenizeRequest
+    from prunecli.data.tokenize import tokenize as verb
 
-    made = make(
-        source,
-        out,
-        seq_len=seq_len,
-        tokenizer=tokenizer,
-        train_tokenizer=train_tokenizer,
-        separator=separator,
-        bos=bos,
-        special_tokens=special_tokens,
-        tokens=tokens,
-        shard_tokens=shard_tokens,
-        workers=workers,
-        text_column=context.params["text_column"],
-        skip_bad=context.params["skip_bad"],
-        restart=restart,
-        output=records.output(context.params),
-        report=report,
-    )
-    console.print_made(made, context.params)
+    names = TokenizeRequest.__dataclass_fields__.keys() & values.keys()
+    request = TokenizeRequest(source, **{name: values[name] for name in names})
+    console.print_made(verb(request, records.run_context(values, out, report)), values)
 
 
 EXAMPLES = (

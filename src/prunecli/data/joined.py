@@ -37,7 +37,7 @@ class ConcatRows:
     start = 0
 
     def __init__(self, sets: Sequence[Rows | WindowRows]) -> None:
-        self.sets, self.sizes = sets, [len(found) for found in sets]
+        self.sets, self.sizes = sets, [len(rows) for rows in sets]
         self._ends = list(accumulate(self.sizes))
         self.seq_len = sets[0].seq_len
 
@@ -46,12 +46,12 @@ class ConcatRows:
 
     def read(self, indices: Sequence[int]) -> Tensor:
         """Return rows by number: int64 [rows, T]."""
-        found = []
+        rows = []
         for index in indices:
             which = bisect_right(self._ends, index)
-            inside = index - (self._ends[which] - self.sizes[which])
-            found.append(self.sets[which].read([self.sets[which].start + inside]))
-        return torch.cat(found)
+            offset = index - (self._ends[which] - self.sizes[which])
+            rows.append(self.sets[which].read([self.sets[which].start + offset]))
+        return torch.cat(rows)
 
     def some(self, count: int) -> Tensor:
         """Return `count` rows spread evenly over all, or all."""

@@ -41,7 +41,7 @@ class Digest:
         self.min_id = 0
 
     def update(self, ids: "np.ndarray") -> None:
-        """Take in the next ids, an integer array of whole rows."""
+        """Add the next ids, an integer array of whole rows."""
         if ids.size:
             self.max_id = max(self.max_id, int(ids.max()))
             self.min_id = min(self.min_id, int(ids.min()))
@@ -57,7 +57,7 @@ class Rows:
     """The rows [start, stop) of a set of rows.
 
     Attributes:
-        name: what the set is called, without its path.
+        name: of the set, without its path.
         digest: of the whole set, whatever the range.
         seq_len: tokens per row.
         tokenizer: digest of the tokenizer that made them, None if unknown.
@@ -94,15 +94,15 @@ class Rows:
         import numpy as np
         import torch
 
-        found = []
+        rows = []
         for index in indices:
             shard = bisect_right(self._ends, index)
             before = self._ends[shard - 1] if shard else 0
-            found.append(self._slice(shard)[index - before : index - before + 1])
-        return torch.from_numpy(np.concatenate(found).astype(np.int64))
+            rows.append(self._slice(shard)[index - before : index - before + 1])
+        return torch.from_numpy(np.concatenate(rows).astype(np.int64))
 
     def scan(self) -> Digest:
-        """Read the whole set once, whatever the range, and return what it amounts to."""
+        """Read the whole set once, whatever the range, and return its digest and bounds."""
         digest, begin = Digest(self.seq_len), 0
         step = max(1, CHUNK // self.seq_len)
         for shard, end in enumerate(self._ends):
@@ -117,7 +117,7 @@ class Rows:
 
 
 def split(data: str) -> tuple[str, int | None, int | None]:
-    """Return the path, the first row and the end of ROWS[:A:B]; None where it does not say."""
+    """Return the path, the first row and the end of ROWS[:A:B]; None for a bound left out."""
     match = RANGE.fullmatch(data)
     if match is None:
         raise InputError("no rows were named", "give the folder that `prunecli tokenize` made")
@@ -126,7 +126,7 @@ def split(data: str) -> tuple[str, int | None, int | None]:
 
 
 def place_of(data: str) -> Path | None:
-    """Return the file or folder that D lies in, None where it is a name."""
+    """Return the file or folder of a source, None if it is a name or does not exist."""
     file, tensor, _ = data.partition(f"{TENSOR_FILE}:")
     path = Path(file + TENSOR_FILE if tensor else split(data)[0]) if data else None
     return path if path is not None and exists(path) else None
@@ -141,14 +141,14 @@ def is_rows(data: str) -> bool:
 
 
 def is_ranged(data: str) -> bool:
-    """Return whether `data` names only some of its rows, or a set that one names some of."""
+    """Return whether `data` names a range of rows, or a folder, which is recorded with one."""
     return TENSOR_FILE not in data or split(data)[1:] != (None, None)
 
 
 def open_rows(data: str) -> Rows:
-    """Open ROWS[:A:B] or FILE.safetensors:NAME[:A:B]; raise InputError if that cannot be."""
+    """Open ROWS[:A:B] or FILE.safetensors:NAME[:A:B]; raise InputError if it cannot be read."""
     path, start, stop = split(data)
-    whole = _given(path) if TENSOR_FILE in path else _folder(path)
+    whole = _of_tensor(path) if TENSOR_FILE in path else _folder(path)
     total = whole.stop
     first = 0 if start is None else start
     last = total if stop is None else stop
@@ -178,7 +178,7 @@ def _folder(path: str) -> Rows:
         files.append((file, NAME))
         ends.append(total)
     if total != results["rows"]:
-        raise InputError(f"'{path}' has {total} rows, its sidecar tells {results['rows']}")
+        raise InputError(f"'{path}' has {total} rows, its sidecar records {results['rows']}")
     return Rows(
         folder.resolve().name,
         record.outputs["digest"],
@@ -194,8 +194,8 @@ def _folder(path: str) -> Rows:
     )
 
 
-def _given(path: str) -> Rows:
-    """Open an integer tensor as rows; its ids are read once, to know their digest and bounds."""
+def _of_tensor(path: str) -> Rows:
+    """Open an integer tensor as rows; its ids are read once, for their digest and bounds."""
     file, name, spec = check_integers(path)
     count, length = spec.shape
     whole = Rows(
@@ -211,5 +211,5 @@ def _given(path: str) -> Rows:
         ((file, name),),
         (count,),
     )
-    found = whole.scan()
-    return replace(whole, digest=found.hexdigest(), min_id=found.min_id, max_id=found.max_id)
+    digest = whole.scan()
+    return replace(whole, digest=digest.hexdigest(), min_id=digest.min_id, max_id=digest.max_id)

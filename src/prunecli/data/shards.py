@@ -1,7 +1,7 @@
 """Writing token rows: text in pieces, through a tokenizer in several processes, into shards.
 
-What is written depends on text and tokenizer alone, not on how many processes there are or how
-often the work was interrupted.
+What is written depends on text and tokenizer alone, not on the number of processes or on
+interruptions.
 """
 
 import hashlib
@@ -27,15 +27,15 @@ from prunecli.report import Report
 if TYPE_CHECKING:
     import numpy as np
 PIECE = 1 << 18  # characters: longer documents are encoded in pieces
-CONTEXT = 1 << 12  # characters beyond a piece that its tokens are found with
+CONTEXT = 1 << 12  # characters around a piece that are encoded with it
 BATCH = 1 << 20  # characters that a process takes at once
-NO_TEXT = hashlib.sha256().hexdigest()  # of the text that was read, where there was none
+NO_TEXT = hashlib.sha256().hexdigest()  # the digest of a source without text
 STATE = "state.json"
 NARROW = 1 << 16  # vocabularies below are stored in two bytes a token
 
 
 class Piece(NamedTuple):
-    """A document, or what lies at characters `start` to `stop` of the part of one in `text`."""
+    """A document, or a part of one: characters `start` to `stop` of `text`, the rest is context."""
 
     text: str
     start: int
@@ -45,32 +45,32 @@ class Piece(NamedTuple):
 
     @property
     def own(self) -> str:
-        """Its own text, without what it borders on."""
+        """Its own text, without the context."""
         return self.text[self.start : self.stop]
 
 
-# where to cut a text, and which text around it the pieces before and behind are encoded with
+# where to cut a text; where the context of the piece after begins, and that of the one before ends
 Cut = tuple[int, int, int]
 
 
 def pieces(documents: Iterable[str], cut: "Callable[[str, int], Cut | None]") -> Iterator[Piece]:
     """Cut documents into pieces of about `PIECE` characters; those without text are left out.
 
-    `cut(text, at)` finds a place near character `at` or beyond, None where there is none.
+    `cut(text, at)` finds a position near character `at` or beyond, None where there is none.
     """
     for text in documents:
         if not text.strip():
             continue
         start = begin = 0
-        while (found := cut(text, start + PIECE)) is not None:
-            end, behind, before = found
-            yield Piece(text[begin:before], start - begin, end - begin, not start, False)
-            start, begin = end, behind
+        while (positions := cut(text, start + PIECE)) is not None:
+            end, next_begin, context_end = positions
+            yield Piece(text[begin:context_end], start - begin, end - begin, not start, False)
+            start, begin = end, next_begin
         yield Piece(text[begin:], start - begin, len(text) - begin, not start, True)
 
 
 def at_lines(text: str, at: int) -> Cut | None:
-    """Cut behind the last end of line before `at`; where what is cut is not encoded together."""
+    """Cut after the last end of line before `at`; for pieces that need no common encoding."""
     if len(text) <= at:
         return None
     end = text.rfind("\n", at - PIECE, at) + 1 or at
@@ -83,10 +83,10 @@ class Exact:
     Near the ends of a piece a tokenizer can find other tokens than in the whole text: it may put a
     space in front, and join or split characters by what follows them. So pieces are encoded with
     the text around them, and a cut is only made between two tokens where the text up to `CONTEXT`
-    characters behind it and the text from `CONTEXT` characters before it give the same tokens for
-    a quarter of that on both sides; and where letters, digits, spaces and other characters meet,
-    since what a tokenizer does within a run of one of them can hang on all of the run. Where there
-    is no such place the piece goes on to the next, if need be to the end of the document.
+    characters after it and the text from `CONTEXT` characters before it give the same tokens for a
+    quarter of that on both sides; and only between characters of two kinds (letters, digits,
+    spaces, others), since tokens within a run of one kind can depend on the whole run. Where there
+    is no such position the piece extends to the next, if need be to the end of the document.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -99,10 +99,10 @@ class Exact:
         while len(text) - at > 2 * CONTEXT:
             low, high = max(0, at - CONTEXT), at + CONTEXT
             before = self._tokens(text, low - CONTEXT, high)
-            behind = self._tokens(text, low, high + CONTEXT)
-            places = range(at - CONTEXT // 2, at + CONTEXT // 2)
-            for end in sorted(places, key=lambda end: abs(end - at)):
-                if _kind(text[end - 1]) != _kind(text[end]) and _agree(before, behind, end):
+            after = self._tokens(text, low, high + CONTEXT)
+            positions = range(at - CONTEXT // 2, at + CONTEXT // 2)
+            for end in sorted(positions, key=lambda end: abs(end - at)):
+                if _kind(text[end - 1]) != _kind(text[end]) and _agree(before, after, end):
                     return end, low, high
             at += CONTEXT
         return None
@@ -135,25 +135,25 @@ def _agree(
 
 
 def divided(spans: "np.ndarray", end: int) -> int | None:
-    """Return how many tokens lie before character `end`, None where that cannot be told.
+    """Return how many tokens end before character `end`, None where that is ambiguous.
 
-    `spans` [tokens, 2] are the characters of each token: one may have `end` inside it, or none at
-    all and stand at `end`, as a space put in front does.
+    `spans` [tokens, 2] are the characters of each token. It is ambiguous if `end` is inside a
+    token, or if one without characters is at `end`, as a space put in front is.
     """
     import numpy as np
 
     count = int(np.count_nonzero(spans[:, 1] <= end))
-    behind = spans[count:]
+    after = spans[count:]
     empty = ((spans[:, 0] == end) & (spans[:, 1] == end)).any()
-    clear = (spans[:count, 1] <= end).all() and (behind[:, 0] >= end).all()
+    clear = (spans[:count, 1] <= end).all() and (after[:, 0] >= end).all()
     return count if clear and not empty else None
 
 
-def _batches(found: Iterable[Piece], taken: Callable[[Piece], None]) -> Iterator[list[Piece]]:
+def _batches(pieces: Iterable[Piece], on_piece: Callable[[Piece], None]) -> Iterator[list[Piece]]:
     batch: list[Piece] = []
     size = 0
-    for piece in found:
-        taken(piece)
+    for piece in pieces:
+        on_piece(piece)
         batch.append(piece)
         size += piece.stop - piece.start + 1
         if size >= BATCH:
@@ -165,9 +165,9 @@ def _batches(found: Iterable[Piece], taken: Callable[[Piece], None]) -> Iterator
 
 @dataclass(frozen=True)
 class Encoding:
-    """How documents become ids: a tokenizer's folder, and what stands in front of each and behind.
+    """How documents become ids: a tokenizer's folder, and the ids before and after each.
 
-    `special_tokens` says what those spelled out in a document become (io/tokenizer.py).
+    `special_tokens`: what those that are spelled out in a document become (data/tokenizer.py).
     """
 
     folder: str
@@ -195,15 +195,15 @@ def encoder(encoding: Encoding) -> Callable[[list[Piece]], "np.ndarray"]:
     import numpy as np
 
     tokenizer = Tokenizer(encoding.folder, encoding.special_tokens)
-    behind = [] if encoding.separator is None else [encoding.separator]
+    end = [] if encoding.separator is None else [encoding.separator]
 
     def part(piece: Piece) -> list[int]:
         tokens, spans = tokenizer.placed(piece.text)
         start = 0 if piece.first else divided(spans, piece.start)
         stop = len(tokens) if piece.last else divided(spans, piece.stop)
         if start is None or stop is None:
-            raise PruneError("a long document has other tokens in its pieces than near the cuts")
-        return [*encoding.front * piece.first, *tokens[start:stop], *behind * piece.last]
+            raise PruneError("a long document has other tokens in its pieces than as a whole")
+        return [*encoding.front * piece.first, *tokens[start:stop], *end * piece.last]
 
     def encode(batch: list[Piece]) -> "np.ndarray":
         whole = iter(tokenizer.encode_all([p.text for p in batch if p.first and p.last]))
@@ -211,16 +211,16 @@ def encoder(encoding: Encoding) -> Callable[[list[Piece]], "np.ndarray"]:
         for piece in batch:
             if not (piece.first and piece.last):
                 ids += part(piece)
-            elif found := next(whole):
-                # nothing comes of a document of characters that the tokenizer drops
-                ids += [*encoding.front, *found, *behind]
+            elif own := next(whole):
+                # a document may consist of characters that the tokenizer drops
+                ids += [*encoding.front, *own, *end]
         return np.array(ids, dtype=np.int32)
 
     return encode
 
 
 def _caught(batches: Iterator[list[Piece]]) -> Iterator[list[Piece] | Exception]:
-    """Yield batches, and in the place of what cannot be read the error."""
+    """Yield batches, and an error where one cannot be read."""
     try:
         yield from batches
     except Exception as error:
@@ -232,14 +232,14 @@ def encoded(
 ) -> "Generator[np.ndarray, None, None]":
     """Yield the ids of each batch, in order; processes are only started for more than a few.
 
-    Batches are read ahead, but what stops their reading is raised in its turn: whether it is met
-    does not depend on how many processes there are.
+    Batches are read ahead, but an error in reading is raised in its turn: whether it is reached
+    does not depend on the number of processes.
     """
-    found = _caught(batches)
-    first = list(islice(found, 2 * workers))
+    caught = _caught(batches)
+    first = list(islice(caught, 2 * workers))
     if workers == 1 or len(first) < 2 * workers:
         encode = encoder(encoding)
-        for batch in chain(first, found):
+        for batch in chain(first, caught):
             if isinstance(batch, Exception):
                 raise batch
             yield encode(batch)
@@ -259,17 +259,17 @@ def encoded(
         try:
             while waiting:
                 yield waiting.popleft().result()
-                waiting.extend(submitted(batch) for batch in islice(found, 1))
+                waiting.extend(submitted(batch) for batch in islice(caught, 1))
         finally:
             for future in waiting:
                 future.cancel()
 
 
 class Shards:
-    """Takes ids as they come and writes rows; every full shard is on disk at once.
+    """Takes ids as they come and writes rows; every full shard goes to disk at once.
 
     Attributes:
-        rows: written so far. count: of shards. digest: of all written ids.
+        rows: how many are written. count: how many shards. digest: of all written ids.
     """
 
     def __init__(
@@ -295,7 +295,7 @@ class Shards:
 
     @property
     def full(self) -> bool:
-        """Whether there are as many rows as were asked for, waiting ones included."""
+        """Whether there are as many rows as were asked for, unwritten ones included."""
         waiting = self.rows + len(self.rest) // self.seq_len
         return self.most_rows is not None and waiting >= self.most_rows
 
@@ -309,7 +309,7 @@ class Shards:
         return self.count > before
 
     def finish(self) -> None:
-        """Write what waits, without the incomplete row at the end."""
+        """Write what is left, without the incomplete row at the end."""
         if size := len(self.rest) // self.seq_len:
             self._flush(size)
 
@@ -328,65 +328,87 @@ class Shards:
             self.rows, self.count = self.rows + size, self.count + 1
 
 
+class _Reader:
+    """Batches of pieces, and what was met up to each: processes read ahead of what is written.
+
+    Attributes:
+        met: for batches that are not written yet, the sha256 of the text before each, and the bad
+            lines in it.
+    """
+
+    def __init__(self, pieces: Iterable[Piece], reading: Reading) -> None:
+        self._sha, self._reading = hashlib.sha256(), reading
+        self._batches = _batches(pieces, self._update)
+        self.met: deque[tuple[str, int]] = deque()
+
+    def _update(self, piece: Piece) -> None:
+        self._sha.update(piece.own.encode("utf-8", "surrogatepass") + b"\0" * piece.last)
+
+    @property
+    def now(self) -> tuple[str, int]:
+        """The sha256 of all text that was read, and its bad lines."""
+        return self._sha.hexdigest(), self._reading.skipped
+
+    def skip(self, batches: int) -> None:
+        """Read batches that are in finished shards."""
+        for _ in range(batches):
+            next(self._batches, None)
+
+    def batches(self) -> Iterator[list[Piece]]:
+        """Yield the batches that are left."""
+        self.met.append(self.now)
+        for batch in self._batches:
+            self.met.append(self.now)
+            yield batch
+
+
 def write(
     shards: Shards,
-    found: Iterable[Piece],
+    pieces: Iterable[Piece],
     encoding: Encoding,
     workers: int,
     report: Report,
     reading: Reading,
 ) -> tuple[str, int]:
-    """Write all rows, going on after the shards that a stopped run has finished.
+    """Write all rows, resuming after the shards that a stopped run has finished.
 
     Returns the sha256 of the text in them, and how many bad lines `reading` met in it. Raises
-    InputError if the text before the end of the finished shards is not what it was.
+    InputError if the text in the finished shards is not what it was.
     """
-    sha = hashlib.sha256()
-
-    def taken(piece: Piece) -> None:
-        sha.update(piece.own.encode("utf-8", "surrogatepass") + b"\0" * piece.last)
-
-    batches = _batches(found, taken)
-    file = shards.folder / STATE
-    # of the finished shards: how many, whole batches in them, and tokens of the batch after those
-    done, used = 0, 0
-    if file.exists():
-        state = json.loads(file.read_text("utf-8"))
-        shards.reopen(state["shards"])
-        report.note(f"resuming after {shards.count} finished shards ({shards.rows} rows)")
-        done, used = state["batches"], state["used"]
-        for _ in range(done):
-            next(batches, None)
-        if sha.hexdigest() != state["text"]:
-            raise InputError("the text has changed since this run began", "use --restart")
-    met: deque[tuple[str, int]] = deque([(sha.hexdigest(), reading.skipped)])
-
-    def remembered() -> Iterator[list[Piece]]:
-        # processes run ahead of what is written: remember what was met at each batch
-        for batch in batches:
-            met.append((sha.hexdigest(), reading.skipped))
-            yield batch
-
-    stream = encoded(remembered(), encoding, workers)
+    reader, file = _Reader(pieces, reading), shards.folder / STATE
+    # of the finished shards: whole batches in them, and tokens of the batch after those
+    done, used = _resume(shards, reader, file, report) if file.exists() else (0, 0)
+    stream = encoded(reader.batches(), encoding, workers)
     start, tokens = perf_counter(), 0
     for ids in report.track(stream, "tokenizing", unit="batches"):
         if shards.add(ids[used:]):
-            # what waits now is the end of these very ids
+            # what is not written yet is the end of these very ids
             state = {
                 "shards": shards.count,
                 "batches": done,
                 "used": len(ids) - len(shards.rest),
-                "text": met[0][0],
+                "text": reader.met[0][0],
             }
             replace_text(file, json.dumps(state))
-        met.popleft()
+        reader.met.popleft()
         done, used = done + 1, 0
         tokens += len(ids)
         report.live(f"{tokens} tokens, {tokens / (perf_counter() - start):.0f} tokens/s")
         if shards.full:
             break
     else:
-        met[0] = sha.hexdigest(), reading.skipped  # bad lines after the last document too
+        reader.met[0] = reader.now  # bad lines after the last document too
     stream.close()
     shards.finish()
-    return met[0]
+    return reader.met[0]
+
+
+def _resume(shards: Shards, reader: _Reader, file: Path, report: Report) -> tuple[int, int]:
+    """Count what the state in `file` says is finished; return its batches, and tokens beyond."""
+    state = json.loads(file.read_text("utf-8"))
+    shards.reopen(state["shards"])
+    report.note(f"resuming after {shards.count} finished shards ({shards.rows} rows)")
+    reader.skip(state["batches"])
+    if reader.now[0] != state["text"]:
+        raise InputError("the text has changed since this run began", "use --restart")
+    return state["batches"], state["used"]

@@ -7,15 +7,16 @@ text gives nothing. The rules are in docs/tokens.md.
 
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from itertools import chain
 from math import inf
 from pathlib import Path
 from typing import Any, NoReturn
 
-from prunecli.data import documents, textfiles
-from prunecli.data import shards as token_shards
+from prunecli.data import documents, shards, textfiles
+from prunecli.data.documents import Text
 from prunecli.data.records import Reading
-from prunecli.data.shards import Encoding, Exact, at_lines
+from prunecli.data.shards import Encoding, Exact, Shards, at_lines
 from prunecli.data.tokenizer import (
     AUTO,
     BOS,
@@ -34,184 +35,215 @@ from prunecli.data.tokenizer import (
     well_formed,
 )
 from prunecli.errors import InputError, OutputExists, UsageError
-from prunecli.files import output as place
-from prunecli.files import sidecar
-from prunecli.files.sidecar import Input, SidecarBuilder
+from prunecli.files import output, sidecar
+from prunecli.files.artefact import Artefact
+from prunecli.files.sidecar import Input, Sidecar, SidecarBuilder
 from prunecli.model import companions
 from prunecli.report import SILENT, Report
-from prunecli.settings import SHARD_TOKENS, Data, Output, Result
+from prunecli.settings import SHARD_TOKENS, Data, Result, RunContext
 
 
-def tokenize(
-    source: str,
-    out: str,
-    *,
-    seq_len: int,
-    tokenizer: str | None = None,
-    train_tokenizer: int | None = None,
-    separator: str = AUTO,
-    bos: str = AUTO,
-    special_tokens: str = TEXT,
-    tokens: float | None = None,
-    part: str = "calibration",
-    shard_tokens: int = SHARD_TOKENS,
-    workers: int | None = None,
-    text_column: str | None = Data.text_column,
-    skip_bad: int = Data.skip_bad,
-    restart: bool = False,
-    output: Output | None = None,
-    report: Report = SILENT,
-) -> Result:
-    """Write the rows of D into the folder OUT, with the tokenizer that made them.
+@dataclass(frozen=True)
+class TokenizeRequest:
+    """Which text becomes rows, and how.
 
-    `tokenizer` is a folder. `train_tokenizer` trains a byte-level BPE of that many ids on D
-    instead; a `tokenizer` folder given beside it gets a copy. `separator` is an id, `none`, or
-    `auto`: the tokenizer's end of sequence (or beginning). `bos` is `auto` (documents begin as the
-    tokenizer itself begins a text), `always` or `never`; `special_tokens` what those that are
-    spelled out become, `text` or `ids`. `tokens` stops after that many. `text_column` names the
-    column of D that is read, `skip_bad` lines of it may be without text.
-    A stopped run goes on from its last finished shard, of about `shard_tokens`.
-    Raises UsageError, InputError (no text among them), OutputExists.
+    Attributes:
+        source: as in Data, but no token ids. split: what it gives that does not say so itself.
+        seq_len: tokens of each row.
+        tokenizer: a folder. train_tokenizer: train a byte-level BPE of that many ids on the text
+            instead; a `tokenizer` folder beside it gets a copy.
+        separator: behind every document: an id, `none`, or `auto`: the tokenizer's end of sequence
+            (or beginning).
+        bos: `auto` (documents begin as the tokenizer itself begins a text), `always` or `never`.
+        special_tokens: what those that are spelled out in a text become, `text` or `ids`.
+        tokens: stop after that many. shard_tokens: in each file, about. workers: processes, by
+            default one for each core.
+        text_column: of the source. skip_bad: how many of its lines may be without text.
     """
-    output = output or Output()
-    recorder = SidecarBuilder("tokenize", output.argv)
-    workers = workers or len(os.sched_getaffinity(0))
-    _check(seq_len, tokenizer, train_tokenizer, tokens)
-    check_choice("bos", bos, BOS)
-    read = [Path(source)] if textfiles.exists(Path(source)) else []
-    place.check_place(out, output, read)
-    reading = Reading(text_column, skip_bad, report)
-    text = documents.open_text(source, part, True, reading)
-    if train_tokenizer is None:
-        assert tokenizer is not None
-        companions.contents(tokenizer, companions.TOKENIZER)  # refused now or never
-        encoder = Tokenizer(tokenizer, special_tokens)
-        marks = encoder.marks
-        made_with: dict[str, Any] = {"tokenizer": encoder.digest, "train_tokenizer": None}
-    else:
-        check_choice("special-tokens", special_tokens, SPELLED_OUT)
-        marks = Marks(train_tokenizer, eos=0)  # see train_bpe
-        made_with = {"tokenizer": None, "train_tokenizer": train_tokenizer}
-    front = marks.front(bos)
-    between = marks.separator(separator, front)
-    if separator == AUTO and between is None and not front:
-        report.note(
+
+    source: str
+    seq_len: int
+    tokenizer: str | None = None
+    train_tokenizer: int | None = None
+    separator: str = AUTO
+    bos: str = AUTO
+    special_tokens: str = TEXT
+    tokens: float | None = None
+    split: str = "calibration"
+    shard_tokens: int = SHARD_TOKENS
+    workers: int | None = None
+    text_column: str | None = Data.text_column
+    skip_bad: int = Data.skip_bad
+
+
+def tokenize(request: TokenizeRequest, run: RunContext = RunContext()) -> Result:
+    """Write the rows of a text into the folder OUT, with the tokenizer that made them.
+
+    Rerun to resume after the last finished shard. Raises UsageError, InputError (no text among
+    them), OutputExists.
+    """
+    builder = SidecarBuilder("tokenize", run.output.argv)
+    _check(request)
+    files = [Path(request.source)] if textfiles.exists(Path(request.source)) else []
+    output.check_place(run.output.path, run.output, files)
+    text, reading = _open(request, run.report)
+    tokenizer = _open_tokenizer(request)
+    # of one that is trained: see train_bpe
+    marks = tokenizer.marks if tokenizer else Marks(request.train_tokenizer or 0, eos=0)
+    front = marks.front(request.bos)
+    separator = marks.separator(request.separator, front)
+    if request.separator == AUTO and separator is None and not front:
+        run.report.note(
             "the tokenizer has no end of sequence: documents follow unseparated (--separator ID)"
         )
-    options = {
-        "source": text.name,
-        "source_bytes": textfiles.size(read[0]) if read else None,
-        "seq_len": seq_len,
-        **made_with,
-        "separator": between,
-        "bos": front,
-        "special_tokens": special_tokens,
-        "tokens": None if tokens is None else int(tokens),
-        "text_column": text_column,
-        "skip_bad": skip_bad,
-    }
-    if output.skip_existing and place.occupied(Path(out)):
-        return _same(out, options)
-    key = sidecar.key("rows", options, [])
-    place.check_partial(out, key, restart)
-    if output.dry_run:
-        return Result(out, results=options)
-    with place.partial(out, key, restart) as folder:
-        if train_tokenizer is not None:
-            if not present(str(folder)):
-                # tokenizer.json is the last of them: where it is, all are
-                for name, content in train_bpe(text.documents, train_tokenizer, report).items():
-                    place.replace_bytes(folder / name, content)
-                reading = Reading(text_column, skip_bad)
-                text = documents.open_text(source, part, True, reading)
-            if tokenizer is not None:
-                _give_tokenizer(folder, Path(tokenizer))
-            encoder = Tokenizer(str(folder), special_tokens)
-        shards = token_shards.Shards(
-            folder,
-            seq_len,
-            max(1, shard_tokens // seq_len),
-            None if tokens is None else int(tokens) // seq_len,
-            marks.size,
+    size = textfiles.size(files[0]) if files else None
+    options = _options(request, text.name, size, tokenizer, front, separator)
+    if run.output.skip_existing and output.occupied(Path(run.output.path)):
+        return _existing(run.output.path, options)
+    artefact = Artefact(builder, "rows", options, [], run, resumable=True)
+    if done := artefact.settled(options):
+        return done
+    with artefact.partial() as folder:
+        if tokenizer is None:
+            text, reading = _train(request, text, reading, folder, run.report)
+            tokenizer = Tokenizer(str(folder), request.special_tokens)
+        encoding = Encoding(
+            request.tokenizer or str(folder), request.special_tokens, front, separator
         )
-        sha, reading.skipped = token_shards.write(
-            shards,
-            token_shards.pieces(text.documents, Exact(encoder)),
-            Encoding(str(tokenizer or folder), special_tokens, front, between),
-            workers,
-            report,
-            reading,
+        rows, text_digest = _write_rows(
+            request, text, reading, tokenizer, encoding, folder, run.report
         )
-        reading.tell(report)
-        if not shards.rows:
-            _refuse_short(source, seq_len, sha)
-        if tokens is not None and not shards.full:
-            report.note(
-                f"'{source}' gives {shards.rows * seq_len} tokens in whole rows, not {tokens:.0f}"
-            )
-        results = {
-            "rows": shards.rows,
-            "seq_len": seq_len,
-            "tokens": shards.rows * seq_len,
-            "tokenizer": encoder.digest,
-            "vocab": marks.size,
-            "separator": between,
-            "max_id": shards.digest.max_id,
-            "shards": shards.count,
-            "skipped": reading.skipped,
-        }
-        made = recorder.sidecar(
-            "rows",
-            options,
-            [Input(role="text", digest=sha)],
-            outputs={"digest": shards.digest.hexdigest()},
-            results=results,
+        made = replace(artefact, inputs=[Input(role="text", digest=text_digest)])
+        record = made.sidecar(
+            {"digest": rows.digest.hexdigest()},
+            _results(rows, tokenizer, separator, reading.skipped),
         )
-        if train_tokenizer is None:
-            _copy_tokenizer(str(tokenizer), folder)
-            if digest(str(folder)) != encoder.digest:
-                raise InputError(
-                    f"the tokenizer in '{tokenizer}' has changed since this run began",
-                    "use --restart",
-                )
-        place.write_text(folder / sidecar.FOLDER_SIDECAR, made.text())
-        for name in (token_shards.STATE, place.MARK):
-            place.remove(folder / name)
-        place.publish(folder, Path(out).resolve())
-    seconds = made.run.seconds or 1.0
-    report.note(
-        f"{shards.rows} rows of {seq_len} tokens, {shards.rows * seq_len / seconds:.0f} tokens/s"
-    )
-    return Result(out, made.dump(), made.results)
+        _publish(request, tokenizer, record, folder, run.output.path)
+    seconds, tokens = record.run.seconds or 1.0, rows.rows * rows.seq_len
+    run.report.note(f"{rows.rows} rows of {rows.seq_len} tokens, {tokens / seconds:.0f} tokens/s")
+    return made.result(record)
 
 
-def _check(
-    seq_len: int, tokenizer: str | None, train_tokenizer: int | None, tokens: float | None
-) -> None:
+def _check(request: TokenizeRequest) -> None:
+    """Raise UsageError for what no text could satisfy."""
+    seq_len, tokens = request.seq_len, request.tokens
     if seq_len < 2:
         raise UsageError(f"--seq-len {seq_len}: expected at least 2")
     if tokens is not None and not seq_len <= tokens < inf:
         raise UsageError(f"--tokens {tokens:.0f} is not one row of {seq_len}, or more")
-    if train_tokenizer is None and tokenizer is None:
+    if request.train_tokenizer is None and request.tokenizer is None:
         raise UsageError(
             "no tokenizer was given", "use --tokenizer DIR, or --train-tokenizer VOCAB"
         )
-    if train_tokenizer is not None and train_tokenizer <= BYTES:
-        raise UsageError(f"--train-tokenizer {train_tokenizer}: expected more than {BYTES} ids")
+    if request.train_tokenizer is not None and request.train_tokenizer <= BYTES:
+        raise UsageError(
+            f"--train-tokenizer {request.train_tokenizer}: expected more than {BYTES} ids"
+        )
+    check_choice("bos", request.bos, BOS)
 
 
-def _same(out: str, options: dict[str, Any]) -> Result:
-    """Return the rows that are there if they were made alike; text is told by name and size."""
-    found = sidecar.read_if_any(out)
-    if found is None or found.kind != "rows" or found.options != options:
+def _open(request: TokenizeRequest, report: Report) -> tuple[Text, Reading]:
+    """Return the documents, to be read once, and what counts their bad lines."""
+    reading = Reading(request.text_column, request.skip_bad, report)
+    return documents.open_text(request.source, request.split, True, reading), reading
+
+
+def _open_tokenizer(request: TokenizeRequest) -> Tokenizer | None:
+    """Return the tokenizer that is there; None if it must be trained first."""
+    if request.train_tokenizer is not None:
+        check_choice("special-tokens", request.special_tokens, SPELLED_OUT)
+        return None
+    assert request.tokenizer is not None, "_check was asked"
+    companions.contents(request.tokenizer, companions.TOKENIZER)  # raises now or never
+    return Tokenizer(request.tokenizer, request.special_tokens)
+
+
+def _options(
+    request: TokenizeRequest,
+    source: str,
+    source_bytes: int | None,
+    tokenizer: Tokenizer | None,
+    front: list[int],
+    separator: int | None,
+) -> dict[str, Any]:
+    """Return what is recorded of the request; `front` are the ids that documents begin with."""
+    return {
+        "source": source,
+        "source_bytes": source_bytes,
+        "seq_len": request.seq_len,
+        "tokenizer": tokenizer.digest if tokenizer else None,
+        "train_tokenizer": request.train_tokenizer,
+        "separator": separator,
+        "bos": front,
+        "special_tokens": request.special_tokens,
+        "tokens": None if request.tokens is None else int(request.tokens),
+        "text_column": request.text_column,
+        "skip_bad": request.skip_bad,
+    }
+
+
+def _existing(out: str, options: dict[str, Any]) -> Result:
+    """Return the rows that are there if they were made alike; text is known by name and size."""
+    record = sidecar.read_if_any(out)
+    if record is None or record.kind != "rows" or record.options != options:
         raise OutputExists(
             f"OUT '{out}' exists and was made from other inputs or options", "use --force"
         )
-    return Result(out, found.dump(), found.results)
+    return Result(out, record.dump(), record.results)
+
+
+def _train(
+    request: TokenizeRequest, text: Text, reading: Reading, folder: Path, report: Report
+) -> tuple[Text, Reading]:
+    """Train a tokenizer into `folder`, unless a stopped run did; return the text to read next."""
+    if not present(str(folder)):
+        assert request.train_tokenizer is not None
+        # tokenizer.json is the last of them: where it is, all are
+        for name, content in train_bpe(text.documents, request.train_tokenizer, report).items():
+            output.replace_bytes(folder / name, content)
+        text, reading = _open(request, SILENT)
+    if request.tokenizer is not None:
+        _copy_for_user(folder, Path(request.tokenizer))
+    return text, reading
+
+
+def _write_rows(
+    request: TokenizeRequest,
+    text: Text,
+    reading: Reading,
+    tokenizer: Tokenizer,
+    encoding: Encoding,
+    folder: Path,
+    report: Report,
+) -> tuple[Shards, str]:
+    """Write all rows into `folder`; return them, and the digest of their text.
+
+    Raises InputError if there is not one.
+    """
+    seq_len = request.seq_len
+    rows = Shards(
+        folder,
+        seq_len,
+        max(1, request.shard_tokens // seq_len),
+        None if request.tokens is None else int(request.tokens) // seq_len,
+        tokenizer.marks.size,
+    )
+    pieces = shards.pieces(text.documents, Exact(tokenizer))
+    workers = request.workers or len(os.sched_getaffinity(0))
+    sha, reading.skipped = shards.write(rows, pieces, encoding, workers, report, reading)
+    reading.tell(report)
+    if not rows.rows:
+        _refuse_short(request.source, seq_len, sha)
+    if request.tokens is not None and not rows.full:
+        report.note(
+            f"'{request.source}' gives {rows.rows * seq_len} tokens in whole rows, "
+            f"not {request.tokens:.0f}"
+        )
+    return rows, sha
 
 
 def _refuse_short(source: str, seq_len: int, sha: str) -> NoReturn:
-    if sha == token_shards.NO_TEXT:
+    if sha == shards.NO_TEXT:
         raise InputError(f"'{source}' has no text: every document is empty", "give other text")
     raise InputError(
         f"'{source}' is too short: not one row of {seq_len} tokens",
@@ -219,13 +251,46 @@ def _refuse_short(source: str, seq_len: int, sha: str) -> NoReturn:
     )
 
 
+def _results(
+    rows: Shards, tokenizer: Tokenizer, separator: int | None, skipped: int
+) -> dict[str, Any]:
+    return {
+        "rows": rows.rows,
+        "seq_len": rows.seq_len,
+        "tokens": rows.rows * rows.seq_len,
+        "tokenizer": tokenizer.digest,
+        "vocab": tokenizer.marks.size,
+        "separator": separator,
+        "max_id": rows.digest.max_id,
+        "shards": rows.count,
+        "skipped": skipped,
+    }
+
+
+def _publish(
+    request: TokenizeRequest, tokenizer: Tokenizer, record: Sidecar, folder: Path, out: str
+) -> None:
+    """Make the folder of finished shards OUT, with the tokenizer and the sidecar."""
+    if request.train_tokenizer is None:
+        _copy_tokenizer(str(request.tokenizer), folder)
+        if digest(str(folder)) != tokenizer.digest:
+            raise InputError(
+                f"the tokenizer in '{request.tokenizer}' has changed since this run began",
+                "use --restart",
+            )
+    output.write_text(folder / sidecar.FOLDER_SIDECAR, record.text())
+    for name in (shards.STATE, output.MARK):
+        output.remove(folder / name)
+    output.publish(folder, Path(out).resolve())
+
+
 def _copy_tokenizer(source: str, folder: Path) -> None:
     for name, content in companions.contents(source, companions.TOKENIZER).items():
         (folder / name).parent.mkdir(exist_ok=True)
-        place.replace_bytes(folder / name, content)
+        output.replace_bytes(folder / name, content)
 
 
-def _give_tokenizer(folder: Path, target: Path) -> None:
+def _copy_for_user(folder: Path, target: Path) -> None:
     """Copy a freshly trained tokenizer to where the user wants it; never over another one."""
     target.mkdir(parents=True, exist_ok=True)
     if present(str(target)) and digest(str(target)) != digest(str(folder)):
@@ -242,7 +307,7 @@ def train_bpe(texts: Iterable[str], vocab: int, report: Report = SILENT) -> dict
     """
     from tokenizers import models, trainers
 
-    bare = byte_level(models.BPE())
+    tokenizer = byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab,
         special_tokens=[END],
@@ -250,14 +315,14 @@ def train_bpe(texts: Iterable[str], vocab: int, report: Report = SILENT) -> dict
         show_progress=False,
     )
     report.note(f"training a tokenizer of {vocab} ids")
-    found = (well_formed(piece.own) for piece in token_shards.pieces(texts, at_lines))
-    first = next(found, None)
+    pieces = (well_formed(piece.own) for piece in shards.pieces(texts, at_lines))
+    first = next(pieces, None)
     if first is None:
         raise InputError("there is no text to train a tokenizer on: every document is empty")
-    bare.train_from_iterator(chain([first], found), trainer)
-    if bare.get_vocab_size() < vocab:
+    tokenizer.train_from_iterator(chain([first], pieces), trainer)
+    if tokenizer.get_vocab_size() < vocab:
         raise InputError(
-            f"the text has merges for {bare.get_vocab_size()} ids only, asked for {vocab}",
+            f"the text has merges for {tokenizer.get_vocab_size()} ids only, asked for {vocab}",
             "lower --train-tokenizer, or give more text",
         )
-    return files_of(bare, eos_token=END)
+    return files_of(tokenizer, eos_token=END)

@@ -13,7 +13,7 @@ from prunecli.settings import Output, Result
 
 MARK = "key"
 LOGS = ".jsonl"
-SUFFIX = 24  # bytes that names of what is made beside OUT are longer than its own, at most
+SUFFIX = 24  # bytes at most by which names of temporary siblings are longer than OUT's
 
 
 def check_place(out: str, output: Output, inputs: Sequence[Path | None]) -> None:
@@ -23,25 +23,25 @@ def check_place(out: str, output: Output, inputs: Sequence[Path | None]) -> None
     """
     if not out.strip():
         raise InputError("OUT is empty", "name the output")
-    place = Path(out).resolve()
-    for path in filter(None, inputs):
-        source = path.resolve()
-        if place == source:
-            raise InputError(f"OUT '{out}' is the input itself", "choose another OUT")
-        if source.is_dir() and source in place.parents:
-            raise InputError(f"OUT '{out}' lies inside the input", "choose another OUT")
-        if place in source.parents:
-            raise InputError(f"OUT '{out}' contains the input", "choose another OUT")
-    _check_above(f"OUT '{out}'", place)
-    _check_name(f"OUT '{out}'", place)
-    if not occupied(place):
-        _check_access(f"OUT '{out}'", place)
+    path, what = Path(out).resolve(), f"OUT '{out}'"
+    for one in filter(None, inputs):
+        source = one.resolve()
+        if path == source:
+            raise InputError(f"{what} is the input itself", "choose another OUT")
+        if source.is_dir() and source in path.parents:
+            raise InputError(f"{what} lies inside the input", "choose another OUT")
+        if path in source.parents:
+            raise InputError(f"{what} contains the input", "choose another OUT")
+    _check_parent(what, path)
+    _check_name(what, path)
+    if not occupied(path):
+        _check_access(what, path)
         return
     if not (output.force or output.skip_existing):
-        raise OutputExists(f"OUT '{out}' exists", "use --force, or --skip-existing, or move it")
-    _check_ours(f"OUT '{out}'", place)
+        raise OutputExists(f"{what} exists", "use --force or --skip-existing, or move it away")
+    _check_ours(what, path)
     if not output.skip_existing:
-        _check_access(f"OUT '{out}'", place)
+        _check_access(what, path)
 
 
 def check_kept(folder: str, names: Sequence[str], model: Path, out: str) -> None:
@@ -49,84 +49,82 @@ def check_kept(folder: str, names: Sequence[str], model: Path, out: str) -> None
 
     Raises InputError or OutputExists.
     """
-    place = Path(folder).resolve()
-    for what, other in (("the input", model.resolve()), ("OUT", Path(out).resolve())):
-        if place == other or other in place.parents:
-            raise InputError(f"--keep '{folder}' lies in {what}", "choose another folder")
-    _check_above(f"--keep '{folder}'", place / "file")
-    _check_access(f"--keep '{folder}'", place / "file")
-    _check_name(f"--keep '{folder}'", place)
+    path, what = Path(folder).resolve(), f"--keep '{folder}'"
+    for owner, other in (("the input", model.resolve()), ("OUT", Path(out).resolve())):
+        if path == other or other in path.parents:
+            raise InputError(f"{what} lies in {owner}", "choose another folder")
+    _check_parent(what, path / "file")
+    _check_access(what, path / "file")
+    _check_name(what, path)
     for name in names:
-        if occupied(place / name):
-            _check_ours(f"'{Path(folder, name)}', which is to be kept,", place / name)
+        if occupied(path / name):
+            _check_ours(f"'{Path(folder, name)}', which --keep would write,", path / name)
 
 
-def _check_above(told: str, place: Path) -> None:
-    parent = _nearest(place)
+def _check_parent(what: str, path: Path) -> None:
+    parent = _nearest_parent(path)
     if not parent.is_dir():
-        raise InputError(f"{told} lies under '{parent.name}', which is a file")
+        raise InputError(f"{what} lies under '{parent.name}', which is a file")
 
 
-def _check_access(told: str, place: Path) -> None:
-    parent = _nearest(place)
+def _check_access(what: str, path: Path) -> None:
+    parent = _nearest_parent(path)
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(
-            f"{told} cannot be written: nothing may be made in '{parent}'", "choose another"
-        )
+        raise InputError(f"{what} cannot be written: no permission in '{parent}'", "choose another")
 
 
-def _nearest(place: Path) -> Path:
-    """Return the nearest of the folders above that is there."""
+def _nearest_parent(path: Path) -> Path:
+    """Return the nearest of the folders above that exists."""
     # unlike exists(), lexists() takes names that are too long for any file
-    return next(parent for parent in place.parents if os.path.lexists(parent))
+    return next(parent for parent in path.parents if os.path.lexists(parent))
 
 
-def _check_name(told: str, place: Path) -> None:
+def _check_name(what: str, path: Path) -> None:
     """Raise InputError for what is no file or folder, and for names too long to stage under."""
-    parent = _nearest(place)
-    most = os.pathconf(parent, "PC_NAME_MAX") - SUFFIX
-    if any(len(os.fsencode(part)) > most for part in place.relative_to(parent).parts):
-        raise InputError(f"{told}: a name of it has more than {most} bytes", "choose a shorter one")
-    if place.exists() and not (place.is_file() or place.is_dir()):
-        raise InputError(f"{told} is a device or a pipe, expected a file or folder")
+    parent = _nearest_parent(path)
+    limit = os.pathconf(parent, "PC_NAME_MAX") - SUFFIX
+    if any(len(os.fsencode(part)) > limit for part in path.relative_to(parent).parts):
+        raise InputError(f"{what} has a name longer than {limit} bytes", "choose a shorter one")
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise InputError(f"{what} is a device or a pipe, expected a file or folder")
 
 
-def _check_ours(told: str, place: Path) -> None:
-    if not sidecar.is_ours(place):
-        raise OutputExists(f"{told} exists and was not made by prunecli", "move it away")
+def _check_ours(what: str, path: Path) -> None:
+    if not sidecar.is_ours(path):
+        raise OutputExists(f"{what} exists and was not made by prunecli", "move it away")
 
 
-def occupied(place: Path) -> bool:
-    """Return whether something is there that must not be lost (an empty folder is nothing)."""
-    return place.is_file() or (place.is_dir() and any(place.iterdir()))
+def occupied(path: Path) -> bool:
+    """Return whether something exists there that must not be lost; an empty folder is nothing."""
+    return path.is_file() or (path.is_dir() and any(path.iterdir()))
 
 
-def same_already(out: str, output: Output, key: str) -> Result | None:
-    """Return what lies at OUT if --skip-existing asks and its key is `key`.
+def same_already(out: str, output: Output, identity: str) -> Result | None:
+    """Return what exists at OUT if --skip-existing asks for it and `identity` is its id.
 
-    Raises OutputExists if something else lies there.
+    Raises OutputExists if something else exists there.
     """
-    place = Path(out)
-    if not output.skip_existing or not occupied(place):
+    path = Path(out)
+    if not output.skip_existing or not occupied(path):
         return None
-    found = sidecar.read(place)
-    if found.id != key:
+    record = sidecar.read(path)
+    if record.id != identity:
         raise OutputExists(
             f"'{out}' exists and was made from other inputs or options", "use --force"
         )
-    return Result(out, found.dump(), found.results)
+    return Result(out, record.dump(), record.results)
 
 
 def check_disk(out: str, needed: int) -> None:
     """Raise InputError if the disk of OUT has fewer than `needed` bytes free.
 
-    What the state of an unfinished run takes counts as free: it is gone on from, or cleared.
+    The state of an unfinished run counts as free: it is resumed from, or cleared.
     """
-    place = Path(out).resolve()
-    while not place.exists():
-        place = place.parent
-    state = sum(path.lstat().st_size for path in partial_of(out).rglob("*"))
-    free = shutil.disk_usage(place).free + state
+    path = Path(out).resolve()
+    while not path.exists():
+        path = path.parent
+    state = sum(file.lstat().st_size for file in partial_of(out).rglob("*"))
+    free = shutil.disk_usage(path).free + state
     if needed > free:
         raise InputError(
             f"too little disk for '{out}': needs {needed / 1e9:.2f} GB, free {free / 1e9:.2f} GB",
@@ -140,38 +138,38 @@ def staged(out: str) -> Iterator[Path]:
 
     The block makes a file or a folder there. On any failure it is removed, and OUT is untouched.
     """
-    place = Path(out).resolve()
-    place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    path = Path(out).resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     remove(temporary)
     try:
         yield temporary
-        publish(temporary, place)
+        publish(temporary, path)
     finally:
         remove(temporary)
 
 
-def publish(temporary: Path, place: Path) -> None:
-    """Make a complete sibling of `place` take its place, by rename."""
+def publish(temporary: Path, path: Path) -> None:
+    """Replace `path` by a complete sibling of it, by rename."""
     _sync(temporary)
-    if place.is_dir():
-        old = place.with_name(f".{place.name}.{os.getpid()}.old")
-        place.rename(old)
-        temporary.rename(place)
+    if path.is_dir():
+        old = path.with_name(f".{path.name}.{os.getpid()}.old")
+        path.rename(old)
+        temporary.rename(path)
         remove(old)
     else:
-        temporary.replace(place)
-    _sync(place.parent)
+        temporary.replace(path)
+    _sync(path.parent)
 
 
 def partial_of(out: str) -> Path:
-    """Return where the state of an unfinished run lies."""
-    place = Path(out).resolve()
-    return place.with_name(f"{place.name}.partial")
+    """Return the folder with the state of an unfinished run."""
+    path = Path(out).resolve()
+    return path.with_name(f"{path.name}.partial")
 
 
-def check_partial(out: str, key: str, restart: bool) -> None:
-    """Raise OutputExists if OUT.partial is not what a run with this key may go on from or clear."""
+def check_partial(out: str, identity: str, restart: bool) -> None:
+    """Raise OutputExists if OUT.partial is not what the run of this id may resume from or clear."""
     folder = partial_of(out)
     mark = folder / MARK
     if not folder.exists():
@@ -179,38 +177,38 @@ def check_partial(out: str, key: str, restart: bool) -> None:
     if not folder.is_dir() or (not mark.exists() and any(folder.iterdir())):
         raise OutputExists(f"'{folder.name}' was not made by prunecli", "move it away")
     state = mark.exists() and not restart and _holds(folder, LOGS)
-    if state and mark.read_text("utf-8").strip() != key:
+    if state and mark.read_text("utf-8").strip() != identity:
         raise OutputExists(
             f"'{folder.name}' is the state of a run with other inputs or options",
-            "use --restart to begin anew, or choose another OUT",
+            "use --restart to start over, or choose another OUT",
         )
 
 
 @contextmanager
-def partial(out: str, key: str, restart: bool) -> Iterator[Path]:
-    """Yield OUT.partial, the folder of an unfinished run; it stays when the block fails.
+def partial(out: str, identity: str, restart: bool) -> Iterator[Path]:
+    """Yield OUT.partial, the folder of an unfinished run; it is kept when the block fails.
 
-    A folder without anything that a run could go on from is no state: it is taken whatever run it
-    belonged to. An empty one is removed when the block fails.
-    Raises OutputExists if it belongs to a run with another key, or if that run is still going on.
-    `restart` clears what is there.
+    A folder without anything to resume from is no state: any run may take it. One that is left
+    without is removed when the block fails.
+    Raises OutputExists if it is the state of a run with another id, or of one that is still
+    running. `restart` clears it.
     """
     folder = partial_of(out)
-    check_partial(out, key, restart)
+    check_partial(out, identity, restart)
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise OutputExists(f"another process is at work in '{folder.name}'") from None
-        # it may have become another's while it was waited for
-        check_partial(out, key, restart)
+            raise OutputExists(f"another process is working in '{folder.name}'") from None
+        # another run may have taken it while this one waited
+        check_partial(out, identity, restart)
         mark = folder / MARK
         if restart or not mark.exists() or not _holds(folder, LOGS):
             for path in folder.iterdir():
                 remove(path)
-            replace_text(mark, key + "\n")
+            replace_text(mark, identity + "\n")
         try:
             yield folder
         finally:
@@ -229,12 +227,12 @@ def _holds(folder: Path, *beside: str) -> bool:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a text file so that it is there whole or not at all."""
+    """Write a text file so that it exists whole or not at all."""
     replace_bytes(path, text.encode())
 
 
 def replace_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
+    """Write a file so that it exists whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:
         file.write(content)
@@ -258,7 +256,7 @@ def write_json(out: str, text: str) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
+    """Remove a file or a folder, if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

@@ -1,4 +1,4 @@
-"""The library verb `check`: is an artefact what it says it is? Cheap by default: headers only."""
+"""The library verb `check`: is an artefact as its sidecar records it?"""
 
 from pathlib import Path
 
@@ -14,9 +14,9 @@ from prunecli.report import SILENT, Report
 def check(path: str, *, deep: bool = False, report: Report = SILENT) -> list[str]:
     """Return what is wrong with a checkpoint, a folder of rows, a tensor file or a JSON artefact.
 
-    The cheap part: headers, index, names and shapes against config.json, the sidecar and the id
-    that config.json carries, parameter counts. `deep` reads every byte: no NaN or infinity, the
-    digest that the sidecar tells, and its zeros: how many, in which pattern.
+    Checks headers, index, names and shapes against config.json, the sidecar and its id in
+    config.json, and parameter counts. `deep` reads every byte: there must be no NaN or infinity,
+    and the digest, the number of zeros and their pattern must be those in the sidecar.
     """
     try:
         if rows.is_rows(path):
@@ -35,29 +35,29 @@ def _check_folder(path: str, deep: bool, report: Report) -> list[str]:
     if record is None:
         if marked is not None:
             problems.append(
-                f"config.json was written by prunecli, {sidecar.FOLDER_SIDECAR} is gone"
+                f"config.json was written by prunecli, but {sidecar.FOLDER_SIDECAR} is missing"
             )
     else:
         if marked != record.id:
-            problems.append(f"config.json carries id {marked}, the sidecar {record.id}")
+            problems.append(f"config.json has id {marked}, the sidecar {record.id}")
         expected = record.outputs.get("params")
         if expected != checkpoint.arch.total_params:
             problems.append(
-                f"the sidecar tells {expected} parameters, config.json means "
+                f"the sidecar records {expected} parameters, config.json describes "
                 f"{checkpoint.arch.total_params}"
             )
     if deep:
         digest = checkpoint.digest(report)
         if record is not None and record.outputs.get("digest") != digest:
-            problems.append("the weights are not those that the sidecar tells (digest differs)")
+            problems.append("the weights are not those of the sidecar (digest differs)")
         problems += faults(checkpoint)
     return problems
 
 
 def _check_rows(path: str, deep: bool) -> list[str]:
-    found = rows.open_rows(path)
-    if deep and found.scan().hexdigest() != found.digest:
-        return ["the rows are not those that the sidecar tells (digest differs)"]
+    whole = rows.open_rows(path)
+    if deep and whole.scan().hexdigest() != whole.digest:
+        return ["the rows are not those of the sidecar (digest differs)"]
     return []
 
 
@@ -70,10 +70,10 @@ def _check_file(path: str, deep: bool) -> list[str]:
     problems = []
     if record.outputs.get("tensors") != len(specs):
         problems.append(
-            f"the sidecar tells {record.outputs.get('tensors')} tensors, not {len(specs)}"
+            f"the sidecar records {record.outputs.get('tensors')} tensors, found {len(specs)}"
         )
     if deep:
         digests = {name: tensor_digest(read_tensor(Path(path), name)) for name in specs}
         if combined_digest(digests) != record.outputs.get("digest"):
-            problems.append("the tensors are not those that the sidecar tells (digest differs)")
+            problems.append("the tensors are not those of the sidecar (digest differs)")
     return problems

@@ -20,7 +20,7 @@ KV_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
-class Model:
+class SizedModel:
     """What is known of a model without its weights; `checkpoint` is None if it has none."""
 
     path: str
@@ -29,8 +29,11 @@ class Model:
     checkpoint: Checkpoint | None
 
     @classmethod
-    def open(cls, path: str, counted: bool) -> "Model":
-        """Open a folder; raise InputError if it is none, or has no weights and is not `counted`."""
+    def open(cls, path: str, counted: bool = False) -> "SizedModel":
+        """Open a folder; raise InputError if it is none, or has no weights and is not `counted`.
+
+        `counted` means that the weights are not needed.
+        """
         if counted and not path.startswith("hf:"):
             return cls(path, Arch.read(path), sidecar.read_if_any(path), None)
         checkpoint = Checkpoint(path)
@@ -43,7 +46,7 @@ class Model:
 
     @property
     def pattern(self) -> str | None:
-        """The sparsity that its sidecar claims, as in `--sparsity`; None for a dense model."""
+        """The sparsity that its sidecar records, as in `--sparsity`; None for a dense model."""
         return claimed(self.record.results) if self.record else None
 
     def density(self) -> float:
@@ -56,15 +59,14 @@ class Model:
     def as_input(self, role: str, report: Report) -> Input:
         """Return the model as an input: by its weights, or where only counted by its config."""
         if self.checkpoint is not None:
-            found = self.checkpoint.as_input(self.checkpoint.digest(report))
-            return found.model_copy(update={"role": role})
+            return self.checkpoint.as_input(self.checkpoint.digest(report), role)
         text = json.dumps(self.arch.config, sort_keys=True)
         digest = sha256(text.encode()).hexdigest()
         return Input(role=role, id=self.record.id if self.record else None, digest=digest)
 
 
-def counted(arch: Arch, density: float, length: int, official: bool = False) -> dict[str, Any]:
-    """Return parameters, FLOPs of `length` tokens and bytes of cache per token of a shape.
+def count_costs(arch: Arch, density: float, length: int, official: bool = False) -> dict[str, Any]:
+    """Return parameters, FLOPs of `length` tokens and bytes of cache per token of an architecture.
 
     `density` is the share of block-linear weights that are not zero.
     """
@@ -88,7 +90,7 @@ def counted(arch: Arch, density: float, length: int, official: bool = False) -> 
     }
 
 
-def _density(sparsity: str) -> float:
+def density_of(sparsity: str) -> float:
     """Return the share of weights that a pattern N:M or a fraction of zeros leaves."""
     kept, colon, of = sparsity.partition(":")
     try:

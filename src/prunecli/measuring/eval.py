@@ -1,174 +1,229 @@
-"""The library verb `evaluate`: losses on any D and accuracies on tasks, into one sidecar.
+"""The library verb `evaluate`: losses on held-out tokens and accuracies on tasks, in one sidecar.
 
 Losses come from the model streamed layer by layer, so a checkpoint larger than memory can be
-evaluated; lm-eval needs it whole. What is done is kept in OUT.partial, one file each.
+evaluated; lm-eval needs it whole. Finished measurements are kept in OUT.partial, one file each.
 """
 
 import json
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prunecli.data.tokenizer import AUTO
-from prunecli.files import output as place
-from prunecli.files import sidecar
-from prunecli.files.sidecar import SidecarBuilder
+from prunecli.data.windows import Tokens
+from prunecli.files import output, sidecar
+from prunecli.files.artefact import Artefact, Computed
+from prunecli.files.sidecar import Input, SidecarBuilder
 from prunecli.measuring import harness, perplexity
-from prunecli.measuring import tasks as of_tasks
+from prunecli.measuring.tasks import Group, Task, load
 from prunecli.model.arch import FLOPS_TOKENS
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.device import check_device, settled
-from prunecli.report import SILENT, Report
-from prunecli.settings import Compute, Data, Output, Result, Tasks
+from prunecli.report import Report
+from prunecli.settings import Compute, Data, Result, RunContext, Tasks
 
+if TYPE_CHECKING:
+    from prunecli.model.stream import LayerStream
+
+# what an evaluation repeats of its model's sidecar
 MODEL = ("method", "granularity", "ratio", "params", "nonzero", "sizes", "flops", "flops_tokens")
 
+Results = dict[str, Any]
 
-def evaluate(
-    model: str,
-    *,
-    data: list[Data] | None = None,
-    tasks: Tasks | None = None,
-    allow_overlap: bool = False,
-    out: str | None = None,
-    restart: bool = False,
-    repeat: int = 1,
-    compute: Compute | None = None,
-    output: Output | None = None,
-    report: Report = SILENT,
-) -> Result:
-    """Measure one checkpoint on each D and each task; with `out`, write the sidecar there as JSON.
 
-    Without either, the built-in text. Results: `loss` (nats per token), `perplexity` and `tokens`
-    (predicted) of the first D; `data`, a list with the same for every D, `window_losses` included;
-    `tasks`, one record for each task and group of tasks (harness.py); `average` where the paper's
-    eight tasks are among them. With `repeat`, everything is measured as often, and each record has
-    its `noise`: the greatest differences between these times (perplexity.py, harness.py).
-    Raises InputError if a window was calibrated or trained on, unless `allow_overlap`, and for data
-    or tasks that cannot be had, before anything is computed.
+@dataclass(frozen=True)
+class EvalRequest:
+    """What to measure of one checkpoint: `data`, or `tasks`, or both; without either built-in text.
+
+    `allow_overlap` accepts windows that the model was calibrated or trained on. Everything is
+    measured `repeat` times, to know its noise.
     """
-    compute, output, tasks = compute or Compute(), output or Output(), tasks or Tasks()
-    check_device(compute)
-    recorder = SidecarBuilder("eval", output.argv)
-    checkpoint = Checkpoint(model, report)
-    if out is not None:
-        place.check_place(out, output, [checkpoint.folder])
-    sources = data or ([] if tasks.names else [Data()])
-    compute = settled(compute, checkpoint)
-    given = [tasks.tokenizer, *(source.tokenizer for source in sources)]
-    tokenizer = next(filter(None, given), None)
-    words = harness.tokenizer_digest(checkpoint, tokenizer) if tasks.names else ""
-    loaded, groups = of_tasks.load(tasks, report)
-    harness.check_marks(checkpoint, tokenizer, tasks, loaded)
-    read = [perplexity.read(checkpoint, source, report) for source in sources]
-    if not allow_overlap:
-        for found in read:
-            perplexity.refuse_overlap(checkpoint, found)
-    inputs = [checkpoint.as_input(checkpoint.digest(report))]
-    inputs += [sidecar.tokens_input("evaluation", t.meta, t.windows) for t in read]
-    inputs += [task.as_input(words) for task in loaded]
-    inputs += [group.as_input(words) for group in groups]
-    options: dict[str, Any] = {"dtype": compute.dtype, "allow_overlap": allow_overlap}
-    if loaded:
-        options["limit"] = tasks.limit
-        options |= {"bos": tasks.bos or AUTO, "lm_eval": metadata.version("lm-eval")}
-        options["batch_size"] = tasks.batch_size or harness.batch_of(compute)
-    if repeat > 1:
-        options["repeat"] = repeat
-    key = sidecar.key("eval", options, inputs)
-    if out is not None and (same := place.same_already(out, output, key)):
-        return Result(model, same.sidecar, same.results)
-    if out is not None:
-        place.check_partial(out, key, restart)
-    if output.dry_run:
-        named = {"data": [source.source for source in sources], "tasks": list(tasks.names)}
-        return Result(model, results=named)
 
-    from prunecli.model.stream import LayerStream, sequence_losses
+    model: str
+    data: tuple[Data, ...] = ()
+    tasks: Tasks = field(default_factory=Tasks)
+    allow_overlap: bool = False
+    repeat: int = 1
 
-    runner = LayerStream(checkpoint, compute, report) if read else None
-    whole = harness.Harness(checkpoint, compute, tasks, tokenizer, report)
 
-    def losses(found: Any, turn: int) -> dict[str, Any]:
-        assert runner is not None
-        # every other time in the opposite order, which must not matter
-        order = slice(None, None, -1 if turn % 2 else 1)
-        windows = sequence_losses(runner, found.ids[list(range(len(found.ids)))[order]])
-        return perplexity.result(found, windows.tolist()[order])
+def evaluate(request: EvalRequest, run: RunContext = RunContext()) -> Result:
+    """Measure one checkpoint; with an OUT, write the sidecar there as JSON.
 
-    def repeated(
-        make: Callable[[int], dict[str, Any]], noise: Callable[[Any], dict[str, Any]]
-    ) -> dict[str, Any]:
-        times = [make(turn) for turn in range(repeat)]
-        return {**times[0], **({"noise": noise(times)} if repeat > 1 else {})}
+    Results: `loss` (nats per token), `perplexity` and `tokens` (predicted) of the first data;
+    `data`, a list with the same for all of them, `window_losses` included; `tasks`, one record for
+    each task and group of tasks (harness.py); `average` where the paper's eight tasks are among
+    them. If `repeat` is more than 1, each record has its `noise`: the greatest differences between
+    these times (perplexity.py, harness.py).
+    Raises InputError for windows that the model has seen, and for data or tasks that cannot be had,
+    before anything is computed; UsageError; OutputExists.
+    """
+    check_device(run.compute)
+    builder = SidecarBuilder("eval", run.output.argv)
+    checkpoint = Checkpoint(request.model, run.report)
+    if run.output.path:
+        output.check_place(run.output.path, run.output, [checkpoint.folder])
+    run = replace(run, compute=settled(run.compute, checkpoint))
+    material = _read(request, checkpoint, run.report)
+    artefact = Artefact(
+        builder,
+        "eval",
+        _options(request, material, run.compute),
+        [checkpoint.as_input(checkpoint.digest(run.report)), *material.as_inputs()],
+        run,
+        parent=checkpoint.sidecar,
+        computed=Computed(run.compute.device, run.compute.dtype, material.batch),
+        label=request.model,
+        resumable=True,
+    )
+    if done := artefact.settled(material.names):
+        return done
+    with artefact.partial() if artefact.path else nullcontext() as folder:
+        of_data, of_tasks = _measure(material, request, checkpoint, run, folder)
+        result = artefact.write_json({}, _results(checkpoint, of_data, of_tasks))
+        if folder is not None:
+            output.remove(folder)
+    return result
 
-    work: list[tuple[str, Callable[[], dict[str, Any]]]] = [
-        # by number: names may be alike as names of files, and two D may have the same tokens
-        *(
-            (f"data-{number}", lambda t=t: repeated(partial(losses, t), perplexity.noise))
-            for number, t in enumerate(read)
-        ),
-        *(
-            (f"task-{number}", lambda t=t: repeated(partial(whole.run, t), harness.noise))
-            for number, t in enumerate(loaded)
-        ),
+
+@dataclass(frozen=True)
+class _Material:
+    """What a model is measured on, read before it computes.
+
+    `tokenizer` is the folder of the one that tasks are read with, if it is not the model's, and
+    `tokenizer_digest` its digest; empty without tasks.
+    """
+
+    windows: list[Tokens]
+    tasks: list[Task]
+    groups: list[Group]
+    tokenizer: str | None
+    tokenizer_digest: str
+    names: Results
+
+    @property
+    def batch(self) -> int | None:
+        """How many tokens go through a layer at once: windows go through alone."""
+        return max((tokens.ids.shape[1] for tokens in self.windows), default=None)
+
+    def as_inputs(self) -> list[Input]:
+        """Return all of it as inputs of a sidecar."""
+        return [
+            *(sidecar.tokens_input("evaluation", one.meta, one.windows) for one in self.windows),
+            *(task.as_input(self.tokenizer_digest) for task in self.tasks),
+            *(group.as_input(self.tokenizer_digest) for group in self.groups),
+        ]
+
+
+def _read(request: EvalRequest, checkpoint: Checkpoint, report: Report) -> _Material:
+    """Load tasks and windows; raise InputError for those that cannot be had or were seen."""
+    wanted = request.tasks
+    sources = request.data or (() if wanted.names else (Data(),))
+    explicit = (wanted.tokenizer, *(source.tokenizer for source in sources))
+    tokenizer = next(filter(None, explicit), None)
+    digest = harness.tokenizer_digest(checkpoint, tokenizer) if wanted.names else ""
+    loaded, groups = load(wanted, report)
+    harness.check_marks(checkpoint, tokenizer, wanted, loaded)
+    windows = [perplexity.read(checkpoint, source, report) for source in sources]
+    if not request.allow_overlap:
+        for tokens in windows:
+            perplexity.refuse_overlap(checkpoint, tokens)
+    names = {"data": [source.source for source in sources], "tasks": list(wanted.names)}
+    return _Material(windows, loaded, groups, tokenizer, digest, names)
+
+
+def _options(request: EvalRequest, material: _Material, compute: Compute) -> dict[str, Any]:
+    """Return what the id depends on beside the inputs."""
+    options: dict[str, Any] = {"dtype": compute.dtype, "allow_overlap": request.allow_overlap}
+    if material.tasks:
+        wanted = request.tasks
+        options["limit"] = wanted.limit
+        options |= {"bos": wanted.bos or AUTO, "lm_eval": metadata.version("lm-eval")}
+        options["batch_size"] = wanted.batch_size or harness.batch_of(compute)
+    if request.repeat > 1:
+        options["repeat"] = request.repeat
+    return options
+
+
+def _measure(
+    material: _Material,
+    request: EvalRequest,
+    checkpoint: Checkpoint,
+    run: RunContext,
+    folder: Path | None,
+) -> tuple[list[Results], list[Results]]:
+    """Return the results of all data, and of all tasks and groups; finished ones from `folder`."""
+    measurements: list[tuple[str, Callable[[int], Results], Callable[[Any], Results]]] = []
+    # by number: names may be alike as names of files, and two sources may have the same tokens
+    if material.windows:
+        from prunecli.model.stream import LayerStream
+
+        stream = LayerStream(checkpoint, run.compute, run.report)
+        measurements += [
+            (f"data-{number}", partial(_losses, stream, tokens), perplexity.noise)
+            for number, tokens in enumerate(material.windows)
+        ]
+    whole = harness.Harness(checkpoint, run.compute, request.tasks, material.tokenizer, run.report)
+    measurements += [
+        (f"task-{number}", partial(whole.run, task), harness.noise)
+        for number, task in enumerate(material.tasks)
     ]
-    state = nullcontext(None) if out is None else place.partial(out, key, restart)
-    with state as folder:
-        # one D shows its own progress
-        several = report.track(work, "measuring", unit="measurement") if len(work) > 1 else work
-        done = [_kept(folder, name, make) for name, make in several]
-        measured, figures = done[: len(read)], done[len(read) :]
-        by_name = {found["name"]: found for found in figures}
-        figures += [harness.of_group(group, by_name, tasks.limit) for group in groups]
-        results = _results(checkpoint, measured, figures)
-        record = recorder.sidecar(
-            "eval",
-            options,
-            inputs,
-            outputs={},
-            results=results,
-            parent=checkpoint.sidecar,
-            device=compute.device,
-            dtype=compute.dtype,
-            # windows go through alone
-            batch=max((t.ids.shape[1] for t in read), default=None),
-        )
-        if out is not None and folder is not None:
-            place.write_json(out, record.text())
-            place.remove(folder)
-    return Result(model, record.dump(), results)
+    # one alone shows its own progress
+    several = len(measurements) > 1
+    watched = run.report.track(measurements, "measuring", unit="measurement")
+    results = [
+        _repeated(folder and folder / f"{name}.json", measure, noise, request.repeat)
+        for name, measure, noise in (watched if several else measurements)
+    ]
+    of_data, of_tasks = results[: len(material.windows)], results[len(material.windows) :]
+    by_name = {task["name"]: task for task in of_tasks}
+    of_tasks += [harness.of_group(one, by_name, request.tasks.limit) for one in material.groups]
+    return of_data, of_tasks
 
 
-def _kept(folder: Path | None, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return a measurement that was finished before, or make it and keep it."""
-    if folder is None:
-        return make()
-    path = folder / f"{name}.json"
-    if not path.exists():
-        place.replace_text(path, json.dumps(make()))
-    kept: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    return kept
+def _repeated(
+    file: Path | None,
+    measure: Callable[[int], Results],
+    noise: Callable[[list[Results]], Results],
+    repeat: int,
+) -> Results:
+    """Return the first of `repeat` results with the noise of all; from `file` if it is there."""
+    if file is None or not file.exists():
+        times = [measure(turn) for turn in range(repeat)]
+        made = {**times[0], **({"noise": noise(times)} if repeat > 1 else {})}
+        if file is None:
+            return made
+        output.replace_text(file, json.dumps(made))
+    stored: Results = json.loads(file.read_text("utf-8"))
+    return stored
 
 
-def _results(
-    checkpoint: Checkpoint, measured: list[dict[str, Any]], tasks: list[dict[str, Any]]
-) -> dict[str, Any]:
+def _losses(stream: "LayerStream", tokens: Tokens, turn: int) -> Results:
+    """Return the results of these windows, [N, T] ids; odd turns take them in reverse order."""
+    from prunecli.model.stream import sequence_losses
+
+    # the order must not matter
+    order = slice(None, None, -1 if turn % 2 else 1)
+    losses = sequence_losses(stream, tokens.ids[list(range(len(tokens.ids)))[order]])  # [N], nats
+    return perplexity.result(tokens, losses.tolist()[order])
+
+
+def _results(checkpoint: Checkpoint, of_data: list[Results], of_tasks: list[Results]) -> Results:
     arch = checkpoint.arch
     made_by = checkpoint.sidecar.results if checkpoint.sidecar else {}
-    first = {name: measured[0][name] for name in ("loss", "perplexity", "tokens") if measured}
+    first = {name: of_data[0][name] for name in ("loss", "perplexity", "tokens") if of_data}
     results = {
         **first,
-        "data": measured,
-        "tasks": tasks,
+        "data": of_data,
+        "tasks": of_tasks,
         "params": arch.total_params,
         "flops": made_by.get("flops", arch.flops(FLOPS_TOKENS)),
         "flops_tokens": FLOPS_TOKENS,
-        # so that an evaluation can be told from, where its checkpoint does not lie beside it
+        # tables read these where the checkpoint itself is not at hand
         "model": {name: made_by[name] for name in MODEL if name in made_by},
     }
-    mean = harness.average(tasks)
+    mean = harness.average(of_tasks)
     return results if mean is None else {**results, "average": mean}

@@ -1,7 +1,7 @@
-"""Figures of tasks through lm-eval: zero-shot unless a task says so, fp32 log-probabilities.
+"""Accuracies on tasks through lm-eval: zero-shot unless a task says so, fp32 log-probabilities.
 
-lm-eval makes the prompts and scores the answers; what is ours is which metric is stated, and its
-noise: sigma = sqrt(acc (1 - acc) / N), as in the paper's Table 8.
+lm-eval makes the prompts and scores the answers. Here it is decided which metric stands for a task,
+and its noise is computed: sigma = sqrt(acc (1 - acc) / N), as in the paper's Table 8.
 """
 
 from collections import Counter
@@ -24,23 +24,23 @@ from prunecli.report import Report
 from prunecli.settings import Compute, Tasks
 
 GENERATES = "generate_until"  # the type of tasks whose answers are written, not chosen
-METRICS = ("acc_norm", "acc")  # the first that a task has is the one that is stated
+METRICS = ("acc_norm", "acc")  # the first that a task has stands for it
 
 
-# means of what is right (1) or wrong (0), of which the noise is known
+# means over items that are right (1) or wrong (0): those with a known noise
 ACCURACIES = (*METRICS, "acc_bytes", "acc_mutual_info", "exact_match")
-PLAIN = "none"  # the name of the filter that every task has that names none
+PLAIN = "none"  # the filter of tasks that name none
 
 
-# padding and what else is in a batch change how a text's products are rounded; GPUs idle without
+# padding and other texts in a batch change how products are rounded; a GPU idles without a batch
 CPU_BATCH = 1
 
 
 def tokenizer_digest(checkpoint: Checkpoint, folder: str | None) -> str:
     """Return the digest of all files of the tokenizer that tasks are read with.
 
-    More of them than the vocabulary decide what a text becomes, and where generation ends.
-    Raises InputError unless there is one: tasks are text.
+    Not only the vocabulary decides which ids a text becomes, and where generation ends.
+    Raises InputError if there is no tokenizer.
     """
     found = Path(folder or checkpoint.folder)
     if not tokenizer.present(str(found)):
@@ -54,7 +54,7 @@ def tokenizer_digest(checkpoint: Checkpoint, folder: str | None) -> str:
 def check_marks(
     checkpoint: Checkpoint, folder: str | None, wanted: Tasks, tasks: list[Task]
 ) -> None:
-    """Raise InputError for tasks and a --bos that need ids which the tokenizer does not have."""
+    """Raise InputError if tasks, or --bos, need ids that the tokenizer does not have."""
     generating = [task.name for task in tasks if task.loaded.OUTPUT_TYPE == GENERATES]
     if not generating and wanted.bos != tokenizer.ALWAYS:
         return
@@ -70,26 +70,26 @@ def check_marks(
 
 
 def batch_of(compute: Compute) -> int | str:
-    """Return how many sequences go through a model at once unless that is asked for."""
+    """Return the default batch size of tasks, in sequences."""
     from prunecli.model.device import device_of
 
     return CPU_BATCH if device_of(compute).type == "cpu" else "auto"
 
 
 def noise(times: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the greatest differences between figures of one task: of `value`, and `metrics`."""
+    """Return the greatest differences between repeated results of a task: `value`, `metrics`."""
     return {
         "repeats": len(times),
-        "value": spread(told["value"] for told in times),
+        "value": spread(one["value"] for one in times),
         "metrics": {
-            name: spread(told["metrics"][name] for told in times) for name in times[0]["metrics"]
+            name: spread(one["metrics"][name] for one in times) for name in times[0]["metrics"]
         },
     }
 
 
 @dataclass
 class Harness:
-    """A model loaded whole, for any number of tasks; loaded when the first of them runs."""
+    """A whole model for any number of tasks, loaded when the first of them runs."""
 
     checkpoint: Checkpoint
     compute: Compute
@@ -99,14 +99,14 @@ class Harness:
     _model: Any = field(default=None, init=False)
 
     def run(self, task: Task, turn: int = 0) -> dict[str, Any]:
-        """Return the figures of one task as plain JSON.
+        """Return the results of one task as plain JSON.
 
-        From one `turn` to the next, batches that were asked for are halved, as far as they go.
+        From one `turn` to the next an explicit batch size is halved, down to 1.
 
-        `metrics` are all that it has, named as lm-eval names them (`metric,filter`, the filter left
-        out where the task names none), each with its noise in `sigmas` (None: unknown) and the
-        number of its items in `counts`. `value` is the one that `metric` names, with its `sigma`
-        and `n`. Raises InputError for a metric that is absent, NotANumber for one that is none.
+        `metrics` are all of the task, named as in lm-eval (`metric,filter`, or `metric` where the
+        task names no filter), each with its noise in `sigmas` (None: unknown) and the number of its
+        items in `counts`. `value` is that of `metric`, with its `sigma` and `n`. Raises InputError
+        for a metric that is absent, NotANumber for one that is NaN or infinite.
         """
         with quiet(self.report.watched):
             from lm_eval import evaluator
@@ -116,30 +116,30 @@ class Harness:
             if self.wanted.batch_size is not None:
                 self._model.batch_size_per_gpu = max(1, self.wanted.batch_size >> turn)
             seed(task.loaded)
-            made = evaluator.evaluate(
+            evaluated = evaluator.evaluate(
                 lm=self._model,
                 task_dict={"tasks": {task.name: task.loaded}, "groups": {}},
                 limit=self.wanted.limit,
                 bootstrap_iters=0,
                 log_samples=True,
             )
-        refuse_absent(task.name, _absent(task, made["results"][task.name]))
-        metrics = _numbers(task.name, made["results"][task.name])
+        refuse_absent(task.name, _absent(task, evaluated["results"][task.name]))
+        metrics = _numbers(task.name, evaluated["results"][task.name])
         # not every item needs to have every metric
         counts = Counter(
             _name(f"{metric},{sample['filter']}")
-            for sample in made["samples"][task.name]
+            for sample in evaluated["samples"][task.name]
             for metric in sample["metrics"]
         )
-        better = made["higher_is_better"][task.name]
+        better = evaluated["higher_is_better"][task.name]
         lower = [key for key in metrics if better.get(key.partition(",")[0]) is False]
         sigmas = {key: _sigma(key, value, counts[key]) for key, value in metrics.items()}
-        told = _stated(metrics, sigmas, {key: counts[key] for key in metrics}, lower)
+        summary = _summarise(metrics, sigmas, {key: counts[key] for key in metrics}, lower)
         return {
             "name": task.name,
             "version": task.version,
             "num_fewshot": task.num_fewshot,
-            **told,
+            **summary,
             "limit": self.wanted.limit,
             "bos": self.wanted.bos or tokenizer.AUTO,
             "digest": task.digest,
@@ -182,40 +182,40 @@ class Harness:
 def of_group(
     group: Group, tasks: Mapping[str, dict[str, Any]], limit: int | None
 ) -> dict[str, Any]:
-    """Return the figures of a group, as lm-eval averages those of its tasks; `tasks` by name.
+    """Return the results of a group, as lm-eval averages those of its tasks; `tasks` by name.
 
-    The noise of a mean follows from that of its parts. Raises InputError as `Group.keys`.
+    The noise of a mean follows from that of its parts. Raises InputError as `Group.keys` does.
     """
     own = {task.name: tasks[task.name] for task in group.tasks}
-    known = {name: {_key(metric) for metric in told["metrics"]} for name, told in own.items()}
+    known = {name: {_key(metric) for metric in one["metrics"]} for name, one in own.items()}
     wanted = group.keys(known)
-    made = group.loaded.aggregate(
+    means = group.loaded.aggregate(
         {
             name: {
-                **{_key(metric): value for metric, value in told["metrics"].items()},
-                "sample_len": max(told["counts"].values()),
+                **{_key(metric): value for metric, value in one["metrics"].items()},
+                "sample_len": max(one["counts"].values()),
             }
-            for name, told in own.items()
+            for name, one in own.items()
         }
     )
-    metrics = _numbers(group.name, {key: made[key] for key in wanted})
+    metrics = _numbers(group.name, {key: means[key] for key in wanted})
     counts, sigmas = {}, {}
     for key, by_size in wanted.items():
         name = _name(key)
-        sizes = [max(told["counts"].values()) for told in own.values()]
+        sizes = [max(one["counts"].values()) for one in own.values()]
         counts[name] = sum(sizes)
         weights = [size / sum(sizes) if by_size else 1 / len(own) for size in sizes]
-        parts = [told["sigmas"][name] for told in own.values()]
+        parts = [one["sigmas"][name] for one in own.values()]
         known_all = all(part is not None for part in parts)
         terms = ((w * part) ** 2 for w, part in zip(weights, parts, strict=True))
         sigmas[name] = sqrt(sum(terms)) if known_all else None
-    lower = [key for key in metrics if any(key in told["lower_is_better"] for told in own.values())]
-    shots = {told["num_fewshot"] for told in own.values()}
+    lower = [key for key in metrics if any(key in one["lower_is_better"] for one in own.values())]
+    shots = {one["num_fewshot"] for one in own.values()}
     return {
         "name": group.name,
         "version": group.loaded.version,
         "num_fewshot": shots.pop() if len(shots) == 1 else None,
-        **_stated(metrics, sigmas, counts, lower),
+        **_summarise(metrics, sigmas, counts, lower),
         "limit": limit,
         "bos": next(iter(own.values()))["bos"],
         "digest": group.digest,
@@ -223,13 +223,13 @@ def of_group(
     }
 
 
-def _stated(
+def _summarise(
     metrics: dict[str, float],
     sigmas: dict[str, float | None],
     counts: dict[str, int],
     lower: list[str],
 ) -> dict[str, Any]:
-    """Return all metrics, and beside them the one that stands for the task."""
+    """Return all metrics, and the one that stands for the task."""
     by_name = {key.partition(",")[0]: key for key in reversed(metrics)}
     metric = next((by_name[name] for name in METRICS if name in by_name), next(iter(metrics)))
     return {
@@ -246,20 +246,20 @@ def _stated(
 
 
 def _key(name: str) -> str:
-    """Return what lm-eval calls a metric of ours."""
+    """Return lm-eval's name of a metric."""
     return name if "," in name else f"{name},{PLAIN}"
 
 
 def _name(key: str) -> str:
-    """Return what a metric of lm-eval is called here."""
+    """Return the name used here of a metric of lm-eval."""
     metric, _, filtered = key.partition(",")
     return metric if filtered == PLAIN else key
 
 
 def _absent(task: Task, results: Mapping[str, Any]) -> set[str]:
-    """Return the metrics that a task declares and did not get.
+    """Return the metrics that a task declares but has no result for.
 
-    Those of generated text may come as several, under names of their own.
+    Those of generated text may come as several, under other names.
     """
     own = callable(task.loaded.get_config("process_results"))
     if task.loaded.OUTPUT_TYPE == "generate_until" and not own:
@@ -268,8 +268,8 @@ def _absent(task: Task, results: Mapping[str, Any]) -> set[str]:
 
 
 def _numbers(name: str, results: Mapping[str, Any]) -> dict[str, float]:
-    """Return the metrics among lm-eval's results; raise NotANumber where one is no number."""
-    found = {}
+    """Return the metrics among lm-eval's results; raise NotANumber for NaN or infinity."""
+    numbers = {}
     for key, value in results.items():
         metric, comma, _ = key.partition(",")
         if not comma or metric.endswith("_stderr"):
@@ -277,8 +277,8 @@ def _numbers(name: str, results: Mapping[str, Any]) -> dict[str, float]:
         if not isinstance(value, Real) or not isfinite(value):
             shown = value if isinstance(value, Real) else type(value).__name__
             raise NotANumber(f"metric '{_name(key)}' of task '{name}' is {shown}")
-        found[_name(key)] = float(value)
-    return found
+        numbers[_name(key)] = float(value)
+    return numbers
 
 
 def is_accuracy(key: str) -> bool:
@@ -294,7 +294,7 @@ def _sigma(key: str, value: float, count: int) -> float | None:
 
 
 def average(tasks: list[dict[str, Any]]) -> float | None:
-    """Return the mean of the paper's eight tasks, None unless all of them are there."""
+    """Return the mean of the paper's eight tasks, None unless all of them were run."""
     values = {task["name"]: float(task["value"]) for task in tasks}
     if not set(suite.TASKS) <= values.keys():
         return None

@@ -14,7 +14,7 @@ from prunecli.settings import Data
 
 
 def read(checkpoint: Checkpoint, source: Data, report: Report) -> "windows.Tokens":
-    """Return the windows of D for this model, of its evaluation part unless D says otherwise."""
+    """Return the windows of a source for this model, of its evaluation split by default."""
     return windows.load(
         source,
         folder=str(checkpoint.folder),
@@ -25,59 +25,62 @@ def read(checkpoint: Checkpoint, source: Data, report: Report) -> "windows.Token
     )
 
 
-def refuse_overlap(checkpoint: Checkpoint, found: "windows.Tokens") -> None:
+def refuse_overlap(checkpoint: Checkpoint, tokens: "windows.Tokens") -> None:
     """Raise InputError if this model, or an ancestor, was calibrated or trained on a window."""
     record = checkpoint.sidecar
     if record is None:
         return
-    used = [entry for step in record.history for entry in step.inputs]
-    shared, what = calibrated(used, found), "calibrated"
-    own = provenance.trained_on(found.meta)
+    inputs = [entry for step in record.history for entry in step.inputs]
+    shared, what = calibrated(inputs, tokens), "calibrated"
+    own = provenance.trained_on(tokens.meta)
     if not shared and own is not None:
         shared, what = provenance.overlap(own, checkpoint.trained), "trained"
     if shared:
         raise InputError(
-            f"{shared} of {len(found.windows)} evaluation windows were {what} on",
-            "evaluate on other text, or --allow-overlap",
+            f"{shared} of {len(tokens.windows)} evaluation windows were {what} on",
+            "evaluate on other text, or use --allow-overlap",
         )
 
 
-def calibrated(inputs: Iterable[Input], found: "windows.Tokens") -> int:
-    """Return how many windows are among those that these inputs were calibrated on."""
+def calibrated(inputs: Iterable[Input], tokens: "windows.Tokens") -> int:
+    """Return how many windows are among the calibration windows of these inputs."""
     used = [entry.model_extra or {} for entry in inputs if entry.role == "calibration"]
     seen = {window for meta in used for window in meta.get("windows", [])}
-    shared, own = len(seen & set(found.windows)), provenance.trained_on(found.meta)
+    shared, own = len(seen & set(tokens.windows)), provenance.trained_on(tokens.meta)
     if shared or own is None:
         return shared
     # long sets of rows are not recorded window by window
     return provenance.overlap(own, filter(None, map(provenance.trained_on, used)))
 
 
-def result(found: "windows.Tokens", windows: list[float]) -> dict[str, Any]:
-    """Return the figures of one D; raise NotANumber if the model's outputs are no numbers."""
-    length = found.ids.shape[1]
-    predicted = len(windows) * (length - 1)
-    loss = sum(windows) / predicted
+def result(tokens: "windows.Tokens", losses: list[float]) -> dict[str, Any]:
+    """Return the results of one source from its windows' summed losses in nats.
+
+    Raises NotANumber if the model's outputs are NaN or infinite.
+    """
+    length = tokens.ids.shape[1]
+    predicted = len(losses) * (length - 1)
+    loss = sum(losses) / predicted
     if not isfinite(loss):
-        raise NotANumber(f"the loss on '{found.meta['source']}' is {loss}", "is the model intact?")
+        raise NotANumber(f"the loss on '{tokens.meta['source']}' is {loss}", "is the model intact?")
     return {
-        "source": found.meta["source"],
-        "digest": found.meta["digest"],
-        "windows": len(windows),
+        "source": tokens.meta["source"],
+        "digest": tokens.meta["digest"],
+        "windows": len(losses),
         "seq_len": length,
         "tokens": predicted,
         "loss": loss,
         "perplexity": exp(loss) if loss < 700 else float("inf"),
-        "window_losses": [window / (length - 1) for window in windows],
+        "window_losses": [window / (length - 1) for window in losses],
     }
 
 
 def noise(times: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the greatest differences between figures of one D, in nats: `loss`, `window_loss`."""
-    windows = zip(*(told["window_losses"] for told in times), strict=True)
+    """Return the greatest differences between repeated results, in nats: `loss`, `window_loss`."""
+    windows = zip(*(one["window_losses"] for one in times), strict=True)
     return {
         "repeats": len(times),
-        "loss": spread(told["loss"] for told in times),
+        "loss": spread(one["loss"] for one in times),
         "window_loss": max(map(spread, windows)),
     }
 

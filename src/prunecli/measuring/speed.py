@@ -1,110 +1,139 @@
-"""The library verb `speed`: how fast models are, side by side."""
+"""The library verb `speed`: what models cost and how fast they are, side by side."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prunecli.errors import InputError, UsageError, suggest
-from prunecli.files import output as place
-from prunecli.files import sidecar
+from prunecli.files import output
+from prunecli.files.artefact import Artefact, Computed
 from prunecli.files.sidecar import SidecarBuilder
-from prunecli.measuring.costs import CPU_TOKENS, QUANTITIES, Model, _density, counted
+from prunecli.measuring.costs import (
+    CPU_TOKENS,
+    QUANTITIES,
+    SizedModel,
+    count_costs,
+    density_of,
+)
 from prunecli.model.arch import FLOPS_TOKENS
 from prunecli.model.device import check_device, settled
-from prunecli.report import SILENT, Report
-from prunecli.settings import Compute, Output, Result, Timing
+from prunecli.settings import Result, RunContext, Timing
 
 
-def speed(
-    model: str,
-    *,
-    base: str | None = None,
-    timing: Timing | None = None,
-    seq_len: int | None = None,
-    sparsity: str | None = None,
-    flops_only: bool = False,
-    official: bool = False,
-    out: str | None = None,
-    compute: Compute | None = None,
-    output: Output | None = None,
-    report: Report = SILENT,
-) -> Result:
-    """Count and measure one model, beside `base` if given; with `out`, write the sidecar there.
+@dataclass(frozen=True)
+class SpeedRequest:
+    """What to count of a model, and to time unless `flops_only`; beside `base` if there is one.
+
+    `sparsity` (N:M or a fraction of zeros) is that of the block linears, by default the sidecar's.
+    `official` counts a sparse model as the paper prints it: every multiplication times the density.
+    `seq_len` is in tokens, by default 2048 to count and at most 512 to time.
+    """
+
+    model: str
+    base: str | None = None
+    timing: Timing = field(default_factory=Timing)
+    seq_len: int | None = None
+    sparsity: str | None = None
+    flops_only: bool = False
+    official: bool = False
+
+
+def speed(request: SpeedRequest, run: RunContext = RunContext()) -> Result:
+    """Count and time one model, beside a base if asked; with an OUT, write the sidecar there.
 
     Results: `params` and `params_by_group`, `flops` of one forward over `flops_tokens` tokens and
     `flops_train` of a training step, `kv_bytes_per_token`; unless `flops_only` (which needs no
     weights) also `measured`: seconds and tokens per second of each quantity, median and spread over
     the rounds, `peak_bytes`, and with a base the `speedup`.
-    `sparsity` counts the block linears as that sparse; without it the sidecar tells. `official`
-    counts a sparse model as the paper prints it: every multiplication times the density.
-    Raises InputError or UsageError before anything is loaded.
+    Raises InputError, UsageError or OutputExists before anything is loaded.
     """
-    compute, output, timing = compute or Compute(), output or Output(), timing or Timing()
-    if not flops_only:
-        check_device(compute)
-    recorder = SidecarBuilder("speed", output.argv)
-    for name in timing.quantities:
-        if name not in QUANTITIES:
-            raise UsageError(f"unknown quantity '{name}'{suggest(name, list(QUANTITIES))}")
-    if not timing.quantities and not flops_only:
-        raise UsageError("nothing to time", f"--measure takes {', '.join(QUANTITIES)}")
-    found = [Model.open(path, flops_only) for path in ([base] if base else []) + [model]]
-    if out is not None:
-        place.check_place(out, output, [one.folder for one in found])
-    length = seq_len or FLOPS_TOKENS
-    timed = _timed_length(found, seq_len)
-    density = found[-1].density() if sparsity is None else _density(sparsity)
-    results = counted(found[-1].arch, density, length, official)
-    if base is not None:
-        theirs = counted(found[0].arch, found[0].density(), length, official)
-        results["base"] = theirs
-        results["flops_ratio"] = theirs["flops"] / results["flops"]
-    roles = ["base"] * bool(base) + ["model"]
-    inputs = [one.as_input(role, report) for one, role in zip(found, roles, strict=True)][::-1]
-    options: dict[str, Any] = {"seq_len": length, "sparsity": sparsity, "official": official}
-    if not flops_only:
-        options |= {**timing.__dict__, "quantities": list(timing.quantities)}
-        from prunecli.measuring import timing as clock
-
-        timed_on = found[-1].checkpoint
-        assert timed_on is not None, "only counts need no weights"
+    if not request.flops_only:
+        check_device(run.compute)
+    builder = SidecarBuilder("speed", run.output.argv)
+    _check(request)
+    # the last is the model, the one before it its base
+    paths = [request.base] if request.base else []
+    models = [SizedModel.open(path, request.flops_only) for path in [*paths, request.model]]
+    if run.output.path:
+        output.check_place(run.output.path, run.output, [one.folder for one in models])
+    length = None if request.flops_only else _timed_length(models, request.seq_len)
+    results = _counts(request, models)
+    roles = ("base", "model")[-len(models) :]
+    inputs = [one.as_input(role, run.report) for one, role in zip(models, roles, strict=True)]
+    if models[-1].checkpoint is not None and not request.flops_only:
         # base and model in one type, that of the model
-        compute = settled(compute, timed_on)
-        options |= {"device": clock.name_of(compute), "threads": clock.threads(compute)}
-        options["dtype"] = compute.dtype
-    key = sidecar.key("speed", options, inputs)
-    if out is not None and (same := place.same_already(out, output, key)):
-        return Result(model, same.sidecar, same.results)
-    if output.dry_run:
-        return Result(model, results=results)
-    device = "none"
-    if not flops_only:
-        measured = clock.measure(found, timed, timing, compute, report)
-        device = measured.pop("device")
-        results["measured"] = measured
-    record = recorder.sidecar(
+        run = replace(run, compute=settled(run.compute, models[-1].checkpoint))
+    options = _options(request, run)
+    artefact = Artefact(
+        builder,
         "speed",
         options,
-        inputs,
-        outputs={},
-        results=results,
-        parent=found[-1].record,
-        device=device,
-        dtype=options.get("dtype"),
+        inputs[::-1],
+        run,
+        parent=models[-1].record,
+        computed=Computed("none", options.get("dtype")),
+        label=request.model,
     )
-    if out is not None:
-        place.write_json(out, record.text())
-    return Result(model, record.dump(), results)
+    if done := artefact.settled(results):
+        return done
+    if length is not None:
+        from prunecli.measuring import timing
+
+        measured = timing.measure(models, length, request.timing, run.compute, run.report)
+        artefact = replace(artefact, computed=Computed(measured.pop("device"), options["dtype"]))
+        results["measured"] = measured
+    return artefact.write_json({}, results)
 
 
-def _timed_length(found: Sequence[Model], seq_len: int | None) -> int:
+def _check(request: SpeedRequest) -> None:
+    for name in request.timing.quantities:
+        if name not in QUANTITIES:
+            raise UsageError(f"unknown quantity '{name}'{suggest(name, list(QUANTITIES))}")
+    if not request.timing.quantities and not request.flops_only:
+        raise UsageError("nothing to time", f"--measure takes {', '.join(QUANTITIES)}")
+
+
+def _timed_length(models: Sequence[SizedModel], seq_len: int | None) -> int:
     """Return how many tokens to time: those asked for, or what every model has positions for."""
-    least = min(one.arch.max_positions for one in found)
+    positions = min(one.arch.max_positions for one in models)
     if seq_len is None:
-        return min(CPU_TOKENS, least)
-    timed = [one for one in found if one.checkpoint is not None]
-    if timed and seq_len > least:
+        return min(CPU_TOKENS, positions)
+    if seq_len > positions:
         raise InputError(
-            f"--seq-len {seq_len} is too long: a model here has {least} positions",
+            f"--seq-len {seq_len} is too long: a model here has {positions} positions",
             "lower it, or count only: --flops-only",
         )
     return seq_len
+
+
+def _counts(request: SpeedRequest, models: Sequence[SizedModel]) -> dict[str, Any]:
+    """Return what is counted of the model, and beside it of the base."""
+    model, length = models[-1], request.seq_len or FLOPS_TOKENS
+    density = model.density() if request.sparsity is None else density_of(request.sparsity)
+    counts = count_costs(model.arch, density, length, request.official)
+    if request.base is not None:
+        base = models[0]
+        counts["base"] = count_costs(base.arch, base.density(), length, request.official)
+        counts["flops_ratio"] = counts["base"]["flops"] / counts["flops"]
+    return counts
+
+
+def _options(request: SpeedRequest, run: RunContext) -> dict[str, Any]:
+    """Return what the id depends on beside the inputs."""
+    options: dict[str, Any] = {
+        "seq_len": request.seq_len or FLOPS_TOKENS,
+        "sparsity": request.sparsity,
+        "official": request.official,
+    }
+    if request.flops_only:
+        return options
+    from prunecli.measuring import timing
+
+    return {
+        **options,
+        **vars(request.timing),
+        "quantities": list(request.timing.quantities),
+        "device": timing.name_of(run.compute),
+        "threads": timing.threads(run.compute),
+        "dtype": run.compute.dtype,
+    }

@@ -20,10 +20,10 @@ TASKS = (
 
 
 def suite(name: str, official: bool) -> tuple[list[Data], tuple[str, ...]]:
-    """Return the sets and tasks of a suite; raise UsageError if unknown.
+    """Return the data and tasks of a suite; raise UsageError if unknown.
 
-    Up to 256 whole windows of 8192 tokens of each held-out split; `official` takes them from the
-    train split and begins the text with BOS, not every window, as the authors' code does.
+    Up to 256 whole windows of 8192 tokens of each held-out split. `official` reproduces the
+    authors' code: windows of the train split, and BOS before the text, not before every window.
     """
     if name not in NAMES:
         raise UsageError(f"unknown suite '{name}'{suggest(name, list(NAMES))}")

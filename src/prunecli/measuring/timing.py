@@ -22,14 +22,16 @@ from prunecli.report import Report
 from prunecli.settings import Compute, Timing
 
 if TYPE_CHECKING:
-    from prunecli.measuring.costs import Model
+    from prunecli.measuring.costs import SizedModel
+
 AMPERE = (8, 0)
+USED = "used"
 
 
 class TimedModel:
     """One model on the device, with its optimizer and what its passes read."""
 
-    def __init__(self, model: "Model", timing: Timing, length: int, compute: Compute) -> None:
+    def __init__(self, model: "SizedModel", timing: Timing, length: int, compute: Compute) -> None:
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
 
@@ -60,13 +62,13 @@ class TimedModel:
             "decode": self._decode,
             "train": self._train,
         }
-        run = passes[quantity]
+        one_pass = passes[quantity]
         self.model.train(quantity == "train")
-        given = self._prompt() if quantity == "decode" else None
+        prompt = self._prompt() if quantity == "decode" else None
         before = _memory(self.device)
         self._wait()
         start = time.perf_counter()
-        run(given)
+        one_pass(prompt)
         self._wait()
         seconds = time.perf_counter() - start
         self.peak = max(self.peak, _peak(self.device) - before)
@@ -85,13 +87,13 @@ class TimedModel:
         return self.model(self.ids, use_cache=True, logits_to_keep=1)
 
     @torch.no_grad()
-    def _decode(self, made: Any) -> None:
+    def _decode(self, result: Any) -> None:
         # what the cache is called differs between versions of transformers
-        takes = signature(self.model.forward).parameters
-        cache = "cache" if "cache" in takes else "past_key_values"
+        parameters = signature(self.model.forward).parameters
+        cache = "cache" if "cache" in parameters else "past_key_values"
         for _ in range(self.timing.decode_tokens):
-            token: Tensor = made.logits[:, -1:].argmax(-1)
-            made = self.model(token, use_cache=True, **{cache: made[cache]})
+            token: Tensor = result.logits[:, -1:].argmax(-1)  # [B, 1]
+            result = self.model(token, use_cache=True, **{cache: result[cache]})
 
     def _train(self, _: None) -> None:
         if self._optimizer is None:
@@ -121,81 +123,92 @@ class TimedModel:
 
 
 def measure(
-    found: "Sequence[Model]", length: int, timing: Timing, compute: Compute, report: Report
+    models: "Sequence[SizedModel]", length: int, timing: Timing, compute: Compute, report: Report
 ) -> dict[str, Any]:
-    """Return what the last of one or two models takes; with two, the first is its base."""
-    if length + timing.decode_tokens > min(one.arch.max_positions for one in found):
-        length = min(one.arch.max_positions for one in found) - timing.decode_tokens
-        if "decode" in timing.quantities and length < 1:
-            raise InputError(
-                f"--decode-tokens {timing.decode_tokens} is more than the model has positions",
-                "lower it",
-            )
+    """Return what the last of one or two models takes on `length` tokens; a first is its base."""
+    length = _decodable(models, length, timing)
     device = device_of(compute)
-    times: dict[str, list[list[float]]] = {name: [[] for _ in found] for name in timing.quantities}
-    peaks = [0 for _ in found]
+    seconds: dict[str, list[list[float]]] = {
+        name: [[] for _ in models] for name in timing.quantities
+    }
+    peaks = [0 for _ in models]
     # where weights come to lie in memory makes one of two equal models faster, by some percent: so
     # with a base they are loaded twice, the other one first, and the spread shows that too
-    loads = [list(range(len(found)))] + [[1, 0]] * (len(found) > 1)
+    loads = [list(range(len(models)))] + [[1, 0]] * (len(models) > 1)
     for order in loads:
-        subjects = {index: TimedModel(found[index], timing, length, compute) for index in order}
+        timed = {index: TimedModel(models[index], timing, length, compute) for index in order}
         # training first: it reads the weights as they are stored
         for quantity in sorted(timing.quantities, key=lambda name: name != "train"):
             if quantity != "train":
-                for index, subject in subjects.items():
-                    subject.finish_training()
-                    if _kernels(found[index], device) == USED:
-                        subject.compress(_linears(found[index]))
-            for index, taken in _rounds(subjects, quantity, timing, report).items():
-                times[quantity][index] += taken
-        for index, subject in subjects.items():
-            peaks[index] = max(peaks[index], subject.bytes + subject.peak)
+                for index, model in timed.items():
+                    model.finish_training()
+                    if _kernels(models[index], device) == USED:
+                        model.compress(_linears(models[index]))
+            for index, values in _rounds(timed, quantity, timing, report).items():
+                seconds[quantity][index] += values
+        for index, model in timed.items():
+            peaks[index] = max(peaks[index], model.bytes + model.peak)
         # freed before the next are loaded
-        del subjects, subject
-    told: dict[str, Any] = {"device": name_of(compute), "seq_len": length}
-    told["semi_structured"] = _kernels(found[-1], device)
-    for quantity, taken_by in times.items():
+        del timed, model
+    measured: dict[str, Any] = {"device": name_of(compute), "seq_len": length}
+    measured["semi_structured"] = _kernels(models[-1], device)
+    for quantity, values_by_model in seconds.items():
         tokens = timing.decode_tokens if quantity == "decode" else length
-        told[quantity] = _figures(taken_by, timing.batch_size * tokens)
-    told["peak_bytes"] = peaks[-1]
-    if len(found) > 1:
-        told["base_peak_bytes"] = peaks[0]
-    return told
+        measured[quantity] = _summarise(values_by_model, timing.batch_size * tokens)
+    measured["peak_bytes"] = peaks[-1]
+    if len(models) > 1:
+        measured["base_peak_bytes"] = peaks[0]
+    return measured
+
+
+def _decodable(models: "Sequence[SizedModel]", length: int, timing: Timing) -> int:
+    """Return the length of a prompt that leaves every model positions for the decoded tokens.
+
+    Raises InputError if there is none.
+    """
+    positions = min(model.arch.max_positions for model in models)
+    if length + timing.decode_tokens <= positions:
+        return length
+    length = positions - timing.decode_tokens
+    if "decode" in timing.quantities and length < 1:
+        raise InputError(
+            f"--decode-tokens {timing.decode_tokens} is more than the model has positions",
+            "lower it",
+        )
+    return length
 
 
 def _rounds(
-    subjects: dict[int, TimedModel], quantity: str, timing: Timing, report: Report
+    timed: dict[int, TimedModel], quantity: str, timing: Timing, report: Report
 ) -> dict[int, list[float]]:
-    """Return the seconds of each subject in each round."""
-    for subject in subjects.values():
+    """Return the seconds of each model in each round."""
+    for model in timed.values():
         for _ in range(timing.warmup):
-            subject.seconds(quantity)
-    times: dict[int, list[float]] = {index: [] for index in subjects}
+            model.seconds(quantity)
+    seconds: dict[int, list[float]] = {index: [] for index in timed}
     for turn in report.track(range(timing.rounds), quantity, unit="round"):
-        order = list(subjects)
+        order = list(timed)
         for index in order[turn % len(order) :] + order[: turn % len(order)]:
-            times[index].append(subjects[index].seconds(quantity))
-    return times
+            seconds[index].append(timed[index].seconds(quantity))
+    return seconds
 
 
-def _figures(times: list[list[float]], tokens: int) -> dict[str, Any]:
-    result = _stated("seconds", times[-1])
+def _summarise(seconds: list[list[float]], tokens: int) -> dict[str, Any]:
+    """Return the results of one quantity, from the seconds of each model in each round."""
+    result = _median("seconds", seconds[-1])
     result["tokens_per_second"] = tokens / result["seconds"]
-    if len(times) > 1:
-        ratios = [base / own for base, own in zip(*times, strict=True)]
-        result |= _stated("speedup", ratios)
-        result["base_seconds"] = median(times[0])
+    if len(seconds) > 1:
+        ratios = [base / own for base, own in zip(*seconds, strict=True)]
+        result |= _median("speedup", ratios)
+        result["base_seconds"] = median(seconds[0])
     return result
 
 
-def _stated(name: str, values: list[float]) -> dict[str, Any]:
+def _median(name: str, values: list[float]) -> dict[str, Any]:
     return {name: median(values), f"{name}_spread": [min(values), max(values)]}
 
 
-USED = "used"
-
-
-def _kernels(model: "Model", device: torch.device) -> str:
+def _kernels(model: "SizedModel", device: torch.device) -> str:
     """Return whether zeros are made use of, and why they are not."""
     pattern = model.pattern
     if pattern is None:
@@ -209,7 +222,7 @@ def _kernels(model: "Model", device: torch.device) -> str:
     return USED
 
 
-def _linears(model: "Model") -> list[str]:
+def _linears(model: "SizedModel") -> list[str]:
     templates = set(model.arch.linears())
     return [name for name, t in model.arch.tensors().items() if t.template in templates]
 

@@ -1,7 +1,7 @@
-"""Checkpoints: Hugging Face folders read and written as streams of tensors.
+"""Checkpoints: Hugging Face model folders, read and written as streams of tensors.
 
 Nothing here holds more than one tensor. A checkpoint of one file stays one file; a sharded one
-keeps its sharding: a tensor goes to the shard of the tensor that it came from.
+keeps its sharding: a tensor goes to the shard of the tensor that it was made from.
 """
 
 import glob
@@ -42,7 +42,7 @@ FLOATS = ("F32", "BF16", "F16", "F64")
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
-# what transformers computes from the config, wherever an older version stored it
+# computed by transformers from the config, but stored by older versions of it
 BUFFER = "rotary_emb.inv_freq"
 SHOWN = ("layers", "hidden", "heads", "kv_heads", "ffn")
 CHUNK = 8192  # rows of a matrix compared at once
@@ -82,7 +82,7 @@ def _from_hub(name: str) -> Path:
         folder = fetch(
             revision or None, "config.json", sidecar.FOLDER_SIDECAR, INDEX, *companions.ALL
         )
-        # of several formats that a repository may hold, what will be read: by the very commit
+        # of all formats in a repository only what will be read, and of the same commit
         files = [glob.escape(name) for name in _indexed(folder / INDEX)] or [ONE_FILE]
         return fetch(folder.name, *files)
     except InputError:
@@ -97,7 +97,7 @@ def _from_hub(name: str) -> Path:
 
 
 def _indexed(index: Path) -> list[str]:
-    """Return the files that an index names, each once; none if it is not there.
+    """Return the files that an index names, each once; none if there is no index.
 
     Raises InputError if it cannot be read, or names anything but .safetensors files beside it.
     """
@@ -114,10 +114,10 @@ def _indexed(index: Path) -> list[str]:
 
 
 class Reader(ABC):
-    """What reads like a checkpoint: a shape, and tensors by name.
+    """What reads like a checkpoint: an architecture, and tensors by name.
 
     Attributes:
-        arch: its shape. specs: type and shape of each tensor by name.
+        arch: its architecture. specs: type and shape of each tensor by name.
     """
 
     arch: Arch
@@ -140,13 +140,14 @@ class Reader(ABC):
 class Checkpoint(Reader):
     """A model folder, read tensor by tensor.
 
-    Opening it checks everything that headers can tell: that each tensor is one its family knows,
-    has the shape that config.json says, and that none is missing. What transformers loads in
+    Opening it checks everything that headers show: that each tensor is one of its family and has
+    the shape that follows from config.json, and that none is missing. What transformers loads in
     another layout (docs/checkpoints.md) has the same names here. Raises InputError otherwise.
 
     Attributes:
-        folder: where it lies. arch: its shape. specs: type and shape of each tensor by name.
-        whole: the `model_type` of what it is only the language model of, else None.
+        folder: the model folder. arch: its architecture. specs: type and shape of each tensor.
+        part_of: the `model_type` of the multimodal model that it is the language model of, or None.
+        sidecar: its record, None if prunecli did not make it.
     """
 
     def __init__(self, model: str, report: Report = SILENT) -> None:
@@ -154,10 +155,10 @@ class Checkpoint(Reader):
         if not any((self.folder / name).exists() for name in (ONE_FILE, INDEX)):
             foreign.refuse_folder(self.folder)
         elif (self.folder / foreign.ADAPTER).exists():
-            report.note(f"'{model}' has an adapter beside its weights, which is left out")
-        config, self.whole = configs.read(self.folder)
+            report.note(f"'{model}' has an adapter beside its weights, which is ignored")
+        config, self.part_of = configs.read(self.folder)
         self.arch = Arch(config)
-        # by our names: the file, and the name that the tensor has in it
+        # by the name used here: the file, and the tensor's name in it
         self._stored: dict[str, tuple[Path, str]] = {}
         self.specs: dict[str, Spec] = {}
         self._find_tensors(report)
@@ -182,9 +183,9 @@ class Checkpoint(Reader):
         return [self.folder / file for file in files]
 
     def _find_tensors(self, report: Report) -> None:
-        """Note where each tensor lies; what files hold counts, not what an index says of them."""
+        """Find each tensor in the files; these count, not what an index says of them."""
         expected = {*self.arch.tensors(), HEAD}
-        prefixes = PLAIN if self.whole is None else WRAPPERS[self.whole]
+        prefixes = PLAIN if self.part_of is None else WRAPPERS[self.part_of]
         others = set()
         for path in self._files():
             for stored, spec in read_header(path).items():
@@ -199,42 +200,42 @@ class Checkpoint(Reader):
                     raise InputError(
                         f"'{name}' is stored twice: as '{also}' in '{before.name}' and as "
                         f"'{stored}' in '{path.name}'",
-                        "take one of them out",
+                        "remove one of them",
                     )
                 self._stored[name], self.specs[name] = (path, stored), spec
         self.specs = {name: self.specs[name] for name in sorted(self.specs)}
         headless = self._stored.get(EMBEDDING, (None, EMBEDDING))[1] != EMBEDDING
-        if self.whole is not None or headless:
+        if self.part_of is not None or headless:
             classes = {"architectures": [f"{self.arch.family.classes}ForCausalLM"]}
             self.arch = Arch({**self.arch.config, **classes})
-        if self.whole is not None:
+        if self.part_of is not None:
             parts = ", ".join(sorted({_part(name) for name in others})) or "none"
             report.note(
-                f"'{self.folder.name}' is a '{self.whole}': its language model is read, a "
-                f"'{self.arch.config['model_type']}'; parts left out: {parts}"
+                f"'{self.folder.name}' is a multimodal '{self.part_of}': its language model is "
+                f"read, a '{self.arch.config['model_type']}'; parts left out: {parts}"
             )
 
     def _tie(self, report: Report) -> None:
-        """Settle what the output head is where config.json says that it is the embedding."""
+        """Decide what the output head is where config.json says that it is the embedding."""
         if not self.arch.tied or HEAD not in self.specs:
             return
         if EMBEDDING not in self.specs:
-            # either stands for both
+            # whichever is stored serves as both
             self._stored[EMBEDDING] = self._stored[HEAD]
             self.specs[EMBEDDING] = self.specs[HEAD]
         elif not self._equal(HEAD, EMBEDDING):
-            # transformers keeps both, so the model is in fact not tied
+            # transformers then loads both, so the model is not tied
             self.arch = Arch({**self.arch.config, "tie_word_embeddings": False})
             types = " and ".join(self.specs[name].dtype for name in (EMBEDDING, HEAD))
             report.note(
                 f"config.json ties the output head to the embedding, but both are stored ({types}) "
-                "and differ: read as not tied, as transformers does in float32"
+                "and differ; they are read as untied, as transformers does in float32"
             )
             return
         del self._stored[HEAD], self.specs[HEAD]
 
     def _equal(self, one: str, other: str) -> bool:
-        """Return whether two matrices hold the same numbers, of whatever types."""
+        """Return whether two matrices hold equal numbers, whatever their types."""
         if self.specs[one].shape != self.specs[other].shape:
             return False
         left, right = self.tensor(one), self.tensor(other)
@@ -249,12 +250,12 @@ class Checkpoint(Reader):
         missing = [name for name in expected if name not in self.specs]
         foreign.refuse_names(self._stored[name][1] for name in unknown)
         for name in unknown:
-            raise InputError(f"unknown tensor '{name}': a {family} of this shape has none such")
+            raise InputError(f"unexpected tensor '{name}': not part of a {family} with this config")
         for name, spec in self.specs.items():
             if spec.shape != expected[name].shape:
                 raise InputError(
                     f"'{name}' has shape {list(spec.shape)}, expected "
-                    f"{list(expected[name].shape)} by config.json"
+                    f"{list(expected[name].shape)} from config.json"
                 )
             if spec.dtype not in FLOATS:
                 raise InputError(
@@ -265,13 +266,13 @@ class Checkpoint(Reader):
             raise InputError(
                 f"the output head '{HEAD}' is missing, and config.json does not tie it to the "
                 "embedding",
-                "if it is the embedding, set tie_word_embeddings to true; else get the whole model",
+                "if it is the embedding, set tie_word_embeddings to true; else download it again",
             )
         for name in missing:
-            raise InputError(f"tensor '{name}' is missing", "is the download complete?")
+            raise InputError(f"tensor '{name}' is missing", "check that the download is complete")
 
     def tensor(self, name: str) -> "torch.Tensor":
-        """Return one tensor, a view of the memory-mapped file; do not write into it."""
+        """Return one tensor as a view of the memory-mapped file; do not write into it."""
         return read_tensor(*self._stored[name])
 
     def shard(self, name: str) -> int:
@@ -295,9 +296,9 @@ class Checkpoint(Reader):
         return combined_digest({**digests, "config.json": shape})
 
     def stored(self, dtype: str) -> tuple[Arch, dict[str, Spec]]:
-        """Return shape and specs of this model in `float32`, `bfloat16`, or as it is: `auto`.
+        """Return architecture and specs of this model stored as `dtype`; `auto` is as it is.
 
-        The shape's config says so too, in the key that transformers reads first.
+        The architecture's config names the type too, in the key that transformers reads first.
         """
         tensors = self.arch.tensors()
         if dtype == "auto":
@@ -307,13 +308,13 @@ class Checkpoint(Reader):
         return Arch({**config, "dtype": dtype}), specs
 
     def as_input(self, digest: str, role: str = "model") -> sidecar.Input:
-        """Return this checkpoint as an input of a sidecar, which tells what it is a part of."""
+        """Return this checkpoint as an input of a sidecar; `digest` is that of its content."""
         known = {"id": self.sidecar.id if self.sidecar else None, "digest": digest}
-        part = {} if self.whole is None else {"part_of": self.whole}
+        part = {} if self.part_of is None else {"part_of": self.part_of}
         return sidecar.Input.model_validate({"role": role, **known, **part})
 
     def tag_along(self) -> dict[str, bytes]:
-        """Return the files that go with the model, by name: tokenizer, generation settings."""
+        """Return the files that belong to the model, by name: tokenizer, generation settings."""
         return companions.contents(self.folder)
 
     @property
@@ -321,20 +322,20 @@ class Checkpoint(Reader):
         """The rows that this model and its ancestors are known to have been trained on."""
         if self.sidecar is None:
             return []
-        found = list(self.sidecar.tokens.trained)
+        rows = list(self.sidecar.tokens.trained)
         for step in self.sidecar.history:
-            told = [(entry.role, entry.model_extra or {}) for entry in step.inputs]
-            if any(role == "rows" and "passes" in meta for role, meta in told):
+            inputs = [(entry.role, entry.model_extra or {}) for entry in step.inputs]
+            if any(role == "rows" and "passes" in meta for role, meta in inputs):
                 # what was read as several domains counts as one set of rows: these are its parts
                 parts = (
-                    provenance.trained_on(meta) for role, meta in told if role == "calibration"
+                    provenance.trained_on(meta) for role, meta in inputs if role == "calibration"
                 )
-                found += filter(None, parts)
-        return found
+                rows += filter(None, parts)
+        return rows
 
 
 def _own_name(stored: str, prefixes: Prefixes, expected: set[str]) -> str | None:
-    """Return what a stored tensor is called here, None if it belongs to another part."""
+    """Return the name used here for a stored tensor, None if it belongs to another part."""
     names = [new + stored.removeprefix(old) for old, new in prefixes if stored.startswith(old)]
     return next((name for name in names if name in expected), names[0] if names else None)
 
@@ -344,10 +345,10 @@ def _part(stored: str) -> str:
 
 
 class CheckpointWriter:
-    """Write a model folder tensor by tensor into `folder`, which must not exist.
+    """Writes a model folder tensor by tensor into `folder`, which must not exist.
 
-    `shards` says which shard each tensor goes to. Use as a context manager: leaving it writes the
-    index. `digests` then tells what was written.
+    `shards` numbers the shard of each tensor. Use as a context manager: leaving it writes the
+    index.
     """
 
     def __init__(
@@ -387,7 +388,7 @@ class CheckpointWriter:
         return combined_digest({**self.digests, "config.json": shape})
 
     def finish(self, identity: str, tag_along: Mapping[str, bytes]) -> None:
-        """Write config.json, marked with the sidecar's id, and what goes with the model."""
+        """Write config.json, marked with the sidecar's id, and the model's other files."""
         config = {**self._config, "prunecli": {"id": identity}}
         write_text(self.folder / "config.json", json.dumps(config, indent=2) + "\n")
         for name, content in tag_along.items():
@@ -415,9 +416,9 @@ class CheckpointWriter:
 
 
 def check_loads(folder: Path) -> None:
-    """Check that what was written is what stock transformers builds of its config.json.
+    """Raise PruneError unless unmodified transformers loads what was written, as it is.
 
-    Raises PruneError where it would not load as it is; costs no memory for weights.
+    Takes no memory for weights.
     """
     try:
         check_holds(Checkpoint(str(folder)).arch)
@@ -426,9 +427,9 @@ def check_loads(folder: Path) -> None:
 
 
 def check_holds(arch: Arch, remedy: str = "is config.json as it came with the model?") -> None:
-    """Raise InputError unless stock transformers builds a model of exactly this shape.
+    """Raise InputError unless unmodified transformers builds a model of exactly this architecture.
 
-    Costs no memory for weights, so that it can be asked before there are any.
+    Takes no memory for weights, so it can be checked before there are any.
     """
     try:
         expected = configs.shapes(arch.config)
@@ -442,9 +443,9 @@ def check_holds(arch: Arch, remedy: str = "is config.json as it came with the mo
     ours = {name: tensor.shape for name, tensor in arch.tensors().items()}
     for name in [*ours, *expected]:
         if ours.get(name) != expected.get(name):
-            there, here = (list(table.get(name, ())) or "none" for table in (expected, ours))
+            built, wanted = (list(table.get(name, ())) or "none" for table in (expected, ours))
             raise InputError(
-                f"transformers builds another model of this config.json: '{name}' is {there}, "
-                f"expected {here}",
+                f"transformers builds another model from this config.json: '{name}' is {built}, "
+                f"expected {wanted}",
                 remedy,
             )

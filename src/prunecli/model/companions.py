@@ -1,4 +1,4 @@
-"""What goes with a model's weights: one list for fetching, reading, checking and copying."""
+"""Files that belong to a model beside its weights: one list to fetch, read, check and copy."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ OLDER = (
 )  # fmt: skip
 
 
-# those of them that another library reads, an extra of ours
+# those of them that need the sentencepiece library, an optional dependency
 SENTENCEPIECE = (
     "tokenizer.model",
     "spiece.model",
@@ -39,14 +39,14 @@ ALL = (
 )  # fmt: skip
 
 
-# names code that lies in a repository beside it, which is never run and never carried
+# the key of configs that names code in the same repository; it is never run and never copied
 CODE = "auto_map"
 
 
 def find(folder: str | Path, patterns: tuple[str, ...] = ALL) -> list[Path]:
-    """Return the files of a folder that fit, in the order of the patterns, each once."""
-    found = (path for pattern in patterns for path in sorted(Path(folder).glob(pattern)))
-    return list(dict.fromkeys(path for path in found if path.is_file()))
+    """Return the files of a folder that match, in the order of the patterns, each once."""
+    paths = (path for pattern in patterns for path in sorted(Path(folder).glob(pattern)))
+    return list(dict.fromkeys(path for path in paths if path.is_file()))
 
 
 def vocabulary(folder: str | Path) -> list[Path]:
@@ -55,33 +55,34 @@ def vocabulary(folder: str | Path) -> list[Path]:
 
 
 def contents(folder: str | Path, patterns: tuple[str, ...] = ALL) -> dict[str, bytes]:
-    """Return files by their names in the folder, as they are to lie beside other weights.
+    """Return the content of files by name, to be written beside other weights.
 
-    They are as they were, but for references to code that does not come along. tokenizer.json comes
-    last, so that a folder that has it has all.
+    Only references to code, which is not copied, are removed. tokenizer.json comes last, so that a
+    folder that has it has all. Raises InputError for files that cannot be read, or that links bring
+    in from elsewhere.
     """
     _refuse_links(Path(folder), find(folder, patterns))
     paths = sorted(find(folder, patterns), key=lambda path: (path.name == FAST, str(path)))
-    return {path.relative_to(folder).as_posix(): _carried(path) for path in paths}
+    return {path.relative_to(folder).as_posix(): _copied(path) for path in paths}
 
 
 def _refuse_links(folder: Path, paths: list[Path]) -> None:
-    """Raise InputError for a link that would bring a file from elsewhere into what is written.
+    """Raise InputError for a link that would copy a file from elsewhere.
 
     A hub's cache is made of links, from snapshots into the blobs of the same repository.
     """
-    inside = [folder.resolve()]
-    if inside[0].parent.name == "snapshots":
-        inside.append(inside[0].parent.parent / "blobs")
+    allowed = [folder.resolve()]
+    if allowed[0].parent.name == "snapshots":
+        allowed.append(allowed[0].parent.parent / "blobs")
     for path in paths:
-        if not any(path.resolve().is_relative_to(place) for place in inside):
+        if not any(path.resolve().is_relative_to(parent) for parent in allowed):
             raise InputError(
-                f"'{path}' is a link out of its folder, which is not copied",
-                "put the file itself there, or take the link away",
+                f"'{path}' is a link to a file outside its folder, which is not copied",
+                "replace the link by the file itself, or remove it",
             )
 
 
-def _carried(path: Path) -> bytes:
+def _copied(path: Path) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -1,6 +1,6 @@
-"""config.json as transformers' own classes read it. They are the judges of what they can build.
+"""config.json as transformers' own classes read it, which decide what they can build.
 
-A config.json of several parts (`text_config`) is read for its language model alone.
+Of the config.json of a multimodal model (`text_config`) only the language model is read.
 """
 
 import copy
@@ -15,13 +15,13 @@ from prunecli.files import strict
 from prunecli.model.families._base import CONFIG_KEYS
 from prunecli.model.families._wrappers import WRAPPERS
 
-LONGEST = 200  # characters of a foreign message
-CANNOT_BUILD = "transformers cannot build the model of config.json"
+LONGEST = 200  # characters of a library's message
+CANNOT_BUILD = "transformers cannot build a model from config.json"
 MOST_LAYERS = 10_000
 MOST = 2**31 - 1
 
 
-# numbers that prunecli itself computes with: the least that each can be, and the most
+# bounds of the numbers that prunecli itself computes with
 NUMBERS: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(CONFIG_KEYS.values(), (1, MOST)),
     CONFIG_KEYS["layers"]: (1, MOST_LAYERS),
@@ -41,26 +41,26 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 FRACTIONS = ("rms_norm_eps", "initializer_range", "logits_scaling", "final_logit_softcapping")
 
 
-# sizes that no family's table fills in where they are absent
+# sizes without a default in any family's table
 FILLED = tuple(CONFIG_KEYS[axis] for axis in ("layers", "hidden", "ffn", "heads", "vocab"))
 
 
-# what a language model's own config may leave to that of the whole
+# keys that a language model may take from the multimodal model's config
 SHARED = ("dtype", "torch_dtype", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
 class Config(NamedTuple):
-    """The config of a language model, and the `model_type` of what it is a part of, if it is."""
+    """The config of a language model, and the `model_type` of the multimodal model around it."""
 
     values: dict[str, Any]
-    whole: str | None
+    part_of: str | None
 
 
 def read(folder: str | Path, counted: bool = False) -> Config:
-    """Read FOLDER/config.json; raise InputError if it is missing or transformers refuses it.
+    """Read FOLDER/config.json; raise InputError if it is missing or transformers rejects it.
 
-    One that is only `counted` may be of a shape that no class builds; transformers, which is slow
-    to load, is asked where it leaves something out.
+    With `counted` the sizes alone matter: it may be an architecture that transformers cannot build,
+    and transformers, which is slow to load, is only used where sizes are absent.
     """
     path = Path(folder) / "config.json"
     try:
@@ -76,7 +76,8 @@ def read(folder: str | Path, counted: bool = False) -> Config:
 def of_language_model(values: dict[str, Any], counted: bool = False) -> Config:
     """Return the config of the language model that a config.json describes, or is a part of.
 
-    Sizes that are absent are filled in as transformers does. Raises InputError.
+    Sizes that are absent are filled in as transformers does. Raises InputError where it describes
+    none.
     """
     kind = values.get("model_type")
     if not isinstance(kind, str):
@@ -85,35 +86,34 @@ def of_language_model(values: dict[str, Any], counted: bool = False) -> Config:
     if kind not in WRAPPERS:
         if isinstance(values.get("text_config"), dict):
             raise InputError(
-                f"config.json is that of more than a language model: '{kind}'"
-                f"{suggest(kind, sorted(WRAPPERS))}",
-                "save its language model as a folder of its own",
+                f"'{kind}' is not a supported multimodal model{suggest(kind, sorted(WRAPPERS))}",
+                "save its language model in a folder of its own",
             )
         return Config(_filled(values, counted), None)
     text = values.get("text_config") or {}
     if not isinstance(text, dict):
         raise InputError(f"config.json: text_config is {strict.told(text)}, expected an object")
     check_numbers(text)
-    whole = judged({**values, "text_config": text})
-    own = whole.get_text_config(decoder=True)
+    multimodal = judged({**values, "text_config": text})
+    own = multimodal.get_text_config(decoder=True)
     shared = {key: values[key] for key in SHARED if key in values}
     if "dtype" in text or "torch_dtype" in text:
         shared = {key: value for key, value in shared.items() if "dtype" not in key}
-    tied = bool(getattr(whole, "tie_word_embeddings", False))
-    found = {"model_type": own.model_type, **shared, **text, "tie_word_embeddings": tied}
+    tied = bool(getattr(multimodal, "tie_word_embeddings", False))
+    language = {"model_type": own.model_type, **shared, **text, "tie_word_embeddings": tied}
     if "quantization_config" in values:
-        found["quantization_config"] = values["quantization_config"]
-    return Config(_filled(found, counted), kind)
+        language["quantization_config"] = values["quantization_config"]
+    return Config(_filled(language, counted), kind)
 
 
 def _refuse_kernels(values: Mapping[str, Any]) -> None:
-    """Raise InputError where a config names code of a hub, which transformers would run."""
+    """Raise InputError where a config names code on a hub, which transformers would run."""
     for key, value in values.items():
-        named = [value, *value.values()] if isinstance(value, dict) else [value]
-        if "_implementation" in key and any(isinstance(n, str) and "/" in n for n in named):
+        names = [value, *value.values()] if isinstance(value, dict) else [value]
+        if "_implementation" in key and any(isinstance(n, str) and "/" in n for n in names):
             raise InputError(
-                f"config.json: {key} is {strict.told(value)}, code of a hub, which is not run",
-                "take the key out",
+                f"config.json: {key} is {strict.told(value)}, code on a hub, which is never run",
+                "remove the key",
             )
         if isinstance(value, dict):
             _refuse_kernels(value)
@@ -122,13 +122,13 @@ def _refuse_kernels(values: Mapping[str, Any]) -> None:
 def _filled(values: dict[str, Any], counted: bool) -> dict[str, Any]:
     from prunecli.model.families import registry
 
-    # an unknown family is told before transformers could mistake it
+    # before transformers could mistake an unknown family
     registry.of_model_type(values["model_type"])
     if not counted and values.get("quantization_config") is not None:
-        # whatever it says, transformers would take plain weights for quantised ones
+        # whatever it says, transformers would read plain weights as quantised ones
         raise InputError(
             "config.json has a quantization_config",
-            "dequantise the model first, or take the key out if its weights are plain",
+            "dequantise the model first, or remove the key if its weights are not quantised",
         )
     check_numbers(values)
     absent = [key for key in FILLED if values.get(key) is None]
@@ -139,10 +139,7 @@ def _filled(values: dict[str, Any], counted: bool) -> dict[str, Any]:
 
 
 def check_numbers(values: Mapping[str, Any]) -> None:
-    """Raise InputError for a number of config.json that is none, or out of all bounds.
-
-    So is a type of its weights that is the name of none.
-    """
+    """Raise InputError for an unknown dtype, and numbers that are none or out of bounds."""
     for key in ("dtype", "torch_dtype"):
         if values.get(key) is not None and values[key] not in DTYPES:
             raise InputError(
@@ -163,18 +160,18 @@ def check_numbers(values: Mapping[str, Any]) -> None:
 
 
 def judged(values: Mapping[str, Any]) -> Any:
-    """Return the config as transformers' own class makes it; raise InputError if that refuses."""
+    """Return the config as transformers' own class; raise InputError if that rejects it."""
     from transformers import AutoConfig
 
-    # the version is written by transformers, and not among its arguments; the classes fill in
+    # the version is written by transformers, and not among its arguments; its classes change
     # nested values in place
-    taken = {k: copy.deepcopy(v) for k, v in values.items() if k != "transformers_version"}
-    with refusals("transformers refuses config.json"):
-        config = AutoConfig.for_model(**taken)
+    arguments = {k: copy.deepcopy(v) for k, v in values.items() if k != "transformers_version"}
+    with refusals("transformers rejects config.json"):
+        config = AutoConfig.for_model(**arguments)
     kinds = getattr(config, "layer_types", None) or ()
     if "sliding_attention" in kinds and getattr(config, "sliding_window", None) is None:
         raise InputError(
-            "config.json has layers of sliding_attention, and no sliding_window",
+            "config.json has layers of sliding_attention but no sliding_window",
             "is it as it came with the model?",
         )
     return config
@@ -183,7 +180,7 @@ def judged(values: Mapping[str, Any]) -> Any:
 def shapes(values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor, by name, of the model that transformers builds.
 
-    Takes no memory for weights. Raises InputError if it builds none.
+    Takes no memory for weights. Raises InputError if it cannot build one.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -209,10 +206,10 @@ def refusals(what: str) -> Iterator[None]:
 
 
 def why(error: Exception) -> str:
-    """Return in one line what a library's error says, without its own preamble."""
+    """Return a library's error message as one line, without preambles."""
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, KeyError):
-        text = f"it knows no {text}"
+        text = f"it has no {text}"
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
     text = text.rpartition("ValueError: ")[2].rpartition("TypeError: ")[2]
     return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."

@@ -45,13 +45,13 @@ def device_of(compute: Compute) -> "torch.device":
 
 @cache
 def _there(device: "torch.device") -> "torch.device":
-    """Return a device, having computed a number on it; in float64, as statistics are."""
+    """Return a device after computing a number on it, in float64, as statistics are."""
     import torch
 
     try:
         torch.ones((), dtype=torch.float64, device=device).item()
     except (RuntimeError, TypeError, AssertionError, ImportError) as error:
-        # what is not there shows as any of these, often with lines of explanation after the cause
+        # a missing device raises any of these, often with lines of explanation after the cause
         cause = " ".join(str(error).split()).partition(". ")[0]
         raise UsageError(
             f"--device {device}: torch cannot compute on it here: {cause}", "use --device cpu"
@@ -71,18 +71,18 @@ def dtype_of(compute: Compute, checkpoint: Reader) -> "torch.dtype":
 
 
 def check_device(compute: Compute) -> None:
-    """Raise UsageError for a device that is not there, before anything is read."""
+    """Raise UsageError for a device that does not exist, before anything is read."""
     if compute.device in ("auto", "cpu"):
-        # always there, and torch is slow to load
+        # these always exist, and torch is slow to load
         return
     device_of(compute)
 
 
 def settled(compute: Compute, checkpoint: Reader) -> Compute:
-    """Return `compute` with the device and the type that its `auto` stand for.
+    """Return `compute` with the device and the type that its `auto` stands for.
 
-    Ids and sidecars are made of these: a result is that of the type that was computed in, not of
-    the word that chose it. Raises UsageError for a device that is not there.
+    Ids and sidecars hold these: results depend on the compute type, not on the word that chose it.
+    Raises UsageError for a device that does not exist.
     """
     dtype = str(dtype_of(compute, checkpoint)).removeprefix("torch.")
     return replace(compute, device=str(device_of(compute)), dtype=dtype)

@@ -1,6 +1,6 @@
-"""What is no checkpoint of ours, told by names of files and tensors, and what helps.
+"""Formats that are not read, recognised by names of files and tensors, each with a remedy.
 
-Nothing here is opened.
+No file is opened.
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ PICKLED = "a model of pickled weights, which can run code"
 ADAPTER = "adapter_config.json"
 
 
-# files by name, and what their being there means; the first that fits counts
+# names of files, what a folder with one of them is, and what to do; the first match counts
 FILES: tuple[tuple[str, str, str], ...] = (
     (ADAPTER, "a PEFT adapter, not a model", MERGE),
     ("adapter_model.*", "a PEFT adapter, not a model", MERGE),
@@ -38,7 +38,7 @@ FILES: tuple[tuple[str, str, str], ...] = (
 )
 
 
-# what libraries put in front of every tensor's name, or into it
+# the same of tensors: libraries put these before their names, or into them
 NAMES: tuple[tuple[str, str, str], ...] = (
     ("*lora_*", "an adapter's tensor", MERGE),
     ("base_model.model.*", "named by peft around the model", MERGE),
@@ -53,7 +53,7 @@ NAMES: tuple[tuple[str, str, str], ...] = (
 
 
 def refuse_folder(folder: Path) -> None:
-    """Raise InputError if what lies in a folder tells what it is, which is no checkpoint."""
+    """Raise InputError if a folder has files of a format that is not read."""
     names = sorted(path.name for path in folder.iterdir())
     for pattern, what, remedy in FILES:
         for name in names:
@@ -62,14 +62,14 @@ def refuse_folder(folder: Path) -> None:
 
 
 def refuse_file(path: Path) -> None:
-    """Raise InputError for a file where a folder is expected, told by its name."""
+    """Raise InputError for a file whose name shows a format that is not read."""
     for pattern, what, remedy in FILES:
         if fnmatch(path.name, pattern):
             raise InputError(f"'{path}' is {what}", remedy)
 
 
 def refuse_names(names: Iterable[str]) -> None:
-    """Raise InputError if names of tensors tell what was saved around a model, or instead of it."""
+    """Raise InputError if names of tensors show what was saved around a model, or instead of it."""
     for name in names:
         for pattern, what, remedy in NAMES:
             if fnmatch(name, pattern):

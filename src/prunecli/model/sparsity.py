@@ -1,4 +1,4 @@
-"""The zeros of a checkpoint: which are a mask, what its sidecar claims of them, and what is so."""
+"""The zeros of a checkpoint: which are a mask, and whether they are as its sidecar records."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from prunecli.model.pattern import SparsityPattern
 
 if TYPE_CHECKING:
     import torch
-# a dense matrix may hold a zero or two by chance
-LEAST = 0.001
-WEIGHTS = "weights"  # the granularity of methods that set weights to zero, a pattern behind it
+# the least share of zeros in a mask: a dense matrix may hold a zero or two by chance
+MIN_MASK_SHARE = 0.001
+WEIGHTS = "weights"  # the granularity of methods that set weights to zero, before the pattern
 
 
 @dataclass(frozen=True)
 class FixedMask:
-    """Which matrices are sparse, before the model is built: their names, and how many zeros."""
+    """Which matrices have a mask, and how many of their weights are zero."""
 
     names: tuple[str, ...]
     zeros: int
@@ -26,11 +26,11 @@ class FixedMask:
 
 
 class Census:
-    """Counts what is not zero in tensors as they pass by, and what breaks a pattern.
+    """Counts non-zero weights of tensors as they are read, and groups that break a pattern.
 
     Attributes:
-        nonzero, block_nonzero: weights that are not zero, of all tensors and of block matrices.
-        broken: block matrices with groups of more than N in M, and how many groups.
+        nonzero, block_nonzero: non-zero weights of all tensors, and of block matrices.
+        broken: block matrices with groups of more than N non-zero in M, and how many groups.
     """
 
     def __init__(self, arch: Arch, pattern: SparsityPattern | None = None) -> None:
@@ -41,21 +41,21 @@ class Census:
 
     def add(self, name: str, values: "torch.Tensor") -> int:
         """Count one tensor; return how many of its weights are not zero."""
-        live = int(values.count_nonzero())
-        self.nonzero += live
+        nonzero = int(values.count_nonzero())
+        self.nonzero += nonzero
         if self.of_block(name):
-            self.block_nonzero += live
+            self.block_nonzero += nonzero
             if self.pattern is not None and (groups := _crowded(values, self.pattern)):
                 self.broken[name] = groups
-        return live
+        return nonzero
 
     def of_block(self, name: str) -> bool:
-        """Return whether a tensor is one of the block matrices, which a pattern is about."""
+        """Return whether a tensor is a block matrix, to which patterns apply."""
         return self._tensors[name].template in self._linears
 
     @property
     def fault(self) -> str:
-        """What is broken, in words; empty for nothing."""
+        """What is broken, as a message; empty for nothing."""
         if not self.broken:
             return ""
         name, groups = next(iter(self.broken.items()))
@@ -64,44 +64,45 @@ class Census:
 
 
 def _crowded(weight_OI: "torch.Tensor", pattern: SparsityPattern) -> int:
-    """Return how many groups of M inputs in a row have more than N that are not zero.
+    """Return how many groups of M inputs have more than N non-zero weights, of [out, in].
 
-    A rest of a row that is no whole group counts as one.
+    The rest of a row that is no whole group counts as one.
     """
     from torch.nn.functional import pad
 
-    live = pad(weight_OI != 0, (0, -weight_OI.shape[1] % pattern.group))
-    return int((live.view(-1, pattern.group).sum(1) > pattern.keep).sum())
+    # [O, I], filled up to whole groups
+    nonzero = pad(weight_OI != 0, (0, -weight_OI.shape[1] % pattern.group))
+    return int((nonzero.view(-1, pattern.group).sum(1) > pattern.keep).sum())
 
 
 def claimed(results: Mapping[str, Any]) -> str | None:
-    """Return what a sidecar's results say of the zeros: `unstructured`, N:M, None for nothing."""
+    """Return the pattern of zeros in a sidecar's results: `unstructured`, N:M, or None."""
     kind, _, pattern = str(results.get("granularity")).partition(", ")
     return pattern if kind == WEIGHTS and pattern else None
 
 
 def pattern_of(results: Mapping[str, Any]) -> SparsityPattern | None:
-    """Return the N:M that a sidecar's results claim, if they do."""
+    """Return the N:M in a sidecar's results, None for any other pattern."""
     return SparsityPattern.of_groups(claimed(results) or "")
 
 
 def results_of(checkpoint: Checkpoint | None) -> dict[str, Any]:
-    """Return the results in a checkpoint's sidecar; nothing without one."""
+    """Return the results in a checkpoint's sidecar; empty without one."""
     return checkpoint.sidecar.results if checkpoint and checkpoint.sidecar else {}
 
 
 def claims(
-    own: Mapping[str, Any], held: Mapping[str, Any], arch: Arch, census: Census
+    own: Mapping[str, Any], masked: Mapping[str, Any], arch: Arch, census: Census
 ) -> dict[str, Any]:
-    """Return what a checkpoint that is made of a sparse one may say of its zeros.
+    """Return what the sidecar of a checkpoint made from a sparse one records of its zeros.
 
-    `own` are the results of that one, `held` of the one whose zeros were kept, if any: where there
-    is none that claims a mask, the zeros that were counted are all there are.
+    `own` are the results of that one, `masked` those of the one whose mask was kept, if any. If
+    that records no pattern, the zeros that were counted are recorded instead.
     """
     if claimed(own) is None:
         return {}
-    if claimed(held) is not None:
-        return {name: held.get(name) for name in ("granularity", "ratio", "ratio_total")}
+    if claimed(masked) is not None:
+        return {name: masked.get(name) for name in ("granularity", "ratio", "ratio_total")}
     return {
         "granularity": None,
         "ratio": 1 - census.block_nonzero / arch.block_params,
@@ -110,56 +111,58 @@ def claims(
 
 
 def faults(checkpoint: Checkpoint) -> list[str]:
-    """Return what a checkpoint's sidecar claims of its zeros and is not so; reads every weight."""
-    told = results_of(checkpoint)
-    census = Census(checkpoint.arch, pattern_of(told))
+    """Return where the zeros are not as the checkpoint's sidecar records; reads every weight."""
+    recorded = results_of(checkpoint)
+    census = Census(checkpoint.arch, pattern_of(recorded))
     for name in checkpoint.arch.tensors():
         census.add(name, checkpoint.tensor(name))
-    return _faults(told, checkpoint.arch, census)
+    return _faults(recorded, checkpoint.arch, census)
 
 
-def _faults(told: Mapping[str, Any], arch: Arch, census: Census) -> list[str]:
-    found = []
-    if told.get("nonzero") not in (None, census.nonzero):
-        found.append(
-            f"the sidecar tells {told['nonzero']} non-zero weights, there are {census.nonzero}"
+def _faults(recorded: Mapping[str, Any], arch: Arch, census: Census) -> list[str]:
+    faults = []
+    if recorded.get("nonzero") not in (None, census.nonzero):
+        faults.append(
+            f"the sidecar records {recorded['nonzero']} non-zero weights, found {census.nonzero}"
         )
     if census.broken:
-        found.append(f"the sidecar tells {census.pattern}: {census.fault}")
-    ratio, zeros = told.get("ratio"), 1 - census.block_nonzero / arch.block_params
-    right = isinstance(ratio, int | float) and abs(ratio - zeros) <= LEAST
-    if claimed(told) is not None and not right:
-        found.append(f"the sidecar tells a ratio of {ratio}, of block weights {zeros:.4f} are zero")
-    return found
+        faults.append(f"the sidecar records {census.pattern}, but {census.fault}")
+    ratio, zeros = recorded.get("ratio"), 1 - census.block_nonzero / arch.block_params
+    right = isinstance(ratio, int | float) and abs(ratio - zeros) <= MIN_MASK_SHARE
+    if claimed(recorded) is not None and not right:
+        faults.append(
+            f"the sidecar records a ratio of {ratio}, but {zeros:.4f} of block weights are zero"
+        )
+    return faults
 
 
 def sparse_tensors(checkpoint: Checkpoint) -> FixedMask:
     """Return the block matrices of a checkpoint whose zeros are a mask.
 
-    Where the sidecar claims a mask, these are all that have a zero. Raises InputError if the zeros
-    are not what it tells.
+    Where the sidecar records a pattern, these are all that have a zero. Raises InputError if the
+    zeros are not as it records.
     """
-    told = results_of(checkpoint)
-    census = Census(checkpoint.arch, pattern_of(told))
-    least = LEAST if claimed(told) is None else 0.0
+    recorded = results_of(checkpoint)
+    census = Census(checkpoint.arch, pattern_of(recorded))
+    least = MIN_MASK_SHARE if claimed(recorded) is None else 0.0
     names, zeros, weights = [], 0, 0
     for name in checkpoint.arch.tensors():
         values = checkpoint.tensor(name)
-        gone = values.numel() - census.add(name, values)
-        if census.of_block(name) and gone > least * values.numel():
+        removed = values.numel() - census.add(name, values)
+        if census.of_block(name) and removed > least * values.numel():
             names.append(name)
-            zeros, weights = zeros + gone, weights + values.numel()
-    if wrong := _faults(told, checkpoint.arch, census):
+            zeros, weights = zeros + removed, weights + values.numel()
+    if broken := _faults(recorded, checkpoint.arch, census):
         raise InputError(
-            f"masks do not fit: of '{checkpoint.folder.name}' {wrong[0]}",
+            f"masks do not fit: in '{checkpoint.folder.name}' {broken[0]}",
             "was it changed after it was made?",
         )
     return FixedMask(tuple(names), zeros, weights)
 
 
-def check_masks(masked: Checkpoint, checkpoint: Checkpoint, held: FixedMask) -> None:
+def check_masks(masked: Checkpoint, checkpoint: Checkpoint, mask: FixedMask) -> None:
     """Raise InputError unless the zeros of `masked` are zeros of `checkpoint` too."""
-    for name in held.names:
+    for name in mask.names:
         spec = checkpoint.specs.get(name)
         if spec is None or spec.shape != masked.specs[name].shape:
             got = "missing" if spec is None else list(spec.shape)
@@ -170,5 +173,5 @@ def check_masks(masked: Checkpoint, checkpoint: Checkpoint, held: FixedMask) -> 
         if bool(checkpoint.tensor(name)[masked.tensor(name) == 0].any()):
             raise InputError(
                 f"masks do not fit: '{name}' has weights where '{masked.folder.name}' has zeros",
-                "make a twin with `prunecli init --like ... --masks keep`",
+                "make it with `prunecli init --like ... --masks keep`",
             )

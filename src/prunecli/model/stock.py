@@ -1,6 +1,7 @@
-"""Stock transformers models without memory for their weights, and what follows their output head.
+"""Transformers' own models without memory for their weights, and what follows the output head.
 
-Parameters are on meta; buffers, which are computed from the config and not stored, are real.
+Parameters are on the meta device; buffers, which are computed from the config and not stored, are
+real.
 """
 
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from prunecli.model.arch import Arch
 
 
 class LogitSoftcap(NamedTuple):
-    """What a family does to the products of its output head: divide, then cap by tanh.
+    """What a family does to the output head's products: divide, then cap by tanh.
 
         logits = cap * tanh(z / scaling / cap)        no cap: z / scaling
 
@@ -25,7 +26,7 @@ class LogitSoftcap(NamedTuple):
 
     @classmethod
     def of(cls, arch: Arch) -> "LogitSoftcap":
-        """Return that of a shape."""
+        """Return that of an architecture."""
         cap = arch.get("final_logit_softcapping")
         return cls(float(arch.get("logits_scaling") or 1.0), None if cap is None else float(cap))
 
@@ -37,15 +38,16 @@ class LogitSoftcap(NamedTuple):
 
     def slope(self, logits: Tensor) -> Tensor | float:
         """Return d logits / dz from the logits."""
-        bend = 1.0 if self.cap is None else 1 - (logits / self.cap) ** 2
-        return bend / self.scaling
+        of_cap = 1.0 if self.cap is None else 1 - (logits / self.cap) ** 2
+        return of_cap / self.scaling
 
 
 def bare(arch: Arch, device: torch.device) -> Any:
-    """Return the model of a shape, in evaluation, with the attention that stock code chooses.
+    """Return transformers' model of an architecture in evaluation mode, its parameters on meta.
 
-    Buffers are on the device. No id is padding: rows have none, and the id that pads elsewhere may
-    end every document here, so its embedding learns as any other does.
+    It has the attention implementation that transformers chooses; buffers are on `device`. No id is
+    padding: rows have none, and the id that pads elsewhere may end every document here, so its
+    embedding is trained as any other.
     Raises InputError for a config.json that transformers refuses.
     """
     from accelerate import init_empty_weights

@@ -26,50 +26,48 @@ class LayerStream:
 
     Args:
         checkpoint: the model, read as it is needed.
-        compute: device, compute type, and where hidden states live: `ram`, or `disk` for a
+        compute: device, compute type, and where hidden states are kept: `ram`, or `disk` for a
             file-backed buffer in the temporary folder.
-        report: told about progress.
+        report: hears about progress.
     """
 
     def __init__(self, checkpoint: Reader, compute: Compute, report: Report = SILENT) -> None:
         self.checkpoint, self.arch, self.report = checkpoint, checkpoint.arch, report
         self.device, self.dtype = device_of(compute), dtype_of(compute, checkpoint)
         self.buffer_kind = compute.buffer
-        self._stock, self._cap = (
-            bare(checkpoint.arch, self.device),
-            LogitSoftcap.of(checkpoint.arch),
-        )
+        self._stock = bare(checkpoint.arch, self.device)
+        self._cap = LogitSoftcap.of(checkpoint.arch)
         self._norm = self._stock.model.norm
         self._stock.model.norm = nn.Identity()
-        # the stock model is run without its layers, to note down what each would be given
+        # transformers' model runs without its layers, to capture the inputs of each
         for stub in self._stock.model.layers:
-            stub.forward = self._note
-        self._noted: list[tuple[Tensor, dict[str, Any]]] = []
+            stub.forward = self._capture
+        self._captured: list[tuple[Tensor, dict[str, Any]]] = []
         self._roots: dict[str, Tensor] = {}
         self._head: Tensor | None = None
         self._context: tuple[int, list[dict[str, Any]]] | None = None
 
-    def _note(self, hidden_states: Tensor, **given: Any) -> Tensor:
-        self._noted.append((hidden_states, given))
+    def _capture(self, hidden_states: Tensor, **context: Any) -> Tensor:
+        self._captured.append((hidden_states, context))
         return hidden_states
 
     @torch.no_grad()
-    def _given(self, ids: Tensor) -> list[tuple[Tensor, dict[str, Any]]]:
-        """Return the states [B, T, D] of embedded ids [B, T], and what else every layer is given.
+    def _layer_inputs(self, ids: Tensor) -> list[tuple[Tensor, dict[str, Any]]]:
+        """Return each layer's inputs for ids [B, T]: embedded states [B, T, D], and the rest.
 
         Only rows of the embedding that these ids need are read: the whole table in float32 would
-        be the peak.
+        be the peak of memory.
         """
-        used, local = torch.unique(ids, return_inverse=True)
-        table = self._root("model.embed_tokens.weight")[used.long()]
+        used, local = torch.unique(ids, return_inverse=True)  # [U], [B, T] into it
+        table = self._root("model.embed_tokens.weight")[used.long()]  # [U, D]
         embedding = self._stock.model.embed_tokens
         embedding.weight = nn.Parameter(table.to(self.device, self.dtype), requires_grad=False)
-        self._noted = []
+        self._captured = []
         self._stock.model(input_ids=local.to(self.device), use_cache=False)
-        return self._noted
+        return self._captured
 
     def _root(self, name: str) -> Tensor:
-        """Return a matrix outside the layers as it is stored; made once, as many batches ask."""
+        """Return a matrix outside the layers as it is stored; read once, for many batches."""
         if name not in self._roots:
             self._roots[name] = self.checkpoint.tensor(name)
         return self._roots[name]
@@ -85,11 +83,11 @@ class LayerStream:
         shape = (rows, length, self.arch.hidden)
         buffer = self.buffer(shape)
         for batch in batches(ids):
-            buffer[batch] = self._given(ids[batch])[0][0].to(buffer.device)
+            buffer[batch] = self._layer_inputs(ids[batch])[0][0].to(buffer.device)
         return buffer
 
     def buffer(self, shape: tuple[int, ...]) -> Tensor:
-        """Return room for hidden states [N, T, D], in memory or on disk as was asked for."""
+        """Return room for hidden states [N, T, D], in memory or in a file."""
         if self.buffer_kind == "ram":
             return torch.empty(shape, dtype=self.dtype)
         with tempfile.NamedTemporaryFile(prefix="prunecli-hidden-") as file:
@@ -109,11 +107,11 @@ class LayerStream:
         return layer.eval().requires_grad_(False)
 
     def context(self, i: int, hidden: Tensor) -> dict[str, Any]:
-        """Return what layer `i` needs beside hidden states [B, T, D]: positions and a mask."""
+        """Return what layer `i` takes beside hidden states [B, T, D]: positions and a mask."""
         length = hidden.shape[1]
         if self._context is None or self._context[0] != length:
             anything = torch.zeros(1, length, dtype=torch.long)
-            self._context = length, [given for _, given in self._given(anything)]
+            self._context = length, [context for _, context in self._layer_inputs(anything)]
         return self._context[1][i]
 
     def forward(self, layer: nn.Module, i: int, hidden: Tensor) -> Tensor:
@@ -125,11 +123,11 @@ class LayerStream:
     def losses(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """Return the summed loss [B] in nats of predicting tokens 1.. of every sequence.
 
-        `hidden` [B, T, D] left the last layer, `ids` is [B, T]. Logits are fp32, made for a piece
-        of the vocabulary at a time, so that no [T, V] matrix is ever held.
+        `hidden` [B, T, D] left the last layer, `ids` is [B, T]. Logits are fp32, computed for a
+        chunk of the vocabulary at a time, so that no [T, V] matrix is ever held.
         """
-        states = self._normed(hidden.to(self.device)).float().flatten(0, 1)
-        targets = ids[:, 1:].to(self.device).long().flatten()
+        states = self._normed(hidden.to(self.device)).float().flatten(0, 1)  # [B (T - 1), D]
+        targets = ids[:, 1:].to(self.device).long().flatten()  # [B (T - 1)]
         total, target = self._scored(states, targets)
         return (total - target).double().view(len(ids), -1).sum(1).cpu()
 
@@ -139,20 +137,20 @@ class LayerStream:
         Of the sum, not the mean, which is too small for a type of sixteen bits.
         """
         before = hidden.detach().to(self.device).requires_grad_(True)
-        normed = self._normed(before)
-        states = normed.detach().float().flatten(0, 1)
-        targets = ids[:, 1:].to(self.device).long().flatten()
+        normed = self._normed(before)  # [B, T - 1, D]
+        states = normed.detach().float().flatten(0, 1)  # [B (T - 1), D]
+        targets = ids[:, 1:].to(self.device).long().flatten()  # [B (T - 1)]
         with torch.no_grad():
             total, _ = self._scored(states, targets)
-            # of cross-entropy by its logits: probabilities less one at the target
-            flow = torch.zeros_like(states)
-            for piece, inside, local in self._pieces(targets):
-                logits = self._cap(states @ piece.T)
-                chance = (logits - total[:, None]).exp()
-                chance.scatter_add_(1, local[:, None], -inside.float()[:, None])
-                flow += (chance * self._cap.slope(logits)) @ piece
-        flow = flow.view(normed.shape).to(normed.dtype)
-        torch.autograd.backward(normed, flow)
+            gradient = torch.zeros_like(states)
+            for chunk, inside, local in self._head_chunks(targets):
+                logits = self._cap(states @ chunk.T)  # [B (T - 1), V']
+                # of cross-entropy by its logits: probabilities less one at the target
+                by_logits = (logits - total[:, None]).exp()
+                by_logits.scatter_add_(1, local[:, None], -inside.float()[:, None])
+                gradient += (by_logits * self._cap.slope(logits)) @ chunk
+        gradient = gradient.view(normed.shape).to(normed.dtype)
+        torch.autograd.backward(normed, gradient)
         assert before.grad is not None
         return before.grad
 
@@ -165,25 +163,25 @@ class LayerStream:
         return normed
 
     def _scored(self, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the log of the summed exponentials of all logits, and the targets' logits."""
+        """Return, for states [R, D], logsumexp over all logits [R] and the targets' logits [R]."""
         total = torch.full((len(states),), -torch.inf, device=self.device)
         target = torch.zeros(len(states), device=self.device)
-        for piece, inside, local in self._pieces(targets):
-            logits = self._cap(states @ piece.T)
+        for chunk, inside, local in self._head_chunks(targets):
+            logits = self._cap(states @ chunk.T)  # [R, V']
             total = torch.logaddexp(total, logits.logsumexp(1))
             target = torch.where(inside, logits.gather(1, local[:, None])[:, 0], target)
         return total, target
 
-    def _pieces(self, targets: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield pieces [V', D] of the head in fp32, which targets are inside, and where."""
+    def _head_chunks(self, targets: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield chunks [V', D] of the head in fp32, which targets [R] are inside, and where."""
         if self._head is None:
             name = "model.embed_tokens.weight" if self.arch.tied else "lm_head.weight"
             self._head = self._root(name).to(self.device)
         head = self._head
         for start in range(0, self.arch.vocab, VOCAB_CHUNK):
-            piece = head[start : start + VOCAB_CHUNK].float()
-            inside = (targets >= start) & (targets < start + len(piece))
-            yield piece, inside, (targets - start).clamp(0, len(piece) - 1)
+            chunk = head[start : start + VOCAB_CHUNK].float()
+            inside = (targets >= start) & (targets < start + len(chunk))
+            yield chunk, inside, (targets - start).clamp(0, len(chunk) - 1)
 
 
 def batches(ids: Tensor) -> Iterator[slice]:
@@ -194,19 +192,20 @@ def batches(ids: Tensor) -> Iterator[slice]:
 
 
 @torch.no_grad()
-def sequence_losses(runner: LayerStream, ids: Tensor, without: range = range(0)) -> Tensor:
-    """Return every sequence's summed loss [N] in nats, of the model without some layers.
+def sequence_losses(stream: LayerStream, ids: Tensor, without: range = range(0)) -> Tensor:
+    """Return the summed loss [N] in nats of every sequence of ids [N, T].
 
-    Batches go to the device together and through a layer one sequence at a time: how products are
-    rounded hangs on what else is computed with them, and a loss is that of its text alone.
+    `without` are layers that are left out. Batches go to the device together and through a layer
+    one sequence at a time: how products are rounded depends on what else is in a batch, and a loss
+    must not.
     """
-    hidden = runner.embed(ids)
-    layers = [i for i in range(runner.arch.layers) if i not in without]
-    for i in runner.report.track(layers, "evaluating", len(layers), "layers"):
-        layer = runner.layer(i)
+    hidden = stream.embed(ids)  # [N, T, D]
+    layers = [i for i in range(stream.arch.layers) if i not in without]
+    for i in stream.report.track(layers, "evaluating", len(layers), "layers"):
+        layer = stream.layer(i)
         for rows in batches(ids):
-            before = hidden[rows].to(runner.device)
-            after = torch.cat([runner.forward(layer, i, alone) for alone in torch.split(before, 1)])
+            before = hidden[rows].to(stream.device)
+            after = torch.cat([stream.forward(layer, i, alone) for alone in torch.split(before, 1)])
             hidden[rows] = after.to(hidden.device)
-    pairs = zip(torch.split(hidden, 1), torch.split(ids, 1), strict=True)
-    return torch.cat([runner.losses(states, alone) for states, alone in pairs])
+    pairs = zip(torch.split(hidden, 1), torch.split(ids, 1), strict=True)  # [1, T, D], [1, T]
+    return torch.cat([stream.losses(states, alone) for states, alone in pairs])

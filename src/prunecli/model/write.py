@@ -1,4 +1,4 @@
-"""Writing a checkpoint from a stream of tensors, and what every sidecar of one reports."""
+"""Writing a checkpoint from a stream of tensors, and the results that every sidecar of one has."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class WriteSummary:
     census: Census
 
     def finish(self, made: Sidecar, tag_along: Mapping[str, bytes]) -> None:
-        """Write what surrounds the tensors, the sidecar last, once stock transformers takes it."""
+        """Write the files around the tensors; the sidecar last, once transformers loads them."""
         folder = self.writer.folder
         self.writer.finish(made.id, tag_along)
         check_loads(folder)
@@ -44,9 +44,9 @@ def write_tensors(
     stream: "Iterable[tuple[str, torch.Tensor]]",
     pattern: SparsityPattern | None = None,
 ) -> WriteSummary:
-    """Write tensors as they come into `folder`, counting what is not zero.
+    """Write tensors into `folder` as they come, counting those weights that are not zero.
 
-    Raises PruneError where a block matrix breaks the `pattern` that the sidecar will claim.
+    Raises PruneError where a block matrix breaks the `pattern` that the sidecar will record.
     """
     census = Census(arch, pattern)
     with CheckpointWriter(folder, arch.config, dict(specs), shards) as writer:
@@ -60,7 +60,7 @@ def write_tensors(
 
 
 def size_results(arch: Arch, written: WriteSummary) -> dict[str, Any]:
-    """Return what the sidecar of every checkpoint reports of its size."""
+    """Return the results on its size that the sidecar of every checkpoint has."""
     density = written.census.block_nonzero / arch.block_params
     return {
         "params": arch.total_params,

@@ -8,7 +8,7 @@ from importlib import resources
 from statistics import fmean
 from typing import Any
 
-from prunecli.measuring.costs import counted
+from prunecli.measuring.costs import count_costs
 from prunecli.model.arch import FLOPS_TOKENS, Arch
 from prunecli.pruning import grid as shapes_of
 from prunecli.tables.entries import BASE, PRUNED, SUITE, TABLES, Metric, ModelRow
@@ -172,8 +172,8 @@ def _shape(row: dict[str, str]) -> ModelRow:
     config |= {"num_key_value_heads": int(row["kv_heads"])}
     config["num_hidden_layers"] = int(row.get("layers") or dense.layers)
     arch, density = Arch(config), float(row.get("density", 1))
-    told = counted(arch, density, FLOPS_TOKENS)
-    by_rule = counted(arch, density, FLOPS_TOKENS, official=True)
+    told = count_costs(arch, density, FLOPS_TOKENS)
+    by_rule = count_costs(arch, density, FLOPS_TOKENS, official=True)
     printed = Decimal(row["params_printed_b"])
     tflops = Decimal(row["tflops_printed"]) if "tflops_printed" in row else None
     notes = {}
