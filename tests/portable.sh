@@ -26,7 +26,9 @@ for set in ${sets//foreign/$foreign}; do
     has "$set" || { echo "== $set: not on this CPU"; continue; }
     for count in $threads; do
         echo "== $set, $count thread(s)"
-        ATEN_CPU_CAPABILITY=$set ONEDNN_MAX_CPU_ISA=$(onednn "$set") \
+        # kernels that torch compiled for one set are wrong for another
+        TORCHINDUCTOR_CACHE_DIR=${TMPDIR:-/tmp}/torchinductor-$set \
+            ATEN_CPU_CAPABILITY=$set ONEDNN_MAX_CPU_ISA=$(onednn "$set") \
             MKL_ENABLE_INSTRUCTIONS=$(mkl "$set") HF_HUB_OFFLINE=1 \
             PRUNECLI_TEST_SET=$set PRUNECLI_TEST_THREADS=$count OMP_NUM_THREADS=$count "$@"
     done

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any, TypedDict, TypeVar, Unpack
 
+from prunecli.errors import UsageError, suggest
 from prunecli.report import Report
 from prunecli.settings import (
     Amount,
@@ -95,6 +96,28 @@ def _amount(words: dict[str, Any]) -> Amount:
     return _taken(words.pop("amount", None) or Amount(), words)
 
 
+def _built(record: type[R], keywords: type, words: dict[str, Any], **known: Any) -> R:
+    """Return a request of what is `known` and of the `words` that are left.
+
+    `keywords` are all that the function takes; raises UsageError for any other.
+    """
+    takes = {field.name for field in fields(record)} - known.keys()  # type: ignore[arg-type]
+    for name in words.keys() - takes:
+        if name in _method_options():
+            raise UsageError(f"'{name}' is an option of a method", f"use options={{'{name}': ...}}")
+        near = suggest(name, sorted(keywords.__annotations__))
+        raise UsageError(f"unknown keyword '{name}'{near}")
+    return record(**known, **words)
+
+
+def _method_options() -> set[str]:
+    """Return the names of the options that any method has."""
+    from prunecli.methods import registry
+
+    methods = (registry.get(name) for name in registry.names())
+    return {option.name for method in methods for option in method.options}
+
+
 class CalibrateWords(AmountWords, DataWords, RunWords, total=False):
     """Keywords of `calibrate`."""
 
@@ -111,7 +134,10 @@ def calibrate(
     rest: dict[str, Any] = dict(words)
     run, amount, data = _run(out, rest), _amount(rest), _data(rest)
     names = [methods] if isinstance(methods, str) else methods
-    return verb(CalibrateRequest(model, names, data, amount, **rest), run)
+    request = _built(
+        CalibrateRequest, CalibrateWords, rest, model=model, methods=names, data=data, amount=amount
+    )
+    return verb(request, run)
 
 
 class ScoreWords(AmountWords, DataWords, RunWords, total=False):
@@ -129,7 +155,10 @@ def score(model: str, out: str, method: str, **words: Unpack[ScoreWords]) -> Res
 
     rest: dict[str, Any] = dict(words)
     run, amount, data = _run(out, rest), _amount(rest), _data(rest)
-    return verb(ScoreRequest(model, method, data=data, amount=amount, **rest), run)
+    request = _built(
+        ScoreRequest, ScoreWords, rest, model=model, method=method, data=data, amount=amount
+    )
+    return verb(request, run)
 
 
 class PruneWords(AmountWords, DataWords, RunWords, total=False):
@@ -153,7 +182,8 @@ def prune(model: str, out: str, **words: Unpack[PruneWords]) -> Result:
 
     rest: dict[str, Any] = dict(words)
     run, amount, data = _run(out, rest), _amount(rest), _data(rest)
-    return verb(PruneRequest(model, amount=amount, data=data, **rest), run)
+    request = _built(PruneRequest, PruneWords, rest, model=model, amount=amount, data=data)
+    return verb(request, run)
 
 
 class SearchWords(DataWords, RunWords, total=False):
@@ -177,7 +207,10 @@ def search_arch(model: str, out: str, method: str, **words: Unpack[SearchWords])
     rest: dict[str, Any] = dict(words)
     run, data = _run(out, rest), _data(rest)
     held_out = _data({"data": rest.pop("eval_data", None)})
-    return verb(SearchRequest(model, method, data=data, eval_data=held_out, **rest), run)
+    request = _built(
+        SearchRequest, SearchWords, rest, model=model, method=method, data=data, eval_data=held_out
+    )
+    return verb(request, run)
 
 
 class InitWords(RunWords, total=False):
@@ -198,8 +231,9 @@ def init(out: str, **words: Unpack[InitWords]) -> Result:
     from prunecli.training.init import init as verb
 
     rest: dict[str, Any] = dict(words)
-    request = _taken(InitRequest(), rest)
-    return verb(request, _run(out, rest))
+    storage = {"dtype": rest.pop("dtype")} if "dtype" in rest else {}
+    run = _run(out, rest)
+    return verb(_built(InitRequest, InitWords, rest | storage), run)
 
 
 class TrainWords(RunWords, total=False):
@@ -244,4 +278,4 @@ def train(model: str, out: str, data: str, **words: Unpack[TrainWords]) -> Resul
 
     rest: dict[str, Any] = dict(words)
     run = _run(out, rest)
-    return verb(Training(model=model, data=data, **rest), run)
+    return verb(_built(Training, TrainWords, rest, model=model, data=data), run)

@@ -44,7 +44,7 @@ def test_the_rule_gives_the_papers_ffn_columns():
     }
     assert agree["6"] == [True] * 5 and agree["7"] == [True] * 10
     assert sum(agree["5"]) == 9 and len(agree["5"]) == 12
-    assert grid.grain(reference.parent()) == 128
+    assert grid.size_multiple(reference.parent()) == 128
 
 
 def test_grids_hold_nothing_that_the_paper_lacks():

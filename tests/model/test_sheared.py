@@ -86,7 +86,7 @@ def test_a_masked_model_is_the_cut_one(name, tied, axes, tmp_path):
     if axes is not None:
         values = {axes: values[axes]}
     plan = gates.plan_of(values)
-    child = surgery.Child(gates.MergedMasks(parent, values), plan, plan.child(parent.arch))
+    child = surgery.PrunedModel(gates.MergedMasks(parent, values), plan, plan.child(parent.arch))
     out = tmp_path / "cut"
     out.mkdir()
     save_file(

@@ -65,6 +65,15 @@ def test_files_at_the_top_use_those_before_them():
         assert used <= set(TOP[: TOP.index(name)])
 
 
+def test_the_architecture_page_shows_this_order():
+    page = (ROOT.parent.parent / "docs" / "architecture.md").read_text("utf-8")
+    block = page.split("```rooms\n")[1].split("```")[0]
+    assert [line.split()[0] for line in block.splitlines()] == [*ROOMS[:-1]]
+    assert {path.name for path in ROOT.iterdir() if path.is_dir()} - {"__pycache__"} == {
+        *ROOMS[:-1]
+    }
+
+
 def test_no_circles():
     """No chain of imports inside a room, or between them, comes back to where it began."""
     graph = {
@@ -94,6 +103,26 @@ def test_a_command_leads_to_its_module():
             continue
         (home,) = [one for one in ROOT.glob(f"*/{path.stem}.py") if one.parent.name != "cli"]
         assert prunecli.__file__ and home.is_file()
+
+
+# what a function may have, unless its docstring says why it has more ("Long because", "Many
+# parameters because")
+LINES, PARAMETERS = 60, 8
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_functions_are_short(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.FunctionDef):
+            continue
+        reason = ast.get_docstring(node) or ""
+        parameters = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        count = len([one for one in parameters if one.arg not in ("self", "cls")])
+        lines = node.end_lineno - node.lineno + 1
+        assert lines <= LINES or "Long because" in reason, f"{node.name} has {lines} lines"
+        assert count <= PARAMETERS or "Many parameters because" in reason, (
+            f"{node.name} has {count} parameters"
+        )
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -82,7 +82,7 @@ def _counts(
             _spread(scores, "kv_heads", sum(even[0]), arch),
             _spread(scores, "ffn", sum(even[1]), arch),
         )
-    return _one_ranking(scores, amount, arch) if structure == "AL-AM" else even
+    return _global_ranking(scores, amount, arch) if structure == "AL-AM" else even
 
 
 def _spread(scores: "Mapping[str, torch.Tensor]", axis: str, keep: int, arch: Arch) -> list[int]:
@@ -101,7 +101,7 @@ def _spread(scores: "Mapping[str, torch.Tensor]", axis: str, keep: int, arch: Ar
     return torch.bincount(kept, minlength=arch.layers).tolist()
 
 
-def _one_ranking(
+def _global_ranking(
     scores: "Mapping[str, torch.Tensor]", amount: Sizes, arch: Arch
 ) -> tuple[list[int], list[int]]:
     """Return counts from one ranking of groups and channels, weighed by their parameters.

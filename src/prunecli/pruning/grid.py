@@ -28,7 +28,7 @@ NARROWEST, WIDEST = 2.0, 4.0  # FFN channels per hidden channel
 
 HIDDEN_SHARES = (3 / 4, 27 / 32)
 UNITS = {"params": "parameters", "block_params": "block-linear parameters", "flops": "FLOPs"}
-GRAIN = 128  # of a parent with hidden 4096 or more
+SIZE_MULTIPLE = 128  # of a parent with hidden 4096 or more
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ def budget(arch: Arch, params: float | None, flops: float | None, ratio: float |
     return found
 
 
-def grain(arch: Arch) -> int:
+def size_multiple(arch: Arch) -> int:
     """Return what hidden and FFN sizes are multiples of: a power of two, 128 at hidden 4096."""
-    size = GRAIN
+    size = SIZE_MULTIPLE
     while size > 1 and size * 32 > arch.hidden:
         size //= 2
     return size
@@ -83,7 +83,7 @@ class Grid(NamedTuple):
     """The shapes of a grid that use up a budget, and those that no stock container holds: why."""
 
     shapes: list[Arch]
-    refused: list[str]
+    unsupported: list[str]
 
 
 def candidates(
@@ -95,7 +95,7 @@ def candidates(
     """
     near: list[Arch] = []
     found: list[Arch] = []
-    refused: list[str] = []
+    unsupported: list[str] = []
     for hidden, kv_heads in _grid(axes, arch, multiple):
         least, most = _widths(axes, arch, hidden)
         family = _Widths(arch, hidden, kv_heads, biased)
@@ -104,7 +104,7 @@ def candidates(
         try:
             child = family.widest(budget, multiple, most) or family.at(max(multiple, least))
         except InputError as error:
-            refused.append(f"hidden {hidden} with {kv_heads * arch.group} heads: {error}")
+            unsupported.append(f"hidden {hidden} with {kv_heads * arch.group} heads: {error}")
             continue
         fits = LEAST * budget.most <= budget.cost(child) <= budget.most and child.ffn >= least
         if not fits:
@@ -112,9 +112,9 @@ def candidates(
         elif child.sizes != arch.sizes:
             found.append(child)
     if found:
-        return Grid(found, refused)
-    if refused and not near:
-        raise InputError(f"no shape can be written: {refused[0]}")
+        return Grid(found, unsupported)
+    if unsupported and not near:
+        raise InputError(f"no shape can be written: {unsupported[0]}")
     nearest = min(near, key=lambda child: abs(budget.cost(child) - budget.most), default=None)
     told = "choose a smaller --multiple"
     if nearest is not None:
@@ -127,7 +127,7 @@ def candidates(
     )
 
 
-def searchable(method: Method) -> None:
+def check_searchable(method: Method) -> None:
     """Raise UsageError for a method that has no shapes to choose from, saying why."""
     if method.unit == "weights":
         why = "sets weights to zero, its shape stays"

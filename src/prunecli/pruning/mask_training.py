@@ -359,7 +359,7 @@ def evaluate_masks(
     def loss(weights: Reader, plan: Plan) -> float:
         if run.stop():
             raise Stopped("stopped, with all masks trained", "rerun the same command to resume")
-        stream = LayerStream(surgery.Child(weights, plan, arch), run.compute, run.report)
+        stream = LayerStream(surgery.PrunedModel(weights, plan, arch), run.compute, run.report)
         return float(sequence_losses(stream, ids).sum()) / ids[:, 1:].numel()
 
     own, parent = loss(trained.weights, trained.plan), loss(checkpoint, trained.plan)

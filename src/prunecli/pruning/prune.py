@@ -328,7 +328,7 @@ def _write_selection(pruning: Pruning, selection: Selection, artefact: Artefact)
         return artefact.write_json(*of_plan)
     if PLAN in resolved.kept:
         replace(artefact, kind="plan", run=pruning.kept_file(PLAN)).write_json(*of_plan)
-    pruned = surgery.Child(selection.weights, plan, shape, selection.tensors, resolved.biased)
+    pruned = surgery.PrunedModel(selection.weights, plan, shape, selection.tensors, resolved.biased)
     if shape.family is not arch.family:
         report.note(
             f"saved as model_type '{shape.config['model_type']}' (equivalent), because "
@@ -351,7 +351,7 @@ def _write(
     """
     dense = pruning.dense
     specs = {name: pruned.specs[name] for name in pruned.arch.tensors()}
-    shards = [dense.shard(surgery.stored_beside(name, dense)) for name in specs]
+    shards = [dense.shard(surgery.dtype_source(name, dense)) for name in specs]
     with place.staged(artefact.path) as temporary:
         written = write_tensors(temporary, pruned.arch, specs, shards, stream, pattern)
         record = artefact.sidecar(

@@ -186,7 +186,7 @@ def _resolve(request: SearchRequest, run: RunContext) -> Search:
         raise UsageError("a search runs in one process", "run it without torchrun")
     method = registry.get(request.method)
     options = method.resolve(request.options)
-    grid.searchable(method)
+    grid.check_searchable(method)
     _check_equal(method, options)
     dense = Checkpoint(request.model, run.report)
     sources = (request.data.source, request.eval_data.source, *domains_of(options))
@@ -195,7 +195,7 @@ def _resolve(request: SearchRequest, run: RunContext) -> Search:
     of_ratio = budget.quantity != "flops"
     beside = Setting(options, request.compat, of_ratio=of_ratio, group=dense.arch.group)
     method.refuse_idle(request.options, beside)
-    multiple = request.multiple or grid.grain(dense.arch)
+    multiple = request.multiple or grid.size_multiple(dense.arch)
     search = Search(request, method, options, dense, budget, multiple, [])
     return replace(search, candidates=_candidates(search, run.report))
 
@@ -299,19 +299,19 @@ def _refuse_shared(calibration: Calibration, held_out: "Tokens") -> None:
         )
 
 
-PruneTo = Callable[[Candidate, Path], surgery.Child]
+PruneTo = Callable[[Candidate, Path], surgery.PrunedModel]
 
 
 def _by_scores(search: Search, scores: Tensors) -> PruneTo:
     """Return a function that cuts the parent to a shape by its scores."""
     biased = search.method.biased(search.options)
 
-    def prune_to(candidate: Candidate, state: Path) -> surgery.Child:
+    def prune_to(candidate: Candidate, state: Path) -> surgery.PrunedModel:
         plan = allocate(
             search.method, candidate.sizes, scores, search.dense.arch,
             search.options.get("structure"),
         )  # fmt: skip
-        return surgery.Child(search.dense, plan, candidate.arch, scores, biased)
+        return surgery.PrunedModel(search.dense, plan, candidate.arch, scores, biased)
 
     return prune_to
 
@@ -319,13 +319,13 @@ def _by_scores(search: Search, scores: Tensors) -> PruneTo:
 def _by_training(dense: Checkpoint, training: "ResolvedMaskTraining", run: RunContext) -> PruneTo:
     """Return a function that trains masks for a shape, with its state in a folder of its own."""
 
-    def prune_to(candidate: Candidate, state: Path) -> surgery.Child:
+    def prune_to(candidate: Candidate, state: Path) -> surgery.PrunedModel:
         from prunecli.pruning.mask_training import train_masks
 
         name = f"{run.output.path}.partial"
         trained = train_masks(dense, candidate.sizes, training, state, name, run)
         assert trained is not None, "a search runs in one process"
-        return surgery.Child(trained.weights, trained.plan, candidate.arch)
+        return surgery.PrunedModel(trained.weights, trained.plan, candidate.arch)
 
     return prune_to
 
@@ -374,7 +374,7 @@ def _try(
     return recorded
 
 
-def _loss(pruned: surgery.Child, held_out: "Tokens", run: RunContext) -> float:
+def _loss(pruned: surgery.PrunedModel, held_out: "Tokens", run: RunContext) -> float:
     """Return the mean loss in nats per token; raise NotANumber if it is none."""
     from prunecli.model.stream import LayerStream, sequence_losses
 

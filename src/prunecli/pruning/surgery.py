@@ -12,19 +12,20 @@ if TYPE_CHECKING:
     import torch
 
 
-def origin(name: str, tensor: Tensor, plan: Plan, arch: Arch) -> str:
-    """Return the parent's name of the child's tensor `name`."""
+def source_name(name: str, tensor: Tensor, plan: Plan, arch: Arch) -> str:
+    """Return the parent's name of the pruned model's tensor `name`."""
     if tensor.layer is None:
         return name
     return tensor.template.replace("{i}", str(plan.kept_layers(arch)[tensor.layer]))
 
 
-def cut(
+def slice_tensor(
     parent: "torch.Tensor", tensor: Tensor, plan: Plan, arch: Arch, child: Arch
 ) -> "torch.Tensor":
-    """Return the child's tensor out of the parent's.
+    """Return the pruned model's tensor out of the parent's.
 
-    Layers narrower than the child (ragged plans) are filled up with zeros, which changes nothing:
+    Layers narrower than the pruned model (ragged plans) are filled up with zeros, which changes
+    nothing:
     an FFN channel of zeros adds zero, and so does a head whose values are zero.
     """
     import torch
@@ -59,7 +60,7 @@ def _kept(axis: str, layer: int | None, plan: Plan, arch: Arch) -> list[int] | N
     return [unit * arch.head_dim + j for unit in units for j in range(arch.head_dim)]
 
 
-class Child(Reader):
+class PrunedModel(Reader):
     """The pruned model, every tensor made when it is asked for; reads like a checkpoint.
 
     `means` holds what compensation needs; `biased` says whether there is any.
@@ -77,29 +78,29 @@ class Child(Reader):
         self._tensors = arch.tensors()
         self._biases = tuple(f".{module}.bias" for module in BIASED) if biased else ()
         self.specs = {
-            name: Spec(checkpoint.specs[stored_beside(name, checkpoint)].dtype, tensor.shape)
+            name: Spec(checkpoint.specs[dtype_source(name, checkpoint)].dtype, tensor.shape)
             for name, tensor in self._tensors.items()
         }
 
     def tensor(self, name: str) -> "torch.Tensor":
-        """Return the child's tensor `name`."""
+        """Return the pruned model's tensor `name`."""
         tensor, parent = self._tensors[name], self.checkpoint.arch
-        source = origin(name, tensor, self.plan, parent)
+        source = source_name(name, tensor, self.plan, parent)
         if source not in self.checkpoint.specs or name.endswith(self._biases):
             bias = compensation(name, self.checkpoint, self.plan, self.arch, self.means)
             return bias.to(torch_dtype(self.specs[name].dtype))
-        made = cut(self.checkpoint.tensor(source), tensor, self.plan, parent, self.arch)
+        made = slice_tensor(self.checkpoint.tensor(source), tensor, self.plan, parent, self.arch)
         return _rescaled(name, made, parent, self.arch)
 
 
-def stored_beside(name: str, checkpoint: Reader) -> str:
+def dtype_source(name: str, checkpoint: Reader) -> str:
     """Return the parent's tensor whose type and file a child's gets: new biases their weights'."""
     names = (name, name.removesuffix("bias") + "weight")
     return next((n for n in names if n in checkpoint.specs), "model.embed_tokens.weight")
 
 
 def _rescaled(name: str, values: "torch.Tensor", arch: Arch, child: Arch) -> "torch.Tensor":
-    """Return embeddings as the child must hold them, where its width is a factor of them.
+    """Return embeddings as the pruned model must hold them, where its width is a factor of them.
 
     Where they are the output head too, the gains before it take the factor back.
     """
@@ -121,7 +122,7 @@ def compensation(
     child: Arch,
     means: "Mapping[str, torch.Tensor]",
 ) -> "torch.Tensor":
-    """Return the child's bias `name`, in fp64: compensated, or zeros where nothing went.
+    """Return the pruned model's bias `name`, in fp64: compensated, or zeros where nothing went.
 
     `means` holds `model.layers.i.MODULE:in.mean` of the parent's layers, [I].
     """

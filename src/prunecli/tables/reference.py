@@ -161,7 +161,7 @@ def _grid(table: str, ratio: str) -> dict[tuple[int, int], int]:
     """Return the FFN that the rule gives to every hidden size and number of heads of a table."""
     dense = parent()
     within = shapes_of.budget(dense, BUDGETS[ratio], None, None)
-    grid = shapes_of.candidates(GRIDS[table], dense, within, shapes_of.grain(dense))
+    grid = shapes_of.candidates(GRIDS[table], dense, within, shapes_of.size_multiple(dense))
     return {(shape.hidden, shape.heads): shape.ffn for shape in grid.shapes}
 
 
