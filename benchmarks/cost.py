@@ -115,7 +115,7 @@ def depth(work: str, methods: tuple[str, ...]) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from prunecli.training.init import init
+    from prunecli import init
 
     ids = torch.randint(1024, (8, 256), dtype=torch.int32)
     save_file({"ids": ids}, f"{work}/ids.safetensors")
@@ -126,7 +126,7 @@ def depth(work: str, methods: tuple[str, ...]) -> None:
     }  # fmt: skip
     for layers in (8, 32):
         Path(f"{work}/{layers}.json").write_text(json.dumps({**shape, "num_hidden_layers": layers}))
-        init(f"{work}/{layers}.json", f"{work}/m{layers}", tokenizer="none")
+        init(f"{work}/m{layers}", config=f"{work}/{layers}.json", tokenizer="none")
     print(f"\n{'method':16}{'8 layers MB':>13}{'32 layers MB':>14}{'ratio':>8}")
     for method in methods:
         peaks = [

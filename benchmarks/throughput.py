@@ -23,15 +23,15 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
+from prunecli import init
 from prunecli.data.rows import open_rows
 from prunecli.model.checkpoint import Checkpoint
-from prunecli.settings import Compute, Training
+from prunecli.settings import Compute, Optimization
 from prunecli.training import distributed as processes
 from prunecli.training import objective as models
 from prunecli.training import schedule
 from prunecli.training.fixed_masks import Masks
-from prunecli.training.init import init
-from prunecli.training.loop import Loop
+from prunecli.training.loop import Loop, LoopSettings
 
 STEPS, BATCH, LENGTH, VOCAB = 6, 8, 256, 8192
 SHAPE = {
@@ -50,11 +50,11 @@ TOTAL = 10_000
 def ours(folder: str, data: str):
     """Return a function that takes so many steps of our loop."""
     checkpoint = Checkpoint(folder)
-    with processes.started(Compute(device="cpu")) as ranks:
+    with processes.process_group(Compute(device="cpu")) as ranks:
         objective = models.build(checkpoint, None, ranks, dtype=torch.float32)
     loop = Loop(
-        objective, open_rows(data), Training(data), Masks(objective.model, ()), ranks,
-        steps=TOTAL, batch_size=BATCH, lr=1e-4, micro=BATCH,
+        objective, open_rows(data), LoopSettings(TOTAL, BATCH, BATCH, 1e-4, Optimization()),
+        Masks(objective.model, ()), ranks,
     )  # fmt: skip
     done = 0
 
@@ -86,7 +86,7 @@ def bare(folder: str, data: str):
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for group in optimizer.param_groups:
-                group["lr"] = schedule.rate(done, TOTAL, 1e-4, 0.05, 0.1)
+                group["lr"] = schedule.cosine_lr(done, TOTAL, 1e-4, 0.05, 0.1)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             loss.item()

@@ -11,7 +11,18 @@ from typing import Any, TypedDict, TypeVar, Unpack
 
 from prunecli.errors import UsageError, suggest
 from prunecli.report import SILENT, Report
-from prunecli.settings import Amount, Compute, Data, Output, Result, RunContext, Tasks, Timing
+from prunecli.settings import (
+    Amount,
+    Compute,
+    Data,
+    InitRequest,
+    Output,
+    Result,
+    RunContext,
+    Tasks,
+    Timing,
+    Training,
+)
 
 R = TypeVar("R")
 
@@ -207,6 +218,74 @@ def search_arch(model: str, out: str, method: str, **words: Unpack[SearchWords])
         SearchRequest, SearchWords, rest, model=model, method=method, data=data, eval_data=held_out
     )
     return verb(request, run)
+
+
+class InitWords(RunWords, total=False):
+    """Keywords of `init`: fields of InitRequest; here `dtype` is that of storage."""
+
+    config: str | None
+    like: str | None
+    masks: str
+    scheme: str
+    warm: str | None
+    seed: int
+    tokenizer: str
+    compat: bool
+
+
+def init(out: str, **words: Unpack[InitWords]) -> Result:
+    """Create a randomly initialized checkpoint, of a config.json or `like` another, in OUT."""
+    from prunecli.training.init import init as verb
+
+    rest: dict[str, Any] = dict(words)
+    storage = {"dtype": rest.pop("dtype")} if "dtype" in rest else {}
+    run = _run(out, rest)
+    return verb(_built(InitRequest, InitWords, rest | storage), run)
+
+
+class TrainWords(RunWords, total=False):
+    """Keywords of `train`: fields of Training beside `model` and `data`."""
+
+    tokens: float | None
+    steps: int | None
+    batch_size: int | None
+    lr: str | None
+    recipe: str | None
+    repeat: bool
+    allow_overlap: bool
+    micro_batch: int | None
+    masks: str
+    teacher: str | None
+    kd_weight: float | None
+    temperature: float | None
+    eval_data: str | None
+    text_column: str | None
+    skip_bad: int
+    eval_every: int | None
+    save_every: int | None
+    keep_states: int
+    save_dtype: str
+    sweep_steps: int | None
+    activation_checkpointing: bool
+    compile: bool
+    track: str | None
+    seed: int
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    clip: float
+    warmup: float
+    floor: float
+
+
+def train(model: str, out: str, data: str, **words: Unpack[TrainWords]) -> Result:
+    """Train a model on the token rows `data`, from scratch or after pruning, into OUT."""
+    from prunecli.training.train import train as verb
+
+    rest: dict[str, Any] = dict(words)
+    run = _run(out, rest)
+    return verb(_built(Training, TrainWords, rest, model=model, data=data), run)
 
 
 class TokenizeWords(RunWords, total=False):

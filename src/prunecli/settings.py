@@ -128,19 +128,17 @@ class Result:
     results: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Training:
-    """How to train. `None` means that the recipe or the size of the run decides."""
+@dataclass(frozen=True, kw_only=True)
+class Optimization:
+    """AdamW, the clipping of its gradients, and the schedule of its learning rate.
 
-    data: str
-    tokens: float | None = None
-    steps: int | None = None
-    batch_size: int | None = None
-    lr: str | None = None
-    recipe: str | None = None
-    repeat: bool = False
-    allow_overlap: bool = False
-    restart: bool = False
+    Attributes:
+        seed: of the order of rows, and of dropout.
+        clip: what the global gradient norm is clipped to.
+        warmup: fraction of the steps over which the learning rate rises.
+        floor: fraction of the peak learning rate at which the cosine ends.
+    """
+
     seed: int = 0
     beta1: float = 0.9
     beta2: float = 0.95
@@ -149,6 +147,21 @@ class Training:
     clip: float = 1.0
     warmup: float = 0.05
     floor: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Optimization):
+    """What to train, and how. `None` means that the recipe or the size of the run decides."""
+
+    model: str
+    data: str
+    tokens: float | None = None
+    steps: int | None = None
+    batch_size: int | None = None
+    lr: str | None = None
+    recipe: str | None = None
+    repeat: bool = False
+    allow_overlap: bool = False
     micro_batch: int | None = None
     masks: str = "keep"
     teacher: str | None = None
@@ -165,3 +178,32 @@ class Training:
     activation_checkpointing: bool = False
     compile: bool = False
     track: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitRequest:
+    """Which checkpoint to initialize: the architecture of `config` or of `like`, one of them.
+
+    Attributes:
+        config: a config.json.
+        like: a checkpoint to be a scratch twin of.
+        masks: `keep` leaves zeros where a sparse `like` has them, `drop` does not.
+        scheme: the standard deviations of the weights (SCHEMES in training/init.py).
+        warm: a smaller checkpoint whose weights are copied into the leading block of every tensor,
+            its layers repeated to the new depth.
+        dtype: of storage; `auto` is that of `like` or of the config, else float32.
+        tokenizer: a folder to copy it from, `bytes` (one token a byte, and an end of sequence where
+            the vocabulary has an id left, which the config then names), `none`, or `auto`: that of
+            `like`, or bytes where the vocabulary has room for them.
+        compat: keep embeddings, norms and biases of `like`, as the paper's script does.
+    """
+
+    config: str | None = None
+    like: str | None = None
+    masks: str = "keep"
+    scheme: str = "hf"
+    warm: str | None = None
+    seed: int = 0
+    dtype: str = "auto"
+    tokenizer: str = "auto"
+    compat: bool = False

@@ -38,7 +38,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr("prunecli.api.prune", stub("prune"))
     monkeypatch.setattr("prunecli.api.calibrate", stub("calibrate"))
     monkeypatch.setattr("prunecli.api.score", stub("score"))
-    monkeypatch.setattr("prunecli.training.init.init", stub("init"))
+    monkeypatch.setattr("prunecli.api.init", stub("init"))
     monkeypatch.setattr("prunecli.measuring.eval.evaluate", stub("evaluate"))
     return seen
 
@@ -474,7 +474,7 @@ def test_notes_go_to_stderr(run, monkeypatch) -> None:
         assert list(report.track(range(3), "counting")) == [0, 1, 2]
         return Result(out)
 
-    monkeypatch.setattr("prunecli.training.init.init", noisy)
+    monkeypatch.setattr("prunecli.api.init", noisy)
     init = ("init", "--config", "c.json", "out")
     assert run(*init).err == "prunecli: a note\n"
     assert run(*init, "--quiet").err == ""

@@ -20,7 +20,7 @@ import tiny
 from prunecli import prune
 from prunecli.pruning.sheared import MASK_WARMUP
 from prunecli.settings import Amount
-from prunecli.training.schedule import warm_steps
+from prunecli.training.schedule import warmup_steps
 
 BIN = Path(sys.executable).parent
 ALONE = [str(BIN / "prunecli")]
@@ -117,7 +117,7 @@ def test_two_processes_are_one_run(files, alone, tmp_path) -> None:
     ended = finish(command(TWO, *files, tmp_path / "o", "--eval-data", files[1] + ":180:187"))
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout == f"{tmp_path / 'o'}\n"
-    assert ended.stderr.count("prunecli: holding") == 1
+    assert ended.stderr.count("prunecli: keeping") == 1
     check_same(alone, tmp_path / "o", files[0])
     assert tiny.sidecar(tmp_path / "o")["run"]["ranks"] == 2
     model = ["--data", files[1] + ":180:187", "--json", str(tmp_path / "o")]
@@ -160,7 +160,7 @@ def test_masks_are_learned_by_two_processes_as_by_one(files, tmp_path) -> None:
         ended = finish(learning(launcher, dense, files[1], tmp_path / name))
         assert ended.returncode == 0, ended.stderr
         assert ended.stdout == f"{tmp_path / name}\n"
-        assert ended.stderr.count("random masks of the same shape") == 1
+        assert ended.stderr.count("random masks of the same sizes") == 1
         if name == "cut":
             resumed = int(re.search(r"resuming .* at step (\d+) of", ended.stderr)[1])
     records = [tiny.sidecar(tmp_path / name) for name in ("one", "two", "cut")]
@@ -169,7 +169,7 @@ def test_masks_are_learned_by_two_processes_as_by_one(files, tmp_path) -> None:
     # every run ends at the shape that was asked for, whichever units that took
     assert len({json.dumps(record["results"]["sizes"]) for record in records}) == 1
     one, two, cut = (record["results"]["learned"]["curve"]["loss"] for record in records)
-    rising = warm_steps(MASK_WARMUP, STEPS)  # steps until the targets are reached
+    rising = warmup_steps(MASK_WARMUP, STEPS)  # steps until the targets are reached
     assert len(one) == STEPS and two[:rising] == pytest.approx(one[:rising], rel=ROUNDING)
     assert 0 < resumed < STEPS and cut[:resumed] == two[:resumed]
     assert cut[resumed] == pytest.approx(two[resumed], rel=ROUNDING)
@@ -193,7 +193,7 @@ def test_signals_save_the_state(files, alone, tmp_path) -> None:
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
-    assert "the same command goes on" in err
+    assert "rerun the same command to resume" in err
     assert not out.exists() and list(partial.glob("step-*"))
     ended = finish(command(ALONE, *files, out))
     assert ended.returncode == 0, ended.stderr

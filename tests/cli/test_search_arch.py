@@ -61,7 +61,7 @@ def test_a_method_that_learns(run, folders):
         "--batch-size", "4", "--freeze-weights", "--data", data, model, out,
     )  # fmt: skip
     assert ended.code == 0 and ended.out == out + "\n"
-    assert "with random masks of the same shape" in ended.err
+    assert "with random masks of the same sizes" in ended.err
     assert tiny.sidecar(out)["results"]["learned"]["variant"] == "masks alone, weights frozen"
     refused = run("prune", "--method", "flap", "--freeze-weights", "--ratio", "0.4", model, "x")
     assert refused.code == 2 and "it belongs to sheared-llama" in refused.err

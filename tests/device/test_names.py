@@ -49,7 +49,7 @@ def gpus(monkeypatch):
 def test_each_process_takes_the_gpu_of_its_rank(gpus):
     own = torch.device("cuda", 1)
     assert devices.device_of(Compute(device="cuda")) == own
-    with distributed.started(Compute(device="cuda")) as started:
+    with distributed.process_group(Compute(device="cuda")) as started:
         assert (started.device, started.mesh) == (own, ("cuda", (2,)))
     assert gpus == {"device": own, "by": "nccl", "device_id": own}
     with pytest.raises(UsageError, match="cuda:0"):
@@ -63,6 +63,6 @@ def test_more_processes_than_gpus(gpus, monkeypatch):
 
 
 def test_processes_on_cpus_talk_by_gloo(gpus):
-    with distributed.started(Compute(device="cpu")) as started:
+    with distributed.process_group(Compute(device="cpu")) as started:
         assert (started.device, started.mesh) == (torch.device("cpu"), ("cpu", (2,)))
     assert gpus == {"by": "gloo"}

@@ -12,14 +12,13 @@ from safetensors.torch import load_file
 from work import BATCH, LENGTH, REAL, ROWS
 
 import tiny
-from prunecli import evaluate, prune
+from prunecli import evaluate, prune, train
 from prunecli.errors import Stopped
 from prunecli.files import sidecar
 from prunecli.methods import registry
 from prunecli.model import device, stream
 from prunecli.model.checkpoint import Checkpoint
-from prunecli.settings import Amount, Compute, Data, Training
-from prunecli.training.train import train
+from prunecli.settings import Amount, Compute, Data
 
 CPU = Compute(device="cpu", dtype="float32")
 
@@ -135,8 +134,8 @@ def test_resumed_there_is_the_same(command, work, there, tmp_path):
 def test_zeros_are_held_there(work, there, tmp_path):
     sparse = str(tmp_path / "sparse")
     prune(work.model, sparse, method="magnitude", amount=Amount(sparsity="2:4"))
-    training = Training(work.ids, steps=2, batch_size=BATCH, lr="1e-3", save_every=1)
-    train(sparse, str(tmp_path / "o"), training, compute=there)
+    training = {"steps": 2, "batch_size": BATCH, "lr": "1e-3", "save_every": 1}
+    train(sparse, str(tmp_path / "o"), work.ids, compute=there, **training)
     before, after = weights(sparse), weights(tmp_path / "o")
     assert not any(torch.equal(before[name], after[name]) for name in before)
     for name in (name for name in before if "_proj" in name):

@@ -14,10 +14,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tiny
-from prunecli import calibrate, evaluate, prune, score, search_arch, speed
+from prunecli import calibrate, evaluate, prune, score, search_arch, speed, train
 from prunecli.methods import registry
-from prunecli.settings import Amount, Compute, Data, Result, Timing, Training
-from prunecli.training.train import train
+from prunecli.settings import Amount, Compute, Data, Result, Timing
 
 REAL = os.environ.get("PRUNECLI_TEST_DEVICE")
 HALF = Amount(ratio=0.5)
@@ -57,8 +56,7 @@ class Work:
         return evaluate(self.model, data=[Data(self.held)], compute=compute)
 
     def train(self, out: str, compute: Compute, stop: Stop = never, **more: Any) -> Result:
-        training = Training(self.ids, **{**TRAINING, **more})
-        return train(self.model, out, training, compute=compute, stop=stop)
+        return train(self.model, out, self.ids, compute=compute, stop=stop, **TRAINING | more)
 
     def teach(self, out: str, compute: Compute, **more: Any) -> Result:
         # another model: the loss to one's own is zero

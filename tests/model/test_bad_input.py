@@ -11,14 +11,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import tiny
-from prunecli import calibrate, check, evaluate, prune, score
+from prunecli import calibrate, check, evaluate, init, prune, score
 from prunecli.errors import InputError, PruneError
 from prunecli.files import output
 from prunecli.files.tensorfile import read_header
 from prunecli.model.checkpoint import CheckpointWriter
 from prunecli.settings import Amount, Data, Output
 from prunecli.tables.table import table
-from prunecli.training.init import init
 
 
 @pytest.fixture

@@ -10,13 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
-from prunecli import calibrate, evaluate, prune, score, search_arch, speed, tokenize
+from prunecli import calibrate, evaluate, init, prune, score, search_arch, speed, tokenize, train
 from prunecli.errors import PruneError
 from prunecli.methods import registry
 from prunecli.model.families import registry as families
-from prunecli.settings import Amount, Compute, Data, Output, Timing, Training
-from prunecli.training.init import init
-from prunecli.training.train import train
+from prunecli.settings import Amount, Compute, Data, Output, Timing
 
 # factors of a longrope, for every pair of the 8 channels of a head
 LONGROPE = {
@@ -169,7 +167,7 @@ def runs(model, rows, held_out, text, words):
             eval_data=Data(held_out), output=output,
         ),
         "train": lambda out, output: train(
-            model, out, Training(data=rows, steps=1, batch_size=2), output=output
+            model, out, rows, steps=1, batch_size=2, output=output
         ),
         "eval": lambda out, output: evaluate(
             model, data=[Data(held_out)], out=out, output=output

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
-from prunecli import evaluate, tokenize
+from prunecli import evaluate, init, tokenize
 from prunecli.data import documents
 from prunecli.errors import InputError, UsageError
 from prunecli.measuring import harness, perplexity
@@ -22,7 +22,6 @@ from prunecli.model import stream
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.report import SILENT
 from prunecli.settings import Compute, Data, Output, Tasks
-from prunecli.training.init import init
 
 TASK = """task: {name}
 dataset_path: json

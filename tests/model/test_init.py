@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
-from prunecli import check, prune
+from prunecli import check, init, prune
 from prunecli.errors import InputError, UsageError
 from prunecli.settings import Amount
-from prunecli.training.init import BASE_WIDTH, SCHEMES, init
+from prunecli.training.init import BASE_WIDTH, SCHEMES
 
 
 def weights(folder) -> dict[str, torch.Tensor]:

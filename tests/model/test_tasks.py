@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 
 import tiny
-from prunecli import evaluate
+from prunecli import evaluate, init
 from prunecli.errors import InputError, NotANumber, OutputExists, UsageError
 from prunecli.measuring import harness
 from prunecli.measuring import tasks as of_tasks
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.report import SILENT
 from prunecli.settings import Compute, Data, Output, Tasks
-from prunecli.training.init import init
 
 TEXT = "the cat dog sat on mat house tree runs blue green sky walks slowly table chair"
 WORDS = TEXT.split(" ")

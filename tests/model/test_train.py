@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 from traceback import StackSummary
 
@@ -15,17 +14,15 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.api import CheckpointException
 
 import tiny
-from prunecli import check, prune
+from prunecli import check, init, prune, train
 from prunecli.data import rows as row_sets
 from prunecli.errors import InputError, OutputExists, PruneError, Stopped, UsageError
 from prunecli.report import Report
-from prunecli.settings import Amount, Compute, Data, Output, Training
+from prunecli.settings import Amount, Compute, Data, Output
 from prunecli.training import schedule, state
 from prunecli.training.config import SWEEP
-from prunecli.training.init import init
 from prunecli.training.loop import Loop
 from prunecli.training.order import RowSampler
-from prunecli.training.train import train
 from tiny import same, stop_after
 
 LENGTH = 16
@@ -83,7 +80,7 @@ def bare(folder, data: str, steps: int, batch: int, lr: float) -> tuple[list[flo
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = schedule.rate(step, steps, lr, 0.05, 0.1)
+            group["lr"] = schedule.cosine_lr(step, steps, lr, 0.05, 0.1)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
@@ -94,8 +91,15 @@ def bare(folder, data: str, steps: int, batch: int, lr: float) -> tuple[list[flo
 def test_like_a_bare_loop(llama, ids, tmp_path, micro) -> None:
     """Float32, only sums in another order: 1e-5 of losses, 1e-4 of weights after ten steps."""
     out = str(tmp_path / "o")
-    settings = Training(ids, steps=10, batch_size=4, lr="1e-3", micro_batch=micro, eps=EPS)
-    made = train(str(llama), out, settings)
+    settings = {
+        "data": ids,
+        "steps": 10,
+        "batch_size": 4,
+        "lr": "1e-3",
+        "micro_batch": micro,
+        "eps": EPS,
+    }
+    made = train(str(llama), out, **settings)
     losses, state = bare(llama, ids, 10, 4, 1e-3)
     assert [line["loss"] for line in log(out)] == pytest.approx(losses, rel=1e-5)
     for name, tensor in weights(out).items():
@@ -107,9 +111,7 @@ def test_like_a_bare_loop(llama, ids, tmp_path, micro) -> None:
 
 
 def test_every_family_learns(models, family, ids, tmp_path) -> None:
-    made = train(
-        str(models(family)), str(tmp_path / "o"), Training(ids, steps=12, batch_size=8, lr="3e-3")
-    )
+    made = train(str(models(family)), str(tmp_path / "o"), ids, steps=12, batch_size=8, lr="3e-3")
     losses = made.results["curve"]["loss"]
     assert losses[-1] < losses[0]
     assert torch.isfinite(tiny.logits(tmp_path / "o", torch.zeros(1, 4))).all()
@@ -117,16 +119,22 @@ def test_every_family_learns(models, family, ids, tmp_path) -> None:
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_stopped_and_resumed_is_the_same(sparse, ids, tmp_path, recompute) -> None:
-    settings = Training(
-        ids, steps=12, batch_size=4, lr="1e-3", save_every=5, eval_data=f"{ids}:300:310",
-        eval_every=3, activation_checkpointing=recompute,
-    )  # fmt: skip
-    train(str(sparse), str(tmp_path / "whole"), settings)
+    settings = {
+        "data": ids,
+        "steps": 12,
+        "batch_size": 4,
+        "lr": "1e-3",
+        "save_every": 5,
+        "eval_data": f"{ids}:300:310",
+        "eval_every": 3,
+        "activation_checkpointing": recompute,
+    }
+    train(str(sparse), str(tmp_path / "whole"), **settings)
     for stop in (1, 4, 5):
-        with pytest.raises(Stopped, match="same command goes on"):
-            train(str(sparse), str(tmp_path / "cut"), settings, stop=stop_after(stop))
+        with pytest.raises(Stopped, match="rerun the same command"):
+            train(str(sparse), str(tmp_path / "cut"), **settings, stop=stop_after(stop))
     assert not (tmp_path / "cut").exists()
-    train(str(sparse), str(tmp_path / "cut"), settings)
+    train(str(sparse), str(tmp_path / "cut"), **settings)
     assert same(tmp_path / "whole", tmp_path / "cut")
     assert curve(tmp_path / "whole") == curve(tmp_path / "cut")
     records = [tiny.sidecar(tmp_path / name) for name in ("whole", "cut")]
@@ -141,8 +149,8 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("at", [3, 5, 6, 11])
 def test_killed_between_saves(llama, ids, tmp_path, monkeypatch, at) -> None:
-    settings = Training(ids, steps=12, batch_size=4, lr="1e-3", save_every=5)
-    train(str(llama), str(tmp_path / "whole"), settings)
+    settings = {"data": ids, "steps": 12, "batch_size": 4, "lr": "1e-3", "save_every": 5}
+    train(str(llama), str(tmp_path / "whole"), **settings)
     real = Loop.step
 
     def dying(self, step, stop=False):
@@ -152,73 +160,82 @@ def test_killed_between_saves(llama, ids, tmp_path, monkeypatch, at) -> None:
 
     monkeypatch.setattr(Loop, "step", dying)
     with pytest.raises(Killed):
-        train(str(llama), str(tmp_path / "cut"), settings)
+        train(str(llama), str(tmp_path / "cut"), **settings)
     monkeypatch.setattr(Loop, "step", real)
     # a save that was cut off leaves only what is ignored
     (tmp_path / "cut.partial" / ".step-00000099.tmp").mkdir()
     with (tmp_path / "cut.partial" / "log.jsonl").open("a") as file:
         file.write('{"step": 1')
-    train(str(llama), str(tmp_path / "cut"), settings)
+    train(str(llama), str(tmp_path / "cut"), **settings)
     assert same(tmp_path / "whole", tmp_path / "cut")
     assert curve(tmp_path / "whole") == curve(tmp_path / "cut")
 
 
 def test_a_state_that_cannot_be_read(llama, ids, tmp_path) -> None:
-    out, settings = str(tmp_path / "o"), Training(ids, steps=6, batch_size=4, save_every=2)
-    train(str(llama), str(tmp_path / "whole"), settings)
+    out, settings = str(tmp_path / "o"), {"data": ids, "steps": 6, "batch_size": 4, "save_every": 2}
+    train(str(llama), str(tmp_path / "whole"), **settings)
     with pytest.raises(Stopped):
-        train(str(llama), out, settings, stop=stop_after(3))
+        train(str(llama), out, **settings, stop=stop_after(3))
     newest = sorted((tmp_path / "o.partial").glob("step-*"))[-1]
     os.truncate(newest / "__0_0.distcp", 100)
-    with pytest.raises(InputError, match=rf"'{newest.name}' in '.*o.partial'.*the one before"):
-        train(str(llama), out, settings)
-    # without it, the one before is gone on from
+    with pytest.raises(InputError, match=rf"'{newest.name}' in '.*o.partial'.*the state before"):
+        train(str(llama), out, **settings)
+    # without it, the state before is resumed from
     shutil.rmtree(newest)
     left = sorted((tmp_path / "o.partial").glob("step-*"))
     assert len(left) == 1
-    train(str(llama), out, settings)
+    train(str(llama), out, **settings)
     assert same(tmp_path / "whole", tmp_path / "o")
 
 
 def test_a_state_that_cannot_be_written(llama, ids, tmp_path, monkeypatch) -> None:
-    settings = Training(ids, steps=6, batch_size=4, save_every=2)
+    settings = {"data": ids, "steps": 6, "batch_size": 4, "save_every": 2}
 
     def full(*args, **settings):
         cause = OSError(28, "No space left on device")
         raise CheckpointException("write", {0: (cause, StackSummary())})
 
     monkeypatch.setattr(state.state_dict_saver, "save", full)
-    with pytest.raises(PruneError, match=r"after step 2: OSError.*No space.*same command goes on"):
-        train(str(llama), str(tmp_path / "o"), settings)
+    with pytest.raises(PruneError, match=r"after step 2: OSError.*No space.*rerun the same"):
+        train(str(llama), str(tmp_path / "o"), **settings)
     assert not (tmp_path / "o").exists()
 
 
 def test_state_of_another_run(llama, ids, tmp_path) -> None:
-    out, settings = str(tmp_path / "o"), Training(ids, steps=6, batch_size=4, save_every=2)
+    out, settings = str(tmp_path / "o"), {"data": ids, "steps": 6, "batch_size": 4, "save_every": 2}
     with pytest.raises(Stopped):
-        train(str(llama), out, settings, stop=stop_after(3))
+        train(str(llama), out, **settings, stop=stop_after(3))
     with pytest.raises(OutputExists, match="--restart"):
-        train(str(llama), out, replace(settings, lr="1e-2"))
+        train(str(llama), out, **settings | {"lr": "1e-2"})
     # how often the state is saved makes no other run
-    train(str(llama), out, replace(settings, save_every=1, keep_states=1))
-    assert train(str(llama), out, settings, output=Output(skip_existing=True)).results["steps"] == 6
+    train(str(llama), out, **settings | {"save_every": 1, "keep_states": 1})
+    assert (
+        train(str(llama), out, **settings, output=Output(skip_existing=True)).results["steps"] == 6
+    )
     with pytest.raises(OutputExists):
-        train(str(llama), out, settings)
-    train(str(llama), out, replace(settings, lr="1e-2"), output=Output(force=True))
+        train(str(llama), out, **settings)
+    train(str(llama), out, **settings | {"lr": "1e-2"}, output=Output(force=True))
     assert tiny.sidecar(out)["options"]["lr"] == 1e-2
 
 
 def test_restart(llama, ids, tmp_path) -> None:
-    out, settings = str(tmp_path / "o"), Training(ids, steps=6, batch_size=4, save_every=2)
+    out, settings = str(tmp_path / "o"), {"data": ids, "steps": 6, "batch_size": 4, "save_every": 2}
     with pytest.raises(Stopped):
-        train(str(llama), out, settings, stop=stop_after(3))
-    train(str(llama), out, replace(settings, lr="1e-2", restart=True))
+        train(str(llama), out, **settings, stop=stop_after(3))
+    train(str(llama), out, **settings | {"lr": "1e-2", "restart": True})
     assert len(log(out)) == 6
 
 
 def test_masks_after_two_hundred_steps(sparse, ids, tmp_path) -> None:
-    settings = Training(ids, steps=200, batch_size=2, lr="1e-2", weight_decay=0.1, save_every=50)
-    made = train(str(sparse), str(tmp_path / "o"), settings)
+    settings = {
+        "data": ids,
+        "steps": 200,
+        "batch_size": 2,
+        "lr": "1e-2",
+        "weight_decay": 0.1,
+        "save_every": 50,
+    }
+    made = train(str(sparse), str(tmp_path / "o"), **settings)
     before, after = weights(sparse), weights(tmp_path / "o")
     held = 0
     for name, tensor in before.items():
@@ -231,16 +248,16 @@ def test_masks_after_two_hundred_steps(sparse, ids, tmp_path) -> None:
 
 
 def test_masks_dropped_or_taken_elsewhere(llama, sparse, ids, tmp_path) -> None:
-    settings = Training(ids, steps=3, batch_size=2, lr="1e-2")
-    train(str(sparse), str(tmp_path / "dense"), replace(settings, masks="drop"))
+    settings = {"data": ids, "steps": 3, "batch_size": 2, "lr": "1e-2"}
+    train(str(sparse), str(tmp_path / "dense"), **settings | {"masks": "drop"})
     name = "model.layers.0.mlp.up_proj.weight"
     assert (weights(tmp_path / "dense")[name] != 0).all()
-    train(str(sparse), str(tmp_path / "held"), replace(settings, masks=str(sparse)))
+    train(str(sparse), str(tmp_path / "held"), **settings | {"masks": str(sparse)})
     assert torch.equal(weights(tmp_path / "held")[name] == 0, weights(sparse)[name] == 0)
     with pytest.raises(InputError, match="no sparse matrix, so no zeros to keep"):
-        train(str(sparse), str(tmp_path / "no"), replace(settings, masks=str(llama)))
+        train(str(sparse), str(tmp_path / "no"), **settings | {"masks": str(llama)})
     with pytest.raises(InputError, match="masks do not fit"):
-        train(str(llama), str(tmp_path / "no"), replace(settings, masks=str(sparse)))
+        train(str(llama), str(tmp_path / "no"), **settings | {"masks": str(sparse)})
 
 
 def test_masks_that_are_not_what_the_sidecar_tells(sparse, ids, tmp_path) -> None:
@@ -252,7 +269,7 @@ def test_masks_that_are_not_what_the_sidecar_tells(sparse, ids, tmp_path) -> Non
     tensors["model.layers.0.mlp.up_proj.weight"][:] = 1
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match="masks do not fit"):
-        train(str(folder), str(tmp_path / "o"), Training(ids, steps=2, batch_size=2))
+        train(str(folder), str(tmp_path / "o"), ids, steps=2, batch_size=2)
 
 
 def test_a_weight_that_passes_zero_stays_alive(sparse, ids, tmp_path, monkeypatch) -> None:
@@ -269,24 +286,31 @@ def test_a_weight_that_passes_zero_stays_alive(sparse, ids, tmp_path, monkeypatc
         return real(self, step, stop)
 
     monkeypatch.setattr(Loop, "step", zeroing)
-    train(str(sparse), str(tmp_path / "o"), Training(ids, steps=5, batch_size=2, lr="1e-2"))
+    train(str(sparse), str(tmp_path / "o"), ids, steps=5, batch_size=2, lr="1e-2")
     assert weights(tmp_path / "o")[name][row, column] != 0
 
 
 def test_distillation(llama, sparse, ids, tmp_path) -> None:
-    settings = Training(ids, steps=30, batch_size=4, lr="1e-2", teacher=str(llama), kd_weight=1.0)
-    itself = train(str(llama), str(tmp_path / "same"), replace(settings, steps=1))
+    settings = {
+        "data": ids,
+        "steps": 30,
+        "batch_size": 4,
+        "lr": "1e-2",
+        "teacher": str(llama),
+        "kd_weight": 1.0,
+    }
+    itself = train(str(llama), str(tmp_path / "same"), **settings | {"steps": 1})
     assert log(tmp_path / "same")[0]["kl"] == pytest.approx(0, abs=1e-6)
     assert itself.sidecar["inputs"][2]["role"] == "teacher"
-    train(str(sparse), str(tmp_path / "taught"), settings)
+    train(str(sparse), str(tmp_path / "taught"), **settings)
     found = [line["kl"] for line in log(tmp_path / "taught")]
     assert found[-1] < 0.7 * found[0]
 
 
 def test_sweep(llama, ids, tmp_path) -> None:
     """The winner has the lowest loss, and the weights are those of a run with its rate."""
-    settings = Training(ids, steps=12, batch_size=4, lr="sweep", sweep_steps=4)
-    made = train(str(llama), str(tmp_path / "swept"), settings)
+    settings = {"data": ids, "steps": 12, "batch_size": 4, "lr": "sweep", "sweep_steps": 4}
+    made = train(str(llama), str(tmp_path / "swept"), **settings)
     swept = made.results["sweep"]
     finals = {lr: swept["curves"][str(lr)][-1] for lr in SWEEP}
     assert swept["lr"] == min(SWEEP, key=lambda lr: finals[lr]) == made.results["lr"]
@@ -295,20 +319,20 @@ def test_sweep(llama, ids, tmp_path) -> None:
     train(
         str(llama),
         str(tmp_path / "plain"),
-        replace(settings, lr=str(swept["lr"]), sweep_steps=None),
+        **settings | {"lr": str(swept["lr"]), "sweep_steps": None},
     )
     assert same(tmp_path / "swept", tmp_path / "plain")
     with pytest.raises(Stopped):
-        train(str(llama), str(tmp_path / "cut"), settings, stop=stop_after(10))
-    train(str(llama), str(tmp_path / "cut"), settings)
+        train(str(llama), str(tmp_path / "cut"), **settings, stop=stop_after(10))
+    train(str(llama), str(tmp_path / "cut"), **settings)
     assert same(tmp_path / "swept", tmp_path / "cut")
 
 
 @pytest.mark.parametrize("bad", ["loss", "gradient"])
 def test_no_number(llama, ids, tmp_path, monkeypatch, bad) -> None:
-    """A NaN stops the run before the weights are touched; the state is kept and goes on."""
-    settings = Training(ids, steps=8, batch_size=4, lr="1e-3", save_every=3)
-    train(str(llama), str(tmp_path / "whole"), settings)
+    """A NaN stops the run before the weights are changed; the state is saved and resumed."""
+    settings = {"data": ids, "steps": 8, "batch_size": 4, "lr": "1e-3", "save_every": 3}
+    train(str(llama), str(tmp_path / "whole"), **settings)
     real = Loop.step
 
     def poisoned(self, step, stop=False):
@@ -328,18 +352,18 @@ def test_no_number(llama, ids, tmp_path, monkeypatch, bad) -> None:
 
     monkeypatch.setattr(Loop, "step", poisoned)
     with pytest.raises(PruneError, match="keeps the state after step 5") as error:
-        train(str(llama), str(tmp_path / "o"), settings)
+        train(str(llama), str(tmp_path / "o"), **settings)
     assert error.value.exit_code == 1
     monkeypatch.setattr(Loop, "step", real)
-    train(str(llama), str(tmp_path / "o"), settings)
+    train(str(llama), str(tmp_path / "o"), **settings)
     assert same(tmp_path / "whole", tmp_path / "o")
 
 
 def test_repeat(llama, ids, tmp_path) -> None:
-    settings = Training(f"{ids}:0:10", steps=6, batch_size=4)
+    settings = {"data": f"{ids}:0:10", "steps": 6, "batch_size": 4}
     with pytest.raises(InputError, match=r"need 24 rows.*has 10.*2\.40 times"):
-        train(str(llama), str(tmp_path / "o"), settings)
-    made = train(str(llama), str(tmp_path / "o"), replace(settings, repeat=True))
+        train(str(llama), str(tmp_path / "o"), **settings)
+    made = train(str(llama), str(tmp_path / "o"), **settings | {"repeat": True})
     assert made.sidecar["tokens"]["trained"][0] | {"rows": ""} == {
         "rows": "", "range": [0, 10], "count": 24 * LENGTH,
     }  # fmt: skip
@@ -347,8 +371,8 @@ def test_repeat(llama, ids, tmp_path) -> None:
 
 
 def test_overlap_with_an_ancestor(llama, ids, tmp_path) -> None:
-    first = Training(f"{ids}:0:40", steps=4, batch_size=4)
-    train(str(llama), str(tmp_path / "a"), first)
+    first = {"data": f"{ids}:0:40", "steps": 4, "batch_size": 4}
+    train(str(llama), str(tmp_path / "a"), **first)
     prune(
         str(tmp_path / "a"),
         str(tmp_path / "p"),
@@ -356,15 +380,18 @@ def test_overlap_with_an_ancestor(llama, ids, tmp_path) -> None:
         amount=Amount(ratio=0.5),
         data=Data(),
     )
-    again = Training(f"{ids}:10:100", steps=4, batch_size=4)
+    again = {"data": f"{ids}:10:100", "steps": 4, "batch_size": 4}
     with pytest.raises(InputError, match="6 of 16 rows were trained on by an ancestor"):
-        train(str(tmp_path / "p"), str(tmp_path / "b"), again)
-    train(str(tmp_path / "p"), str(tmp_path / "b"), replace(again, allow_overlap=True))
-    with pytest.raises(InputError, match="4 of 10 validation rows"):
+        train(str(tmp_path / "p"), str(tmp_path / "b"), **again)
+    train(str(tmp_path / "p"), str(tmp_path / "b"), **again | {"allow_overlap": True})
+    with pytest.raises(InputError, match="4 of 10 evaluation rows"):
         train(
             str(llama),
             str(tmp_path / "c"),
-            Training(f"{ids}:0:16", steps=4, batch_size=4, eval_data=f"{ids}:12:22"),
+            f"{ids}:0:16",
+            steps=4,
+            batch_size=4,
+            eval_data=f"{ids}:12:22",
         )
 
 
@@ -373,7 +400,7 @@ def test_overlap_with_an_ancestor(llama, ids, tmp_path) -> None:
     [
         ({"data": "missing"}, InputError, "no such rows"),
         ({"steps": 0}, UsageError, "at least 1"),
-        ({"tokens": 100.0}, UsageError, "say the same"),
+        ({"tokens": 100.0}, UsageError, "cannot be combined"),
         ({"steps": None, "tokens": 10.0}, InputError, "less than one step"),
         ({"lr": "fast"}, UsageError, "expected a number or sweep"),
         ({"lr": "-1"}, UsageError, "more than 0"),
@@ -387,13 +414,13 @@ def test_overlap_with_an_ancestor(llama, ids, tmp_path) -> None:
         ({"recipe": "official"}, UsageError, "did you mean 'paper'"),
         ({"recipe": "paper"}, InputError, "rows of 8192"),
         ({"micro_batch": 3}, InputError, "does not divide"),
-        ({"kd_weight": 0.5}, UsageError, "needs a teacher"),
-        ({"temperature": 2.0}, UsageError, "--temperature needs a teacher"),
+        ({"kd_weight": 0.5}, UsageError, "--kd-weight needs --teacher"),
+        ({"temperature": 2.0}, UsageError, "--temperature needs --teacher"),
         ({"eval_every": 5}, UsageError, "--eval-data"),
         ({"skip_bad": 5}, UsageError, "--eval-data"),
         ({"eval_data": "builtin", "text_column": "body"}, UsageError, "which builtin has not"),
         ({"sweep_steps": 5}, UsageError, "--lr sweep"),
-        ({"warmup": 2.0}, UsageError, "fraction"),
+        ({"warmup": 2.0}, UsageError, "expected 0 to 1"),
         ({"clip": 0.0}, UsageError, "more than 0"),
         ({"save_dtype": "float8"}, UsageError, "not one of auto, float32, bfloat16"),
         ({"masks": "nowhere/at-all"}, InputError, "no such folder"),
@@ -401,32 +428,32 @@ def test_overlap_with_an_ancestor(llama, ids, tmp_path) -> None:
     ],
 )
 def test_bad_requests_come_before_anything(llama, ids, tmp_path, change, kind, message) -> None:
-    settings = replace(Training(ids, steps=4, batch_size=4), **change)
+    settings = {"data": ids, "steps": 4, "batch_size": 4, **change}
     with pytest.raises(kind, match=message):
-        train(str(llama), str(tmp_path / "o"), settings)
+        train(str(llama), str(tmp_path / "o"), **settings)
     assert not list(tmp_path.iterdir())
 
 
 def test_processes_must_divide_the_batch(llama, ids, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(InputError, match="cannot be divided among 3"):
-        train(str(llama), str(tmp_path / "o"), Training(ids, steps=4, batch_size=4))
+        train(str(llama), str(tmp_path / "o"), ids, steps=4, batch_size=4)
 
 
 def test_rows_of_another_vocabulary_or_length(models, llama, tmp_path) -> None:
     wide = tiny.tokens(tmp_path / "w.safetensors", vocab=5000)
     with pytest.raises(InputError, match="another vocabulary"):
-        train(str(llama), str(tmp_path / "o"), Training(wide, steps=1, batch_size=1))
+        train(str(llama), str(tmp_path / "o"), wide, steps=1, batch_size=1)
     long = tiny.tokens(tmp_path / "l.safetensors", length=99)
-    with pytest.raises(InputError, match="64 positions"):
-        train(str(llama), str(tmp_path / "o"), Training(long, steps=1, batch_size=1))
+    with pytest.raises(InputError, match="context length, 64"):
+        train(str(llama), str(tmp_path / "o"), long, steps=1, batch_size=1)
 
 
 def test_bfloat16_products(llama, ids, tmp_path) -> None:
     """Weights stay float32; losses are those of float32 to bfloat16's three digits."""
-    settings = Training(ids, steps=10, batch_size=8, lr="1e-3")
-    train(str(llama), str(tmp_path / "wide"), settings)
-    train(str(llama), str(tmp_path / "narrow"), settings, compute=Compute(dtype="bfloat16"))
+    settings = {"data": ids, "steps": 10, "batch_size": 8, "lr": "1e-3"}
+    train(str(llama), str(tmp_path / "wide"), **settings)
+    train(str(llama), str(tmp_path / "narrow"), **settings, compute=Compute(dtype="bfloat16"))
     wide, narrow = ([x["loss"] for x in log(tmp_path / name)] for name in ("wide", "narrow"))
     assert wide != narrow
     assert narrow == pytest.approx(wide, rel=0.01)
@@ -455,27 +482,27 @@ class SidecarBuilder:
 def test_trackers(llama, ids, tmp_path, monkeypatch, kind) -> None:
     recorder = SidecarBuilder()
     monkeypatch.setitem(sys.modules, kind, recorder)
-    train(str(llama), str(tmp_path / "o"), Training(ids, steps=4, batch_size=4, track=kind))
+    train(str(llama), str(tmp_path / "o"), ids, steps=4, batch_size=4, track=kind)
     assert recorder.finished
     assert [x["loss"] for x in recorder.figures] == [x["loss"] for x in log(tmp_path / "o")]
     monkeypatch.setitem(sys.modules, kind, None)
     with pytest.raises(UsageError, match=f"prunecli\\[{kind}\\]"):
-        train(str(llama), str(tmp_path / "p"), Training(ids, steps=4, batch_size=4, track=kind))
+        train(str(llama), str(tmp_path / "p"), ids, steps=4, batch_size=4, track=kind)
 
 
 @pytest.mark.slow
 def test_compiled(llama, ids, tmp_path) -> None:
-    settings = Training(ids, steps=5, batch_size=4, lr="1e-3")
-    train(str(llama), str(tmp_path / "eager"), settings)
-    train(str(llama), str(tmp_path / "compiled"), replace(settings, compile=True))
+    settings = {"data": ids, "steps": 5, "batch_size": 4, "lr": "1e-3"}
+    train(str(llama), str(tmp_path / "eager"), **settings)
+    train(str(llama), str(tmp_path / "compiled"), **settings | {"compile": True})
     eager, compiled = ([x["loss"] for x in log(tmp_path / n)] for n in ("eager", "compiled"))
     assert compiled == pytest.approx(eager, rel=1e-4)
 
 
 def test_tied_weights(tmp_path, ids) -> None:
     model = tiny.make(tmp_path / "m", tie_word_embeddings=True)
-    settings = Training(ids, steps=5, batch_size=4, lr="1e-3", eps=EPS)
-    train(str(model), str(tmp_path / "o"), settings)
+    settings = {"data": ids, "steps": 5, "batch_size": 4, "lr": "1e-3", "eps": EPS}
+    train(str(model), str(tmp_path / "o"), **settings)
     losses, state = bare(model, ids, 5, 4, 1e-3)
     assert [line["loss"] for line in log(tmp_path / "o")] == pytest.approx(losses, rel=1e-5)
     assert "lm_head.weight" not in weights(tmp_path / "o")
@@ -496,10 +523,17 @@ def padded(folder: Path, pad: int, out: Path) -> Path:
 def test_the_id_of_padding_is_trained(llama, ids, tmp_path, pad, teacher) -> None:
     """Rows have no padding; where the separator is called so (Phi-3), it learns as all ids do."""
     model = padded(llama, pad, tmp_path / "m")
-    settings = Training(ids, steps=3, batch_size=8, lr="1e-2", micro_batch=4, eps=EPS)
+    settings = {
+        "data": ids,
+        "steps": 3,
+        "batch_size": 8,
+        "lr": "1e-2",
+        "micro_batch": 4,
+        "eps": EPS,
+    }
     if teacher:
-        settings = replace(settings, teacher=str(model), kd_weight=0.0)
-    train(str(model), str(tmp_path / "o"), settings)
+        settings = settings | {"teacher": str(model), "kd_weight": 0.0}
+    train(str(model), str(tmp_path / "o"), **settings)
     name = "model.embed_tokens.weight"
     trained = weights(tmp_path / "o")[name]
     _, expected = bare(llama, ids, 3, 8, 1e-2)
@@ -508,16 +542,16 @@ def test_the_id_of_padding_is_trained(llama, ids, tmp_path, pad, teacher) -> Non
 
 
 def test_padding_changes_no_family(models, family, ids, tmp_path) -> None:
-    settings = Training(ids, steps=2, batch_size=8, lr="1e-2")
+    settings = {"data": ids, "steps": 2, "batch_size": 8, "lr": "1e-2"}
     model = padded(models(family), 7, tmp_path / "m")
-    train(str(model), str(tmp_path / "pad"), settings)
-    train(str(models(family)), str(tmp_path / "none"), settings)
+    train(str(model), str(tmp_path / "pad"), **settings)
+    train(str(models(family)), str(tmp_path / "none"), **settings)
     assert same(tmp_path / "pad", tmp_path / "none")
 
 
 def test_storage_and_sharding_are_the_parents(tmp_path, ids) -> None:
     model = tiny.make(tmp_path / "m", dtype=torch.bfloat16, shard="50KB")
-    train(str(model), str(tmp_path / "o"), Training(ids, steps=2, batch_size=2))
+    train(str(model), str(tmp_path / "o"), ids, steps=2, batch_size=2)
     names = sorted(path.name for path in model.glob("*.safetensors"))
     assert len(names) > 1
     assert sorted(path.name for path in (tmp_path / "o").glob("*.safetensors")) == names
@@ -548,18 +582,18 @@ def half(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("held_out", [False, True])
 def test_what_rounding_costs_is_told(half, ids, tmp_path, held_out) -> None:
     """Against stock transformers' losses of what was written; other sums of float32: to 1e-5."""
-    settings = Training(ids, steps=6, batch_size=8, lr="1e-4", save_dtype="float32")
+    settings = {"data": ids, "steps": 6, "batch_size": 8, "lr": "1e-4", "save_dtype": "float32"}
     rows = row_sets.open_rows(ids)
     last = rows.read(RowSampler(rows, 48, 0).batch(5, 8, slice(None)))
     if held_out:
-        settings = replace(settings, eval_data=f"{ids}:300:310")
+        settings = settings | {"eval_data": f"{ids}:300:310"}
         last = row_sets.open_rows(f"{ids}:300:310").read(range(300, 310))
     wide, told = tmp_path / "wide", Told()
-    made = train(str(half), str(wide), settings, report=told)
+    made = train(str(half), str(wide), **settings, report=told)
     assert made.results["rounding"] is None
     assert not any("rounded" in note for note in told.notes)
     narrow = tmp_path / "narrow"
-    made = train(str(half), str(narrow), replace(settings, save_dtype="auto"), report=told)
+    made = train(str(half), str(narrow), **settings | {"save_dtype": "auto"}, report=told)
     exact = weights(wide)
     for name, tensor in weights(narrow).items():
         assert exact[name].dtype == torch.float32 and tensor.dtype == torch.bfloat16
@@ -576,22 +610,22 @@ def test_what_rounding_costs_is_told(half, ids, tmp_path, held_out) -> None:
 def test_stored_as_asked(llama, half, ids, tmp_path) -> None:
     from transformers import AutoModelForCausalLM
 
-    settings = Training(ids, steps=2, batch_size=4)
+    settings = {"data": ids, "steps": 2, "batch_size": 4}
     for name, parent, dtype in (("w", half, "float32"), ("n", llama, "bfloat16")):
         out = str(tmp_path / name)
-        made = train(str(parent), out, replace(settings, save_dtype=dtype))
+        made = train(str(parent), out, **settings | {"save_dtype": dtype})
         assert made.sidecar["options"]["save_dtype"] == dtype
         assert {str(t.dtype) for t in weights(out).values()} == {f"torch.{dtype}"}
         assert (
             str(AutoModelForCausalLM.from_pretrained(out, dtype="auto").dtype) == f"torch.{dtype}"
         )
         assert check(out, deep=True) == []
-    assert train(str(llama), str(tmp_path / "a"), settings).results["rounding"] is None
+    assert train(str(llama), str(tmp_path / "a"), **settings).results["rounding"] is None
 
 
 def test_dry_run(llama, ids, tmp_path) -> None:
-    settings = Training(ids, steps=4, batch_size=4, lr="sweep")
-    made = train(str(llama), str(tmp_path / "o"), settings, output=Output(dry_run=True))
+    settings = {"data": ids, "steps": 4, "batch_size": 4, "lr": "sweep"}
+    made = train(str(llama), str(tmp_path / "o"), **settings, output=Output(dry_run=True))
     assert made.results["tokens"] == 16 * LENGTH
     assert made.results["state_bytes"] > 0
     assert not list(tmp_path.iterdir())
@@ -624,10 +658,10 @@ def test_a_log_alone_is_no_state(llama, ids, tmp_path, monkeypatch) -> None:
     def dying(self, step, stop=False):
         raise Killed
 
-    settings = Training(ids, steps=3, batch_size=4, lr="1e-3")
+    settings = {"data": ids, "steps": 3, "batch_size": 4, "lr": "1e-3"}
     monkeypatch.setattr(Loop, "step", dying)
     with pytest.raises(Killed):
-        train(str(llama), str(tmp_path / "o"), settings)
+        train(str(llama), str(tmp_path / "o"), **settings)
     monkeypatch.undo()
-    train(str(llama), str(tmp_path / "o"), replace(settings, lr="1e-4"))
+    train(str(llama), str(tmp_path / "o"), **settings | {"lr": "1e-4"})
     assert tiny.sidecar(tmp_path / "o")["options"]["lr"] == 1e-4

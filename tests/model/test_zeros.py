@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
-from prunecli import check, prune
+from prunecli import check, init, prune, train
 from prunecli.errors import InputError, PruneError, UsageError
 from prunecli.measuring.costs import SizedModel
 from prunecli.methods import registry
@@ -18,9 +18,7 @@ from prunecli.methods._masks import drop_mask
 from prunecli.model.arch import Arch
 from prunecli.model.pattern import SparsityPattern
 from prunecli.model.sparsity import Census
-from prunecli.settings import Amount, Data, Output, Training
-from prunecli.training.init import init
-from prunecli.training.train import train
+from prunecli.settings import Amount, Data, Output
 
 METHODS = ("magnitude", "wanda", "sparsegpt")
 
@@ -179,8 +177,8 @@ def test_a_ratio_is_what_it_is_written_as(ratio, weights, gone, scope) -> None:
 
 
 def test_training_keeps_the_claim_with_the_zeros(sparse, calibration, tmp_path) -> None:
-    settings = Training(calibration, steps=2, batch_size=4, lr="1e-2", weight_decay=0.1)
-    kept = train(str(sparse), str(tmp_path / "kept"), settings)
+    settings = {"data": calibration, "steps": 2, "batch_size": 4, "lr": "1e-2", "weight_decay": 0.1}
+    kept = train(str(sparse), str(tmp_path / "kept"), **settings)
     assert kept.results["granularity"] == "weights, 2:4" and kept.results["ratio"] == 0.5
     assert crowded(tmp_path / "kept", 2, 4) == 0
     assert check(str(tmp_path / "kept"), deep=True) == []
@@ -188,8 +186,8 @@ def test_training_keeps_the_claim_with_the_zeros(sparse, calibration, tmp_path) 
 
 
 def test_training_without_the_zeros_claims_none(sparse, calibration, tmp_path) -> None:
-    settings = Training(calibration, steps=2, batch_size=4, lr="1e-2", masks="drop")
-    dense = train(str(sparse), str(tmp_path / "dense"), settings)
+    settings = {"data": calibration, "steps": 2, "batch_size": 4, "lr": "1e-2", "masks": "drop"}
+    dense = train(str(sparse), str(tmp_path / "dense"), **settings)
     assert dense.results["granularity"] is None
     assert dense.results["ratio"] == pytest.approx(0, abs=1e-3)
     assert dense.results["ratio_total"] == pytest.approx(0, abs=1e-3)
@@ -202,8 +200,8 @@ def test_other_zeros_make_another_claim(llama, calibration, tmp_path) -> None:
     fewer, sparse = tmp_path / "fewer", tmp_path / "sparse"
     prune(str(llama), str(fewer), method="magnitude", amount=Amount(ratio=0.3))
     prune(str(fewer), str(sparse), method="magnitude", amount=Amount(sparsity="2:4"))
-    settings = Training(calibration, steps=2, batch_size=4, lr="1e-2", masks=str(fewer))
-    made = train(str(sparse), str(tmp_path / "o"), settings)
+    settings = {"data": calibration, "steps": 2, "batch_size": 4, "lr": "1e-2", "masks": str(fewer)}
+    made = train(str(sparse), str(tmp_path / "o"), **settings)
     assert made.results["granularity"] == "weights, unstructured"
     assert made.results["ratio"] == pytest.approx(0.3, abs=1e-3)
     assert made.results["held"]["zeros"] == zeros(fewer) == zeros(tmp_path / "o")
@@ -215,8 +213,8 @@ def test_few_zeros_that_are_claimed_are_held(llama, calibration, tmp_path) -> No
     """One in two thousand weights: fewer than chance may give, but the sidecar tells of them."""
     out = tmp_path / "p"
     prune(str(llama), str(out), method="magnitude", amount=Amount(ratio=0.0008))
-    settings = Training(calibration, steps=2, batch_size=4, lr="1e-2")
-    made = train(str(out), str(tmp_path / "o"), settings)
+    settings = {"data": calibration, "steps": 2, "batch_size": 4, "lr": "1e-2"}
+    made = train(str(out), str(tmp_path / "o"), **settings)
     before, after = (load_file(folder / "model.safetensors") for folder in (out, tmp_path / "o"))
     gone = 0
     for name in before:

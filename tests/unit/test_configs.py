@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tiny
-from prunecli import prune
+from prunecli import init, prune
 from prunecli.errors import InputError, PruneError
 from prunecli.files.tensorfile import read_header
 from prunecli.model.arch import Arch
@@ -16,7 +16,6 @@ from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.configs import judged
 from prunecli.model.families import registry
 from prunecli.settings import Amount, Output
-from prunecli.training.init import init
 
 ODD = [None, True, -1, 0, 0.5, 10**9, 10**400, 1e300, "", "seven", [], [1, 2], {}, {"a": 1}]
 # what prunecli reads of a config.json, and what it hands on
@@ -136,7 +135,7 @@ def test_configs_are_read_without_being_changed(tmp_path):
     assert json.dumps(config) == before
 
 
-def test_init_draws_what_config_json_stores(tmp_path):
+def test_init_stores_as_config_json_says(tmp_path):
     """Llama 2's own config.json says float16."""
     config = tmp_path / "config.json"
     config.write_text(json.dumps({**tiny.config_of("llama"), "torch_dtype": "float16"}))
@@ -144,7 +143,7 @@ def test_init_draws_what_config_json_stores(tmp_path):
     specs = read_header(tmp_path / "out" / "model.safetensors")
     assert {spec.dtype for spec in specs.values()} == {"F16"}
     config.write_text(json.dumps({**tiny.config_of("llama"), "dtype": "float64"}))
-    with pytest.raises(PruneError, match=r'cannot be drawn as "float64".*another --dtype'):
+    with pytest.raises(PruneError, match=r'cannot be stored as "float64".*another --dtype'):
         init(str(tmp_path / "no"), config=str(config))
     init(str(tmp_path / "yes"), config=str(config), dtype="bfloat16", output=Output(dry_run=True))
 

@@ -18,13 +18,13 @@ from prunecli.training.order import RowSampler
 
 
 def test_schedule() -> None:
-    rates = [schedule.rate(step, 100, 2.0, 0.05, 0.1) for step in range(100)]
+    rates = [schedule.cosine_lr(step, 100, 2.0, 0.05, 0.1) for step in range(100)]
     assert rates[:5] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0])
     for step in range(5, 100):
         half = (1 + cos(pi * (step - 5) / 94)) / 2
         assert rates[step] == pytest.approx(2.0 * (0.1 + 0.9 * half))
     assert rates[-1] == pytest.approx(0.2)
-    assert schedule.rate(0, 1, 2.0, 0.05, 0.1) == 2.0
+    assert schedule.cosine_lr(0, 1, 2.0, 0.05, 0.1) == 2.0
 
 
 @pytest.mark.parametrize(
@@ -35,16 +35,16 @@ def test_schedule() -> None:
     ],
 )  # fmt: skip
 def test_steps_of_warm_up(steps, share, warm) -> None:
-    assert schedule.warm_steps(share, steps) == warm
+    assert schedule.warmup_steps(share, steps) == warm
 
 
 @given(st.integers(1, 400), st.integers(0, 1000), st.sampled_from([0.0, 0.1, 1.0]))
 def test_every_schedule_reaches_peak_and_floor(steps, mille, floor) -> None:
     """Up by equal steps, then down and never up again; two steps are enough for both ends."""
     share = mille / 1000
-    rates = [schedule.rate(step, steps, 2.0, share, floor) for step in range(steps)]
+    rates = [schedule.cosine_lr(step, steps, 2.0, share, floor) for step in range(steps)]
     warm = min(-(-mille * steps // 1000), steps - 1)
-    assert schedule.warm_steps(share, steps) == warm
+    assert schedule.warmup_steps(share, steps) == warm
     assert rates[:warm] == pytest.approx([2.0 * (step + 1) / warm for step in range(warm)])
     assert max(rates) == pytest.approx(2.0) == rates[max(0, warm - 1)]
     assert rates[-1] == pytest.approx(2.0 * floor if steps > 1 else 2.0)
@@ -106,7 +106,7 @@ def naive(hidden, head, labels, teacher: Distillation | None, cap: LogitSoftcap 
 )
 def test_loss_and_its_gradients(monkeypatch, piece, weight, cap) -> None:
     """Float32 in pieces against float64 as a whole: 1e-5 of the greatest gradient."""
-    monkeypatch.setattr(losses, "PIECE", piece)
+    monkeypatch.setattr(losses, "CHUNK_LOGITS", piece)
     draw = torch.Generator().manual_seed(0)
     hidden = torch.randn(37, 12, generator=draw, requires_grad=True)
     head = torch.randn(29, 12, generator=draw, requires_grad=True)

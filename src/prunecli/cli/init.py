@@ -87,9 +87,10 @@ def init(
     report = records.setup(context)
     if like is None:
         records.refuse(context, ["masks"], "needs --like")
-    from prunecli.training import init
+    from prunecli import api
 
-    made = init.init(
+    run = records.run_context(context.params, out, report)
+    made = api.init(
         out,
         config=config,
         like=records.from_stdin(like)[0],
@@ -100,8 +101,8 @@ def init(
         seed=seed,
         dtype=dtype,
         tokenizer=tokenizer,
-        output=records.output(context.params),
-        report=report,
+        output=run.output,
+        report=run.report,
     )
     console.print_made(made, context.params)
 

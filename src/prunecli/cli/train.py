@@ -119,23 +119,16 @@ def train(
     """
     first = world.is_first()
     report = records.setup(context, silent=not first)
-    folder = records.from_stdin(model)[0] or ""
-    fields = {name: context.params.get(name) for name in Training.__dataclass_fields__}
+    folder, values = records.from_stdin(model)[0] or "", context.params
+    fields = {name: values[name] for name in (*TRAINING, "seed")}
     from prunecli.training.train import train as verb
 
     with first_signal(report) as stop:
-        run = records.run_context(context.params, out, report, stop)
         made = verb(
-            folder,
-            out,
-            Training(**fields),  # type: ignore[arg-type]
-            compute=run.compute,
-            output=run.output,
-            report=run.report,
-            stop=run.stop,
+            Training(model=folder, **fields), records.run_context(values, out, report, stop)
         )
     if first:
-        console.print_made(made, context.params)
+        console.print_made(made, values)
 
 
 EXAMPLES = (

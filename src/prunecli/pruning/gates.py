@@ -1,15 +1,15 @@
-"""Gates: learned factors between 0 and 1 on the units of a model (Louizos et al. 2018, 1712.01312).
+"""Hard concrete masks z in [0, 1] on the units of a model (Louizos et al. 2018, arXiv 1712.01312).
 
-A gate z multiplies what a unit gives: `hidden` [D] every channel of the residual stream, `layers`
+A mask multiplies the output of a unit: `hidden` [D] every channel of the residual stream, `layers`
 [L] both sublayers, `kv_heads` [L, K] the context of a group's heads, `ffn` [L, F] the FFN channels.
-What a sublayer gives is multiplied where it is added to the stream: behind its norm, if it has one
-there. Norms, those over all heads too, take their mean over the channels whose gate is not zero. A
-model with gates, and the model that has them folded into its weights and those at zero cut out,
-compute the same.
+The output of a sublayer is multiplied where it is added to the stream: after its norm, if it has
+one there. Norms, those over all heads too, take their mean over the channels whose mask is not
+zero. So a masked model, and the model with the masks merged into its weights and the units at zero
+removed, compute the same.
 """
 
 from collections.abc import Callable, Mapping
-from functools import reduce
+from functools import partial, reduce
 from math import log
 from operator import mul
 from typing import Any, NamedTuple
@@ -24,58 +24,49 @@ from prunecli.model.checkpoint import Reader
 from prunecli.pruning.plan import Plan
 
 BETA = 2 / 3
-
-
 LOW, HIGH = -0.1, 1.1  # what samples are stretched to before they are clamped to [0, 1]
-
-
 EPSILON = 1e-6
 LIMIT = log(100)  # of log alpha, on either side
-SHARPNESS = 0.8  # of the settled gates, as in the official code
-
-
-EMBEDDING, LAST, HEAD = "model.embed_tokens", "model.norm", "lm_head"
-
-
+SHARPNESS = 0.8  # of the final masks, as in the official code
+EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens", "model.norm", "lm_head"
 NORMED = ("hidden", "heads", "kv_heads")  # axes that a norm may run over, in whole units
 
-
-Values = Mapping[str, Tensor]
+MaskValues = Mapping[str, Tensor]  # z by axis
 
 
 def sample(log_alpha: Tensor, uniform: Tensor) -> Tensor:
-    """Return gates drawn by uniform numbers in (0, 1) of the same shape; many are 0 or 1."""
+    """Return masks sampled by uniform numbers in (0, 1) of the same shape; many are 0 or 1."""
     noise = uniform.log() - (1 - uniform).log()
     soft = torch.sigmoid((noise + log_alpha) / BETA)
     return (soft * (HIGH - LOW) + LOW).clamp(0, 1)
 
 
-def limited(log_alpha: Tensor) -> Tensor:
-    """Return log alpha within its limits."""
+def clamped(log_alpha: Tensor) -> Tensor:
+    """Return log alpha clamped to its limits."""
     return log_alpha.clamp(-LIMIT, LIMIT)
 
 
-def chance_of_zero(log_alpha: Tensor) -> Tensor:
-    """Return the probability that a drawn gate is zero."""
+def prob_zero(log_alpha: Tensor) -> Tensor:
+    """Return the probability that a sampled mask is zero."""
     return torch.sigmoid(BETA * log(-LOW / HIGH) - log_alpha).clamp(EPSILON, 1 - EPSILON)
 
 
-def settled(log_alpha: Tensor, keep: int | Tensor) -> Tensor:
-    """Return gates [..., n] without noise: the `keep` greatest of each row, the others zero.
+def final_masks(log_alpha: Tensor, keep: int | Tensor) -> Tensor:
+    """Return masks [..., n] without noise: the `keep` greatest of each row, the others zero.
 
-    `keep` may differ from row to row: [..., 1]. Of equal ones the unit with the lower index goes
+    `keep` may differ from row to row: [..., 1]. Of equal units those of lower index are removed
     first.
     """
     rank = log_alpha.argsort(dim=-1, stable=True).argsort(dim=-1)
-    soft = torch.sigmoid(SHARPNESS * limited(log_alpha) / BETA)
+    soft = torch.sigmoid(SHARPNESS * clamped(log_alpha) / BETA)
     return soft.where(rank >= log_alpha.shape[-1] - keep, 0.0)
 
 
-def plan_of(values: Values) -> Plan:
-    """Return the plan that keeps every unit whose gate is not zero."""
+def plan_of(values: MaskValues) -> Plan:
+    """Return the plan that keeps every unit whose mask is not zero."""
     kept = {
-        axis: [tuple(row.nonzero()[:, 0].tolist()) for row in gates.view(-1, gates.shape[-1])]
-        for axis, gates in values.items()
+        axis: [tuple(row.nonzero()[:, 0].tolist()) for row in z.view(-1, z.shape[-1])]
+        for axis, z in values.items()
     }
     layers = kept["layers"][0] if "layers" in kept else None
 
@@ -92,43 +83,45 @@ def plan_of(values: Values) -> Plan:
     )
 
 
-def channels(values: Values, axis: str, i: int | None, arch: Arch) -> Tensor | None:
-    """Return the gate of every channel of an axis of layer `i`, of `layers` that of the layer.
+def channels(values: MaskValues, axis: str, i: int | None, arch: Arch) -> Tensor | None:
+    """Return the mask of every channel of an axis of layer `i`; for `layers`, that of the layer.
 
-    None where the axis has no gates.
+    None where the axis has no masks.
     """
     unit = "kv_heads" if axis == "heads" else axis
     if unit not in values:
         return None
-    gates = values[unit] if unit == "hidden" else values[unit][i]
-    return gates.repeat_interleave(arch.length(axis) // len(gates)) if gates.dim() else gates
+    z = values[unit] if unit == "hidden" else values[unit][i]
+    return z.repeat_interleave(arch.length(axis) // len(z)) if z.dim() else z
 
 
 class MaskedOutput(NamedTuple):
-    """Which gates multiply what a module of layer `i` gives, or what it reads."""
+    """Which masks multiply the output of a module of layer `i`, or its input."""
 
     axes: tuple[str, ...]
     i: int | None = None
 
-    def factor(self, values: Values, arch: Arch) -> Tensor | None:
-        """Return their product, None for 1."""
-        found = (channels(values, axis, self.i, arch) for axis in self.axes)
-        known = [gates for gates in found if gates is not None]
-        return reduce(mul, known) if known else None
+    def factor(self, values: MaskValues, arch: Arch) -> Tensor | None:
+        """Return the product of the masks, None for 1."""
+        of_axes = (channels(values, axis, self.i, arch) for axis in self.axes)
+        masks = [z for z in of_axes if z is not None]
+        return reduce(mul, masks) if masks else None
 
 
 def outputs(arch: Arch) -> dict[str, MaskedOutput]:
-    """Return the modules whose outputs are gated: all that norms and writes the residual stream."""
-    found = {name: MaskedOutput(("hidden",)) for name in (EMBEDDING, LAST)}
+    """Return the modules whose outputs are masked: norms and writers of the residual stream."""
+    modules = {name: MaskedOutput(("hidden",)) for name in (EMBEDDING, FINAL_NORM)}
     for i in range(arch.layers):
         layer = f"model.layers.{i}."
-        found |= {layer + norm: MaskedOutput(("hidden",)) for norm in arch.norms()}
-        found |= {layer + writer: MaskedOutput(("layers", "hidden"), i) for writer in arch.writers}
-    return found
+        modules |= {layer + norm: MaskedOutput(("hidden",)) for norm in arch.norms()}
+        modules |= {
+            layer + writer: MaskedOutput(("layers", "hidden"), i) for writer in arch.writers
+        }
+    return modules
 
 
 def inputs(arch: Arch) -> dict[str, MaskedOutput]:
-    """Return the modules whose inputs are gated: readers of what heads and FFN channels give."""
+    """Return the modules whose inputs are masked: readers of heads and FFN channels."""
     return {
         f"model.layers.{i}.{arch.module(point)}": MaskedOutput((axis,), i)
         for i in range(arch.layers)
@@ -137,77 +130,90 @@ def inputs(arch: Arch) -> dict[str, MaskedOutput]:
 
 
 def attach(
-    model: nn.Module, arch: Arch, values: Callable[[], Values], embedding: bool = True
+    model: nn.Module, arch: Arch, values: Callable[[], MaskValues], embedding: bool = True
 ) -> list[RemovableHandle]:
-    """Have a stock model multiply by the gates that `values()` returns at the time of a forward.
+    """Hook a transformers model to multiply by the masks that `values()` returns at each forward.
 
-    Without `embedding` its output is left as it is. Returns what takes the gates off again.
+    Without `embedding` its output is not masked. Returns the handles that remove the hooks.
     """
     handles = []
-    gated_outputs = outputs(arch)
+    masked_outputs = outputs(arch)
     if not embedding:
-        del gated_outputs[EMBEDDING]
+        del masked_outputs[EMBEDDING]
 
-    def times(gated: MaskedOutput, x: Tensor) -> Tensor:
-        factor = gated.factor(values(), arch)
+    def times(masked: MaskedOutput, x: Tensor) -> Tensor:
+        factor = masked.factor(values(), arch)
         return x if factor is None else x * factor.to(x.dtype)
-
-    def over(axis: str, i: int | None) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """Return hooks around a norm, whose mean is over the channels that are not at zero."""
-
-        def live() -> tuple[Tensor, Tensor] | None:
-            gates = channels(values(), axis, i, arch)
-            if gates is None:
-                return None
-            alive = gates != 0
-            return alive, (len(gates) / alive.sum().clamp(min=1)).sqrt()
-
-        def before(module: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor] | None:
-            found = live()
-            return None if found is None else (given[0] * (found[0] * found[1]).to(given[0].dtype),)
-
-        def after(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-            found = live()
-            return None if found is None else output / found[1].to(output.dtype)
-
-        return before, after
 
     for name, tensor in arch.tensors().items():
         if len(tensor.axes) == 1 and tensor.axes[0] in NORMED and not name.endswith(".bias"):
             norm = model.get_submodule(name.removesuffix(".weight"))
-            before, after = over(tensor.axes[0], tensor.layer)
+            axis, layer = tensor.axes[0], tensor.layer
+            before, after = _norm_hooks(partial(_channels_now, values, axis, layer, arch))
             handles.append(norm.register_forward_pre_hook(before))
             handles.append(norm.register_forward_hook(after))
-    for name, gated in gated_outputs.items():
+    for name, masked in masked_outputs.items():
         handles.append(
             model.get_submodule(name).register_forward_hook(
-                lambda module, given, output, gated=gated: times(gated, output)
+                lambda module, args, output, masked=masked: times(masked, output)
             )
         )
-    for name, gated in inputs(arch).items():
+    for name, masked in inputs(arch).items():
         handles.append(
             model.get_submodule(name).register_forward_pre_hook(
-                lambda module, given, gated=gated: (times(gated, given[0]),)
+                lambda module, args, masked=masked: (times(masked, args[0]),)
             )
         )
     return handles
 
 
-class MergedMasks(Reader):
-    """Weights with gates multiplied in: reads like a checkpoint, of the same shape as `source`.
+def _channels_now(
+    values: Callable[[], MaskValues], axis: str, i: int | None, arch: Arch
+) -> Tensor | None:
+    return channels(values(), axis, i, arch)
 
-    `official`: the output head is multiplied by the hidden gates too, beside the norm before it.
+
+def _norm_hooks(
+    masks: Callable[[], Tensor | None],
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return hooks before and after a norm, which make its mean one over the unmasked channels."""
+
+    def unmasked() -> tuple[Tensor, Tensor] | None:
+        """Return which channels are not at zero, and the root of the inverse of their share."""
+        z = masks()
+        if z is None:
+            return None
+        kept = z != 0
+        return kept, (len(z) / kept.sum().clamp(min=1)).sqrt()
+
+    def before(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor] | None:
+        if (now := unmasked()) is None:
+            return None
+        kept, scale = now
+        return (args[0] * (kept * scale).to(args[0].dtype),)
+
+    def after(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        now = unmasked()
+        return None if now is None else output / now[1].to(output.dtype)
+
+    return before, after
+
+
+class MergedMasks(Reader):
+    """Weights with masks multiplied in: reads like a checkpoint, of the same shape as `source`.
+
+    `official`: the output head is multiplied by the hidden masks too, not only the norm before it.
     """
 
-    def __init__(self, source: Reader, values: Values, official: bool = False) -> None:
+    def __init__(self, source: Reader, values: MaskValues, official: bool = False) -> None:
         self.source, self.arch, self.specs, self.values = source, source.arch, source.specs, values
         self._tensors = source.arch.tensors()
         self._outputs, self._inputs = outputs(source.arch), inputs(source.arch)
         if official:
             self._inputs[HEAD] = MaskedOutput(("hidden",))
         elif source.arch.tied:
-            # the head gets its gates with the embedding
-            del self._outputs[LAST]
+            # the head is masked as the embedding is
+            del self._outputs[FINAL_NORM]
 
     def tensor(self, name: str) -> Tensor:
         """Return one weight, in its storage type."""

@@ -1,62 +1,57 @@
-"""A run that trains masks: what it reads, its steps and states, and what comes out of it."""
+"""Training masks: a request resolved, the masks trained, and the pruned model evaluated."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from hashlib import sha256
+from collections.abc import Mapping
+from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunecli.data import rows as row_sets
-from prunecli.data import windows
-from prunecli.data.joined import ConcatRows, WindowRows
-from prunecli.data.rows import Rows
-from prunecli.errors import InputError, Stopped, UsageError
-from prunecli.files import provenance, sidecar
+from prunecli.data.joined import ConcatRows
+from prunecli.errors import Stopped, UsageError
 from prunecli.files.sidecar import Input, Trained
 from prunecli.files.tensorfile import Spec, TensorWriter, read_tensor
 from prunecli.methods._base import Method, domains_of, shares_of
-from prunecli.model import stream
 from prunecli.model.checkpoint import Checkpoint, Reader
+from prunecli.model.stream import LayerStream, sequence_losses
 from prunecli.pruning import gates, surgery
-from prunecli.pruning.gates import Values
+from prunecli.pruning.gates import MaskValues
+from prunecli.pruning.mask_data import Domain, open_domains, trained_rows
 from prunecli.pruning.plan import Plan, Selection
 from prunecli.pruning.sheared import HardConcreteMasks, ShearedObjective
 from prunecli.pruning.sizes import Sizes
 from prunecli.report import Report
-from prunecli.settings import Compute, Data, RunContext, Training
-from prunecli.training import config, schedule
-from prunecli.training import objective as models
-from prunecli.training.distributed import Ranks
+from prunecli.settings import Compute, Data, Optimization, RunContext
+from prunecli.training import config
+from prunecli.training.distributed import Ranks, process_group
 from prunecli.training.domains import DomainMixture
 from prunecli.training.fixed_masks import Masks
-from prunecli.training.log import curve, final
-from prunecli.training.loop import Loop, StepMetrics
-from prunecli.training.trainer import Trainer
+from prunecli.training.log import loss_curve, tail_mean
+from prunecli.training.loop import Loop, LoopSettings, StepMetrics
+from prunecli.training.objective import assemble, full_tensors
+from prunecli.training.schedule import cosine_lr, delayed_cosine_lr
+from prunecli.training.trainer import Line, StateFolder, fit
 
-if TYPE_CHECKING:
-    import torch
-
-    pass
-SHORTEST = 300  # steps, where one pass over D is less
+MIN_STEPS = 300  # where one pass over the data is less
 STATES = 10  # saved over a run
-LOOKED = 16  # windows of a domain, for its loss; a tenth of it at most
-JUDGED = 16  # windows for the losses that are reported
-DRAWS = 3  # of random masks to compare with
+EVAL_WINDOWS = 16  # for the losses that are reported
+RANDOM_MASKS = 3  # to compare with
+WARMUP = 0.1  # fraction of the steps over which the learning rate rises
 WEIGHTS = "weights.safetensors"
 
 
 @dataclass(frozen=True)
 class ResolvedMaskTraining:
-    """A run with every default resolved: its rows, its steps, and what is recorded of it.
+    """A request to train masks with every default resolved.
 
-    `dtype` is the compute type, `calibration` are the inputs that rows come from; `trained` is None
-    where only masks are. `looked` are rows of each domain that are not learned on, for its loss,
-    and `held_out` what is recorded of them; there are none of one D alone. `official`: with the
-    quirks of the official code.
+    Attributes:
+        rows: those of all domains, as one set.
+        domains: what is trained on; `held_out` are rows of each, for its loss, none of one alone.
+        dtype: the compute type.
+        trained: the rows that weights are trained on, None where only masks are.
+        official: follow the quirks of the official code.
     """
 
     rows: ConcatRows
@@ -64,45 +59,54 @@ class ResolvedMaskTraining:
     options: Mapping[str, Any]
     seed: int
     dtype: str
-    calibration: list[Input]
+    domains: list[Domain]
+    held_out: list[Domain]
     trained: Trained | None
-    looked: list[Rows | WindowRows]
-    held_out: list[Input]
     official: bool
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """What decides the result beside the inputs; these tell what domains there are."""
-        names = [(entry.model_extra or {})["source"] for entry in self.calibration[1:]]
-        options = {**self.options, "domains": ",".join(names)}
+        """What decides the result beside the inputs, for the sidecar."""
+        names = ",".join(domain.source for domain in self.domains[1:])
+        options = {**self.options, "domains": names}
         return {"options": options, "steps": self.steps, "seed": self.seed, "dtype": self.dtype}
 
     @property
     def inputs(self) -> list[Input]:
-        """What rows come from; and which, if weights are trained on them."""
-        read = [*self.calibration, *self.held_out]
+        """The text that is read; and which rows, if weights are trained on them."""
+        read = [domain.record for domain in (*self.domains, *self.held_out)]
         if self.trained is None:
             return read
-        told = {"passes": self.steps * self.options["batch_size"], "seq_len": self.rows.seq_len}
-        first = {"role": "rows", "digest": self.trained.rows, "range": list(self.trained.range)}
-        return [*read, Input.model_validate({**first, **told})]
+        record = {
+            "role": "rows",
+            "digest": self.trained.rows,
+            "range": list(self.trained.range),
+            "passes": self.steps * self.options["batch_size"],
+            "seq_len": self.rows.seq_len,
+        }
+        return [*read, Input.model_validate(record)]
 
     @property
     def calibration_tokens(self) -> int:
-        """How many tokens were read without training weights on them, domains included."""
+        """How many tokens were read without training weights on them, of all domains."""
         return 0 if self.trained else len(self.rows) * self.rows.seq_len
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of all steps."""
+        tokens: int = self.steps * self.options["batch_size"] * self.rows.seq_len
+        return tokens
+
     def expected(self, params: int) -> dict[str, Any]:
-        """Return what a dry run tells; `state_bytes` are weights, moments and gradients in memory,
-        `disk_bytes` states and the learned weights.
+        """Return the results of a dry run; `state_bytes` are weights, moments and gradients in
+        memory, `disk_bytes` states and the trained weights.
         """
         frozen = self.options["freeze_weights"]
-        per_step = self.options["batch_size"] * self.rows.seq_len
         return {
             "steps": self.steps,
-            "tokens": self.steps * per_step,
+            "tokens": self.tokens,
             "state_bytes": (4 if frozen else 16) * params,
-            # a new state is whole before the old one goes; gates are next to nothing
+            # a new state is complete before the old one is removed; masks are next to nothing
             "disk_bytes": 0 if frozen else 4 * params * (2 * 3 + 1),
         }
 
@@ -115,130 +119,70 @@ def resolve_mask_training(
     report: Report,
     official: bool = False,
 ) -> ResolvedMaskTraining:
-    """Return a run over D and other domains: `tokens`, or one pass over them, 300 steps at least.
+    """Resolve a request to train on the data and other domains: how many steps, on which rows.
 
-    Rows that `tokenize` made are read as they are needed. Of several domains the last rows of each
-    are held out. Raises UsageError or InputError for a run that makes no sense.
+    That is `tokens`, or one pass over all rows, 300 steps at least. Of several domains the last
+    rows of each are held out. Raises UsageError or InputError for a request that cannot be run.
     """
     for name in ("tokens", "batch_size", "lr", "mask_lr", "domain_every"):
         if options[name] is not None and not 0 < options[name] < inf:
             raise UsageError(
                 f"--{name.replace('_', '-')} {options[name]}: expected a number above 0"
             )
-    batch_size = options["batch_size"]
-    config.share(batch_size)
+    batch_size, tokens = options["batch_size"], options["tokens"]
+    config.local_batch_size(batch_size)
     sources = (data.source, *domains_of(options))
     shares_of(options, len(sources))
-    opened = [_open(checkpoint, replace(data, source=name), report) for name in sources]
-    if len({found.seq_len for found, _ in opened}) > 1:
-        raise InputError("the domains have windows of unequal lengths", "give a --seq-len")
-    read = [_rows_of(entry) for _, entry in opened]
-    if any(provenance.overlap(one, read[:number]) for number, one in enumerate(read)):
-        raise InputError("the domains have the same text twice", "name every D once")
-    held_out = [_held_out(*one) for one in opened] if len(opened) > 1 else []
-    for number, (kept, _) in enumerate(held_out):
-        opened[number] = _some(0, len(opened[number][0]) - len(kept), *opened[number])
-    rows = ConcatRows([found for found, _ in opened])
-    per_step = batch_size * rows.seq_len
-    steps = max(len(rows) // batch_size, SHORTEST)
-    if options["tokens"] is not None:
-        steps = int(options["tokens"] // per_step)
-        if steps < 1:
-            raise InputError(
-                f"{options['tokens']:.0f} tokens are less than one step of {batch_size} x "
-                f"{rows.seq_len}",
-                "use a smaller --batch-size",
-            )
+    domains, held_out = open_domains(checkpoint, data, sources, report), []
+    if len(domains) > 1:
+        splits = [domain.split() for domain in domains]
+        domains, held_out = ([split[i] for split in splits] for i in (0, 1))
+    rows = ConcatRows([domain.rows for domain in domains])
+    steps = max(len(rows) // batch_size, MIN_STEPS)
+    if tokens is not None:
+        steps = config.whole_steps(tokens, batch_size, rows.seq_len)
     needed = steps * batch_size
     if needed > len(rows):
-        times = needed / len(rows)
-        report.note(f"D is read {times:.1f} times: {steps} steps of {batch_size} x {rows.seq_len}")
-    if len(opened) == 1 and needed < len(rows):
-        opened = [_some(0, needed, *opened[0])]
-        rows = ConcatRows([opened[0][0]])
-    calibration = [entry for _, entry in opened]
-    trained = None
-    if not options["freeze_weights"]:
-        trained = _trained(calibration, len(rows), needed * rows.seq_len)
-    dtype = config.dtype_of(compute)
-    looked, told = [found for found, _ in held_out], [entry for _, entry in held_out]
-    return ResolvedMaskTraining(
-        rows, steps, options, data.seed, dtype, calibration, trained, looked, told, official
-    )
-
-
-def _open(checkpoint: Checkpoint, data: Data, report: Report) -> tuple[Rows | WindowRows, Input]:
-    """Return a D to learn on, and what is recorded of it."""
-    folder = str(checkpoint.folder)
-    if row_sets.is_rows(data.source):
-        found, meta = windows.open_rows(data, folder)
-        config.check_rows(found, checkpoint)
-        sizes = {"nsamples": len(found), "seq_len": found.seq_len, "digest": found.digest}
-        return found, sidecar.tokens_input("calibration", {**meta, **sizes}, [])
-    drawn = windows.load(
-        data,
-        folder=folder,
-        vocab_size=checkpoint.arch.vocab,
-        max_positions=checkpoint.arch.max_positions,
-        part="calibration",
-        report=report,
-    )
-    return WindowRows(drawn.ids), sidecar.tokens_input("calibration", drawn.meta, drawn.windows)
-
-
-def _some(
-    first: int, stop: int, rows: Rows | WindowRows, entry: Input
-) -> tuple[Rows | WindowRows, Input]:
-    """Return rows `first` to `stop` - 1 of a D, and what is recorded of these: no more are read."""
-    told = {**(entry.model_extra or {}), "nsamples": stop - first}
-    if isinstance(rows, WindowRows):
-        told["windows"] = told["windows"][first:stop]
-        return WindowRows(rows.ids[first:stop]), entry.model_copy(update=told)
-    told["range"] = [rows.start + first, rows.start + stop]
-    part = replace(rows, start=rows.start + first, stop=rows.start + stop)
-    return part, entry.model_copy(update=told)
-
-
-def _held_out(rows: Rows | WindowRows, entry: Input) -> tuple[Rows | WindowRows, Input]:
-    """Return the rows of a domain that are kept for its loss, and what is recorded of these."""
-    if len(rows) < 2:
-        source = (entry.model_extra or {})["source"]
-        raise InputError(
-            f"the domain '{source}' has one window, its loss needs another", "give more text"
+        report.note(
+            f"the data are repeated for {needed / len(rows):.1f} epochs: {steps} steps of "
+            f"{batch_size} x {rows.seq_len}"
         )
-    count = min(LOOKED, max(1, len(rows) // 10))
-    kept, told = _some(len(rows) - count, len(rows), rows, entry)
-    return kept, told.model_copy(update={"role": "evaluation"})
-
-
-def _rows_of(entry: Input) -> Trained:
-    """Return which rows a D has, given or drawn."""
-    meta = entry.model_extra or {}
-    drawn = Trained(rows=entry.digest, range=(0, meta["nsamples"]), count=0)
-    return provenance.trained_on(meta) or drawn
-
-
-def _trained(calibration: list[Input], rows: int, count: int) -> Trained:
-    """Return what weights are trained on: the rows of one D, or all domains as one set."""
-    read = [_rows_of(entry) for entry in calibration]
-    if len(read) == 1:
-        return read[0].model_copy(update={"count": count})
-    told = " ".join(f"{one.rows} {one.range}" for one in read)
-    return Trained(rows=sha256(told.encode()).hexdigest(), range=(0, rows), count=count)
+    if len(domains) == 1 and needed < len(rows):
+        domains = [domains[0].part(0, needed)]
+        rows = ConcatRows([domains[0].rows])
+    frozen = options["freeze_weights"]
+    return ResolvedMaskTraining(
+        rows=rows,
+        steps=steps,
+        options=options,
+        seed=data.seed,
+        dtype=config.training_dtype(compute),
+        domains=domains,
+        held_out=held_out,
+        trained=None if frozen else trained_rows(domains, needed * rows.seq_len),
+        official=official,
+    )
 
 
 @dataclass(frozen=True)
 class MaskTrainingResult:
-    """What a run has learned: what stays, the weights with gates folded in, and its figures."""
+    """What was trained.
+
+    Attributes:
+        plan: the units that are kept.
+        weights: those of the whole model, with the masks merged in.
+        masks: z by axis, zero for the units that are removed.
+        results: what the sidecar reports of the run.
+    """
 
     plan: Plan
     weights: Reader
-    gates: Values
+    masks: MaskValues
     results: dict[str, Any]
 
 
-class _Kept(Reader):
-    """Weights in float32 in a file, under the shape and the storage types of their parent."""
+class StoredWeights(Reader):
+    """Weights in float32 in a file, with the architecture and the storage types of `parent`."""
 
     def __init__(self, path: Path, parent: Reader) -> None:
         self.path, self.arch, self.specs = path, parent.arch, parent.specs
@@ -248,186 +192,6 @@ class _Kept(Reader):
         return read_tensor(self.path, name)
 
 
-def learn(
-    checkpoint: Checkpoint,
-    sizes: Sizes,
-    lesson: ResolvedMaskTraining,
-    folder: Path,
-    ranks: Ranks,
-    *,
-    name: str,
-    compute: Compute,
-    report: Report,
-    stop: Callable[[], bool],
-) -> MaskTrainingResult:
-    """Learn masks for these sizes, and the weights with them; all processes take part.
-
-    The state lies in `folder`, which the user knows as `name`, and is gone on from; the weights are
-    left there. `stop` is asked at every step; when it says so, the state is saved and Stopped
-    raised. Raises NotANumber where the loss is none.
-    """
-    options, rows = lesson.options, lesson.rows
-    masks = HardConcreteMasks(checkpoint.arch, sizes, lesson.seed)
-    dtype, share = getattr(torch, lesson.dtype), options["mask_lr"] / options["lr"]
-
-    def make(model: nn.Module, teacher: nn.Module | None) -> ShearedObjective:
-        return ShearedObjective(model, checkpoint.arch, masks, dtype, share, lesson.official)
-
-    objective = models.assemble(
-        checkpoint, None, ranks, make,
-        recompute=options["activation_checkpointing"], frozen=options["freeze_weights"],
-    )  # fmt: skip
-    assert isinstance(objective, ShearedObjective)
-    mixture = None
-    if lesson.looked:
-        mixture = DomainMixture(rows.sizes, lesson.seed, shares_of(options, len(rows.sizes)))
-    settings = Training("", seed=lesson.seed, weight_decay=0.0, warmup=0.1)
-    loop = Loop(
-        objective, rows, settings, Masks(objective.model, ()), ranks,
-        steps=lesson.steps, batch_size=options["batch_size"], lr=options["lr"],
-        micro=config.micro(config.share(options["batch_size"]), rows.seq_len), order=mixture,
-        rate=schedule.late if lesson.official else schedule.rate,
-    )  # fmt: skip
-    mixing = None
-    if mixture is not None:
-        reference = _domain_losses(checkpoint, lesson.looked, compute)
-        mixing = _Mixing(mixture, lesson.looked, options["domain_every"], reference)
-
-    def line_of(step: int, done: StepMetrics) -> dict[str, Any]:
-        if mixing is None or (step + 1) % mixing.every:
-            return {}
-        mixing.look(loop)
-        return {"weights": mixing.mixture.weights.tolist()}
-
-    every = -(-lesson.steps // STATES)
-    run = Trainer(folder, name, "learning masks", every, 1, True, report, stop)
-    try:
-        lines = run.take(loop, line_of, lambda line: report.live(f"loss {line['loss']:.4f}"))
-        values, figures = masks.settled(), masks.figures()
-        weights: Reader = checkpoint
-        if lesson.trained is not None:
-            _keep(objective.model, folder / WEIGHTS, ranks)
-            weights = _Kept(folder / WEIGHTS, checkpoint)
-    finally:
-        objective.release()
-    losses = [line["loss"] for line in lines]
-    results = {
-        "variant": None if lesson.trained else "masks alone, weights frozen",
-        "steps": lesson.steps,
-        "batch_size": options["batch_size"],
-        "tokens": lesson.steps * options["batch_size"] * rows.seq_len,
-        "mask_loss": final(losses) if losses else None,
-        "curve": curve(losses) if losses else None,
-        **figures,
-        "domain_weights": None if mixture is None else mixture.weights.tolist(),
-    }
-    folded = gates.MergedMasks(weights, values, lesson.official)
-    return MaskTrainingResult(gates.plan_of(values), folded, values, results)
-
-
-@dataclass
-class _Mixing:
-    """When and by what a mixture of domains changes; `reference` are the parent's losses [D]."""
-
-    mixture: DomainMixture
-    looked: list[Rows | WindowRows]
-    every: int
-    reference: Tensor
-
-    def look(self, loop: Loop) -> None:
-        """Measure all domains with the masked model, and shift the weights."""
-        losses = [loop.evaluate(_all(rows)) for rows in self.looked]
-        self.mixture.update(torch.tensor(losses, dtype=torch.float64), self.reference)
-
-
-def _all(rows: Rows | WindowRows) -> Tensor:
-    """Return all rows: int64 [N, T]."""
-    return rows.read(range(rows.start, rows.start + len(rows)))
-
-
-def _domain_losses(
-    checkpoint: Checkpoint, looked: list[Rows | WindowRows], compute: Compute
-) -> Tensor:
-    """Return the parent's loss on every domain [D], in nats per token."""
-    from prunecli.model.stream import sequence_losses
-
-    runner = stream.LayerStream(checkpoint, compute)
-    found = []
-    for rows in looked:
-        ids = _all(rows)
-        found.append(sequence_losses(runner, ids).sum() / ids[:, 1:].numel())
-    return torch.stack(found).double()
-
-
-def _keep(model: nn.Module, path: Path, ranks: Ranks) -> None:
-    """Write all weights in float32, one at a time; all processes must take part."""
-    stream = models.whole_tensors(model)
-    if not ranks.first:
-        for _ in stream:
-            pass
-        return
-    specs = {name: Spec("F32", tuple(w.shape)) for name, w in model.named_parameters()}
-    with TensorWriter(path, specs) as writer:
-        for name, tensor in stream:
-            writer.write(name, tensor.cpu())
-
-
-def judge(
-    checkpoint: Checkpoint,
-    lesson: ResolvedMaskTraining,
-    learned: MaskTrainingResult,
-    *,
-    compute: Compute,
-    report: Report,
-    stop: Callable[[], bool],
-) -> dict[str, Any]:
-    """Return the losses on some of the rows: of what was learned, of the parent cut by the same
-    masks, and of the parent cut by random masks of the same shape, `DRAWS` times.
-
-    Raises Stopped when `stop` says so in between.
-    """
-    from prunecli.model.stream import sequence_losses
-
-    judged, shape = lesson.rows.some(JUDGED), learned.plan.child(checkpoint.arch)
-
-    def loss(reader: Reader, plan: Plan) -> float:
-        if stop():
-            raise Stopped("stopped, with all masks learned", "the same command goes on")
-        runner = stream.LayerStream(surgery.PrunedModel(reader, plan, shape), compute, report)
-        return float(sequence_losses(runner, judged).sum()) / judged[:, 1:].numel()
-
-    losses: dict[str, Any] = {
-        "learned": loss(learned.weights, learned.plan),
-        "parent_with_learned_masks": loss(checkpoint, learned.plan),
-        "parent_with_random_masks": [
-            loss(checkpoint, gates.plan_of(values))
-            for values in _random(learned.gates, lesson.seed)
-        ],
-    }
-    random = losses["parent_with_random_masks"]
-    report.note(
-        f"loss on {len(judged)} windows of D: {losses['learned']:.4f}; of the parent with these "
-        f"masks {losses['parent_with_learned_masks']:.4f}, with random masks of the same shape "
-        f"{sum(random) / DRAWS:.4f} ({min(random):.4f} to {max(random):.4f} in {DRAWS} draws)"
-    )
-    return {"judged_windows": len(judged), "loss": losses}
-
-
-def _random(values: Values, seed: int) -> list[dict[str, Tensor]]:
-    """Return gates of the same shape that keep units at random, `DRAWS` times."""
-    # other numbers than those that the gates began with
-    draw = torch.Generator().manual_seed(((seed << 8) + 1) % (1 << 63))
-    return [
-        {
-            axis: gates.settled(
-                torch.randn(found.shape, generator=draw), int((found != 0).sum(-1).max())
-            )
-            for axis, found in values.items()
-        }
-        for _ in range(DRAWS)
-    ]
-
-
 def train_masks(
     checkpoint: Checkpoint,
     sizes: Sizes,
@@ -435,20 +199,145 @@ def train_masks(
     folder: Path,
     name: str,
     run: RunContext,
-) -> "MaskTrainingResult | None":
-    """Train masks with state and weights in `folder`, which the user knows as `name`.
+) -> MaskTrainingResult | None:
+    """Train masks to these sizes, and the weights with them.
 
-    All processes of `torchrun` take part; the first one gets the result, the others None.
+    `folder`, in messages `name`, has the state, which is resumed from, and the trained weights. All
+    processes of `torchrun` take part; the main one gets the result, the others None.
+    Raises Stopped when `run.stop` says so, and NotANumber where the loss is not finite; the state
+    is saved in either case.
     """
-    from prunecli.training import distributed
+    states = StateFolder(folder, name, -(-resolved.steps // STATES), keep=1, at_end=True)
+    with process_group(run.compute) as ranks:
+        ranks.barrier()
+        masks = HardConcreteMasks(checkpoint.arch, sizes, resolved.seed)
+        objective = _objective(checkpoint, masks, resolved, ranks)
+        loop = _loop(objective, resolved, ranks)
+        mixing = _Mixing.of(loop, checkpoint, resolved, run.compute)
 
-    with distributed.started(run.compute) as processes:
-        processes.barrier()
-        found = learn(
-            checkpoint, sizes, resolved, folder, processes,
-            name=name, compute=run.compute, report=run.report, stop=run.stop,
-        )  # fmt: skip
-    return found if processes.first else None
+        def on_log(line: Line) -> None:
+            run.report.live(f"loss {line['loss']:.4f}")
+
+        try:
+            log = fit(loop, states, run, "training masks", on_log, mixing.step_record)
+            values, constraint = masks.final_masks(), masks.results()
+            weights: Reader = checkpoint
+            if resolved.trained is not None:
+                weights = _store_weights(objective.model, folder / WEIGHTS, checkpoint, ranks)
+        finally:
+            objective.release()
+    if not ranks.is_main:
+        return None
+    results = {**_log_results(resolved, log), **constraint, "domain_weights": mixing.weights}
+    merged = gates.MergedMasks(weights, values, resolved.official)
+    return MaskTrainingResult(gates.plan_of(values), merged, values, results)
+
+
+def _objective(
+    checkpoint: Checkpoint, masks: HardConcreteMasks, resolved: ResolvedMaskTraining, ranks: Ranks
+) -> ShearedObjective:
+    """Return the model with masks, on this process's device."""
+    options, dtype = resolved.options, getattr(torch, resolved.dtype)
+    mask_share = options["mask_lr"] / options["lr"]
+
+    def masked(model: nn.Module, teacher: nn.Module | None) -> ShearedObjective:
+        return ShearedObjective(model, checkpoint.arch, masks, dtype, mask_share, resolved.official)
+
+    objective = assemble(
+        checkpoint, None, ranks, masked,
+        recompute=options["activation_checkpointing"], frozen=options["freeze_weights"],
+    )  # fmt: skip
+    assert isinstance(objective, ShearedObjective)
+    return objective
+
+
+def _loop(objective: ShearedObjective, resolved: ResolvedMaskTraining, ranks: Ranks) -> Loop:
+    """Return the loop, whose batches are mixed of the domains where there are several."""
+    options, rows = resolved.options, resolved.rows
+    settings = LoopSettings(
+        resolved.steps,
+        options["batch_size"],
+        config.micro_batch_size(options["batch_size"], rows.seq_len),
+        options["lr"],
+        Optimization(seed=resolved.seed, weight_decay=0.0, warmup=WARMUP),
+        delayed_cosine_lr if resolved.official else cosine_lr,
+    )
+    mixture = None
+    if resolved.held_out:
+        shares = shares_of(options, len(rows.sizes))
+        mixture = DomainMixture(rows.sizes, resolved.seed, shares)
+    return Loop(objective, rows, settings, Masks(objective.model, ()), ranks, mixture)
+
+
+@dataclass
+class _Mixing:
+    """When the weights of the domains change, and by which losses.
+
+    `reference` [D] are the dense model's losses. There is no mixture of one domain alone.
+    """
+
+    loop: Loop
+    held_out: list[Domain]
+    every: int
+    reference: Tensor
+
+    @classmethod
+    def of(
+        cls, loop: Loop, checkpoint: Checkpoint, resolved: ResolvedMaskTraining, compute: Compute
+    ) -> "_Mixing":
+        """Measure the dense model's loss on every domain, in nats per token."""
+        stream, losses = LayerStream(checkpoint, compute), []
+        for domain in resolved.held_out:
+            ids = domain.ids()
+            losses.append(sequence_losses(stream, ids).sum() / ids[:, 1:].numel())
+        reference = torch.stack(losses).double() if losses else torch.empty(0)
+        return cls(loop, resolved.held_out, resolved.options["domain_every"], reference)
+
+    @property
+    def weights(self) -> list[float] | None:
+        """The weights of the domains, None of one alone."""
+        order = self.loop.order
+        return order.weights.tolist() if isinstance(order, DomainMixture) else None
+
+    def step_record(self, step: int, metrics: StepMetrics) -> Line:
+        """Change the weights if it is time; return them, to be logged."""
+        if self.weights is None or (step + 1) % self.every:
+            return {}
+        self.evaluate_domains()
+        return {"weights": self.weights}
+
+    def evaluate_domains(self) -> None:
+        """Measure the masked model's loss on every domain, and change the weights by it."""
+        losses = [self.loop.evaluate(domain.ids()) for domain in self.held_out]
+        assert isinstance(self.loop.order, DomainMixture)
+        self.loop.order.update(torch.tensor(losses, dtype=torch.float64), self.reference)
+
+
+def _store_weights(model: nn.Module, path: Path, parent: Reader, ranks: Ranks) -> Reader:
+    """Write all weights in float32, one at a time; all processes must take part."""
+    tensors = full_tensors(model)
+    if not ranks.is_main:
+        for _ in tensors:
+            pass  # a tensor is gathered from all processes
+        return parent
+    specs = {name: Spec("F32", tuple(w.shape)) for name, w in model.named_parameters()}
+    with TensorWriter(path, specs) as writer:
+        for name, tensor in tensors:
+            writer.write(name, tensor.cpu())
+    return StoredWeights(path, parent)
+
+
+def _log_results(resolved: ResolvedMaskTraining, log: list[Line]) -> dict[str, Any]:
+    """Return what the sidecar reports of the steps."""
+    losses = [line["loss"] for line in log]
+    return {
+        "variant": None if resolved.trained else "masks alone, weights frozen",
+        "steps": resolved.steps,
+        "batch_size": resolved.options["batch_size"],
+        "tokens": resolved.tokens,
+        "mask_loss": tail_mean(losses),
+        "curve": loss_curve(losses),
+    }
 
 
 def evaluate_masks(
@@ -458,12 +347,55 @@ def evaluate_masks(
     trained: MaskTrainingResult,
     run: RunContext,
 ) -> Selection:
-    """Select what the masks say, having evaluated them; Stopped when `run.stop` says so."""
-    losses = judge(
-        checkpoint, resolved, trained, compute=run.compute, report=run.report, stop=run.stop
+    """Return the trained selection, with its losses on some of the rows among the results.
+
+    These are the losses of the trained model, and of the dense model's weights pruned by the same
+    masks, and by `RANDOM_MASKS` random ones of the same sizes. Raises Stopped when `run.stop` says
+    so in between.
+    """
+    ids = resolved.rows.some(EVAL_WINDOWS)
+    arch = trained.plan.child(checkpoint.arch)
+
+    def loss(weights: Reader, plan: Plan) -> float:
+        if run.stop():
+            raise Stopped("stopped, with all masks trained", "rerun the same command to resume")
+        stream = LayerStream(surgery.PrunedModel(weights, plan, arch), run.compute, run.report)
+        return float(sequence_losses(stream, ids).sum()) / ids[:, 1:].numel()
+
+    own, parent = loss(trained.weights, trained.plan), loss(checkpoint, trained.plan)
+    random = [
+        loss(checkpoint, gates.plan_of(masks))
+        for masks in _random_masks(trained.masks, resolved.seed)
+    ]
+    run.report.note(
+        f"loss on {len(ids)} windows of the data: {own:.4f}; of the dense weights with these masks "
+        f"{parent:.4f}, with random masks of the same sizes {sum(random) / RANDOM_MASKS:.4f} "
+        f"({min(random):.4f} to {max(random):.4f} in {RANDOM_MASKS} draws)"
     )
-    results: dict[str, Any] = {"learned": {**trained.results, **losses}}
+    losses = {
+        "learned": own,
+        "parent_with_learned_masks": parent,
+        "parent_with_random_masks": random,
+    }
+    results: dict[str, Any] = {
+        "learned": {**trained.results, "judged_windows": len(ids), "loss": losses}
+    }
     if resolved.trained is None:
-        # a variant is no run of the method, in tables neither
+        # a variant, which tables tell apart from the method
         results["method"] = f"{method.name}-frozen"
     return Selection(trained.plan, trained.weights, results=results)
+
+
+def _random_masks(masks: MaskValues, seed: int) -> list[dict[str, Tensor]]:
+    """Return masks of the same sizes that keep units at random, `RANDOM_MASKS` times."""
+    # another seed than that of log alpha at the start
+    draw = torch.Generator().manual_seed(((seed << 8) + 1) % (1 << 63))
+    return [
+        {
+            axis: gates.final_masks(
+                torch.randn(z.shape, generator=draw), int((z != 0).sum(-1).max())
+            )
+            for axis, z in masks.items()
+        }
+        for _ in range(RANDOM_MASKS)
+    ]

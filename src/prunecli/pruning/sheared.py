@@ -1,30 +1,30 @@
-"""Sheared LLaMA: masks learned together with the weights under a constraint (arXiv 2310.06694).
+"""Sheared LLaMA: masks trained together with the weights under a constraint (arXiv 2310.06694).
 
     min over weights and masks, max over multipliers:
     CE + sum_axes mean_layers [ m1 (s - t) + m2 (s - t)^2 ]                     (eq. 2, 3)
 
-s is the expected share of zero gates of an axis (a vector over the layers for KV groups and FFN
-channels), t its target, which rises from 0 over the first fifth of the steps. Axes whose size is
-to stay have no mask. Gates (gates.py) are drawn once per step; multipliers, two per axis, go up by
+s is the expected fraction of zero masks of an axis (a vector over the layers for KV groups and FFN
+channels), t its target, which rises from 0 over the first fifth of the steps. Axes that keep their
+size have no masks. Masks (gates.py) are sampled once per step; multipliers, two per axis, ascend by
 the same AdamW. A unit of the heads is a KV group. Otherwise as the official code, except:
 
-- The embedding is gated in every forward. The official code folds its gates in, but does not gate
-  it while it learns, so that what is cut is not what was trained.           (--compat official)
-- The output head is not multiplied by the hidden gates when they are folded in: no masked forward
-  does that, the official one neither.                                       (--compat official)
-- Masks and multipliers stand outside the clipping of gradients.             (--compat official)
+- The embedding is masked in every forward. The official code merges its masks in, but does not
+  mask it in training, so that the pruned model is not what was trained.     (--compat official)
+- The output head is not multiplied by the hidden masks when they are merged in: no masked forward
+  does that, not even the official one.                                      (--compat official)
+- The gradients of masks and multipliers are not clipped.                    (--compat official)
 - Learning rates are those of schedule.py, one step ahead of composer's.     (--compat official)
-- Gates are drawn once per step, by seed and step alone; the official code draws them on every
+- Masks are sampled once per step, by seed and step alone; the official code samples them on every
   process for every micro-batch.
-- log alpha is held within its limits once per step. The official code does so in every forward,
-  which under FSDP, as in its published runs, reaches a gathered copy alone: there log alpha goes
-  on beyond the limits, and needs the longer to come back.
-- Units at the same limit are ranked by how far the last step went beyond it (gates.settled); the
-  official code leaves it to topk. Those are many where the target puts more units at the lower
-  limit than go, but their gates are at 0.004.
-- Gates of heads and FFN channels are folded into the columns of o and down, which read them; the
-  official code folds them into the rows of v and up. The function is the same.
-- An axis whose size stays has no gates; there they would end at 0.996.
+- log alpha is clamped to its limits once per step. The official code does so in every forward,
+  which under FSDP, as in its published runs, reaches only a gathered copy: there log alpha moves
+  beyond the limits, and takes longer to return.
+- Units at the same limit are ranked by how far the last step moved beyond it (gates.final_masks);
+  the official code leaves it to topk. Those are many where the target puts more units at the lower
+  limit than are removed, but their masks are at 0.004.
+- Masks of heads and FFN channels are merged into the columns of o and down, which read them; the
+  official code merges them into the rows of v and up. The function is the same.
+- An axis that keeps its size has no masks; there they would end at 0.996.
 """
 
 from collections.abc import Mapping
@@ -37,17 +37,18 @@ from prunecli.model.arch import Arch
 from prunecli.model.stock import LogitSoftcap
 from prunecli.pruning import gates
 from prunecli.pruning.sizes import Sizes
-from prunecli.training.objective import Objective, whole
-from prunecli.training.schedule import warm_steps
+from prunecli.training.objective import Objective, full_tensor
+from prunecli.training.schedule import warmup_steps
 
-MASK_WARMUP = 0.2
-
-
+MASK_WARMUP = 0.2  # fraction of the steps over which the targets rise
 MEAN, DEVIATION = 5.0, 0.01  # of log alpha at the start
 
 
 class HardConcreteMasks(nn.Module):
-    """log alpha of every axis that shrinks, and two multipliers each; all float32."""
+    """log alpha of every axis that shrinks, and two multipliers per axis; all float32.
+
+    `keep` has the sizes that these axes are pruned to.
+    """
 
     def __init__(self, arch: Arch, sizes: Sizes, seed: int) -> None:
         super().__init__()
@@ -79,55 +80,63 @@ class HardConcreteMasks(nn.Module):
         }
 
     def forward(
-        self, uniform: Mapping[str, Tensor], share: float
+        self, uniform: Mapping[str, Tensor], warmup_fraction: float
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Return gates drawn by these numbers, and the constraint at this share of the targets."""
+        """Return masks sampled by these numbers, and the constraint (see `penalty`)."""
         values = {
             axis: gates.sample(alpha, uniform[axis]) for axis, alpha in self.log_alpha.items()
         }
-        return values, self.penalty(share)
+        return values, self.penalty(warmup_fraction)
 
-    def penalty(self, share: float) -> Tensor:
-        """Return the Lagrangian's constraint at this share of the targets."""
+    def penalty(self, warmup_fraction: float) -> Tensor:
+        """Return the Lagrangian's constraint at this fraction of the targets."""
         total = torch.zeros((), device=next(self.parameters()).device)
         for axis, alpha in self.log_alpha.items():
-            off = gates.chance_of_zero(alpha).mean(-1) - share * self.target[axis]
+            target = warmup_fraction * self.target[axis]
+            constraint_gap = gates.prob_zero(alpha).mean(-1) - target
             first, second = self.multipliers[axis]
-            total = total + (first * off + second * off**2).mean()
+            total = total + (first * constraint_gap + second * constraint_gap**2).mean()
         return total
 
-    def steady(self) -> dict[str, Tensor]:
-        """Return gates without noise, as many at zero as are expected to be; all processes must."""
-        found = {}
-        for axis, alpha in self.log_alpha.items():
-            now = whole(alpha.detach())
-            zeros = gates.chance_of_zero(gates.limited(now)).sum(-1, keepdim=True).round()
-            found[axis] = gates.settled(now, now.shape[-1] - zeros)
-        return found
+    # all processes must take part in what follows
 
-    def settled(self) -> dict[str, Tensor]:
-        """Return the gates of the shape that was asked for, without noise; all processes must."""
+    def _full_log_alpha(self) -> dict[str, Tensor]:
+        return {axis: full_tensor(alpha.detach()) for axis, alpha in self.log_alpha.items()}
+
+    def evaluation_masks(self) -> dict[str, Tensor]:
+        """Return masks without noise, as many at zero as are expected to be."""
+        masks = {}
+        for axis, alpha in self._full_log_alpha().items():
+            zeros = gates.prob_zero(gates.clamped(alpha)).sum(-1, keepdim=True).round()
+            masks[axis] = gates.final_masks(alpha, alpha.shape[-1] - zeros)
+        return masks
+
+    def final_masks(self) -> dict[str, Tensor]:
+        """Return masks without noise that keep as many units as were asked for."""
         return {
-            axis: gates.settled(whole(alpha.detach()), self.keep[axis]).cpu()
-            for axis, alpha in self.log_alpha.items()
+            axis: gates.final_masks(alpha, self.keep[axis]).cpu()
+            for axis, alpha in self._full_log_alpha().items()
         }
 
-    def figures(self) -> dict[str, Any]:
-        """Return how near the constraint is, and its multipliers; all processes must."""
+    def results(self) -> dict[str, Any]:
+        """Return the expected sparsity of every axis, its target, and the multipliers."""
         return {
             "expected_sparsity": {
-                axis: float(gates.chance_of_zero(gates.limited(whole(alpha.detach()))).mean())
-                for axis, alpha in self.log_alpha.items()
+                axis: float(gates.prob_zero(gates.clamped(alpha)).mean())
+                for axis, alpha in self._full_log_alpha().items()
             },
             "target_sparsity": self.target,
             "multipliers": {
-                axis: whole(two.detach()).tolist() for axis, two in self.multipliers.items()
+                axis: full_tensor(two.detach()).tolist() for axis, two in self.multipliers.items()
             },
         }
 
 
 class ShearedObjective(Objective):
-    """A model with gates: its loss, and the constraint on its shape."""
+    """A masked model: its loss, and the constraint on its architecture.
+
+    `mask_share` is the learning rate of masks and multipliers as a multiple of that of weights.
+    """
 
     def __init__(
         self,
@@ -142,46 +151,46 @@ class ShearedObjective(Objective):
         self.masks, self.mask_share, self.official = masks, mask_share, official
         self.values: dict[str, Tensor] = {}
         self._uniform: dict[str, Tensor] = {}
-        self._share = 0.0
+        self._warmup_fraction = 0.0
         self._handles = gates.attach(model, arch, lambda: self.values, embedding=not official)
 
     def release(self) -> None:
-        """Take the gates off the model, which holds on to this otherwise, as this to the model."""
+        """Remove the hooks from the model: they and the model refer to each other."""
         for handle in self._handles:
             handle.remove()
 
     @property
-    def trained(self) -> nn.Module:
-        """Gates, and the weights unless they are frozen."""
+    def trainable(self) -> nn.Module:
+        """Masks, and the weights unless they are frozen."""
         parts: dict[str, nn.Module] = {"masks": self.masks}
         if any(weight.requires_grad for weight in self.model.parameters()):
             parts["model"] = self.model
         return nn.ModuleDict(parts)
 
     @property
-    def beside(self) -> list[nn.Module]:
-        """The gates."""
+    def auxiliary_modules(self) -> list[nn.Module]:
+        """The masks."""
         return [self.masks]
 
     @property
     def clipped(self) -> list[nn.Parameter]:
-        """The weights; all that is trained in the official code."""
+        """The weights; in the official code, all that is trained."""
         return [*super().clipped, *(self.masks.parameters() if self.official else ())]
 
-    def groups(self) -> list[dict[str, Any]]:
-        """Return weights (unless they are frozen), log alpha, and multipliers that go up."""
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return weights (unless they are frozen), log alpha, and multipliers, which ascend."""
         masks = self.masks
-        own = {"share": self.mask_share, "weight_decay": 0.0}
+        settings = {"share": self.mask_share, "weight_decay": 0.0}
         return [
-            *(group for group in super().groups() if group["params"]),
-            {"params": [*masks.log_alpha.values()], **own},
-            {"params": [*masks.multipliers.values()], "maximize": True, **own},
+            *(group for group in super().parameter_groups() if group["params"]),
+            {"params": [*masks.log_alpha.values()], **settings},
+            {"params": [*masks.multipliers.values()], "maximize": True, **settings},
         ]
 
     @torch.no_grad()
-    def begin(self, step: int, steps: int) -> None:
-        """Draw this step's random numbers; hold log alpha within its limits."""
-        self._share = min(1.0, step / max(1, warm_steps(MASK_WARMUP, steps)))
+    def on_step_begin(self, step: int, steps: int) -> None:
+        """Draw this step's random numbers; clamp log alpha to its limits."""
+        self._warmup_fraction = min(1.0, step / max(1, warmup_steps(MASK_WARMUP, steps)))
         self._uniform = self.masks.uniform(step)
         for alpha in self.masks.log_alpha.values():
             alpha.clamp_(-gates.LIMIT, gates.LIMIT)
@@ -189,11 +198,11 @@ class ShearedObjective(Objective):
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return sums over the tokens of ids [B, T]: loss with constraint, CE, zero.
 
-        In evaluation gates are steady, and there is no constraint.
+        In evaluation masks have no noise, and there is no constraint.
         """
         if not self.model.training:
-            self.values = self.masks.steady()
+            self.values = self.masks.evaluation_masks()
             return super().forward(ids)
-        self.values, penalty = self.masks(self._uniform, self._share)
-        total, ce, none = super().forward(ids)
-        return total + penalty * (ids.shape[0] * (ids.shape[1] - 1)), ce, none
+        self.values, penalty = self.masks(self._uniform, self._warmup_fraction)
+        total, ce, kl = super().forward(ids)
+        return total + penalty * (ids.shape[0] * (ids.shape[1] - 1)), ce, kl

@@ -1,6 +1,7 @@
-"""What a run will do, checked as a whole before its first step."""
+"""A request to train, resolved against model and rows: checked as a whole before any step."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import ceil, inf
 from typing import Any
 
@@ -10,7 +11,7 @@ from prunecli.data.rows import Rows
 from prunecli.errors import InputError, UsageError
 from prunecli.files import provenance, sidecar
 from prunecli.files.sidecar import Input, Trained
-from prunecli.files.tensorfile import STORAGE
+from prunecli.files.tensorfile import STORAGE, Spec
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.report import Report
 from prunecli.settings import Compute, Data, Training
@@ -19,19 +20,13 @@ from prunecli.training.trackers import library
 
 SWEEP = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 SWEEP_NAME = "sweep"
-MOST_LR = 1000
+MAX_LR = 1000
 LR = 3e-4
 BATCH_SIZE = 16
-
-
 PAPER_BATCH, PAPER_LENGTH = 512, 8192
-
-
 KD_WEIGHT, TEMPERATURE = 0.5, 1.0
-
-
 MICRO_TOKENS = 8192
-STATES = 20  # saved over a run, if --save-every does not say otherwise
+STATES = 20  # saved over a run, unless --save-every says otherwise
 SHORTEST_SWEEP = 20
 MASKS = ("keep", "drop")
 
@@ -41,19 +36,23 @@ class ResolvedTraining:
     """A run with every default resolved.
 
     Attributes:
-        lrs: the learning rates to choose from on `sweep_steps` steps; one needs no choice.
-        trained: the rows that it reads, and how many tokens that is.
-        masked: the checkpoint whose zeros are held, None for none.
+        dtype: the compute type.
+        lrs: the learning rates to choose from in trials of `sweep_steps` steps; one needs no trial.
+        micro_batch_size: sequences that go through a process at once.
+        trained: the rows that are read, and how many tokens that is.
+        masked: the checkpoint whose zeros stay zero, None for none.
+        held_out: the windows to evaluate on, None for none.
     """
 
     checkpoint: Checkpoint
     rows: Rows
     training: Training
+    dtype: str
     steps: int
     batch_size: int
     lrs: tuple[float, ...]
     sweep_steps: int
-    micro: int
+    micro_batch_size: int
     save_every: int
     eval_every: int
     trained: Trained
@@ -61,15 +60,21 @@ class ResolvedTraining:
     teacher: Checkpoint | None
     kd_weight: float
     temperature: float
-    held_out: "windows.Tokens | None"
+    held_out: windows.Tokens | None
 
     @property
     def tokens(self) -> int:
         """Tokens of all steps."""
         return self.trained.count
 
-    def options(self, dtype: str) -> dict[str, Any]:
-        """Return everything that decides what the weights will be; saving does not."""
+    @cached_property
+    def stored_specs(self) -> dict[str, Spec]:
+        """How OUT stores every tensor."""
+        return self.checkpoint.stored(self.training.save_dtype)[1]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Everything that decides the weights, for the sidecar; when states are saved does not."""
         training = self.training
         names = (
             "beta1", "beta2", "eps", "weight_decay", "clip", "warmup", "floor", "seed",
@@ -86,38 +91,49 @@ class ResolvedTraining:
             "kd_weight": self.kd_weight if self.teacher else None,
             "temperature": self.temperature if self.teacher else None,
             "eval_every": self.eval_every if self.held_out is not None else None,
-            "dtype": dtype,
+            "dtype": self.dtype,
         }
 
     def inputs(self, report: Report) -> list[Input]:
         """Return all inputs with their digests; reads every weight once."""
         checkpoint, rows = self.checkpoint, self.rows
-        found = [checkpoint.as_input(checkpoint.digest(report))]
-        found.append(
-            Input.model_validate(
-                {
-                    "role": "rows",
-                    "id": rows.id,
-                    "digest": rows.digest,
-                    "range": list(self.trained.range),
-                    "passes": self.steps * self.batch_size,
-                    "seq_len": rows.seq_len,
-                }
-            )
-        )
+        read = {
+            "role": "rows",
+            "id": rows.id,
+            "digest": rows.digest,
+            "range": list(self.trained.range),
+            "passes": self.steps * self.batch_size,
+            "seq_len": rows.seq_len,
+        }
+        inputs = [checkpoint.as_input(checkpoint.digest(report)), Input.model_validate(read)]
         if self.teacher is not None:
-            found.append(self.teacher.as_input(self.teacher.digest(report), "teacher"))
+            inputs.append(self.teacher.as_input(self.teacher.digest(report), "teacher"))
         if self.masked is not None and self.masked is not checkpoint:
-            found.append(self.masked.as_input(self.masked.digest(report), "masks"))
+            inputs.append(self.masked.as_input(self.masked.digest(report), "masks"))
         if self.held_out is not None:
-            found.append(
-                sidecar.tokens_input("evaluation", self.held_out.meta, self.held_out.windows)
-            )
-        return found
+            held_out = self.held_out
+            inputs.append(sidecar.tokens_input("evaluation", held_out.meta, held_out.windows))
+        return inputs
+
+    @property
+    def expected(self) -> dict[str, Any]:
+        """The results of a dry run; `state_bytes` are weights, moments and gradients."""
+        arch, length = self.checkpoint.arch, self.rows.seq_len
+        return {
+            "tokens": self.tokens,
+            "rows": list(self.trained.range),
+            "params": arch.total_params,
+            "flops": 3 * arch.flops(length) * (self.tokens // length),
+            "state_bytes": 16 * arch.total_params,
+            "micro_batch": self.micro_batch_size,
+            "save_every": self.save_every,
+        }
 
 
-def prepare(checkpoint: Checkpoint, training: Training, report: Report) -> ResolvedTraining:
-    """Resolve and check a run; raise UsageError or InputError for one that makes no sense."""
+def resolve_training(
+    checkpoint: Checkpoint, training: Training, compute: Compute, report: Report
+) -> ResolvedTraining:
+    """Check a request and resolve every default of it; raise UsageError or InputError."""
     _check_numbers(training)
     if training.save_dtype not in ("auto", *STORAGE):
         raise UsageError(
@@ -137,32 +153,34 @@ def prepare(checkpoint: Checkpoint, training: Training, report: Report) -> Resol
     trained = rows.trained(stop, needed * rows.seq_len)
     if not training.allow_overlap:
         _refuse_overlap(checkpoint, trained, stop - rows.start)
+    # arguments are evaluated in this order, which decides which error a user meets first
     lrs = _learning_rates(training)
     teacher = _teacher(training, checkpoint, rows)
     held_out = _held_out(training, checkpoint, trained, report)
     return ResolvedTraining(
-        checkpoint,
-        rows,
-        training,
-        steps,
-        batch_size,
-        lrs,
-        min(steps, training.sweep_steps or max(SHORTEST_SWEEP, steps // 20)),
-        _micro(training, share(batch_size), rows.seq_len),
-        training.save_every or ceil(steps / STATES),
-        training.eval_every or ceil(steps / STATES),
-        trained,
-        _masked(training, checkpoint),
-        teacher,
-        0.0 if teacher is None else _or(training.kd_weight, KD_WEIGHT),
-        _or(training.temperature, TEMPERATURE),
-        held_out,
+        checkpoint=checkpoint,
+        rows=rows,
+        training=training,
+        steps=steps,
+        batch_size=batch_size,
+        lrs=lrs,
+        sweep_steps=min(steps, training.sweep_steps or max(SHORTEST_SWEEP, steps // 20)),
+        micro_batch_size=_micro_batch_size(training, batch_size, rows.seq_len),
+        save_every=training.save_every or ceil(steps / STATES),
+        eval_every=training.eval_every or ceil(steps / STATES),
+        trained=trained,
+        masked=_masked(training, checkpoint),
+        teacher=teacher,
+        kd_weight=0.0 if teacher is None else _or(training.kd_weight, KD_WEIGHT),
+        temperature=_or(training.temperature, TEMPERATURE),
+        held_out=held_out,
+        dtype=training_dtype(compute),
     )
 
 
 def _check_numbers(training: Training) -> None:
     if training.tokens is not None and training.steps is not None:
-        raise UsageError("--tokens and --steps say the same", "give one of them")
+        raise UsageError("--tokens and --steps cannot be combined", "remove one of them")
     least = {
         "tokens": 1, "steps": 1, "batch_size": 1, "micro_batch": 1, "eval_every": 1,
         "save_every": 1, "keep_states": 1, "sweep_steps": 1,
@@ -173,7 +191,7 @@ def _check_numbers(training: Training) -> None:
             raise UsageError(f"--{name.replace('_', '-')} {value}: expected at least {bound}")
     for name in ("warmup", "floor"):
         if not 0 <= getattr(training, name) <= 1:
-            raise UsageError(f"--{name} {getattr(training, name)}: expected a fraction of 1")
+            raise UsageError(f"--{name} {getattr(training, name)}: expected 0 to 1")
     for name in ("beta1", "beta2"):
         if not 0 <= getattr(training, name) < 1:
             raise UsageError(f"--{name} {getattr(training, name)}: expected 0 or more, below 1")
@@ -181,36 +199,36 @@ def _check_numbers(training: Training) -> None:
         value = getattr(training, name)
         if value is not None and not value > 0:
             raise UsageError(f"--{name} {value}: expected more than 0")
-    # a norm that is infinite clips nothing, which may be what is wanted
+    # an infinite --clip clips nothing, which may be intended
     for name in ("temperature", "eps", "weight_decay"):
         value = getattr(training, name)
         if value is not None and not 0 <= value < inf:
             flag = name.replace("_", "-")
             raise UsageError(f"--{flag} {value}: expected a finite number, 0 or more")
     if training.kd_weight is not None and not 0 <= training.kd_weight <= 1:
-        raise UsageError(f"--kd-weight {training.kd_weight}: expected a fraction of 1")
+        raise UsageError(f"--kd-weight {training.kd_weight}: expected 0 to 1")
     if training.track is not None:
         library(training.track)
     if training.eval_every is not None and training.eval_data is None:
-        raise UsageError("--eval-every needs held-out tokens", "add --eval-data")
+        raise UsageError("--eval-every needs --eval-data", "add --eval-data")
     if (training.text_column is not None or training.skip_bad) and training.eval_data is None:
-        raise UsageError("--text-column and --skip-bad are for held-out text", "add --eval-data")
+        raise UsageError("--text-column and --skip-bad need --eval-data", "add --eval-data")
 
 
 def check_rows(rows: Rows, checkpoint: Checkpoint) -> None:
-    """Raise InputError for rows that this model cannot read."""
+    """Raise InputError unless the model can read these rows."""
     windows.check_tokenizer(rows, str(checkpoint.folder))
     arch = checkpoint.arch
     if rows.min_id < 0 or rows.max_id >= arch.vocab:
-        wrong = f"id {rows.min_id} < 0" if rows.min_id < 0 else f"id {rows.max_id}"
+        bad_id = rows.min_id if rows.min_id < 0 else rows.max_id
         raise InputError(
-            f"rows of another vocabulary: {wrong}, the model has vocab_size {arch.vocab}",
+            f"rows of another vocabulary: id {bad_id}, the model has vocab_size {arch.vocab}",
             "tokenize the text with this model's own tokenizer",
         )
     if rows.seq_len > arch.max_positions:
         raise InputError(
-            f"rows of {rows.seq_len} tokens are too long: the model has {arch.max_positions} "
-            "positions",
+            f"rows of {rows.seq_len} tokens exceed the model's context length, "
+            f"{arch.max_positions}",
             "tokenize with a smaller --seq-len",
         )
 
@@ -223,7 +241,7 @@ def _batch_size(training: Training, rows: Rows) -> int:
     if rows.seq_len != PAPER_LENGTH:
         raise InputError(
             f"the paper trains on rows of {PAPER_LENGTH} tokens, these have {rows.seq_len}",
-            f"tokenize with --seq-len {PAPER_LENGTH}, or leave out --recipe",
+            f"tokenize with --seq-len {PAPER_LENGTH}, or remove --recipe",
         )
     return training.batch_size or PAPER_BATCH
 
@@ -232,15 +250,21 @@ def _steps(training: Training, rows: Rows, batch_size: int, report: Report) -> i
     per_step = batch_size * rows.seq_len
     if training.steps is not None:
         return training.steps
-    asked = training.tokens if training.tokens is not None else len(rows) * rows.seq_len
-    steps = int(asked // per_step)
-    if steps == 0:
+    tokens = training.tokens if training.tokens is not None else len(rows) * rows.seq_len
+    steps = whole_steps(tokens, batch_size, rows.seq_len)
+    if steps * per_step != tokens:
+        report.note(f"{steps} steps of {batch_size} x {rows.seq_len}: {steps * per_step} tokens")
+    return steps
+
+
+def whole_steps(tokens: float, batch_size: int, seq_len: int) -> int:
+    """Return how many steps these tokens make; raise InputError for less than one."""
+    steps = int(tokens // (batch_size * seq_len))
+    if steps < 1:
         raise InputError(
-            f"{asked:.0f} tokens are less than one step of {batch_size} x {rows.seq_len}",
+            f"{tokens:.0f} tokens are less than one step of {batch_size} x {seq_len}",
             "use a smaller --batch-size",
         )
-    if steps * per_step != asked:
-        report.note(f"{steps} steps of {batch_size} x {rows.seq_len}: {steps * per_step} tokens")
     return steps
 
 
@@ -254,38 +278,38 @@ def _learning_rates(training: Training) -> tuple[float, ...]:
         lr = float(text)
     except ValueError:
         raise UsageError(f"--lr '{text}': expected a number or {SWEEP_NAME}") from None
-    if not 0 < lr < MOST_LR:
-        raise UsageError(f"--lr {text}: expected more than 0 and less than {MOST_LR}")
+    if not 0 < lr < MAX_LR:
+        raise UsageError(f"--lr {text}: expected more than 0 and less than {MAX_LR}")
     return (lr,)
 
 
-def share(batch_size: int) -> int:
-    """Return how many sequences of a step are one process's; raise InputError for a fraction."""
+def local_batch_size(batch_size: int) -> int:
+    """Return the sequences of a step per process; raise InputError for a fraction."""
     size = world.size()
     if batch_size % size:
         raise InputError(
-            f"a batch of {batch_size} cannot be divided among {size} processes",
+            f"a batch of {batch_size} sequences cannot be divided among {size} processes",
             f"use a --batch-size that is a multiple of {size}",
         )
     return batch_size // size
 
 
-def _micro(training: Training, own: int, length: int) -> int:
-    """Return how many sequences a process takes at once: a divisor of its share."""
-    if training.micro_batch is not None:
-        if own % training.micro_batch:
-            raise InputError(
-                f"--micro-batch {training.micro_batch} does not divide the {own} sequences of a "
-                "process"
-            )
-        return training.micro_batch
-    return micro(own, length)
+def _micro_batch_size(training: Training, batch_size: int, seq_len: int) -> int:
+    if training.micro_batch is None:
+        return micro_batch_size(batch_size, seq_len)
+    local = local_batch_size(batch_size)
+    if local % training.micro_batch:
+        raise InputError(
+            f"--micro-batch {training.micro_batch} does not divide the {local} sequences per "
+            "process and step"
+        )
+    return training.micro_batch
 
 
-def micro(own: int, length: int) -> int:
-    """Return how many of a process's `own` sequences go through at once: a divisor."""
-    most = max(1, MICRO_TOKENS // length)
-    return max(size for size in range(1, own + 1) if own % size == 0 and size <= most)
+def micro_batch_size(batch_size: int, seq_len: int) -> int:
+    """Return how many sequences go through a process at once: a divisor of its batch."""
+    local, limit = local_batch_size(batch_size), max(1, MICRO_TOKENS // seq_len)
+    return max(size for size in range(1, local + 1) if local % size == 0 and size <= limit)
 
 
 def _refuse_overlap(checkpoint: Checkpoint, trained: Trained, count: int) -> None:
@@ -294,7 +318,7 @@ def _refuse_overlap(checkpoint: Checkpoint, trained: Trained, count: int) -> Non
         raise InputError(
             f"{shared} of {count} rows were trained on by an ancestor of "
             f"'{checkpoint.folder.name}'",
-            "take other rows (ROWS:A:B), or --allow-overlap",
+            "use other rows (ROWS:A:B), or --allow-overlap",
         )
 
 
@@ -304,8 +328,8 @@ def _masked(training: Training, checkpoint: Checkpoint) -> Checkpoint | None:
     return Checkpoint(training.masks)
 
 
-def _or(given: float | None, default: float) -> float:
-    return default if given is None else given
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
 
 
 def _teacher(training: Training, checkpoint: Checkpoint, rows: Rows) -> Checkpoint | None:
@@ -313,33 +337,37 @@ def _teacher(training: Training, checkpoint: Checkpoint, rows: Rows) -> Checkpoi
         for name in ("kd_weight", "temperature"):
             if getattr(training, name) is not None:
                 flag = name.replace("_", "-")
-                raise UsageError(f"--{flag} needs a teacher", "add --teacher DIR")
+                raise UsageError(f"--{flag} needs --teacher", "add --teacher DIR")
         return None
     teacher = Checkpoint(training.teacher)
-    ours, theirs = checkpoint.arch, teacher.arch
-    if ours.vocab != theirs.vocab:
+    vocab, teacher_vocab = checkpoint.arch.vocab, teacher.arch.vocab
+    if vocab != teacher_vocab:
         raise InputError(
-            f"the teacher has {theirs.vocab} ids, the model {ours.vocab}",
-            "distil from a model with the same tokenizer",
+            f"the teacher has vocab_size {teacher_vocab}, the model {vocab}",
+            "distill from a model with the same tokenizer",
         )
     folders = [str(checkpoint.folder), str(teacher.folder)]
     if all(map(tokenizer.present, folders)) and len(set(map(tokenizer.digest, folders))) > 1:
-        raise InputError("the teacher has another tokenizer than the model")
-    if rows.seq_len > theirs.max_positions:
         raise InputError(
-            f"rows of {rows.seq_len} tokens are too long: the teacher has {theirs.max_positions} "
-            "positions"
+            "the teacher has another tokenizer than the model",
+            "distill from a model with the same tokenizer",
+        )
+    if rows.seq_len > teacher.arch.max_positions:
+        raise InputError(
+            f"rows of {rows.seq_len} tokens exceed the teacher's context length, "
+            f"{teacher.arch.max_positions}",
+            "tokenize with a smaller --seq-len",
         )
     return teacher
 
 
 def _held_out(
     training: Training, checkpoint: Checkpoint, trained: Trained, report: Report
-) -> "windows.Tokens | None":
-    """Read the rows to validate on; raise InputError if any of them are trained on."""
+) -> windows.Tokens | None:
+    """Return the windows to evaluate on; raise InputError if any of them are trained on."""
     if training.eval_data is None:
         return None
-    found = windows.load(
+    held_out = windows.load(
         Data(training.eval_data, text_column=training.text_column, skip_bad=training.skip_bad),
         folder=str(checkpoint.folder),
         vocab_size=checkpoint.arch.vocab,
@@ -347,19 +375,19 @@ def _held_out(
         part="evaluation",
         report=report,
     )
-    own = provenance.trained_on(found.meta)
-    if own is not None and not training.allow_overlap:
-        shared = provenance.overlap(own, [trained, *checkpoint.trained])
+    rows = provenance.trained_on(held_out.meta)
+    if rows is not None and not training.allow_overlap:
+        shared = provenance.overlap(rows, [trained, *checkpoint.trained])
         if shared:
             raise InputError(
-                f"{shared} of {len(found.windows)} validation rows are trained on",
-                "take other rows (ROWS:A:B), or --allow-overlap",
+                f"{shared} of {len(held_out.windows)} evaluation rows are trained on",
+                "use other rows (ROWS:A:B), or --allow-overlap",
             )
-    return found
+    return held_out
 
 
-def dtype_of(compute: Compute) -> str:
-    """Return the compute type: float32 on a CPU unless asked, bfloat16 where a GPU has it."""
+def training_dtype(compute: Compute) -> str:
+    """Return the compute type; `auto` is float32 on a CPU, bfloat16 on a GPU that supports it."""
     import torch
 
     from prunecli.model.device import device_of

@@ -1,4 +1,4 @@
-"""The processes of one run: one alone, or those that `torchrun` started."""
+"""The processes of one run: one, or those that `torchrun` started."""
 
 import os
 import sys
@@ -25,8 +25,8 @@ class Ranks:
     mesh: DeviceMesh | None
 
     @property
-    def first(self) -> bool:
-        """Whether this process speaks and writes for all."""
+    def is_main(self) -> bool:
+        """Whether this process reports and writes for all."""
         return self.rank == 0
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
@@ -42,7 +42,7 @@ class Ranks:
 
 
 @contextmanager
-def started(compute: Compute) -> Iterator[Ranks]:
+def process_group(compute: Compute) -> Iterator[Ranks]:
     """Join the processes of this run: by NCCL where they have GPUs, by gloo elsewhere."""
     device = device_of(compute)
     if world.size() == 1:
@@ -51,7 +51,7 @@ def started(compute: Compute) -> Iterator[Ranks]:
     with _stdout_to_stderr():
         if device.type == "cuda":
             torch.cuda.set_device(device)
-            # told which GPU is its own, NCCL need not guess at the first barrier
+            # with the device named, NCCL need not guess it at the first barrier
             dist.init_process_group("nccl", device_id=device)
         else:
             dist.init_process_group("gloo")
@@ -64,12 +64,12 @@ def started(compute: Compute) -> Iterator[Ranks]:
 
 @contextmanager
 def _stdout_to_stderr() -> Iterator[None]:
-    """Have what libraries print by themselves go to stderr: gloo says on stdout who is there."""
+    """Send what libraries print to stderr: gloo lists its peers on stdout."""
     sys.stdout.flush()
-    kept = os.dup(1)
+    stdout = os.dup(1)
     os.dup2(2, 1)
     try:
         yield
     finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(stdout, 1)
+        os.close(stdout)

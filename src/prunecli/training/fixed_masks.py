@@ -1,7 +1,7 @@
-"""Fixed sparsity: zeros of a checkpoint that stay zero while other weights are trained.
+"""Fixed masks: weights that stay zero while the others are trained.
 
-Masks are taken once, before the first step. A live weight that passes through zero later stays
-alive, unlike in codes that look for zeros again at every step.
+Masks are taken once, before the first step. An unmasked weight that becomes zero later is still
+trained, unlike in implementations that look for zeros again at every step.
 """
 
 import torch
@@ -18,45 +18,45 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def part_of(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """Return this process's part of a whole tensor, laid out and placed as a parameter is."""
+    """Return this process's part of a full tensor, sharded as the parameter is."""
     tensor = tensor.to(parameter.device)
     if not isinstance(parameter, DTensor):
         return tensor
     mesh, placements = parameter.device_mesh, parameter.placements
-    # every process has the whole, so nothing has to be sent
+    # every process has the full tensor, so nothing has to be sent
     return distribute_tensor(tensor, mesh, placements, src_data_rank=None).to_local()
 
 
 class Masks:
-    """Holds some weights at zero wherever those of `source` are zero."""
+    """Keeps the weights of these names at zero wherever those of `source` are zero."""
 
     def __init__(
         self, model: nn.Module, names: tuple[str, ...], source: Reader | None = None
     ) -> None:
-        self._held: list[tuple[str, nn.Parameter, Tensor]] = []
+        self._masked: list[tuple[str, nn.Parameter, Tensor]] = []
         if source is None:
             return
         for name, parameter in model.named_parameters():
             if name in names:
-                live = part_of(source.tensor(name) != 0, parameter.detach())
-                self._held.append((name, parameter, live))
+                unmasked = part_of(source.tensor(name) != 0, parameter.detach())
+                self._masked.append((name, parameter, unmasked))
 
     @torch.no_grad()
-    def on_gradients(self) -> None:
-        """Drop the gradients of held weights, so that they count in no norm and no moment."""
-        for _, parameter, live in self._held:
+    def mask_gradients(self) -> None:
+        """Zero the gradients of masked weights, so that they count in no norm and no moment."""
+        for _, parameter, unmasked in self._masked:
             if parameter.grad is not None:
-                local(parameter.grad).mul_(live)
+                local(parameter.grad).mul_(unmasked)
 
     @torch.no_grad()
-    def on_weights(self) -> None:
-        """Put the zeros back."""
-        for _, parameter, live in self._held:
-            local(parameter).mul_(live)
+    def mask_weights(self) -> None:
+        """Zero the masked weights again."""
+        for _, parameter, unmasked in self._masked:
+            local(parameter).mul_(unmasked)
 
     @torch.no_grad()
     def check(self) -> None:
-        """Raise PruneError if a held weight is not zero."""
-        for name, parameter, live in self._held:
-            if bool(local(parameter)[~live].any()):
+        """Raise PruneError if a masked weight is not zero."""
+        for name, parameter, unmasked in self._masked:
+            if bool(local(parameter)[~unmasked].any()):
                 raise PruneError(f"'{name}' has lost its mask")

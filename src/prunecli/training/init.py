@@ -1,13 +1,14 @@
-"""The library verb `init`: a checkpoint with random weights, such as a pruned model's scratch twin.
+"""The library verb `init`: a checkpoint with random weights, such as a scratch twin.
 
-Weights are drawn tensor by tensor, each from its own seed, so that nothing else changes a tensor's
-draw: gains 1, biases 0, matrices from a normal distribution whose width the scheme tells.
+Weights are initialized tensor by tensor, each from a seed of its own, so that no other tensor
+changes them: norm weights 1, biases 0, matrices from a normal distribution whose standard deviation
+is that of the scheme.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from math import sqrt
 from pathlib import Path
@@ -15,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from prunecli.data.tokenizer import AUTO, BYTES, END, alphabet, byte_level, files_of
 from prunecli.errors import InputError, UsageError, suggest
-from prunecli.files import output as place
-from prunecli.files import sidecar, strict
+from prunecli.files import output, strict
+from prunecli.files.artefact import Artefact
 from prunecli.files.sidecar import Input, SidecarBuilder
 from prunecli.files.tensorfile import STORAGE, Spec, spec_of, torch_dtype
 from prunecli.model import companions, configs
@@ -24,13 +25,14 @@ from prunecli.model.arch import BIASED, Arch, Tensor
 from prunecli.model.checkpoint import Checkpoint, check_holds
 from prunecli.model.sparsity import claims, pattern_of, results_of, sparse_tensors
 from prunecli.model.write import WriteSummary, size_results, write_tensors
-from prunecli.report import SILENT, Report
-from prunecli.settings import Output, Result
+from prunecli.report import Report
+from prunecli.settings import InitRequest, Result, RunContext
 
 if TYPE_CHECKING:
     import torch
 
-BASE_WIDTH = 256  # the hidden size at which mup draws as hf does
+BASE_WIDTH = 256  # the hidden size at which mup is hf
+OFFICIAL = "official"  # in place of a scheme: the paper's script for sparse twins
 OFFICIAL_STD = 0.02
 
 
@@ -50,151 +52,163 @@ def _mup(name: str, arch: Arch) -> float:
     return sqrt(narrower) if ".layers." in name else 1.0
 
 
-# the width of each matrix's draw, as multiples of the config's initializer_range:
-# hf: as transformers draws them all;
-# depth-scaled: matrices that write into the residual stream by 1/sqrt(2 layers)
+# the standard deviation of each matrix, as multiples of the config's initializer_range:
+# hf: 1, as transformers initializes them all;
+# depth-scaled: 1/sqrt(2 layers) for matrices that write into the residual stream
 #     (Radford et al. 2019, GPT-2, section 2.3);
 # mup: variances of Yang et al. 2022 (arXiv 2203.03466, Table 8): 1/width inside the blocks,
-#     1/width^2 in the output head, none in the embedding. Its learning rates are no part of this.
+#     1/width^2 in the output head, constant in the embedding. Its learning rates are not part of
+#     this.
 SCHEMES: dict[str, Callable[[str, Arch], float]] = {
     "hf": _hf,
     "depth-scaled": _depth_scaled,
     "mup": _mup,
 }
-
-
 MASKS = ("keep", "drop")
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What will be drawn: its shape, how it is stored, and whose twin it is."""
+class Target:
+    """What will be initialized.
+
+    Attributes:
+        arch, specs, shards: its architecture, and how it is stored.
+        reference: the checkpoint that it is a scratch twin of, None for a config's.
+        warm_start: the smaller checkpoint whose weights it begins with, if any.
+        masked: the reference if its zeros are kept.
+        companions: files beside the weights, by name.
+    """
 
     arch: Arch
     specs: dict[str, Spec]
     shards: list[int]
-    like: Checkpoint | None
+    reference: Checkpoint | None = None
+    warm_start: Checkpoint | None = None
+    masked: Checkpoint | None = None
+    companions: dict[str, bytes] = field(default_factory=dict)
+
+    def inputs(self, report: Report) -> list[Input]:
+        """Return all inputs with their digests; reads every weight once."""
+        reference, warm_start = self.reference, self.warm_start
+        if reference is None:
+            inputs = [_config_input(self.arch)]
+        else:
+            inputs = [reference.as_input(reference.digest(report), "like")]
+        if warm_start is not None:
+            inputs.append(warm_start.as_input(warm_start.digest(report), "from"))
+        return inputs
 
 
-def init(
-    out: str,
-    *,
-    config: str | None = None,
-    like: str | None = None,
-    masks: str = "keep",
-    scheme: str = "hf",
-    warm: str | None = None,
-    seed: int = 0,
-    dtype: str = "auto",
-    tokenizer: str = "auto",
-    compat: bool = False,
-    output: Output | None = None,
-    report: Report = SILENT,
-) -> Result:
-    """Write a random-weight checkpoint of the shape of a config.json, or `like` a checkpoint.
+def init(request: InitRequest, run: RunContext = RunContext()) -> Result:
+    """Write a checkpoint with random weights to OUT, and a tokenizer with it.
 
-    With `masks` `keep` a twin of a sparse checkpoint has zeros where that one has. `warm` is a
-    smaller checkpoint whose weights go into the leading block of every tensor, its layers repeated
-    to the new depth. `compat` keeps embeddings, norms and biases of `like`, as the paper's script
-    for sparse scratch does. `dtype` `auto` is the twin's or the config's own, else float32.
-    `tokenizer` is a folder to copy it from, `bytes` (one token a byte, and an end of sequence where
-    the vocabulary has an id left, which the config then names), `none`, or `auto`: the twin's, or
-    bytes where the vocabulary has room for them.
-    Raises UsageError, InputError for configs that no model can have, OutputExists.
+    Raises UsageError, InputError for a config that no model can have, OutputExists.
     """
-    output = output or Output()
-    recorder = SidecarBuilder("init", output.argv)
-    _check(config, like, masks, scheme, warm, compat)
-    shape = _of_config(str(config), dtype, report) if like is None else _like(like, dtype, report)
-    arch, twin = shape.arch, shape.like
-    smaller = Checkpoint(warm, report) if warm is not None else None
-    if smaller is not None:
-        _check_smaller(smaller.arch, arch)
-    folders = [found.folder for found in (twin, smaller) if found is not None]
-    place.check_place(out, output, [*folders, *([Path(config)] if config else [])])
-    if twin is not None and tokenizer == AUTO:
-        files = twin.tag_along()
-    else:
-        tokenizer = _default_tokenizer(arch, report) if tokenizer == AUTO else tokenizer
-        files = _tokenizer_files(tokenizer, arch)
-    if tokenizer == "bytes":
-        # what a config names of another tokenizer would be bytes here
-        arch = Arch(
+    builder = SidecarBuilder("init", run.output.argv)
+    target = _resolve(request, run)
+    arch, warm_start = target.arch, target.warm_start
+    output.check_disk(run.output.path, sum(spec.bytes for spec in target.specs.values()))
+    inputs = target.inputs(run.report)
+    artefact = Artefact(
+        builder, "checkpoint", _options(request, target), inputs, run,
+        parent=warm_start.sidecar if warm_start is not None else None,
+    )  # fmt: skip
+    if existing := artefact.existing():
+        return existing
+    masked_names = sparse_tensors(target.masked).names if target.masked is not None else ()
+    sizes = {"params_by_group": arch.params(), "sizes": arch.sizes}
+    if dry_run := artefact.settled({"params": arch.total_params, **sizes}):
+        return dry_run
+    # a twin must differ from the parent of its reference, which `init` may have made too: with
+    # the mask kept it would be a rewound parent, not a model from scratch
+    seed_key = f"{request.seed}"
+    if target.reference is not None:
+        seed_key += f" {inputs[0].digest}"
+    scheme = OFFICIAL if request.compat else request.scheme
+    initializer = Initializer(target, seed_key, scheme, set(masked_names))
+    return _write(target, initializer.tensors(), artefact)
+
+
+def _write(
+    target: Target, tensors: "Iterator[tuple[str, torch.Tensor]]", artefact: Artefact
+) -> Result:
+    """Write OUT, one tensor at a time."""
+    arch, specs = target.arch, target.specs
+    shown = artefact.run.report.track(tensors, "initializing weights", len(specs), "tensors")
+    pattern = pattern_of(results_of(target.masked))
+    with output.staged(artefact.path) as temporary:
+        written = write_tensors(temporary, arch, specs, target.shards, shown, pattern)
+        record = artefact.sidecar(
+            {"digest": written.digest, "params": arch.total_params},
             {
-                **arch.config,
-                **{f"{mark}_token_id": None for mark in ("bos", "pad")},
-                "eos_token_id": _end(arch),
-            }
-        )
-        shape = replace(shape, arch=arch)
-    check_holds(arch)
-    place.check_disk(out, sum(spec.bytes for spec in shape.specs.values()))
-    inputs = [_config_input(arch)]
-    if twin is not None:
-        inputs = [twin.as_input(twin.digest(report), "like")]
-    if smaller is not None:
-        inputs.append(smaller.as_input(smaller.digest(report), "from"))
-    options = {
-        "seed": seed,
-        "scheme": scheme,
-        "masks": masks if twin is not None else None,
-        "compat": "official" if compat else None,
-        "dtype": dtype if twin is not None else arch.config["dtype"],
-        "tokenizer": _digest(files),
-    }
-    if same := place.same_already(out, output, sidecar.key("checkpoint", options, inputs)):
-        return same
-    masked = twin if masks == "keep" else None
-    held = sparse_tensors(masked).names if masked is not None else ()
-    if output.dry_run:
-        sizes = {"params_by_group": arch.params(), "sizes": arch.sizes}
-        return Result(out, results={"params": arch.total_params, **sizes})
-    pattern = pattern_of(results_of(masked))
-    # a twin's draw must differ from that of its parent, should that have been made by `init` too:
-    # with the mask kept it would be a rewound parent, not a model from scratch
-    lot = f"{seed}" if twin is None else f"{seed} {inputs[0].digest}"
-    draw = _Draw(shape, lot, "official" if compat else scheme, set(held), smaller)
-    with place.staged(out) as temporary:
-        stream = report.track(draw.tensors(), "drawing", len(shape.specs), "tensors")
-        written = write_tensors(temporary, arch, shape.specs, shape.shards, stream, pattern)
-        made = recorder.sidecar(
-            "checkpoint",
-            options,
-            inputs,
-            outputs={"digest": written.digest, "params": arch.total_params},
-            results={
                 "method": "scratch",
-                **_twin_results(twin, masked, written),
+                **_reference_results(target, written),
                 **size_results(arch, written),
             },
-            parent=smaller.sidecar if smaller is not None else None,
         )
-        written.finish(made, files)
-    return Result(out, made.dump(), made.results)
+        written.finish(record, target.companions)
+    return artefact.result(record)
 
 
-def _check(
-    config: str | None, like: str | None, masks: str, scheme: str, warm: str | None, compat: bool
-) -> None:
-    if (config is None) == (like is None):
-        raise UsageError("init takes a shape", "use --like DIR or --config FILE.json, one of them")
+def _resolve(request: InitRequest, run: RunContext) -> Target:
+    """Open and check everything that is read, and OUT."""
+    _check(request)
+    report = run.report
+    if request.like is None:
+        target = _of_config(str(request.config), request.dtype, report)
+    else:
+        target = _like(request.like, request.dtype, report)
+        target = replace(target, masked=target.reference if request.masks == "keep" else None)
+    if request.warm is not None:
+        target = replace(target, warm_start=Checkpoint(request.warm, report))
+        assert target.warm_start is not None
+        _check_smaller(target.warm_start.arch, target.arch)
+    checkpoints = (target.reference, target.warm_start)
+    read = [checkpoint.folder for checkpoint in checkpoints if checkpoint is not None]
+    config = [Path(request.config)] if request.config else []
+    output.check_place(run.output.path, run.output, [*read, *config])
+    target = _with_tokenizer(target, request.tokenizer, report)
+    check_holds(target.arch)
+    return target
+
+
+def _options(request: InitRequest, target: Target) -> dict[str, Any]:
+    """Return what decides the weights beside the inputs, for the sidecar."""
+    of_config = target.reference is None
+    return {
+        "seed": request.seed,
+        "scheme": request.scheme,
+        "masks": None if of_config else request.masks,
+        "compat": "official" if request.compat else None,
+        "dtype": target.arch.config["dtype"] if of_config else request.dtype,
+        "tokenizer": _digest(target.companions),
+    }
+
+
+def _check(request: InitRequest) -> None:
+    scheme, masks = request.scheme, request.masks
+    if (request.config is None) == (request.like is None):
+        raise UsageError("give exactly one of --like DIR and --config FILE.json")
     if scheme not in SCHEMES:
         raise UsageError(f"unknown scheme '{scheme}'{suggest(scheme, list(SCHEMES))}")
     if masks not in MASKS:
         raise UsageError(f"--masks '{masks}': expected keep or drop")
-    if compat and (like is None or scheme != "hf" or warm is not None):
-        raise UsageError("--compat official redraws a twin", "use it with --like alone")
+    if request.compat and (request.like is None or scheme != "hf" or request.warm is not None):
+        raise UsageError(
+            "--compat official is for twins of a checkpoint",
+            "use it with --like, without --scheme and --from",
+        )
 
 
-def _of_config(config: str, dtype: str, report: Report) -> Shape:
+def _of_config(config: str, dtype: str, report: Report) -> Target:
     try:
         record = strict.read_object(Path(config))
     except FileNotFoundError:
         raise InputError(f"no such file: '{config}'", "check --config") from None
     record.pop("prunecli", None)
-    record, whole = configs.of_language_model(record)
-    if whole is not None:
-        report.note(f"'{config}' is that of a '{whole}': its language model is drawn")
+    record, multimodal = configs.of_language_model(record)
+    if multimodal is not None:
+        report.note(f"'{config}' is of the multimodal '{multimodal}': using its language model")
     arch = Arch(record)
     stated = record.get("dtype", record.get("torch_dtype"))
     record |= {
@@ -205,22 +219,22 @@ def _of_config(config: str, dtype: str, report: Report) -> Shape:
     arch = Arch(record)
     stored = STORAGE[record["dtype"]]
     specs = {name: Spec(stored, tensor.shape) for name, tensor in arch.tensors().items()}
-    return Shape(arch, specs, [0] * len(specs), None)
+    return Target(arch, specs, [0] * len(specs))
 
 
-def _like(like: str, dtype: str, report: Report) -> Shape:
-    twin = Checkpoint(like, report)
-    arch, specs = twin.stored(dtype if dtype == "auto" else _dtype(dtype))
-    # what this config says of its weights' making is not true of the twin's
+def _like(like: str, dtype: str, report: Report) -> Target:
+    reference = Checkpoint(like, report)
+    arch, specs = reference.stored(dtype if dtype == "auto" else _dtype(dtype))
+    # how the reference was made is not how its twin is
     arch = Arch({key: value for key, value in arch.config.items() if key != "prunecli"})
-    return Shape(arch, specs, [twin.shard(name) for name in specs], twin)
+    return Target(arch, specs, [reference.shard(name) for name in specs], reference)
 
 
-def _dtype(asked: Any) -> str:
-    name = "float32" if asked is None else asked
+def _dtype(dtype: Any) -> str:
+    name = "float32" if dtype is None else dtype
     if not isinstance(name, str) or name not in STORAGE:
         raise UsageError(
-            f"weights cannot be drawn as {strict.told(name)}, only as {', '.join(STORAGE)}",
+            f"weights cannot be stored as {strict.told(name)}, only as {', '.join(STORAGE)}",
             "give another --dtype",
         )
     return name
@@ -244,86 +258,85 @@ def _check_smaller(small: Arch, large: Arch) -> None:
 
 
 @dataclass(frozen=True)
-class _Draw:
-    """The draws of one checkpoint."""
+class Initializer:
+    """Initializes the tensors of one checkpoint; those of `masked_names` get the reference's zeros.
 
-    shape: Shape
-    lot: str
+    `seed_key` is the text from which, with a tensor's name, its seed is made.
+    """
+
+    target: Target
+    seed_key: str
     scheme: str
-    held: set[str]
-    smaller: Checkpoint | None
+    masked_names: set[str]
 
     def tensors(self) -> "Iterator[tuple[str, torch.Tensor]]":
-        """Yield every tensor, drawn in float32 and rounded to its storage type."""
-        shapes = self.shape.arch.tensors()
-        for name, spec in self.shape.specs.items():
-            values = self._official(name, spec) if self.scheme == "official" else None
+        """Yield every tensor, initialized in float32 and rounded to its storage type."""
+        tensors, reference = self.target.arch.tensors(), self.target.reference
+        for name, spec in self.target.specs.items():
+            values = self._official(name, spec) if self.scheme == OFFICIAL else None
             if values is None:
-                values = self._drawn(name, spec)
-            if self.smaller is not None:
-                self._overlay(values, shapes[name], name)
-            if name in self.held and self.shape.like is not None:
-                values.mul_(self.shape.like.tensor(name) != 0)
-            drawn = values.to(torch_dtype(spec.dtype))
-            assert spec_of(drawn) == spec
-            yield name, drawn
+                values = self._random(name, spec)
+            if self.target.warm_start is not None:
+                self._overlay(values, tensors[name], name, self.target.warm_start)
+            if name in self.masked_names and reference is not None:
+                values.mul_(reference.tensor(name) != 0)
+            stored = values.to(torch_dtype(spec.dtype))
+            assert spec_of(stored) == spec
+            yield name, stored
 
-    def _drawn(self, name: str, spec: Spec) -> "torch.Tensor":
+    def _random(self, name: str, spec: Spec) -> "torch.Tensor":
         import torch
 
-        arch = self.shape.arch
+        arch = self.target.arch
         if len(spec.shape) == 1:
-            gain = 1.0 - arch.family.gain_offset
-            return torch.full(spec.shape, 0.0 if name.endswith(".bias") else gain)
-        if self.scheme == "official":
-            width = OFFICIAL_STD
+            norm_weight = 1.0 - arch.family.gain_offset
+            return torch.full(spec.shape, 0.0 if name.endswith(".bias") else norm_weight)
+        if self.scheme == OFFICIAL:
+            std = OFFICIAL_STD
         else:
-            width = float(arch.get("initializer_range")) * SCHEMES[self.scheme](name, arch)
-        own = hashlib.sha256(f"{self.lot} {name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(own[:8], "little") >> 1)
-        return torch.empty(spec.shape).normal_(0, width, generator=generator)
+            std = float(arch.get("initializer_range")) * SCHEMES[self.scheme](name, arch)
+        seed = hashlib.sha256(f"{self.seed_key} {name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(seed[:8], "little") >> 1)
+        return torch.empty(spec.shape).normal_(0, std, generator=generator)
 
     def _official(self, name: str, spec: Spec) -> "torch.Tensor | None":
-        """Return what the official script keeps: everything but the linear layers' weights."""
+        """Return what the official script keeps: all but the weights of linear layers."""
         kept = len(spec.shape) == 1 or "embed_tokens" in name
-        assert self.shape.like is not None
-        return self.shape.like.tensor(name).float().clone() if kept else None
+        assert self.target.reference is not None
+        return self.target.reference.tensor(name).float().clone() if kept else None
 
-    def _overlay(self, values: "torch.Tensor", tensor: Tensor, name: str) -> None:
-        """Put the smaller checkpoint's tensor into the leading block of `values`."""
-        assert self.smaller is not None
-        small, large = self.smaller.arch, self.shape.arch
+    def _overlay(
+        self, values: "torch.Tensor", tensor: Tensor, name: str, warm_start: Checkpoint
+    ) -> None:
+        """Copy the smaller checkpoint's tensor into the leading block of `values`."""
+        small, large = warm_start.arch, self.target.arch
         if tensor.layer is not None:
             source = tensor.layer * small.layers // large.layers
             name = tensor.template.replace("{i}", str(source))
         if name == "lm_head.weight" and small.tied:
             name = "model.embed_tokens.weight"
-        if name in self.smaller.specs:
-            part = self.smaller.tensor(name).float()
+        if name in warm_start.specs:
+            part = warm_start.tensor(name).float()
             axes = [
                 list(zip(small.segments(axis), large.segments(axis), strict=True))
                 for axis in tensor.axes
             ]
-            for pieces in product(*axes):
-                target = tuple(
-                    slice(new.start, new.start + old.stop - old.start) for old, new in pieces
+            for segments in product(*axes):
+                block = tuple(
+                    slice(new.start, new.start + old.stop - old.start) for old, new in segments
                 )
-                values[target] = part[tuple(old for old, _ in pieces)]
+                values[block] = part[tuple(old for old, _ in segments)]
 
 
-def _twin_results(
-    twin: Checkpoint | None, masked: Checkpoint | None, written: WriteSummary
-) -> dict[str, Any]:
-    """Return how small a twin is, compared with what its sibling was pruned from.
-
-    `masked` is the twin if its zeros are kept.
-    """
-    if twin is None:
+def _reference_results(target: Target, written: WriteSummary) -> dict[str, Any]:
+    """Return how small a twin is, compared with what its reference was pruned from."""
+    if target.reference is None:
         return {}
-    told = results_of(twin)
+    results = results_of(target.reference)
     names = ("granularity", "ratio", "ratio_total", "ratio_embedding")
-    copied = {name: told[name] for name in names if name in told}
-    return {**copied, **claims(told, results_of(masked), twin.arch, written.census)}
+    inherited = {name: results[name] for name in names if name in results}
+    masked, arch = results_of(target.masked), target.reference.arch
+    return {**inherited, **claims(results, masked, arch, written.census)}
 
 
 def _config_input(arch: Arch) -> Input:
@@ -331,15 +344,29 @@ def _config_input(arch: Arch) -> Input:
     return Input(role="config", digest=digest)
 
 
+def _with_tokenizer(target: Target, tokenizer: str, report: Report) -> Target:
+    """Return the target with the files of its tokenizer, which its config then names."""
+    if tokenizer == AUTO and target.reference is not None:
+        return replace(target, companions=target.reference.tag_along())
+    arch = target.arch
+    tokenizer = _default_tokenizer(arch, report) if tokenizer == AUTO else tokenizer
+    files = _tokenizer_files(tokenizer, arch)
+    if tokenizer == "bytes":
+        # ids that a config names of another tokenizer would be bytes here
+        ids = {"bos_token_id": None, "pad_token_id": None, "eos_token_id": _end(arch)}
+        arch = Arch({**arch.config, **ids})
+    return replace(target, arch=arch, companions=files)
+
+
 def _default_tokenizer(arch: Arch, report: Report) -> str:
-    """Return `bytes` where the vocabulary has room for them, else `none`, and say so."""
-    tokenizer, what = "bytes", "of bytes"
+    """Return `bytes` where the vocabulary has room for them, else `none`, and report it."""
+    choose = "choose another with --tokenizer DIR"
     if arch.vocab < BYTES:
-        tokenizer, what = "none", f"left out, {arch.vocab} ids are too few"
-    elif _end(arch) is None:
-        what = f"of bytes, without an end of sequence: {arch.vocab} ids leave none for it"
-    report.note(f"tokenizer: {what} (--tokenizer DIR copies another one)")
-    return tokenizer
+        report.note(f"no tokenizer: vocab_size {arch.vocab} is too small for bytes; {choose}")
+        return "none"
+    end = f", without an end of sequence: vocab_size is {arch.vocab}" if _end(arch) is None else ""
+    report.note(f"using a byte tokenizer{end}; {choose}")
+    return "bytes"
 
 
 def _tokenizer_files(tokenizer: str, arch: Arch) -> dict[str, bytes]:
@@ -348,7 +375,10 @@ def _tokenizer_files(tokenizer: str, arch: Arch) -> dict[str, bytes]:
         return {}
     if tokenizer == "bytes":
         if arch.vocab < BYTES:
-            raise InputError(f"a vocabulary of {arch.vocab} is too small for {BYTES} bytes")
+            raise InputError(
+                f"vocab_size {arch.vocab} is too small for the {BYTES} tokens of a byte tokenizer",
+                "use --tokenizer none, or a folder",
+            )
         return _byte_tokenizer(_end(arch) is not None)
     if not companions.vocabulary(tokenizer):
         raise InputError(f"no tokenizer in '{tokenizer}'", "give its folder, `bytes` or `none`")
@@ -356,23 +386,23 @@ def _tokenizer_files(tokenizer: str, arch: Arch) -> dict[str, bytes]:
 
 
 def _end(arch: Arch) -> int | None:
-    """Return the end of sequence of a tokenizer of bytes: the id behind them, if there is one."""
+    """Return the end of sequence of a byte tokenizer: the id after the bytes, if there is one."""
     return BYTES if arch.vocab > BYTES else None
 
 
-def _byte_tokenizer(ends: bool) -> dict[str, bytes]:
-    """Return a tokenizer that makes every byte of UTF-8 text a token; END has the id behind them.
+def _byte_tokenizer(with_end: bool) -> dict[str, bytes]:
+    """Return a tokenizer that makes every byte of UTF-8 text a token; END has the id after them.
 
-    Without an end of sequence neither tasks that generate nor documents in a row would know one.
+    Without an end of sequence, generation does not stop and documents in a row are not separated.
     """
     from tokenizers import models
 
     vocabulary = {byte: i for i, byte in enumerate(alphabet())}
-    bare = byte_level(models.BPE(vocabulary, []))
-    if not ends:
-        return files_of(bare)
-    bare.add_special_tokens([END])
-    return files_of(bare, eos_token=END)
+    tokenizer = byte_level(models.BPE(vocabulary, []))
+    if not with_end:
+        return files_of(tokenizer)
+    tokenizer.add_special_tokens([END])
+    return files_of(tokenizer, eos_token=END)
 
 
 def _digest(files: dict[str, bytes]) -> str | None:

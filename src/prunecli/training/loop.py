@@ -1,30 +1,30 @@
-"""The loop: AdamW, accumulation, clipping, a schedule, masks; one process or many.
+"""The training loop: AdamW, accumulation, clipping, schedule, masks; in one process or many.
 
 A step is a function of weights, moments and the step's number: rows, learning rate and the seed of
-any dropout follow from the number. So whatever is saved between two steps resumes exactly.
+any dropout follow from the number. So a state that is saved between two steps resumes exactly.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf, isfinite
 
 import torch
 from torch import nn
 
-from prunecli.settings import Training
-from prunecli.training import schedule
+from prunecli.settings import Optimization
 from prunecli.training.distributed import Ranks
 from prunecli.training.domains import DomainMixture
 from prunecli.training.fixed_masks import Masks
-from prunecli.training.objective import Objective, whole
+from prunecli.training.objective import Objective, full_tensor
 from prunecli.training.order import RowSampler, RowSource
+from prunecli.training.schedule import Schedule, cosine_lr
 
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """What one step measured: the mean cross-entropy of its batch before the update, in nats.
+    """The metrics of one step: the mean cross-entropy of its batch before the update, in nats.
 
     `kl` is the mean divergence from the teacher, None without one; `grad_norm` is before clipping.
+    `stop` is whether any process wishes to stop.
     """
 
     loss: float
@@ -35,92 +35,114 @@ class StepMetrics:
     stop: bool
 
 
-class Loop:
-    """Trains an objective on rows.
+@dataclass(frozen=True)
+class LoopSettings:
+    """How many steps a loop takes, of what, and at which learning rate.
 
-    `steps`, `batch_size` and `lr` are those of this loop, whatever `settings` ask for: a sweep has
-    loops of its own. `micro` is how many sequences go through a process at once. `order` takes the
-    place of passes over all rows, `rate` that of the usual schedule.
+    Attributes:
+        batch_size: sequences per step, over all processes.
+        micro_batch_size: sequences that go through a process at once.
+        lr: the peak learning rate; `schedule` makes that of a step of it.
     """
+
+    steps: int
+    batch_size: int
+    micro_batch_size: int
+    lr: float
+    optimization: Optimization
+    schedule: Schedule = cosine_lr
+
+
+class Loop:
+    """Trains an objective on rows: in passes over all of them, or in the given `order`."""
 
     def __init__(
         self,
         objective: Objective,
         rows: RowSource,
-        settings: Training,
+        settings: LoopSettings,
         masks: Masks,
         ranks: Ranks,
-        *,
-        steps: int,
-        batch_size: int,
-        lr: float,
-        micro: int,
         order: RowSampler | DomainMixture | None = None,
-        rate: Callable[[int, int, float, float, float], float] = schedule.rate,
     ) -> None:
         self.objective, self.settings, self.masks, self.ranks = objective, settings, masks, ranks
-        self.rows, self.micro, self.rate = rows, micro, rate
-        self.steps, self.batch_size, self.lr = steps, batch_size, lr
-        self.order = order or RowSampler(rows, steps * batch_size, settings.seed)
+        self.rows, self.steps, self.batch_size = rows, settings.steps, settings.batch_size
+        optimization = settings.optimization
+        needed = settings.steps * settings.batch_size
+        self.order = order or RowSampler(rows, needed, optimization.seed)
         self.optimizer = torch.optim.AdamW(
-            objective.groups(),
-            lr=lr,
-            betas=(settings.beta1, settings.beta2),
-            eps=settings.eps,
-            weight_decay=settings.weight_decay,
+            objective.parameter_groups(),
+            lr=settings.lr,
+            betas=(optimization.beta1, optimization.beta2),
+            eps=optimization.eps,
+            weight_decay=optimization.weight_decay,
             fused=True,
         )
-        self.own = batch_size // ranks.world
-        self.predicted = batch_size * (rows.seq_len - 1)
+        self.local_batch_size = settings.batch_size // ranks.world
+        self.predicted_tokens = settings.batch_size * (rows.seq_len - 1)
 
     def step(self, step: int, stop: bool = False) -> StepMetrics:
-        """Take one step; with a loss or gradient that is no number, leave everything as it was.
+        """Take one step; with a loss or gradient that is not finite, change nothing.
 
-        `stop` is this process's wish to stop; the result's is that of any.
+        `stop` is this process's wish to stop.
         """
-        settings, ranks = self.settings, self.ranks
-        lr = self.rate(step, self.steps, self.lr, settings.warmup, settings.floor)
+        optimization = self.settings.optimization
+        lr = self.settings.schedule(
+            step, self.steps, self.settings.lr, optimization.warmup, optimization.floor
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["share"]
-        self.objective.begin(step, self.steps)
-        first = ranks.rank * self.own
-        batch = self.rows.read(
-            self.order.batch(step, self.batch_size, slice(first, first + self.own))
-        )
-        sums = torch.zeros(3, device=ranks.device)
-        with torch.random.fork_rng(_drawing(ranks.device), device_type=ranks.device.type):
-            place = step * ranks.world + ranks.rank
-            torch.manual_seed(((settings.seed << 40) + place) % (1 << 63))
-            pieces = torch.split(batch, self.micro)
-            for number, piece in enumerate(pieces):
+        self.objective.on_step_begin(step, self.steps)
+        sums = self.ranks.sum(torch.cat([self._backward(step), self._flag(stop)]))
+        self.masks.mask_gradients()
+        # the only wait for the device in a step
+        measured = torch.cat([sums, self._clip_gradients().to(sums)]).tolist()
+        ce, kl, stopped, norm, *_ = measured
+        finite = all(map(isfinite, measured))
+        if finite:
+            self.optimizer.step()
+            self.masks.mask_weights()
+        self.optimizer.zero_grad(set_to_none=True)
+        has_teacher = self.objective.teacher is not None
+        mean_kl = kl / self.predicted_tokens if has_teacher else None
+        return StepMetrics(ce / self.predicted_tokens, mean_kl, norm, lr, finite, stopped > 0)
+
+    def _backward(self, step: int) -> torch.Tensor:
+        """Accumulate the gradients of a step; return this process's summed CE and KL [2]."""
+        ranks, first = self.ranks, self.ranks.rank * self.local_batch_size
+        local = slice(first, first + self.local_batch_size)
+        batch = self.rows.read(self.order.batch(step, self.batch_size, local))
+        sums = torch.zeros(2, device=ranks.device)
+        with torch.random.fork_rng(_rng_devices(ranks.device), device_type=ranks.device.type):
+            own_step = step * ranks.world + ranks.rank
+            torch.manual_seed(((self.settings.optimization.seed << 40) + own_step) % (1 << 63))
+            micro_batches = torch.split(batch, self.settings.micro_batch_size)
+            for number, micro_batch in enumerate(micro_batches):
                 if ranks.mesh is not None:
-                    last = number == len(pieces) - 1
+                    last = number == len(micro_batches) - 1
                     self.objective.set_requires_gradient_sync(last)  # type: ignore[operator]
-                ids = piece.to(ranks.device, non_blocking=True)
+                ids = micro_batch.to(ranks.device, non_blocking=True)
                 with self._autocast():
                     total, *parts = self.objective(ids)
                 # FSDP takes the mean over processes, the loss is a mean over all tokens
-                (total * (ranks.world / self.predicted)).backward()
-                sums[:2] += torch.stack(parts)
-        sums[2] = float(stop)
-        sums = ranks.sum(sums)
-        self.masks.on_gradients()
-        norms = [whole(nn.utils.clip_grad_norm_(self.objective.clipped, settings.clip))]
-        beside = [p for part in self.objective.beside for p in part.parameters()]
-        if beside:
-            # clipped or not, they must be numbers too
-            norms.append(whole(nn.utils.clip_grad_norm_(beside, inf)))
-        # the only wait for the device in a step
-        told = torch.cat([sums, torch.stack(norms).to(sums)]).tolist()
-        ce, kl, stopped, norm, *_ = told
-        finite = all(map(isfinite, told))
-        if finite:
-            self.optimizer.step()
-            self.masks.on_weights()
-        self.optimizer.zero_grad(set_to_none=True)
-        taught = self.objective.teacher is not None
-        mean_kl = kl / self.predicted if taught else None
-        return StepMetrics(ce / self.predicted, mean_kl, norm, lr, finite, stopped > 0)
+                (total * (ranks.world / self.predicted_tokens)).backward()
+                sums += torch.stack(parts)
+        return sums
+
+    def _flag(self, stop: bool) -> torch.Tensor:
+        return torch.full((1,), float(stop), device=self.ranks.device)
+
+    def _clip_gradients(self) -> torch.Tensor:
+        """Clip the gradients; return their norm before, and that of the auxiliary modules, if any.
+
+        These may not be clipped, but must be finite too.
+        """
+        clip = self.settings.optimization.clip
+        norms = [full_tensor(nn.utils.clip_grad_norm_(self.objective.clipped, clip))]
+        auxiliary = [p for part in self.objective.auxiliary_modules for p in part.parameters()]
+        if auxiliary:
+            norms.append(full_tensor(nn.utils.clip_grad_norm_(auxiliary, inf)))
+        return torch.stack(norms)
 
     def _autocast(self) -> torch.autocast:
         alone = self.ranks.mesh is None
@@ -134,23 +156,24 @@ class Loop:
         """Return the mean loss in nats over rows of ids [N, T], the same on every process."""
         model, ranks = self.objective, self.ranks
         model.model.eval()
-        share = torch.zeros(1, dtype=torch.float64, device=ranks.device)
-        # every process takes part in every forward: short shares are filled up with rows that
-        # count nothing
-        for start in range(0, len(ids), self.micro * ranks.world):
-            mine = ids[start : start + self.micro * ranks.world][ranks.rank :: ranks.world]
+        loss = torch.zeros(1, dtype=torch.float64, device=ranks.device)
+        size = self.settings.micro_batch_size * ranks.world
+        # every process takes part in every forward: one without rows of its own passes another row,
+        # which does not count
+        for start in range(0, len(ids), size):
+            mine = ids[start : start + size][ranks.rank :: ranks.world]
             rows = mine if len(mine) else ids[:1]
             with self._autocast():
                 _, ce, _ = model(rows.to(ranks.device).long())
             if len(mine):
-                share += ce.double()
+                loss += ce.double()
         model.model.train()
         if ranks.mesh is not None:
             # a forward without a backward leaves the root's weights gathered, in the compute type
             self.objective.reshard()  # type: ignore[operator]
-        return float(ranks.sum(share)) / (len(ids) * (ids.shape[1] - 1))
+        return float(ranks.sum(loss)) / (len(ids) * (ids.shape[1] - 1))
 
 
-def _drawing(device: torch.device) -> list[int]:
-    """Return the devices that draw random numbers beside the CPU."""
+def _rng_devices(device: torch.device) -> list[int]:
+    """Return the devices with a random number generator of their own, beside the CPU."""
     return [] if device.type == "cpu" else [device.index or 0]

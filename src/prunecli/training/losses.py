@@ -1,7 +1,7 @@
 """Next-token loss from hidden states, with distillation, without a matrix of all logits.
 
-A piece of the tokens at a time meets the whole vocabulary, and its gradients are made at once;
-what is held is [piece, V], whatever the length of the batch. Logits, losses and their gradients
+Tokens go through the output head in chunks, and the gradients of a chunk are computed at once; the
+largest tensor is [chunk, V], whatever the length of the batch. Logits, losses and their gradients
 are float32 whatever the compute type; products run in the compute type.
 
     L = (1 - w) CE(labels, z) + w t^2 KL(softmax(z_teacher / t) || softmax(z / t))
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from prunecli.model.stock import LogitSoftcap
 
-PIECE = 1 << 24  # logits at once: 64 MB in float32
+CHUNK_LOGITS = 1 << 24  # 64 MB in float32
 NO_CAP = LogitSoftcap()
 
 
@@ -41,10 +41,10 @@ def next_token_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the summed loss L to differentiate, the summed CE, and the summed KL.
 
-    `hidden` [N, D] left the final norm, `head` is [V, D], `labels` [N] are ids.
+    `hidden` [N, D] is the output of the final norm, `head` is [V, D], `labels` [N] are ids.
     """
-    slopes = torch.is_grad_enabled()
-    total, ce, kl = _Loss.apply(hidden, head, labels, teacher, cap, slopes)  # type: ignore[no-untyped-call]
+    with_grad = torch.is_grad_enabled()
+    total, ce, kl = _Loss.apply(hidden, head, labels, teacher, cap, with_grad)  # type: ignore[no-untyped-call]
     return total, ce, kl
 
 
@@ -57,26 +57,28 @@ class _Loss(torch.autograd.Function):
         labels: Tensor,
         teacher: Distillation | None,
         cap: LogitSoftcap,
-        wanted: bool,
+        with_grad: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.autocast(hidden.device.type, enabled=False):
             weight = head.to(hidden.dtype)
-            d_hidden = torch.empty_like(hidden) if wanted else None
-            trained = wanted and ctx.needs_input_grad[1]
+            d_hidden = torch.empty_like(hidden) if with_grad else None
+            trained = with_grad and ctx.needs_input_grad[1]
             d_head = torch.zeros_like(head, dtype=torch.float32) if trained else None
             sums = torch.zeros(2, device=hidden.device)
-            size = max(1, PIECE // len(head))
+            size = max(1, CHUNK_LOGITS // len(head))
             for start in range(0, len(hidden), size):
-                piece = slice(start, start + size)
-                logits = cap((hidden[piece] @ weight.T).float())
-                bend = cap.slope(logits)
-                ce, kl, slope = _piece(logits, labels[piece], _at(teacher, piece), wanted)
+                chunk = slice(start, start + size)
+                logits = cap((hidden[chunk] @ weight.T).float())  # [chunk, V]
+                d_cap = cap.slope(logits)
+                ce, kl, d_logits = _chunk(
+                    logits, labels[chunk], _chunk_of(teacher, chunk), with_grad
+                )
                 sums += torch.stack([ce, kl])
                 if d_hidden is not None:
-                    slope = (slope * bend).to(hidden.dtype)
-                    d_hidden[piece] = slope @ weight
+                    d_logits = (d_logits * d_cap).to(hidden.dtype)
+                    d_hidden[chunk] = d_logits @ weight
                 if d_head is not None:
-                    d_head += (slope.T @ hidden[piece]).float()
+                    d_head += (d_logits.T @ hidden[chunk]).float()
         mix = teacher.weight if teacher else 0.0
         square = teacher.temperature**2 if teacher else 1.0
         total = (1 - mix) * sums[0] + mix * square * sums[1]
@@ -86,27 +88,26 @@ class _Loss(torch.autograd.Function):
         return total, ce, kl
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *d_outputs: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden, d_head = ctx.saved_tensors
-        of_hidden = d_hidden * slopes[0].to(d_hidden.dtype)
-        return of_hidden, None if d_head is None else d_head * slopes[0], None, None, None, None
+        d_total = d_outputs[0]
+        d_hidden = d_hidden * d_total.to(d_hidden.dtype)
+        return d_hidden, None if d_head is None else d_head * d_total, None, None, None, None
 
 
-def _at(teacher: Distillation | None, piece: slice) -> Distillation | None:
-    if teacher is None:
-        return None
-    return teacher._replace(hidden=teacher.hidden[piece], head=teacher.head)
+def _chunk_of(teacher: Distillation | None, chunk: slice) -> Distillation | None:
+    return None if teacher is None else teacher._replace(hidden=teacher.hidden[chunk])
 
 
-def _piece(
-    logits: Tensor, labels: Tensor, teacher: Distillation | None, wanted: bool
+def _chunk(
+    logits: Tensor, labels: Tensor, teacher: Distillation | None, with_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the summed CE and KL of a piece, and dL/dlogits, which may take logits' memory."""
+    """Return the summed CE and KL of a chunk, and dL/dlogits, which may reuse logits' memory."""
     picked = labels[:, None]
     total = logits.logsumexp(1, keepdim=True)
     ce = (total - logits.gather(1, picked)).sum()
     if teacher is None:
-        if wanted:
+        if with_grad:
             logits.sub_(total).exp_()
             logits.scatter_add_(1, picked, torch.full_like(picked, -1, dtype=logits.dtype))
         return ce, torch.zeros_like(ce), logits
@@ -119,7 +120,7 @@ def _piece(
     gap = log_q.exp_().sub_(p)
     # 0 but for rounding, and takes away what the rounding of log p and log q put into the sum above
     kl += gap.sum()
-    slope = (logits - total).exp_()
-    slope.scatter_add_(1, picked, torch.full_like(picked, -1, dtype=slope.dtype))
-    slope.mul_(1 - weight).add_(gap, alpha=weight * temperature)
-    return ce, kl, slope
+    d_logits = (logits - total).exp_()
+    d_logits.scatter_add_(1, picked, torch.full_like(picked, -1, dtype=d_logits.dtype))
+    d_logits.mul_(1 - weight).add_(gap, alpha=weight * temperature)
+    return ce, kl, d_logits

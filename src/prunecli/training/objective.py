@@ -1,4 +1,4 @@
-"""The model in training: built by stock transformers, weights from the streamed checkpoint.
+"""The model in training: built by transformers, with weights streamed from the checkpoint.
 
 Weights are float32 whatever the checkpoint's storage type. With several processes they are
 sharded by FSDP2, layer by layer; each process reads its own part of the memory-mapped files.
@@ -23,9 +23,8 @@ from prunecli.training.losses import Distillation, next_token_loss
 class Objective(nn.Module):
     """A model, perhaps with a teacher, as a function from token rows to a loss.
 
-    `caps` are those of the model's head and of the teacher's.
-
-    The loss is computed in `forward` so that FSDP has gathered the output heads by then.
+    `weight` and `temperature` are those of distillation, `caps` the softcaps of the model's logits
+    and of the teacher's. The loss is computed in `forward`, where FSDP has gathered the heads.
     """
 
     def __init__(
@@ -43,48 +42,48 @@ class Objective(nn.Module):
         self.weight, self.temperature = weight, temperature
 
     @property
-    def trained(self) -> nn.Module:
-        """Everything that is trained, and that a state must hold."""
+    def trainable(self) -> nn.Module:
+        """All that is trained, which is what a state holds."""
         return self.model
 
     @property
-    def beside(self) -> list[nn.Module]:
-        """What is trained beside the model: small, and float32 whatever the compute type."""
+    def auxiliary_modules(self) -> list[nn.Module]:
+        """Small modules that are trained with the model, float32 whatever the compute type."""
         return []
 
     @property
     def clipped(self) -> list[nn.Parameter]:
-        """All whose gradients are clipped by one norm."""
+        """The parameters whose gradients are clipped by their global norm."""
         return list(self.model.parameters())
 
-    def groups(self) -> list[dict[str, Any]]:
-        """Return parameters for the optimiser; `share` is a group's learning rate beside the peak.
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return parameter groups for the optimizer.
 
-        A group may have settings of its own.
+        `share` is a factor on the learning rate; a group may have other settings of its own.
         """
         return [{"params": [p for p in self.model.parameters() if p.requires_grad], "share": 1.0}]
 
-    def begin(self, step: int, steps: int) -> None:
-        """Take note that a step begins: all its forwards come after this."""
+    def on_step_begin(self, step: int, steps: int) -> None:
+        """Prepare for the forwards of a step."""
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what `next_token_loss` does for rows of ids [B, T]: sums over B (T - 1) tokens."""
+        """Return loss, CE and KL of rows of ids [B, T], each summed over B (T - 1) tokens."""
         hidden = self._hidden(self.model, ids)
         distillation = None
         if self.teacher is not None:
             with torch.no_grad():
-                theirs = self._hidden(self.teacher, ids)
-            head = _head(self.teacher)
+                teacher_hidden = self._hidden(self.teacher, ids)
             distillation = Distillation(
-                theirs, head, self.weight, self.temperature, self.teacher_cap
-            )
+                teacher_hidden, _head(self.teacher), self.weight, self.temperature,
+                self.teacher_cap,
+            )  # fmt: skip
         labels = ids[:, 1:].flatten()
         return next_token_loss(hidden, _head(self.model), labels, distillation, self.cap)
 
     def _hidden(self, model: nn.Module, ids: Tensor) -> Tensor:
-        made = model.model(input_ids=ids, use_cache=False)  # type: ignore[operator]
+        output = model.model(input_ids=ids, use_cache=False)  # type: ignore[operator]
         # autocast leaves the residual stream in float32
-        states: Tensor = made.last_hidden_state.to(self.dtype)
+        states: Tensor = output.last_hidden_state.to(self.dtype)  # [B, T, D]
         return states[:, :-1].flatten(0, 1)
 
 
@@ -107,10 +106,10 @@ def build(
     """Return the objective of `train` on this process's device, with the checkpoint's weights."""
     caps = LogitSoftcap.of(checkpoint.arch), LogitSoftcap.of((teacher or checkpoint).arch)
 
-    def make(model: nn.Module, theirs: nn.Module | None) -> Objective:
-        return Objective(model, theirs, dtype, kd_weight, temperature, caps)
+    def objective(model: nn.Module, teacher_model: nn.Module | None) -> Objective:
+        return Objective(model, teacher_model, dtype, kd_weight, temperature, caps)
 
-    return assemble(checkpoint, teacher, ranks, make, recompute=recompute, compile=compile)
+    return assemble(checkpoint, teacher, ranks, objective, recompute=recompute, compile=compile)
 
 
 def assemble(
@@ -123,52 +122,54 @@ def assemble(
     compile: bool = False,
     frozen: bool = False,
 ) -> Objective:
-    """Return the objective that `make` makes of the model and its teacher, weights filled in."""
-    made = bare(checkpoint.arch, ranks.device).requires_grad_(not frozen)
+    """Return `make(model, teacher)` with all weights loaded; `recompute` activations if asked."""
+    student = bare(checkpoint.arch, ranks.device).requires_grad_(not frozen)
     if recompute:
-        _recompute(made)
-    theirs = None if teacher is None else bare(teacher.arch, ranks.device).requires_grad_(False)
-    objective = make(made, theirs)
+        _recompute(student)
+    teacher_model = None
+    if teacher is not None:
+        teacher_model = bare(teacher.arch, ranks.device).requires_grad_(False)
+    objective = make(student, teacher_model)
     dtype = objective.dtype
-    for part in objective.beside:
+    for part in objective.auxiliary_modules:
         part.to(ranks.device)
         if ranks.mesh is not None:
             _shard(part, ranks, torch.float32)
-    pairs = [(made, checkpoint)]
-    if theirs is not None and teacher is not None:
-        pairs.append((theirs, teacher))
+    pairs = [(student, checkpoint)]
+    if teacher_model is not None and teacher is not None:
+        pairs.append((teacher_model, teacher))
     for model, source in pairs:
         # layer by layer, so that a process never holds more than its shards and one layer
         for layer in model.model.layers:
-            materialise(layer, ranks.device)
+            allocate_weights(layer, ranks.device)
             if compile:
                 layer.compile()
             if ranks.mesh is not None:
                 _shard(layer, ranks, dtype)
         # everything outside the layers, and what is tied
         for part in (model.model.embed_tokens, model.model.norm, model.lm_head):
-            materialise(part, ranks.device)
+            allocate_weights(part, ranks.device)
         if source.arch.tied:
             model.lm_head.weight = model.model.embed_tokens.weight
     if ranks.mesh is not None:
         _shard(objective, ranks, dtype)
     for model, source in pairs:
-        fill(model, source, ranks)
-    made.train()
-    if theirs is not None:
-        theirs.eval()
+        load_weights(model, source, ranks)
+    student.train()
+    if teacher_model is not None:
+        teacher_model.eval()
     return objective
 
 
 def _recompute(model: Any) -> None:
-    """Have the layers compute their activations again in the backward pass."""
+    """Recompute the activations of the layers in the backward pass."""
     # the second name is that of older transformers
     enable = getattr(model, "activation_checkpointing_enable", None)
     (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
-def materialise(module: Any, device: torch.device) -> None:
-    """Give memory to the weights of a module; its buffers have it."""
+def allocate_weights(module: Any, device: torch.device) -> None:
+    """Allocate memory for the weights of a module, whose buffers are allocated already."""
     for part in module.modules():
         for name, parameter in part.named_parameters(recurse=False):
             empty = torch.empty_like(parameter, device=device)
@@ -186,8 +187,8 @@ def _shard(module: nn.Module, ranks: Ranks, dtype: torch.dtype) -> None:
 
 
 @torch.no_grad()
-def fill(model: nn.Module, checkpoint: Checkpoint, ranks: Ranks) -> None:
-    """Copy the checkpoint's weights in, one tensor at a time."""
+def load_weights(model: nn.Module, checkpoint: Checkpoint, ranks: Ranks) -> None:
+    """Copy the checkpoint's weights into the model, one tensor at a time."""
     for name, parameter in model.named_parameters():
         stored = checkpoint.tensor(name)
         if isinstance(parameter, DTensor):
@@ -205,19 +206,19 @@ def fill(model: nn.Module, checkpoint: Checkpoint, ranks: Ranks) -> None:
 
 @torch.no_grad()
 def round_to(specs: Mapping[str, Spec], model: nn.Module) -> None:
-    """Round every weight to the type that it will be stored in; it stays float32."""
+    """Round every weight to the type that it will be stored in; the parameters stay float32."""
     for name, parameter in model.named_parameters():
-        own = local(parameter)
-        own.copy_(own.to(torch_dtype(specs[name].dtype)))
+        part = local(parameter)
+        part.copy_(part.to(torch_dtype(specs[name].dtype)))
 
 
 @torch.no_grad()
-def whole_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def full_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield every weight in full, one at a time; all processes must take part."""
     for name, parameter in model.named_parameters():
-        yield name, whole(parameter.detach())
+        yield name, full_tensor(parameter.detach())
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """Return a tensor in full, gathered from all processes."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -1,8 +1,8 @@
 """Which rows a step reads: a function of the seed and the step alone, so nothing has to be saved.
 
-Each epoch is a permutation of all rows; the last one of as many first rows as are still needed. So
-the rows trained on, as a multiset, depend on the numbers of rows and steps only, never on the seed:
-two runs with other orders are still token-matched.
+Each epoch is a permutation of all rows, the last one of as many of the first rows as are still
+needed. So the rows trained on, as a multiset, depend on the numbers of rows and steps only, never
+on the seed: two runs with different orders are still token-matched.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import torch
 
 
 class RowSource(Protocol):
-    """Rows of equal length with numbers from `start` on: what a loop reads."""
+    """Rows of equal length, numbered from `start` on, that a loop reads."""
 
     @property
     def start(self) -> int:
@@ -29,22 +29,22 @@ class RowSource(Protocol):
 
 
 def shuffled(size: int, seed: int, epoch: int, domain: int = 0) -> torch.Tensor:
-    """Return the numbers below `size` [size], in an order of their own for every other argument."""
+    """Return the numbers below `size` [size], permuted by the other arguments."""
     # seeds of neighbouring epochs must not meet those of neighbouring seeds
     number = ((domain << 52) + (seed << 20) + epoch) % (1 << 63)
     return torch.randperm(size, generator=torch.Generator().manual_seed(number))
 
 
 class RowSampler:
-    """The order of `needed` rows out of a range, again and again if it is shorter."""
+    """The order in which `needed` rows are read, in several epochs if there are fewer."""
 
     def __init__(self, rows: RowSource, needed: int, seed: int) -> None:
         self.rows, self.needed, self.seed = rows, needed, seed
         self._epoch: tuple[int, torch.Tensor] | None = None
 
-    def at(self, place: int) -> int:
-        """Return the row at `place` of the order, as its number in the whole set."""
-        epoch, inside = divmod(place, len(self.rows))
+    def row_at(self, position: int) -> int:
+        """Return the number of the row at a position of the order."""
+        epoch, inside = divmod(position, len(self.rows))
         if self._epoch is None or self._epoch[0] != epoch:
             size = min(len(self.rows), self.needed - epoch * len(self.rows))
             self._epoch = epoch, shuffled(size, self.seed, epoch)
@@ -56,5 +56,5 @@ class RowSampler:
 
     def batch(self, step: int, size: int, part: slice) -> list[int]:
         """Return the rows of `part` of a step's batch of `size`."""
-        places = range(step * size, (step + 1) * size)[part]
-        return [self.at(place) for place in places]
+        positions = range(step * size, (step + 1) * size)[part]
+        return [self.row_at(position) for position in positions]

@@ -1,4 +1,4 @@
-"""Trackers: TensorBoard, Weights & Biases, trackio. Each is an extra and loaded when asked for."""
+"""Experiment trackers: TensorBoard, Weights & Biases, trackio. Each is an optional extra."""
 
 from importlib import import_module
 from pathlib import Path
@@ -23,7 +23,7 @@ def library(kind: str) -> ModuleType:
 
 
 class Tracker:
-    """Sends figures somewhere; `folder` is where files go, `name` what the run is called."""
+    """Logs metrics to a tracker, as the run `name`; `folder` is for files."""
 
     def __init__(self, kind: str, folder: Path, name: str, options: dict[str, Any]) -> None:
         module = library(kind)
@@ -34,16 +34,16 @@ class Tracker:
             # both have the same interface: init, log, finish
             self._run: Any = module.init(project="prunecli", name=name, config=options)
 
-    def add(self, step: int, figures: dict[str, float]) -> None:
-        """Send the figures of a step."""
+    def add(self, step: int, metrics: dict[str, float]) -> None:
+        """Log the metrics of a step."""
         if self._writer is not None:
-            for key, value in figures.items():
+            for key, value in metrics.items():
                 self._writer.add_scalar(key, value, step)
         else:
-            self._run.log(figures, step=step)
+            self._run.log(metrics, step=step)
 
     def close(self) -> None:
-        """Send what waits."""
+        """Flush what was logged."""
         if self._writer is not None:
             self._writer.close()
         else:
@@ -53,5 +53,5 @@ class Tracker:
 def open_tracker(
     kind: str | None, folder: Path, name: str, options: dict[str, Any]
 ) -> Tracker | None:
-    """Return the tracker that was asked for, if any."""
+    """Return the tracker of this kind, if one is named."""
     return None if kind is None else Tracker(kind, folder, name, options)

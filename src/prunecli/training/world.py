@@ -1,4 +1,4 @@
-"""What `torchrun` tells every process by its environment; known before torch is loaded."""
+"""The processes that `torchrun` started, by its environment variables: without loading torch."""
 
 import os
 
@@ -9,5 +9,5 @@ def size() -> int:
 
 
 def is_first() -> bool:
-    """Return whether this process is the one that speaks for all."""
+    """Return whether this process reports and writes for all."""
     return os.environ.get("RANK", "0") == "0"
