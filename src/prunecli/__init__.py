@@ -20,7 +20,7 @@ _VERBS = {
     "train": "api",
     "evaluate": "api",
     "speed": "api",
-    "table": "tables.table",
+    "table": "api",
     "check": "api",
 }
 

@@ -7,7 +7,7 @@ verb, which is what the command line does too. A record can be given as a whole 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 from prunecli.errors import UsageError, suggest
 from prunecli.report import SILENT, Report
@@ -23,6 +23,9 @@ from prunecli.settings import (
     Timing,
     Training,
 )
+
+if TYPE_CHECKING:
+    from prunecli.tables.render import Table
 
 R = TypeVar("R")
 
@@ -387,3 +390,22 @@ def check(path: str, *, deep: bool = False, report: Report = SILENT) -> list[str
     from prunecli.measuring.check import check as verb
 
     return verb(path, deep=deep, report=report)
+
+
+def table(
+    paths: Sequence[str] = (), layout: str | None = None, reference: str | None = None
+) -> "Table":
+    """Return one table of the sidecars in files and folders, which are searched to any depth.
+
+    Layouts: `models` has a row per model and measurement, `pairs` one for each pruned model beside
+    each scratch model of its size; the others are the paper's. `reference="paper"` adds the paper's
+    own rows, or shows them alone where there are no `paths`.
+    Raises UsageError for unknown names or neither paths nor reference, InputError for a path
+    without any sidecar, one that is damaged, or nothing that fits the layout.
+    """
+    from prunecli.tables.table import TableRequest
+    from prunecli.tables.table import table as verb
+
+    made = verb(TableRequest(tuple(paths), layout, reference)).table
+    assert made is not None  # no advice was asked for
+    return made

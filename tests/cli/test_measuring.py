@@ -119,7 +119,7 @@ def test_advice(run):
     found = json.loads(ended.out)["results"]
     assert found["verdict"] == "prune" and len(found["cases"]) == 12
     told = run("table", "--advise", "--reference", "paper", "--budget", "100e9").out
-    assert told.startswith("prune (by DCLM loss")
+    assert told.startswith("Recommendation: prune (by DCLM loss")
 
 
 def test_noise_is_a_column_of_its_own(run, llama, tmp_path) -> None:

@@ -15,7 +15,7 @@ def folders(llama, tmp_path):
 
 def test_the_papers_candidates_need_no_model(run, monkeypatch):
     monkeypatch.setenv("PRUNECLI_RATIO", "0.5")
-    ended = run("search-arch", "--paper")
+    ended = run("search-arch", "--paper", "--format", "csv")
     assert ended.code == 0 and ended.err == ""
     header, *rows = (line.split(",") for line in ended.out.splitlines())
     assert header[:7] == ["table", "method", "ratio", "hidden", "heads", "kv_heads", "ffn"]

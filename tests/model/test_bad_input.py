@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import tiny
-from prunecli import calibrate, check, evaluate, init, prune, score
+from prunecli import calibrate, check, evaluate, init, prune, score, table
 from prunecli.errors import InputError, PruneError
 from prunecli.files import output
 from prunecli.files.tensorfile import read_header
 from prunecli.model.checkpoint import CheckpointWriter
 from prunecli.settings import Amount, Data, Output
-from prunecli.tables.table import table
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
-from prunecli import evaluate, prune, search_arch
+from prunecli import evaluate, prune, search_arch, table
 from prunecli.data import windows
 from prunecli.errors import InputError, NotANumber, PruneError, Stopped, UsageError
 from prunecli.measuring import perplexity
@@ -16,7 +16,6 @@ from prunecli.pruning import grid
 from prunecli.report import Report
 from prunecli.settings import Amount, Data, Output
 from prunecli.tables import reference
-from prunecli.tables.table import table
 from prunecli.training import state
 
 

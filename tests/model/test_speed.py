@@ -8,13 +8,12 @@ import pytest
 import torch
 
 import tiny
-from prunecli import prune, speed
+from prunecli import prune, speed, table
 from prunecli.errors import InputError, UsageError
 from prunecli.measuring import timing as clock
 from prunecli.measuring.costs import SizedModel
 from prunecli.settings import Amount, Compute, Data, Output, Timing
 from prunecli.tables import reference
-from prunecli.tables.table import table
 
 QUICK = Timing(rounds=6, decode_tokens=4)
 

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from prunecli.tables import page, table
+from prunecli.tables import html
+from prunecli.tables.collect import Models
+from prunecli.tables.runs import Runs
+from prunecli.tables.table import build_table
 
 pytestmark = pytest.mark.outside
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
@@ -31,8 +34,8 @@ def browse(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.skipif(BROWSER is None, reason="needs chromium")
 def test_the_report_is_shown(tmp_path):
     path = tmp_path / "report.html"
-    models = table.found([], "paper")
-    page.write(str(path), models, table.tabled(models, "table16", "paper"), "paper")
+    runs = Runs(Models())
+    html.write(str(path), runs, build_table(runs, "table16", "paper"), "paper")
     shown = browse(path, "--dump-dom").stdout
     assert shown.count("<tr>") == 1 + 24 + 16
     assert shown.count("<svg") == 4

@@ -21,7 +21,7 @@ def step(command: str, rows: str = "", start: int = 0, stop: int = 0, passes: in
 
 
 def line(*steps: HistoryStep) -> matching.TrainingHistory:
-    return matching.lineage(SimpleNamespace(history=list(steps)))  # type: ignore[arg-type]
+    return matching.training_history(SimpleNamespace(history=list(steps)))  # type: ignore[arg-type]
 
 
 runs = st.lists(
@@ -40,13 +40,13 @@ def test_exposure_counts_every_row(found) -> None:
         for i in range(passes):
             expected[rows][start + i % size] += 1
     got: dict[str, Counter] = {"a": Counter(), "b": Counter()}
-    exposure = matching.exposure(steps)
-    for rows, pieces in exposure.items():
+    seen = matching.rows_seen(steps)
+    for rows, pieces in seen.items():
         for start, stop, times in pieces:
             got[rows].update(dict.fromkeys(range(start, stop), times))
     assert got == expected
-    halves = matching.added(matching.exposure(steps[::2]), matching.exposure(steps[1::2]))
-    assert halves == exposure
+    halves = matching.added(matching.rows_seen(steps[::2]), matching.rows_seen(steps[1::2]))
+    assert halves == seen
 
 
 PRUNED = (
@@ -74,7 +74,7 @@ PRUNED = (
 )
 def test_every_kind_of_mismatch(scratch, expected) -> None:
     trained = [step("train", *entry) for entry in scratch]
-    setting, why = matching.setting(line(*PRUNED), line(step("init"), *trained))
+    setting, why = matching.comparison_setting(line(*PRUNED), line(step("init"), *trained))
     assert setting == expected
     assert bool(why) == (expected is None)
 
@@ -82,13 +82,13 @@ def test_every_kind_of_mismatch(scratch, expected) -> None:
 def test_a_parent_from_elsewhere() -> None:
     pruned = line(step("prune"), step("train", "a", 0, 10))
     scratch = line(step("init"), step("train", "a", 0, 10))
-    assert matching.setting(pruned, scratch) == (matching.RELEASED, "")
+    assert matching.comparison_setting(pruned, scratch) == (matching.RELEASED, "")
 
 
 def test_total_tokens_need_disjoint_rows() -> None:
     pruned = line(step("train", "a", 0, 10), step("prune"), step("train", "a", 5, 15))
     both = line(step("init"), step("train", "a", 0, 10), step("train", "a", 5, 15))
-    assert matching.setting(pruned, both)[0] is None
+    assert matching.comparison_setting(pruned, both)[0] is None
 
 
 def test_what_is_scratch() -> None:

@@ -6,15 +6,14 @@ from math import inf, sqrt
 from statistics import fmean
 
 import pytest
-from test_tables import Runs, differences, task
+from test_tables import Runs, collected, differences, task
 
+from prunecli import table
 from prunecli.errors import InputError, UsageError
 from prunecli.files.sidecar import Input
 from prunecli.tables import advice, figures, matching
-from prunecli.tables import table as verb
-from prunecli.tables.collect import collect
 from prunecli.tables.entries import Metric, noise, standard_error
-from prunecli.tables.table import table
+from prunecli.tables.layouts import rows_of_layout
 
 
 @pytest.fixture
@@ -32,7 +31,7 @@ def model(digest):
 
 
 def pooled(runs):
-    return sorted(entry.seeds for entry in collect([str(runs.folder)]).entries)
+    return sorted(entry.seeds for entry in collected(runs.folder).rows)
 
 
 def pruned(runs, name, *inputs, **options):
@@ -76,7 +75,7 @@ def test_a_teacher_counts_by_how_it_was_made(runs, role):
     for seed, teacher in enumerate(teachers):
         entry = Input(role=role, id=teacher.id, digest=teacher.outputs["digest"])
         runs.made(f"m{seed}", "train", start, {"seed": seed}, [entry])
-    found = {entry.name: entry.seeds for entry in collect([str(runs.folder)]).entries}
+    found = {entry.name: entry.seeds for entry in collected(runs.folder).rows}
     assert found["m0"] == 2 and found["m2"] == 1
 
 
@@ -106,7 +105,7 @@ def test_twins_are_known_by_what_made_their_zeros(runs):
     names = {record.id: name for name, record in (("kept", kept), ("dropped", dropped))}
     found = {
         (names[pair.pruned], pair.scratch == own.id)
-        for pair in collect([str(runs.folder)]).twins
+        for pair in collected(runs.folder).pairs
         if pair.pruned in names and pair.scratch in (own.id, dense.id)
     }
     assert found == {("kept", True), ("dropped", False)}
@@ -117,8 +116,8 @@ def test_zero_biases_hide_no_twin(runs):
     cut = runs.made("cut", "prune", None, {}, results={"method": "flap", "ratio": 0.5})
     twin(runs, "twin", cut, nonzero=90)
     runs.made("biased", "init", None, {"seed": 3}, results={"params": 101, "nonzero": 100})
-    (pair,) = collect([str(runs.folder)]).twins
-    assert collect([str(runs.folder)]).made[pair.scratch][0].parent.name == "twin"
+    (pair,) = collected(runs.folder).pairs
+    assert collected(runs.folder).models.checkpoints[pair.scratch][0].parent.name == "twin"
 
 
 # -- noise -------------------------------------------------------------------------------------
@@ -226,7 +225,7 @@ def test_perplexities_are_paired_too(runs):
     (row,) = differences(table([str(runs.folder)], "scaling"))
     assert row["ppl_c4"] == pytest.approx(0.05) and "within_noise" not in row
     exact = [7.05 * (x + 0.05) - 7.0 * x for x in (1.0, 2.0, 3.0)]
-    found = {e.name: e.measures["ppl_c4"] for e in collect([str(runs.folder)]).entries if e.tokens}
+    found = {e.name: e.metrics["ppl_c4"] for e in collected(runs.folder).rows if e.tokens}
     middle = fmean(exact)
     expected = sqrt(sum((x - middle) ** 2 for x in exact) / 2 / 3)
     assert noise(found["s"], found["p"]) == pytest.approx(expected)
@@ -241,8 +240,8 @@ def test_seeds_that_were_measured_differently_are_told(runs):
         made = runs.trained(f"m{seed}", start, 0, 4, seed=seed)
         runs.eval(f"e{seed}", made, 2.0 + seed, dtype=dtype)
     (row,) = [r for r in table([str(runs.folder)], "table1").objects() if r["seeds"] == 3]
-    (entry,) = [e for e in collect([str(runs.folder)]).entries if e.seeds == 3]
-    measure = entry.measures["loss_text.txt"]
+    (entry,) = [e for e in collected(runs.folder).rows if e.seeds == 3]
+    measure = entry.metrics["loss_text.txt"]
     assert row["name"] == "m0" and measure.value == pytest.approx(2.5)
     assert measure.note == "2 of 3 seeds, the others: dtype bfloat16 instead of float32"
 
@@ -267,7 +266,7 @@ def test_files_of_one_name_are_not_one_model(tmp_path):
         told = json.loads((runs.folder / "e.json").read_text())
         told["inputs"][0]["id"] = None
         (runs.folder / "e.json").write_text(json.dumps(told))
-    found = [sorted(entry.measures) for entry in collect([str(tmp_path / "runs")]).entries]
+    found = [sorted(entry.metrics) for entry in collected(tmp_path / "runs").rows]
     assert sorted(found) == [["loss_a.txt"], ["loss_b.txt"]]
 
 
@@ -279,7 +278,7 @@ def test_bars_of_different_runs_stand_apart(runs):
         cut = runs.made(f"cut-{name}", "prune", None, {}, [calibrated(name)], results)
         runs.eval(f"e-{name}", runs.trained(f"p-{name}", cut, 0, 4), loss, [task()])
     runs.eval("e-s", runs.trained("s", start, 0, 4), 3.0, [task()])
-    found = verb.chosen(collect([str(runs.folder)]), "table16", None)
+    found = rows_of_layout(collected(runs.folder), "table16", None)
     series = figures.drawing(found, "1").panels[0].series[0]
     assert series.x == ["flap", "flap (p-b, s)"]
 
@@ -300,7 +299,7 @@ def test_advice_takes_no_run_for_another(runs):
     start = runs.made("start", "init")
     runs.eval("e-s", runs.trained("s", start, 0, 4), 3.0)
     with pytest.raises(InputError, match="differ from the other in more than seeds"):
-        advice.advise(collect([str(runs.folder)]), None, 1000.0)
+        advice.advise(collected(runs.folder), None, 1000.0)
 
 
 def test_every_metric_has_a_row_and_only_accuracies_are_points(runs):
@@ -319,8 +318,8 @@ def test_every_metric_has_a_row_and_only_accuracies_are_points(runs):
     assert rows["gsm", "exact_match,flexible"]["accuracy"] == 50
     assert rows["gsm", "exact_match,flexible"]["sd"] is None
     assert rows["gsm", "exact_match,strict"]["sd"] == pytest.approx(100 * text["sigma"])
-    (entry,) = collect([str(runs.folder)]).entries
-    found = entry.measures
+    (entry,) = collected(runs.folder).rows
+    found = entry.metrics
     assert found["wiki byte_perplexity"].value == 40 and found["wiki byte_perplexity"].lower
     # a group is no task beside its own
     assert found["average"].value == pytest.approx((25 + 40) / 2)
@@ -338,8 +337,8 @@ def columns(runs, *measured):
         for source, digest, loss in measured
     ]
     path.write_text(json.dumps(told))
-    (entry,) = collect([str(runs.folder)]).entries
-    return {key: float(measure.value) for key, measure in entry.measures.items()}
+    (entry,) = collected(runs.folder).rows
+    return {key: float(measure.value) for key, measure in entry.metrics.items()}
 
 
 def test_files_of_one_name_have_a_column_each(runs):
@@ -366,8 +365,8 @@ def test_a_perplexity_beyond_all_numbers_is_told_by_its_loss(runs):
         record = pruned(runs, f"m{seed}", FIRST[0], calibrated(f"x{seed}", seed=seed, **DRAWN))
         losses = [800.0, 801.0 + seed, 802.0]
         runs.eval(f"m{seed}", record, 0, source="c4:evaluation", perplexity=inf, losses=losses)
-    (entry,) = collect([str(runs.folder)]).entries
-    (key, measure) = entry.measures.popitem()
+    (entry,) = collected(runs.folder).rows
+    (key, measure) = entry.metrics.popitem()
     assert (key, entry.seeds) == ("loss_c4:evaluation", 2)
     assert measure.value == pytest.approx((801 + 801 + 1 / 3) / 2, rel=1e-12)
 
@@ -382,8 +381,8 @@ def test_a_model_without_sidecar_measured_in_two_ways_says_so(runs):
         told["results"].pop("model")
         path.write_text(json.dumps(told))
     (runs.folder / "m" / "prunecli.json").unlink()
-    (entry,) = collect([str(runs.folder)]).entries
-    note = entry.measures["loss_text.txt"].note
+    (entry,) = collected(runs.folder).rows
+    note = entry.metrics["loss_text.txt"].note
     assert note == "measured more than once, also with dtype float32 instead of bfloat16"
 
 
@@ -391,12 +390,12 @@ def test_what_an_older_evaluation_does_not_tell_is_unknown(runs):
     """Those of tasks did not tell the tokenizer; two of that kind compare as before."""
     record = pruned(runs, "m", *FIRST)
     runs.eval("m", record, 1.0, [task(num_fewshot=None)])
-    (entry,) = collect([str(runs.folder)]).entries
-    protocol = dict(entry.measures["cloze"].protocol)
+    (entry,) = collected(runs.folder).rows
+    protocol = dict(entry.metrics["cloze"].protocol)
     assert (protocol["tokenizer"], protocol["shots"]) == ("unknown", "several")
 
 
 def test_a_budget_without_end_is_no_number_of_tokens(runs):
     pruned(runs, "m", *FIRST)
     with pytest.raises(UsageError, match="--budget inf: expected a finite number of tokens"):
-        advice.advise(collect([str(runs.folder)]), None, inf)
+        advice.advise(collected(runs.folder), None, inf)

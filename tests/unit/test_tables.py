@@ -11,17 +11,18 @@ from statistics import fmean, stdev
 
 import pytest
 
+from prunecli import table
 from prunecli.errors import InputError, OutputExists, UsageError
 from prunecli.files import provenance, sidecar
 from prunecli.files.sidecar import Input, SidecarBuilder, Trained
 from prunecli.measuring.eval import MODEL
 from prunecli.measuring.suite import TASKS
-from prunecli.tables import advice, figures, matching, page, reference
-from prunecli.tables import table as verb
-from prunecli.tables.collect import collect
+from prunecli.tables import advice, draw, figures, html, matching, reference
+from prunecli.tables.collect import Models, collect
 from prunecli.tables.entries import SUITE, Metric, noise
-from prunecli.tables.layouts import LAYOUTS
-from prunecli.tables.table import LAYOUT_NAMES, table
+from prunecli.tables.layouts import LAYOUTS, rows_of_layout
+from prunecli.tables.runs import Runs as Collected
+from prunecli.tables.table import LAYOUT_NAMES, build_table, check_file
 
 PAPER_LAYOUTS = {11: "table11", 12: "table12", 13: "table13", 14: "table14", 15: "table15"}
 PAPER_LAYOUTS[16] = "table16"
@@ -199,6 +200,10 @@ def runs(tmp_path):
     chain.eval("e-s", chain.models["s"], 3.0, [task(value=0.5)])
     chain.eval("e-whole", chain.models["whole"], 2.5, [task(value=0.58)])
     return chain
+
+
+def collected(folder):
+    return Collected(collect([str(folder)]))
 
 
 def differences(made):
@@ -388,23 +393,23 @@ def test_bad_requests(runs, tmp_path):
     from prunecli.settings import Output
 
     with pytest.raises(OutputExists):
-        verb.check_file("plot", str(tmp_path / "x.svg"), Output())
+        check_file("plot", str(tmp_path / "x.svg"), Output())
 
 
 @pytest.mark.parametrize("number", list(figures.FIGURES))
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
 def test_figures_of_the_paper(number, suffix, tmp_path):
     layout = figures.FIGURES[number].layouts[0]
-    drawing = figures.drawing(LAYOUTS[layout].printed(), number)
+    drawing = figures.drawing(LAYOUTS[layout].published(), number)
     for name in ("a", "b"):
-        drawing.save(str(tmp_path / f"{name}{suffix}"))
+        draw.save(drawing, str(tmp_path / f"{name}{suffix}"))
     first, second = ((tmp_path / f"{name}{suffix}").read_bytes() for name in ("a", "b"))
     assert first == second and len(first) > 5000
 
 
 def test_figures_show_the_papers_figures():
     """Figure 5's difference at equal total budget is the row of Table 16."""
-    drawing = figures.drawing(LAYOUTS["table16"].printed(), "5")
+    drawing = figures.drawing(LAYOUTS["table16"].published(), "5")
     both, apart = drawing.panels
     printed = {
         row["method"]: row["average"]
@@ -416,41 +421,52 @@ def test_figures_show_the_papers_figures():
         {method: -float(value) for method, value in printed.items()}, abs=0.1001
     )
     assert len(both.series) == 2
-    lines = figures.drawing(LAYOUTS["scaling"].printed(), "3").panels[0].series
+    lines = figures.drawing(LAYOUTS["scaling"].published(), "3").panels[0].series
     assert len(lines) == 12 and all(line.x == [10, 30, 50, 250, 500] for line in lines)
 
 
 @pytest.mark.parametrize("number", list(figures.FIGURES))
 def test_figures_in_a_terminal(number):
     layout = figures.FIGURES[number].layouts[0]
-    text = figures.drawing(LAYOUTS[layout].printed(), number).in_terminal()
+    text = draw.as_text(figures.drawing(LAYOUTS[layout].published(), number), 80)
     assert "minitron-depth" in text and "\x1b" not in text
 
 
 def test_figures_of_own_runs_have_error_bars(runs):
     twin = runs.made("twin-b", "init", options={"seed": 7})
     runs.eval("e-s-b", runs.trained("s-b", twin, 10, 14, seed=7), 3.2, [task(value=0.4)])
-    found = verb.chosen(collect([str(runs.folder)]), "table16", None)
-    panel = figures.drawing(found, "1").panels[0]
+    rows = rows_of_layout(collected(runs.folder), "table16", None)
+    panel = figures.drawing(rows, "1").panels[0]
     errors = {series.label: series.errors for series in panel.series}
     assert errors["scratch"][0] == pytest.approx(stdev([50, 40]))
     assert errors["pruned"] == [None]
 
 
 def test_html_stands_alone(runs, tmp_path):
-    models = collect([str(runs.folder)])
+    found = collected(runs.folder)
     path = tmp_path / "report.html"
-    page.write(str(path), models, verb.tabled(models, "table16", "paper"), "paper")
+    html.write(str(path), found, build_table(found, "table16", "paper"), "paper")
     text = path.read_text()
     assert "<script" not in text and "src=" not in text and "<link" not in text
-    for key in models.made:
+    for key in found.models.checkpoints:
         assert f"id='{key}'" in text
     assert matching.EQUAL_TOTAL in text and text.count("<svg") == 4
 
 
+def test_html_escapes_what_sidecars_say(runs, tmp_path):
+    evil = "<script>alert('1')</script>"
+    model = runs.trained("p' onclick='x", runs.models["p"], 14, 15, options={"note": evil})
+    forged = sidecar.Sidecar.model_validate(model.model_dump(mode="json") | {"id": "'><b>"})
+    runs.write("<i>forged", forged)
+    found = collected(runs.folder)
+    text = html.page(found, build_table(found, "models", None), None)
+    assert "<script" not in text and "<b>" not in text and "<i>forged" not in text
+    assert "&lt;script&gt;" in text and "id='&#39;&gt;&lt;b&gt;'" in text
+
+
 def test_advice_from_the_papers_curves():
     """The released depth-pruned parent at 50B tokens: the paper's +0.14 nats, surely."""
-    found = advice.advise(verb.found([], "paper"), "paper", 50e9)
+    found = advice.advise(Collected(Models()), "paper", 50e9)
     cases = {case["case"]: case for case in found.results["cases"]}
     depth = cases["minitron-depth (paper) 0.5 of meta"]
     assert depth["verdict"] == "prune" and depth["chance_that_pruning_is_better"] > 0.95
@@ -464,25 +480,23 @@ def test_advice_finds_a_known_crossover(monkeypatch):
     """Two laws that cross at a token count known in closed form."""
     pruned = [(n, 2.0 + 0.5 * n**-0.5, 1.9 + 3.0 * n**-0.5, 0.0) for n in (10, 30, 100, 300, 1000)]
     case = advice.Case("m", "0.5", "p", pruned, "")
-    from prunecli.tables.entries import LOSS
-
-    told = advice._told(case, LOSS, 100.0)
+    near = advice._case_advice(case, 100.0)
     exact = (2.5 / 0.1) ** 2
-    assert told["crossover_tokens"] == pytest.approx(exact, rel=0.05)
-    assert told["verdict"] == "prune" and not told["extrapolated"]
-    beyond = advice._told(case, LOSS, 5000.0)
+    assert near["crossover_tokens"] == pytest.approx(exact, rel=0.05)
+    assert near["verdict"] == "prune" and not near["extrapolated"]
+    beyond = advice._case_advice(case, 5000.0)
     assert beyond["verdict"] == "scratch" and beyond["extrapolated"]
 
 
 def test_advice_names_the_next_run(runs):
-    found = advice.advise(collect([str(runs.folder)]), None, 1000.0)
+    found = advice.advise(collected(runs.folder), None, 1000.0)
     (case,) = found.results["cases"]
     assert case["verdict"] == "not enough runs" and case["next_tokens"] == 1000
     assert case["equal_total_budget"].startswith("pruning by 0.5")
-    assert "prunecli train --tokens 1000" in found.text
+    assert "prunecli train --tokens 1000" in found.text()
 
 
 def test_pooling_keeps_one_entry_per_run(runs):
-    names = [(entry.name, entry.initialization) for entry in collect([str(runs.folder)]).entries]
+    names = [(entry.name, entry.initialization) for entry in collected(runs.folder).rows]
     assert ("parent", "base") in names and ("p", "pruned-p40") in names
     assert json.dumps(LAYOUT_NAMES)

@@ -44,21 +44,17 @@ def calibrate(
     records.refuse_tokenizer(context, values["data"])
 
     collected = any(need.compat for name in names for need in registry.get(name).needs)
-    from prunecli import api
+    from prunecli.pruning.calibrate import CalibrateRequest
+    from prunecli.pruning.calibrate import calibrate as verb
 
-    run = records.run_context(values, out, report)
-    made = api.calibrate(
+    request = CalibrateRequest(
         folder or "",
-        out,
-        methods=names,
-        data=records.data_of(values),
-        amount=records.amount_of(values),
-        compat=records.follows_official(context, collected),
-        compute=run.compute,
-        output=run.output,
-        report=run.report,
+        names,
+        records.data_of(values),
+        records.amount_of(values),
+        records.follows_official(context, collected),
     )
-    console.print_made(made, values)
+    console.print_made(verb(request, records.run_context(values, out, report)), values)
 
 
 EXAMPLES = (

@@ -2,13 +2,17 @@
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from prunecli.report import Report
 from prunecli.settings import Result
+
+if TYPE_CHECKING:
+    from prunecli.tables.render import Table
 
 T = TypeVar("T")
 
@@ -98,8 +102,20 @@ def plain(value: float) -> str:
     return format(Decimal(f"{value:.6g}"), "f")
 
 
-def print_columns(headings: list[str], rows: list[list[str]]) -> None:
-    """Print aligned columns that never wrap."""
-    from prunecli.tables.render import aligned
+def width() -> int | None:
+    """Return how many characters a line of stdout has, None where it is no terminal."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
-    print(aligned(headings, rows))
+
+def print_columns(headings: list[str], rows: list[list[str]]) -> None:
+    """Print aligned columns: folded to the width of a terminal, whole in pipes."""
+    from prunecli.tables.text import aligned
+
+    print(aligned(headings, rows, width()))
+
+
+def print_table(table: "Table", format: str, as_json: bool) -> None:
+    """Print a table in one of its formats, or as the object of --json."""
+    from prunecli.tables.terminal import shown
+
+    print(json.dumps({"results": table.objects()}) if as_json else shown(table, format, width()))

@@ -17,7 +17,131 @@ SAMPLING = ("sampler", "nsamples", "seq_len")
 KEPT = ("force", "skip_existing")
 
 
+EVALUATION: options.Group = {
+    "data": (
+        Annotated[
+            list[str] | None,
+            option(
+                "data",
+                "data to measure loss and perplexity on, may be repeated: builtin[:part], a "
+                ".txt/.jsonl/.json/.parquet[.gz/.zst] file or folder, FILE.safetensors:NAME (token "
+                "ids), a named set (c4, wikitext2, ...), or hf:org/name[:split[:column]] "
+                "[default: builtin:evaluation]",
+                DATA_PANEL,
+                metavar="DATA",
+            ),
+        ],
+        None,
+    ),
+    "tasks": (
+        Annotated[
+            str | None,
+            option(
+                "tasks",
+                "tasks of lm-eval, zero-shot unless their files say otherwise",
+                TASKS_PANEL,
+                metavar="NAME,...",
+            ),
+        ],
+        None,
+    ),
+    "suite": (
+        Annotated[
+            str | None,
+            option(
+                "suite",
+                "the paper's data (C4, WikiText-103, WikiText-2, CNN/DailyMail; up to 256 windows "
+                "of 8192 tokens each) and its eight tasks",
+                DATA_PANEL,
+            ),
+        ],
+        None,
+    ),
+    "include_path": (
+        Annotated[
+            str | None,
+            option(
+                "include-path",
+                "folder with your own lm-eval task files",
+                TASKS_PANEL,
+                metavar="DIR",
+            ),
+        ],
+        None,
+    ),
+    "allow_code": (
+        Annotated[
+            bool, option("allow-code", "accept task files that can run Python code", TASKS_PANEL)
+        ],
+        False,
+    ),
+    "limit": (
+        Annotated[
+            int | None,
+            option(
+                "limit", "run only the first N items of each task", TASKS_PANEL, metavar="N", min=1
+            ),
+        ],
+        None,
+    ),
+    "batch_size": (
+        Annotated[
+            int | None,
+            option(
+                "batch-size",
+                "sequences per batch [default: CPU 1, GPU as many as fit]",
+                TASKS_PANEL,
+                metavar="N",
+                min=1,
+            ),
+        ],
+        None,
+    ),
+    "compat": (
+        Annotated[
+            str | None,
+            option(
+                "compat",
+                "take the windows of --suite from train splits, as the official implementation "
+                "does",
+                DATA_PANEL,
+            ),
+        ],
+        None,
+    ),
+    "out": (
+        Annotated[
+            str | None,
+            option("out", "also write the results to this file", OUTPUT_PANEL, metavar="FILE.json"),
+        ],
+        None,
+    ),
+    "allow_overlap": (
+        Annotated[
+            bool,
+            option("allow-overlap", "accept windows that the model was calibrated on", DATA_PANEL),
+        ],
+        False,
+    ),
+    "restart": (options.Restart, False),
+    "repeat": (
+        Annotated[
+            int,
+            option(
+                "repeat",
+                "measure N times, and print the difference between the runs",
+                DATA_PANEL,
+                metavar="N",
+                min=1,
+            ),
+        ],
+        1,
+    ),
+}
+
+
 @options.with_options(
+    EVALUATION,
     options.under(DATA_PANEL, options.WINDOWS),
     options.STREAM,
     options.OUTPUT,
@@ -30,85 +154,6 @@ def evaluate(
         list[str],
         typer.Argument(metavar="IN...", help="model folders, hf:org/name, or - for stdin"),
     ],
-    data: Annotated[
-        list[str] | None,
-        option(
-            "data",
-            "data to measure loss and perplexity on, may be repeated: builtin[:part], a "
-            ".txt/.jsonl/.json/.parquet[.gz/.zst] file or folder, FILE.safetensors:NAME (token "
-            "ids), a named set (c4, wikitext2, ...), or hf:org/name[:split[:column]] "
-            "[default: builtin:evaluation]",
-            DATA_PANEL,
-            metavar="DATA",
-        ),
-    ] = None,
-    tasks: Annotated[
-        str | None,
-        option(
-            "tasks",
-            "tasks of lm-eval, zero-shot unless their files say otherwise",
-            TASKS_PANEL,
-            metavar="NAME,...",
-        ),
-    ] = None,
-    suite: Annotated[
-        str | None,
-        option(
-            "suite",
-            "the paper's data (C4, WikiText-103, WikiText-2, CNN/DailyMail; up to 256 windows of "
-            "8192 tokens each) and its eight tasks",
-            DATA_PANEL,
-        ),
-    ] = None,
-    include_path: Annotated[
-        str | None,
-        option(
-            "include-path", "folder with your own lm-eval task files", TASKS_PANEL, metavar="DIR"
-        ),
-    ] = None,
-    allow_code: Annotated[
-        bool, option("allow-code", "accept task files that can run Python code", TASKS_PANEL)
-    ] = False,
-    limit: Annotated[
-        int | None,
-        option("limit", "run only the first N items of each task", TASKS_PANEL, metavar="N", min=1),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        option(
-            "batch-size",
-            "sequences per batch [default: CPU 1, GPU as many as fit]",
-            TASKS_PANEL,
-            metavar="N",
-            min=1,
-        ),
-    ] = None,
-    compat: Annotated[
-        str | None,
-        option(
-            "compat",
-            "take the windows of --suite from train splits, as the official implementation does",
-            DATA_PANEL,
-        ),
-    ] = None,
-    out: Annotated[
-        str | None,
-        option("out", "also write the results to this file", OUTPUT_PANEL, metavar="FILE.json"),
-    ] = None,
-    allow_overlap: Annotated[
-        bool, option("allow-overlap", "accept windows that the model was calibrated on", DATA_PANEL)
-    ] = False,
-    restart: options.Restart = False,
-    repeat: Annotated[
-        int,
-        option(
-            "repeat",
-            "measure N times, and print the difference between the runs",
-            DATA_PANEL,
-            metavar="N",
-            min=1,
-        ),
-    ] = 1,
 ) -> None:
     """Measure loss, perplexity and task accuracy.
 
@@ -116,22 +161,30 @@ def evaluate(
     --out FILE.json, progress is saved in FILE.json.partial. Rerun the same command to resume.
     """
     report, values = records.setup(context), context.params
-    folders = records.models_of(models, out)
+    folders = records.models_of(models, values["out"])
     from prunecli.measuring.eval import EvalRequest
     from prunecli.measuring.eval import evaluate as verb
 
-    sources, names = _sources(values), _tasks(tasks, suite)
+    sources, names = _sources(values), _tasks(values["tasks"], values["suite"])
     _refuse_idle(context, sources, names)
     wanted = Tasks(
-        names, include_path, limit, batch_size, allow_code, values["tokenizer"], values["bos"]
+        names,
+        values["include_path"],
+        values["limit"],
+        values["batch_size"],
+        values["allow_code"],
+        values["tokenizer"],
+        values["bos"],
     )
     if not sources and not names:
         sources = [records.data_of(values, Data.source)]
-    run = records.run_context(values, out, report)
+    run = records.run_context(values, values["out"], report)
     made: list[Result] = []
     try:
         for folder in folders:
-            request = EvalRequest(folder, tuple(sources), wanted, allow_overlap, repeat)
+            request = EvalRequest(
+                folder, tuple(sources), wanted, values["allow_overlap"], values["repeat"]
+            )
             made.append(verb(request, run))
     finally:
         # what was measured before a failure is not lost

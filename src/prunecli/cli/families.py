@@ -27,7 +27,7 @@ def families(context: typer.Context, json: options.Json = False) -> None:
         print(jsonlib.dumps({"results": rows}, indent=1))
         return
     console.print_columns(
-        ["family", "model_type", "shapes it cannot hold go into"],
+        ["family", "model_type", "saved as, if needed"],
         [[f.name, " ".join(f.model_types), " ".join(f.containers)] for f in found],
     )
 

@@ -1,13 +1,16 @@
 """`prunecli methods`."""
 
 import json as jsonlib
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from prunecli.cli import console, help, options
 from prunecli.methods import registry
 from prunecli.methods._base import Method
+
+if TYPE_CHECKING:
+    from prunecli.tables.render import Row, Table
 
 
 def methods(
@@ -21,26 +24,36 @@ def methods(
 
     With --json, options, defaults and recipes are in the object too.
     """
-    found = [registry.get(one) for one in ([name] if name else registry.names())]
-    if name is not None and not json:
-        print(help.of_method(found[0], context.make_formatter()))
-        return
+    chosen = [registry.get(one) for one in ([name] if name else registry.names())]
     if json:
-        print(jsonlib.dumps({"results": [_record(method) for method in found]}, indent=1))
-        return
-    console.print_columns(
-        ["method", "removes", "sequential", "options", "reference"],
-        [
-            [
-                method.name,
-                method.granularity,
-                "yes" if method.sequential else "no",
-                " ".join(option.flag for option in method.options),
-                method.reference,
-            ]
-            for method in found
-        ],
+        print(jsonlib.dumps({"results": [_record(method) for method in chosen]}, indent=1))
+    elif name:
+        print(help.of_method(chosen[0], context.make_formatter()))
+    else:
+        console.print_table(_table(chosen), "rich", as_json=False)
+
+
+def _table(methods: list[Method]) -> "Table":
+    from prunecli.tables.render import Column, Table
+
+    columns = (
+        Column("method", "method", repeats=True),
+        Column("removes", "removes"),
+        Column("sequential", "sequential", detail=True),
+        Column("options", "options", detail=True),
+        Column("reference", "reference"),
     )
+    rows: list[Row] = [
+        {
+            "method": method.name,
+            "removes": method.granularity,
+            "sequential": "yes" if method.sequential else "no",
+            "options": " ".join(option.flag for option in method.options),
+            "reference": method.reference,
+        }
+        for method in methods
+    ]
+    return Table(rows, columns, whole="methods NAME")
 
 
 def _record(method: Method) -> dict[str, Any]:

@@ -52,6 +52,7 @@ LAST_PANELS = (METHOD_PANEL, COMPUTE_PANEL, OUTPUT_PANEL)
 
 Group = Mapping[str, tuple[Any, Any]]  # parameters by name: annotation and default
 Command = Callable[..., None]
+REQUIRED = inspect.Parameter.empty
 
 
 class Text(NamedTuple):
@@ -96,7 +97,7 @@ def of_record(record: type, panel: str, **texts: Text) -> Group:
     """Return an option for each of these fields of a record; one without a default is required."""
     kinds = get_type_hints(record)
     defaults = {
-        field.name: inspect.Parameter.empty if field.default is MISSING else field.default
+        field.name: REQUIRED if field.default is MISSING else field.default
         for field in fields(record)
     }
     return {

@@ -114,33 +114,28 @@ def prune(
         source = "--stats" if stats else "--scores" if scores else "--plan"
         records.refuse(context, options.DATA, f"cannot be combined with {source}")
     records.refuse_tokenizer(context, values["data"])
-    from prunecli import api
+    from prunecli.pruning.prune import prune as verb
+    from prunecli.pruning.request import PruneRequest
 
-    # what learns is stopped between two steps, everything else at once
-    learns = method is not None and registry.get(method).learned
-    quirks = method is not None and plan is None and registry.get(method).quirks is not None
-    with first_signal(report, wanted=learns) as stop:
-        run = records.run_context(values, out, report, stop)
-        made = api.prune(
-            folder or "",
-            out,
-            method=method,
-            amount=records.amount_of({**values, "arch": arch}),
-            options=explicit,
-            data=replace(records.data_of(values), asked=records.asked(context)),
-            recipe=values["recipe"],
-            stats=stats,
-            scores=scores,
-            plan=plan,
-            plan_only=values["plan_only"],
-            keep=values["keep"],
-            compat=records.follows_official(context, quirks),
-            compute=run.compute,
-            output=run.output,
-            restart=run.output.restart,
-            report=run.report,
-            stop=run.stop,
-        )
+    chosen = registry.get(method) if method is not None else None
+    quirks = chosen is not None and plan is None and chosen.quirks is not None
+    request = PruneRequest(
+        model=folder or "",
+        method=method,
+        options=explicit,
+        amount=records.amount_of({**values, "arch": arch}),
+        data=replace(records.data_of(values), asked=records.asked(context)),
+        recipe=values["recipe"],
+        stats=stats,
+        scores=scores,
+        plan=plan,
+        plan_only=values["plan_only"],
+        keep=values["keep"],
+        compat=records.follows_official(context, quirks),
+    )
+    # masks are trained in steps, and stopped between two; everything else is stopped at once
+    with first_signal(report, wanted=chosen is not None and chosen.learned) as stop:
+        made = verb(request, records.run_context(values, out, report, stop))
     if first:
         console.print_made(made, values)
 

@@ -41,23 +41,19 @@ def score(
         records.refuse(context, options.DATA, "cannot be combined with --stats")
     records.refuse_tokenizer(context, values["data"])
 
-    from prunecli import api
+    from prunecli.pruning.score import ScoreRequest
+    from prunecli.pruning.score import score as verb
 
-    run = records.run_context(values, out, report)
-    made = api.score(
+    request = ScoreRequest(
         folder or "",
-        out,
-        method=method,
-        options=explicit,
-        data=records.data_of(values),
-        amount=records.amount_of(values),
-        stats=stats,
-        compat=records.follows_official(context, registry.get(method).quirks is not None),
-        compute=run.compute,
-        output=run.output,
-        report=run.report,
+        method,
+        explicit,
+        records.data_of(values),
+        records.amount_of(values),
+        stats,
+        records.follows_official(context, registry.get(method).quirks is not None),
     )
-    console.print_made(made, values)
+    console.print_made(verb(request, records.run_context(values, out, report)), values)
 
 
 EXAMPLES = (

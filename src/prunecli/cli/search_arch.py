@@ -1,6 +1,5 @@
 """`prunecli search-arch`."""
 
-import json as jsonlib
 from dataclasses import replace
 from typing import Annotated
 
@@ -89,7 +88,7 @@ def search_arch(
             "paper", "print the candidates of the paper's Tables 5-7; needs no IN", SEARCH_PANEL
         ),
     ] = False,
-    format: Annotated[str, option("format", "how --paper prints", SEARCH_PANEL)] = "csv",
+    format: Annotated[str, option("format", "how --paper prints", SEARCH_PANEL)] = "rich",
 ) -> None:
     """Find the lowest-loss architecture within a budget.
 
@@ -107,41 +106,29 @@ def search_arch(
             )
         from prunecli.tables.reference import searched
 
-        found = searched()
-        print(
-            jsonlib.dumps({"results": found.objects()}) if values["json"] else found.render(format)
-        )
+        console.print_table(searched(), format, values["json"])
         return
     records.refuse(context, ["format"], "only sets how --paper prints")
     if model is None or out is None or method is None:
         raise UsageError("search-arch needs --method NAME IN OUT.json, or --paper")
+    from prunecli.pruning.search_arch import SearchRequest
+    from prunecli.pruning.search_arch import search_arch as verb
+
     (folder,) = records.from_stdin(model)
     explicit = records.chosen_options(method, context)
-    from prunecli import api
-
-    own = records.data_of(values)
-    records.refuse_tokenizer(context, own.source, values["eval_data"])
-    with first_signal(report, wanted=registry.get(method).learned) as stop:
-        run = records.run_context(values, out, report, stop)
-        made = api.search_arch(
-            folder or "",
-            out,
-            method=method,
-            params=values["params"],
-            flops=values["flops"],
-            ratio=values["ratio"],
-            multiple=values["multiple"],
-            options=explicit,
-            data=own,
-            eval_data=replace(own, source=values["eval_data"]),
-            allow_overlap=values["allow_overlap"],
-            compat=records.follows_official(context, registry.get(method).quirks is not None),
-            restart=run.output.restart,
-            compute=run.compute,
-            output=run.output,
-            report=run.report,
-            stop=run.stop,
-        )
+    data, chosen = records.data_of(values), registry.get(method)
+    records.refuse_tokenizer(context, data.source, values["eval_data"])
+    request = SearchRequest(
+        model=folder or "",
+        method=method,
+        options=explicit,
+        data=data,
+        eval_data=replace(data, source=values["eval_data"]),
+        compat=records.follows_official(context, chosen.quirks is not None),
+        **{name: values[name] for name in (*BUDGET, "allow_overlap")},
+    )
+    with first_signal(report, wanted=chosen.learned) as stop:
+        made = verb(request, records.run_context(values, out, report, stop))
     console.print_made(made, values)
 
 
@@ -151,5 +138,5 @@ EXAMPLES = (
         "search-arch --method minitron-width --params 4.54e9 in/ arch.json",
     ),
     ("then prune to it", "prune --method minitron-width --arch arch.json in/ out/"),
-    ("the candidates in the paper", "search-arch --paper"),
+    ("the candidates in the paper", "search-arch --paper --format csv"),
 )

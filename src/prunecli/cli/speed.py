@@ -16,63 +16,95 @@ TIMED = (
 )
 
 
-@options.with_options(options.COMPUTE, options.OUTPUT, options.VERBOSITY, options.CONFIG)
+MEASUREMENT: options.Group = {
+    "base": (
+        Annotated[str | None, option("base", "model to compare with", WHAT, metavar="DIR")],
+        None,
+    ),
+    "flops_only": (
+        Annotated[bool, option("flops-only", "count, time nothing; a config.json is enough", WHAT)],
+        False,
+    ),
+    "seq_len": (
+        Annotated[
+            int | None,
+            option(
+                "seq-len",
+                "tokens per forward pass [default: counted 2048, timed at most 512]",
+                WHAT,
+                metavar="N",
+                min=1,
+            ),
+        ],
+        None,
+    ),
+    "sparsity": (
+        Annotated[
+            str | None,
+            option(
+                "sparsity",
+                "count decoder-block weights at this sparsity, N:M or a fraction [default: the "
+                "sidecar's]",
+                WHAT,
+                metavar="N:M|R",
+            ),
+        ],
+        None,
+    ),
+    "compat": (
+        Annotated[
+            str | None, option("compat", "count sparse FLOPs as in Table 9 of the paper", WHAT)
+        ],
+        None,
+    ),
+    "measure": (
+        Annotated[str, option("measure", "what to time", TIMING, metavar="prefill,decode,train")],
+        ",".join(Timing.quantities),
+    ),
+    "batch_size": (
+        Annotated[int, option("batch-size", "sequences per batch", TIMING, metavar="N", min=1)],
+        Timing.batch_size,
+    ),
+    "decode_tokens": (
+        Annotated[
+            int,
+            option(
+                "decode-tokens", "tokens to decode after the prompt", TIMING, metavar="N", min=1
+            ),
+        ],
+        Timing.decode_tokens,
+    ),
+    "warmup": (
+        Annotated[int, option("warmup", "untimed warm-up passes", TIMING, metavar="N", min=0)],
+        Timing.warmup,
+    ),
+    "rounds": (
+        Annotated[int, option("rounds", "timed passes", TIMING, metavar="N", min=1)],
+        Timing.rounds,
+    ),
+    "compile": (
+        Annotated[bool, option("compile", "time models after torch.compile", TIMING)],
+        False,
+    ),
+    "out": (
+        Annotated[
+            str | None,
+            option("out", "also write the results to this file", OUTPUT_PANEL, metavar="FILE.json"),
+        ],
+        None,
+    ),
+}
+
+
+@options.with_options(
+    MEASUREMENT, options.COMPUTE, options.OUTPUT, options.VERBOSITY, options.CONFIG
+)
 def speed(
     context: typer.Context,
     models: Annotated[
         list[str],
         typer.Argument(metavar="IN...", help="model folders, hf:org/name, or - for stdin"),
     ],
-    base: Annotated[
-        str | None, option("base", "model to compare with", WHAT, metavar="DIR")
-    ] = None,
-    flops_only: Annotated[
-        bool, option("flops-only", "count, time nothing; a config.json is enough", WHAT)
-    ] = False,
-    seq_len: Annotated[
-        int | None,
-        option(
-            "seq-len",
-            "tokens per forward pass [default: counted 2048, timed at most 512]",
-            WHAT,
-            metavar="N",
-            min=1,
-        ),
-    ] = None,
-    sparsity: Annotated[
-        str | None,
-        option(
-            "sparsity",
-            "count decoder-block weights at this sparsity, N:M or a fraction [default: the "
-            "sidecar's]",
-            WHAT,
-            metavar="N:M|R",
-        ),
-    ] = None,
-    compat: Annotated[
-        str | None, option("compat", "count sparse FLOPs as in Table 9 of the paper", WHAT)
-    ] = None,
-    measure: Annotated[
-        str, option("measure", "what to time", TIMING, metavar="prefill,decode,train")
-    ] = ",".join(Timing.quantities),
-    batch_size: Annotated[
-        int, option("batch-size", "sequences per batch", TIMING, metavar="N", min=1)
-    ] = Timing.batch_size,
-    decode_tokens: Annotated[
-        int,
-        option("decode-tokens", "tokens to decode after the prompt", TIMING, metavar="N", min=1),
-    ] = Timing.decode_tokens,
-    warmup: Annotated[
-        int, option("warmup", "untimed warm-up passes", TIMING, metavar="N", min=0)
-    ] = Timing.warmup,
-    rounds: Annotated[
-        int, option("rounds", "timed passes", TIMING, metavar="N", min=1)
-    ] = Timing.rounds,
-    compile: Annotated[bool, option("compile", "time models after torch.compile", TIMING)] = False,
-    out: Annotated[
-        str | None,
-        option("out", "also write the results to this file", OUTPUT_PANEL, metavar="FILE.json"),
-    ] = None,
 ) -> None:
     """Count parameters, FLOPs and cache bytes; measure speed.
 
@@ -81,19 +113,33 @@ def speed(
     both orders, and timed for --rounds passes each time.
     """
     report, values = records.setup(context), context.params
-    folders = records.models_of(models, out)
+    folders = records.models_of(models, values["out"])
     from prunecli.measuring.speed import SpeedRequest
     from prunecli.measuring.speed import speed as verb
 
-    quantities = tuple(filter(None, (name.strip() for name in measure.split(","))))
+    quantities = tuple(filter(None, (name.strip() for name in values["measure"].split(","))))
     _refuse_idle(context, quantities)
-    timing = Timing(quantities, batch_size, decode_tokens, warmup, rounds, compile, values["seed"])
-    run = records.run_context(values, out, report)
+    timing = Timing(
+        quantities,
+        values["batch_size"],
+        values["decode_tokens"],
+        values["warmup"],
+        values["rounds"],
+        values["compile"],
+        values["seed"],
+    )
+    run = records.run_context(values, values["out"], report)
     made: list[Result] = []
     try:
         for folder in folders:
             request = SpeedRequest(
-                folder, base, timing, seq_len, sparsity, flops_only, compat == "official"
+                folder,
+                values["base"],
+                timing,
+                values["seq_len"],
+                values["sparsity"],
+                values["flops_only"],
+                values["compat"] == "official",
             )
             made.append(verb(request, run))
             kernels = made[-1].results.get("measured", {}).get("semi_structured")
@@ -119,7 +165,7 @@ def _print(made: list[Result], as_json: bool) -> None:
     if as_json:
         console.print_objects(made)
         return
-    headings = ["model", "parameters", "non-zero", "FLOPs", "training FLOPs", "tokens"]
+    headings = ["model", "parameters", "non-zero", "FLOPs", "training FLOPs", "for tokens"]
     rows = [
         [
             one.path,
@@ -138,8 +184,8 @@ def _print(made: list[Result], as_json: bool) -> None:
     timed = [_timed(one, quantity) for one in made for quantity in _quantities(one)]
     if timed:
         print()
-        headings = ["model", "quantity", "tokens/s", "seconds", "from", "to"]
-        console.print_columns([*headings, "speedup", "from", "to", "peak MB"], timed)
+        headings = ["model", "quantity", "tokens/s", "seconds", "min s", "max s"]
+        console.print_columns([*headings, "speedup", "min x", "max x", "peak MB"], timed)
 
 
 def _quantities(made: Result) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from prunecli.cli import console, options, records
-from prunecli.cli.options import COMPUTE_PANEL, OUTPUT_PANEL, option
+from prunecli.cli.options import COMPUTE_PANEL, OUTPUT_PANEL, REQUIRED, option
 from prunecli.settings import SHARD_TOKENS
 
 TOKENIZER = "Tokenizer"
@@ -13,8 +13,117 @@ ROWS = "Rows"
 TEXT = "Text"
 
 
+TOKENIZATION: options.Group = {
+    "seq_len": (
+        Annotated[
+            int,
+            typer.Option(
+                "--seq-len", help="tokens per row", metavar="N", rich_help_panel=ROWS, min=2
+            ),
+        ],
+        REQUIRED,
+    ),
+    "tokenizer": (
+        Annotated[
+            str | None,
+            option(
+                "tokenizer",
+                "folder with the tokenizer (with --train-tokenizer: save a copy of it there)",
+                TOKENIZER,
+                metavar="DIR",
+            ),
+        ],
+        None,
+    ),
+    "train_tokenizer": (
+        Annotated[
+            int | None,
+            option(
+                "train-tokenizer",
+                "train a byte-level BPE tokenizer with a vocabulary of this size on DATA",
+                TOKENIZER,
+                metavar="N",
+            ),
+        ],
+        None,
+    ),
+    "separator": (
+        Annotated[
+            str,
+            option(
+                "separator",
+                "token after every document: auto (the tokenizer's end of sequence), none, or "
+                "an id",
+                ROWS,
+                metavar="auto|none|N",
+            ),
+        ],
+        "auto",
+    ),
+    "bos": (
+        Annotated[
+            str,
+            option(
+                "bos",
+                "begin documents with the beginning-of-sequence token; auto: if the tokenizer "
+                "adds it",
+                ROWS,
+            ),
+        ],
+        "auto",
+    ),
+    "special_tokens": (
+        Annotated[
+            str,
+            option(
+                "special-tokens",
+                "read special tokens spelled out in DATA as plain text, or as their ids",
+                ROWS,
+            ),
+        ],
+        "text",
+    ),
+    "tokens": (
+        Annotated[
+            float | None,
+            option(
+                "tokens", "stop after this many tokens [default: all of DATA]", ROWS, metavar="N"
+            ),
+        ],
+        None,
+    ),
+    "shard_tokens": (
+        Annotated[
+            int,
+            option(
+                "shard-tokens",
+                "tokens per file; a rerun resumes after the last finished file",
+                OUTPUT_PANEL,
+                metavar="N",
+                min=1,
+            ),
+        ],
+        SHARD_TOKENS,
+    ),
+    "workers": (
+        Annotated[
+            int | None,
+            option(
+                "workers", "processes [default: one per core]", COMPUTE_PANEL, metavar="N", min=1
+            ),
+        ],
+        None,
+    ),
+    "restart": (options.Restart, False),
+}
+
+
 @options.with_options(
-    options.under(TEXT, options.READING), options.OUTPUT, options.VERBOSITY, options.CONFIG
+    TOKENIZATION,
+    options.under(TEXT, options.READING),
+    options.OUTPUT,
+    options.VERBOSITY,
+    options.CONFIG,
 )
 def tokenize(
     context: typer.Context,
@@ -27,72 +136,6 @@ def tokenize(
         ),
     ],
     out: Annotated[str, typer.Argument(metavar="OUT", help="folder to write")],
-    seq_len: Annotated[
-        int,
-        typer.Option("--seq-len", help="tokens per row", metavar="N", rich_help_panel=ROWS, min=2),
-    ],
-    tokenizer: Annotated[
-        str | None,
-        option(
-            "tokenizer",
-            "folder with the tokenizer (with --train-tokenizer: save a copy of it there)",
-            TOKENIZER,
-            metavar="DIR",
-        ),
-    ] = None,
-    train_tokenizer: Annotated[
-        int | None,
-        option(
-            "train-tokenizer",
-            "train a byte-level BPE tokenizer with a vocabulary of this size on DATA",
-            TOKENIZER,
-            metavar="N",
-        ),
-    ] = None,
-    separator: Annotated[
-        str,
-        option(
-            "separator",
-            "token after every document: auto (the tokenizer's end of sequence), none, or an id",
-            ROWS,
-            metavar="auto|none|N",
-        ),
-    ] = "auto",
-    bos: Annotated[
-        str,
-        option(
-            "bos",
-            "begin documents with the beginning-of-sequence token; auto: if the tokenizer adds it",
-            ROWS,
-        ),
-    ] = "auto",
-    special_tokens: Annotated[
-        str,
-        option(
-            "special-tokens",
-            "read special tokens spelled out in DATA as plain text, or as their ids",
-            ROWS,
-        ),
-    ] = "text",
-    tokens: Annotated[
-        float | None,
-        option("tokens", "stop after this many tokens [default: all of DATA]", ROWS, metavar="N"),
-    ] = None,
-    shard_tokens: Annotated[
-        int,
-        option(
-            "shard-tokens",
-            "tokens per file; a rerun resumes after the last finished file",
-            OUTPUT_PANEL,
-            metavar="N",
-            min=1,
-        ),
-    ] = SHARD_TOKENS,
-    workers: Annotated[
-        int | None,
-        option("workers", "processes [default: one per core]", COMPUTE_PANEL, metavar="N", min=1),
-    ] = None,
-    restart: options.Restart = False,
 ) -> None:
     """Convert text into token rows of equal length for training.
 

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 from prunecli.errors import InputError, UsageError
 from prunecli.tables import matching
 from prunecli.tables import reference as paper
-from prunecli.tables.collect import Models
 from prunecli.tables.entries import PRUNED, ModelRow, columns_of, difference, pairs
 from prunecli.tables.layouts import MATCHED
-from prunecli.tables.render import Cell, Column, count
+from prunecli.tables.render import Cell, Column
+from prunecli.tables.runs import Runs
+from prunecli.tables.text import count, filled
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,10 +34,18 @@ SURE = 0.95
 
 @dataclass(frozen=True)
 class Advice:
-    """What to do, in words and as plain JSON."""
+    """What to do, as plain JSON; `metric` is what it goes by, for people."""
 
-    text: str
     results: dict[str, Any]
+    metric: str
+
+    def text(self, width: int | None = None) -> str:
+        """Return the advice in words, of at most `width` characters in a line."""
+        verdict = self.results["verdict"]
+        lines = [f"Recommendation: {verdict} (by {self.metric}, if you already have the parent)"]
+        for case in self.results["cases"]:
+            lines += ["", *_sentences(case, self.metric)]
+        return "\n".join(filled(line, width) for line in lines)
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,7 @@ class Case:
         return f"{self.method} {self.ratio} of {self.parent}".strip()
 
 
-def advise(models: Models, reference: str | None, budget: float | None) -> Advice:
+def advise(runs: Runs, reference: str | None, budget: float | None) -> Advice:
     """Say whether to prune or to train from scratch with `budget` tokens, and how sure that is.
 
     Without a budget, the most tokens that were measured. Raises InputError if nothing is matched,
@@ -63,34 +72,34 @@ def advise(models: Models, reference: str | None, budget: float | None) -> Advic
     """
     if budget is not None and not 1 <= budget < inf:
         raise UsageError(f"--budget {budget}: expected a finite number of tokens, 1 or more")
-    found = list(models.entries)
+    rows = list(runs.rows)
     if reference is not None:
         # the paper counts in billions
-        found += paper.entries("token-scaling") + paper.entries("equal-total")
-    column = next((c for c in columns_of(found) if c.lower_is_better), None)
+        rows += paper.entries("token-scaling") + paper.entries("equal-total")
+    column = next((c for c in columns_of(rows) if c.lower_is_better), None)
     if column is None:
         raise InputError("no loss was measured on these models", "prunecli eval --data D each")
-    cases = _cases(found, column)
+    cases = _cases(rows, column)
     if not cases:
         raise InputError(
             "no pruned model has a token-matched scratch twin here",
             "see table --layout pairs for why",
         )
-    told = [_told(case, column, budget) for case in cases]
-    results = {"metric": column.key, "cases": told, "verdict": _verdict(told)}
-    return Advice(_text(results, column), results)
+    advised = [_case_advice(case, budget) for case in cases]
+    results = {"metric": column.key, "cases": advised, "verdict": _verdict(advised)}
+    return Advice(results, column.heading)
 
 
-def _cases(found: list[ModelRow], column: Column) -> list[Case]:
+def _cases(rows: list[ModelRow], column: Column) -> list[Case]:
     points: dict[tuple[str, ...], dict[float, tuple[float, float, float, float]]] = {}
     totals: dict[tuple[str, ...], str] = {}
-    for pruned, scratch, which, _ in pairs(found):
+    for pruned, scratch, setting, _ in pairs(rows):
         cell = difference(pruned, scratch, column)
         if cell is None or cell.value is None:
             continue
         key = (pruned.source, pruned.method, str(pruned.ratio), pruned.initialization)
-        ours, theirs = pruned.measures[column.key], scratch.measures[column.key]
-        if which in MATCHED:
+        ours, theirs = pruned.metrics[column.key], scratch.metrics[column.key]
+        if setting in MATCHED:
             unit = 1e9 if pruned.source == "paper" else 1.0
             tokens = float(pruned.tokens or 0) * unit
             sd = max(ours.sd or 0.0, theirs.sd or 0.0)
@@ -102,7 +111,7 @@ def _cases(found: list[ModelRow], column: Column) -> list[Case]:
                     "than seeds",
                     "give the runs of one kind alone",
                 )
-        elif which == matching.EQUAL_TOTAL:
+        elif setting == matching.EQUAL_TOTAL:
             totals[key] = _total(cell, column)
     return [
         Case(
@@ -122,7 +131,7 @@ def _total(cell: Cell, column: Column) -> str:
     return f"{'pruning' if by > 0 else 'scratch'} by {abs(by):.3g} ({column.heading}){doubt}"
 
 
-def _told(case: Case, column: Column, budget: float | None) -> dict[str, Any]:
+def _case_advice(case: Case, budget: float | None) -> dict[str, Any]:
     """Return the advice of one case as plain JSON."""
     most = case.points[-1][0]
     wanted = budget or most
@@ -212,14 +221,14 @@ class Curves:
         import numpy as np
 
         powers = np.geomspace(0.02, 3.0, 200)
-        found, missed = [], []
+        solutions, errors = [], []
         for power in powers:
             basis = np.stack([np.ones_like(tokens), (tokens / start) ** -power], 1)
             solution = values @ np.linalg.pinv(basis).T
-            found.append(solution)
-            missed.append(((solution @ basis.T - values) ** 2).sum(1))
-        best = np.argmin(missed, 0)
-        chosen = np.array(found)[best, np.arange(len(values))]
+            solutions.append(solution)
+            errors.append(((solution @ basis.T - values) ** 2).sum(1))
+        best = np.argmin(errors, 0)
+        chosen = np.array(solutions)[best, np.arange(len(values))]
         return cls(chosen[:, 0], chosen[:, 1], powers[best], start)
 
     def at(self, tokens: "Array") -> "Array":
@@ -245,49 +254,48 @@ def _interval(values: list[float]) -> tuple[float, float]:
     return values[round(0.025 * last)], values[round(0.975 * last)]
 
 
-def _verdict(told: list[dict[str, Any]]) -> str:
+def _verdict(cases: list[dict[str, Any]]) -> str:
     """Return what all decided cases agree on."""
-    verdicts = {result["verdict"] for result in told}
+    verdicts = {case["verdict"] for case in cases}
     decided = verdicts & {"prune", "scratch"}
     if not decided:
         return "undecided" if "undecided" in verdicts else "not enough runs"
     return decided.pop() if len(decided) == 1 else "it depends"
 
 
-def _text(results: dict[str, Any], column: Column) -> str:
-    lines = [f"{results['verdict']} (by {column.heading}, parent at hand)"]
-    for told in results["cases"]:
-        lines += ["", *_lines(told, column)]
-    return "\n".join(lines)
-
-
-def _lines(told: dict[str, Any], column: Column) -> Iterable[str]:
-    yield f"{told['case']}: {told['verdict']} at {count(told['budget'])} tokens"
-    measured = ", ".join(count(tokens) for tokens in told["measured_tokens"])
-    if "advantage" in told:
-        low, high = told["advantage_interval"]
+def _sentences(case: dict[str, Any], metric: str) -> Iterable[str]:
+    yield f"{case['case']}: {case['verdict']} at {count(case['budget'])} tokens"
+    measured = ", ".join(count(tokens) for tokens in case["measured_tokens"])
+    if "advantage" in case:
+        low, high = case["advantage_interval"]
         yield (
-            f"  pruning is better by {told['advantage']:+.3g} {column.heading} "
-            f"(95 %: {low:+.3g} to {high:+.3g}; chance that it is better "
-            f"{told['chance_that_pruning_is_better']:.0%})"
+            f"  pruning is better by {case['advantage']:+.3g} {metric} "
+            f"(95 %: {low:+.3g} to {high:+.3g})"
         )
-        if told["crossover_interval"]:
-            low, high = told["crossover_interval"]
+        yield f"  chance that it is better: {_percent(case['chance_that_pruning_is_better'])}"
+        if case["crossover_interval"]:
+            low, high = case["crossover_interval"]
             yield (
-                f"  scratch catches up at {count(told['crossover_tokens'])} tokens "
+                f"  scratch catches up at {count(case['crossover_tokens'])} tokens "
                 f"(95 %: {count(low)} to {count(high)})"
             )
         else:
-            yield f"  scratch does not catch up before {count(told['searched_up_to'])} tokens"
-        if told["extrapolated"]:
+            yield f"  scratch does not catch up before {count(case['searched_up_to'])} tokens"
+        if case["extrapolated"]:
             yield f"  this is outside of what was measured: {measured}"
     else:
         yield f"  a fit needs {PARAMETERS + 1} token counts or more, measured: {measured}"
-    if told["equal_total_budget"]:
-        yield f"  if the parent's tokens count too: {told['equal_total_budget']}"
-    if "next_tokens" in told:
-        tokens = count(told["next_tokens"])
+    if case["equal_total_budget"]:
+        yield f"  if the parent's tokens count too: {case['equal_total_budget']}"
+    if "next_tokens" in case:
+        tokens = count(case["next_tokens"])
         yield (
-            f"  next: train {told['method']} {told['ratio']} and its scratch twin on the same "
-            f"{tokens} tokens (prunecli train --tokens {told['next_tokens']:.4g}), then eval both"
+            f"  next: train {case['method']} {case['ratio']} and its scratch twin on the same "
+            f"{tokens} tokens, then evaluate both:"
         )
+        yield f"    prunecli train --tokens {case['next_tokens']:.4g} --data D IN OUT"
+
+
+def _percent(chance: float) -> str:
+    """Return a chance for people: 300 resamples prove no certainty."""
+    return ">99 %" if chance > 0.99 else "<1 %" if chance < 0.01 else f"{100 * chance:.0f} %"

@@ -35,7 +35,7 @@ SUITE = {
 
 LOSS = Column("dclm_loss", "DCLM loss", ".4f", lower_is_better=True)
 AVERAGE = Column("average", "average", ".2f")
-MEASURES = (
+METRICS = (
     LOSS,
     *(
         Column(key, f"ppl {key.removeprefix('ppl_')}", ".2f", lower_is_better=True)
@@ -54,12 +54,12 @@ Rows = Mapping[str, tuple[float, ...]]  # losses of windows, by seed
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure of one model.
+    """One measured value of one model.
 
     Attributes:
-        value: as printed (Decimal) if it comes from print; accuracies in points.
+        value: as published (Decimal) if it is the paper's; accuracies in points.
         sd: standard deviation of its noise, None if unknown.
-        protocol: what must be equal for two figures to be comparable: what it is, and its value.
+        protocol: what must be equal for two values to be comparable: what it is, and its value.
         windows: losses of the single windows, by which two models on the same text are paired;
             their mean has the noise of `value`.
         seeds: the single runs of a mean over seeds, by seed; empty for a single run.
@@ -81,8 +81,8 @@ class Metric:
     @property
     def rows(self) -> dict[str, tuple[float, ...]]:
         """The windows of every seed, of a single run under no name; empty if one has none."""
-        found = {name: run.windows for name, run in (self.seeds or {"": self}).items()}
-        return found if all(found.values()) else {}
+        windows = {name: run.windows for name, run in (self.seeds or {"": self}).items()}
+        return windows if all(windows.values()) else {}
 
 
 # the paper's tables of candidate shapes, by what their methods cut
@@ -91,13 +91,13 @@ TABLES = {("hidden", "ffn"): "5", ("heads", "ffn"): "6", ("hidden", "heads", "ff
 
 @dataclass(frozen=True)
 class ModelRow:
-    """One model (or the mean of several seeds of one run) and its measures by column key.
+    """One model (or the mean of several seeds of one run) and its metrics by column key.
 
     Attributes:
         initialization: `base`, `scratch`, or `pruned-` and what the parent is.
         tokens: trained on after pruning, or from scratch; before: by the parent, None if unknown.
         shape: sizes, params, nonzero and FLOPs.
-        wrong: why its sidecar cannot be believed, empty if it can.
+        integrity_error: why its sidecar cannot be believed, empty if it can.
         seed: that of its last step; `seeds` are how many runs it is the mean of.
     """
 
@@ -107,10 +107,10 @@ class ModelRow:
     initialization: str
     tokens: Decimal | int | None = None
     before: Decimal | int | None = None
-    measures: dict[str, Metric] = field(default_factory=dict)
+    metrics: dict[str, Metric] = field(default_factory=dict)
     shape: dict[str, Any] = field(default_factory=dict)
-    lineage: TrainingHistory | None = None
-    wrong: str = ""
+    history: TrainingHistory | None = None
+    integrity_error: str = ""
     parent: str = ""
     source: str = "ours"
     seed: str = ""
@@ -122,18 +122,18 @@ class ModelRow:
         return self.initialization.startswith(PRUNED)
 
 
-def setting(pruned: ModelRow, scratch: ModelRow) -> tuple[str | None, str]:
+def comparison_setting(pruned: ModelRow, scratch: ModelRow) -> tuple[str | None, str]:
     """Return in which of the paper's settings two entries match, or None and why they do not."""
-    for entry in (pruned, scratch):
-        if entry.wrong:
-            return None, f"{entry.name}: {entry.wrong}"
+    for row in (pruned, scratch):
+        if row.integrity_error:
+            return None, f"{row.name}: {row.integrity_error}"
     if pruned.source != scratch.source:
         return None, "one is the paper's, the other is not"
-    if pruned.lineage is not None and scratch.lineage is not None:
-        return matching.setting(pruned.lineage, scratch.lineage)
+    if pruned.history is not None and scratch.history is not None:
+        return matching.comparison_setting(pruned.history, scratch.history)
     if not pruned.tokens or not scratch.tokens:
         return None, "the pruned model was not retrained"
-    # print tells token counts only; that these are the same tokens is the paper's word
+    # the paper has token counts only; that these are the same tokens is its word
     if scratch.tokens == pruned.tokens:
         return (matching.EQUAL_RETRAINING if pruned.before else matching.RELEASED), ""
     if pruned.before and scratch.tokens == pruned.before + pruned.tokens:
@@ -150,25 +150,25 @@ def pairs(entries: list[ModelRow]) -> Iterator[tuple[ModelRow, ModelRow, str | N
         for pruned in entries:
             same = (pruned.method, pruned.ratio) == (scratch.method, scratch.ratio)
             if same and pruned.pruned and scratch.initialization == SCRATCH:
-                yield pruned, scratch, *setting(pruned, scratch)
+                yield pruned, scratch, *comparison_setting(pruned, scratch)
 
 
 def columns_of(entries: Iterable[ModelRow]) -> tuple[Column, ...]:
-    """Return the columns of all measures: the paper's in its order, then the others by name."""
-    found = {key: measure for entry in entries for key, measure in entry.measures.items()}
-    known = [column for column in MEASURES if column.key in found]
-    others = sorted(found.keys() - {column.key for column in MEASURES})
-    own = [_own_column(key, found[key]) for key in others]
+    """Return the columns of all metrics: the paper's in its order, then the others by name."""
+    metrics = {key: metric for entry in entries for key, metric in entry.metrics.items()}
+    known = [column for column in METRICS if column.key in metrics]
+    others = sorted(metrics.keys() - {column.key for column in METRICS})
+    own = [_own_column(key, metrics[key]) for key in others]
     return tuple([c for c in known if c is not AVERAGE] + own + [c for c in known if c is AVERAGE])
 
 
-def _own_column(key: str, measure: Metric) -> Column:
-    heading = key.replace("loss_", "loss ", 1) if measure.windows or measure.seeds else key
-    return Column(key, heading, ".4f" if measure.lower else ".2f", lower_is_better=measure.lower)
+def _own_column(key: str, metric: Metric) -> Column:
+    heading = key.replace("loss_", "loss ", 1) if metric.windows or metric.seeds else key
+    return Column(key, heading, ".4f" if metric.lower else ".2f", lower_is_better=metric.lower)
 
 
-def unlike(one: Metric, other: Metric) -> str:
-    """Return what keeps two measures from being comparable, or nothing."""
+def incomparable_because(one: Metric, other: Metric) -> str:
+    """Return what keeps two metrics from being comparable, or nothing."""
     ours, theirs = dict(one.protocol), dict(other.protocol)
     return ", ".join(
         f"{name} {ours.get(name, 'unknown')} instead of {theirs.get(name, 'unknown')}"
@@ -182,12 +182,12 @@ def difference(row: ModelRow, minus: ModelRow, column: Column) -> Cell | None:
 
     Empty where one was not measured, with a note where the two are not comparable.
     """
-    one, other = row.measures.get(column.key), minus.measures.get(column.key)
+    one, other = row.metrics.get(column.key), minus.metrics.get(column.key)
     if one is None or other is None:
         return None
-    if reason := unlike(one, other):
+    if reason := incomparable_because(one, other):
         return Cell(None, note=f"no difference of {column.heading}: {reason}")
-    # both are printed figures or both are our own
+    # both are the paper's or both are our own
     better: Any = (
         other.value - one.value  # type: ignore[operator]
         if column.lower_is_better
@@ -199,10 +199,10 @@ def difference(row: ModelRow, minus: ModelRow, column: Column) -> Cell | None:
 
 
 def noise(one: Metric, other: Metric) -> float | None:
-    """Return the standard deviation of a difference of two measures, None if unknown.
+    """Return the standard deviation of a difference of two metrics, None if unknown.
 
-    Print has one deviation per task for differences as such (Table 8). Losses of the same windows
-    are paired: what makes a window hard makes it so for both.
+    The paper has one deviation per task for differences as such (Table 8). Losses of the same
+    windows are paired: what makes a window hard makes it so for both.
     """
     if isinstance(one.value, Decimal):
         return one.sd
@@ -269,47 +269,48 @@ def _over_seeds(rows: Sequence[Sequence[float]]) -> list[float]:
     return [fmean(window) for window in zip(*rows, strict=True)]
 
 
-def mean_of_tasks(measures: dict[str, Metric], keys: Iterable[str]) -> Metric | None:
+def mean_of_tasks(metrics: dict[str, Metric], keys: Iterable[str]) -> Metric | None:
     """Return the mean of task accuracies with the noise that follows, None if one is missing."""
-    found = [measures[key] for key in keys if key in measures]
-    if not found or len(found) != len(list(keys)):
+    tasks = [metrics[key] for key in keys if key in metrics]
+    if not tasks or len(tasks) != len(list(keys)):
         return None
-    sds = [m.sd for m in found if m.sd is not None]
+    sds = [m.sd for m in tasks if m.sd is not None]
     return Metric(
-        fmean(float(m.value) for m in found),
-        sd=sqrt(sum(sd**2 for sd in sds)) / len(found) if len(sds) == len(found) else None,
+        fmean(float(m.value) for m in tasks),
+        sd=sqrt(sum(sd**2 for sd in sds)) / len(tasks) if len(sds) == len(tasks) else None,
         protocol=tuple(
-            (f"{key} {name}", value) for key in keys for name, value in measures[key].protocol
+            (f"{key} {name}", value) for key in keys for name, value in metrics[key].protocol
         ),
-        note="; ".join(dict.fromkeys(m.note for m in found if m.note)),
+        note="; ".join(dict.fromkeys(m.note for m in tasks if m.note)),
     )
 
 
-def _mean(found: dict[str, Metric], total: int) -> Metric:
-    """Return the mean of a measure over seeds, of those that were measured in the same way."""
-    usual = Counter(measure.protocol for measure in found.values()).most_common(1)[0][0]
-    alike = {name: measure for name, measure in found.items() if measure.protocol == usual}
-    notes = [measure.note for measure in alike.values()]
+def _mean(by_seed: dict[str, Metric], total: int) -> Metric:
+    """Return the mean of a metric over seeds, of those that were measured in the same way."""
+    usual = Counter(metric.protocol for metric in by_seed.values()).most_common(1)[0][0]
+    alike = {seed: metric for seed, metric in by_seed.items() if metric.protocol == usual}
+    notes = [metric.note for metric in alike.values()]
     if len(alike) < total:
         one = next(iter(alike.values()))
-        others = [unlike(measure, one) for name, measure in found.items() if name not in alike]
+        unlike = [metric for seed, metric in by_seed.items() if seed not in alike]
+        others = [incomparable_because(metric, one) for metric in unlike]
         why = "; ".join(dict.fromkeys(others)) or "not measured"
         notes.append(f"{len(alike)} of {total} seeds, the others: {why}")
     note = "; ".join(dict.fromkeys(filter(None, notes)))
     first, *more = alike.values()
     if not more:
         return replace(first, note=note)
-    values = [float(measure.value) for measure in alike.values()]
+    values = [float(metric.value) for metric in alike.values()]
     spread = stdev(values)
     mean = replace(first, value=fmean(values), windows=(), spread=spread, note=note, seeds=alike)
     if mean.rows:
         return replace(mean, sd=standard_error(list(mean.rows.values())))
-    sds = [measure.sd for measure in alike.values() if measure.sd is not None]
+    sds = [metric.sd for metric in alike.values() if metric.sd is not None]
     # seeds share the items that they are measured on, so their spread alone may be too small
     return replace(mean, sd=max([spread / sqrt(len(values)), *sds]))
 
 
-def pooled(runs: list[ModelRow]) -> ModelRow:
+def mean_over_seeds(runs: list[ModelRow]) -> ModelRow:
     """Return several seeds of one run as one entry: means, and their spread."""
     if len(runs) == 1:
         return runs[0]
@@ -318,13 +319,13 @@ def pooled(runs: list[ModelRow]) -> ModelRow:
     # runs whose seeds differ in an earlier step are no partners of any other
     unique = len(set(seeds)) == len(seeds)
     names = seeds if unique else [f"{run.name} {number}" for number, run in enumerate(runs)]
-    measures = {}
-    for key in dict.fromkeys(key for run in runs for key in run.measures):
-        found = {n: r.measures[key] for n, r in zip(names, runs, strict=True) if key in r.measures}
-        measures[key] = _mean(found, len(runs))
+    metrics = {}
+    for key in dict.fromkeys(key for run in runs for key in run.metrics):
+        by_seed = {n: r.metrics[key] for n, r in zip(names, runs, strict=True) if key in r.metrics}
+        metrics[key] = _mean(by_seed, len(runs))
     return replace(
         first,
-        measures=measures,
-        wrong="; ".join(dict.fromkeys(run.wrong for run in runs if run.wrong)),
+        metrics=metrics,
+        integrity_error="; ".join(dict.fromkeys(filter(None, (r.integrity_error for r in runs)))),
         seeds=len(runs),
     )

@@ -1,4 +1,4 @@
-"""The paper's figures as data: panels of bars or lines, drawn by matplotlib or in a terminal.
+"""The paper's figures as data: panels of bars or lines, which draw.py draws.
 
 Figure 1 shows both settings side by side, 3 loss and accuracy against tokens, 4 the advantage of
 pruning against size, 5 both models and their difference at equal total budget.
@@ -6,25 +6,24 @@ pruning against size, 5 both models and their difference at equal total budget.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from prunecli.errors import InputError
-from prunecli.files import output as place
 from prunecli.tables import matching, reference
 from prunecli.tables.entries import AVERAGE, SCRATCH, ModelRow, columns_of, difference, pairs
 from prunecli.tables.layouts import MATCHED
-from prunecli.tables.render import Column, count
+from prunecli.tables.render import Column
+from prunecli.tables.text import count
 
 TOTAL = frozenset({matching.EQUAL_TOTAL})
-MARKERS = "osD^vPX*<>"
-DASHES = {"scratch": ":", "pruned": "-", "released": "--"}
-SHADES = {"scratch": "#d9d9d9", "pruned": "#1f4e79"}  # far apart in grey, too
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line, or the bars of one kind; `errors` are spreads over seeds, None for single runs."""
+    """One line, or the bars of one kind; `errors` are spreads over seeds, None for single runs.
+
+    `group` is what a line shares with others of one colour, `part` what tells it from these.
+    """
 
     label: str
     x: list[float] | list[str]
@@ -32,205 +31,45 @@ class Series:
     errors: list[float | None] = field(default_factory=list)
     kind: str = "pruned"
     group: str = ""
+    part: str = ""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One set of axes; a text axis makes bars, a numeric one lines."""
+    """One set of axes; a text axis makes bars, a numeric one lines.
+
+    `zero`: values are differences, and their axis reaches zero. `apart`: text has a small panel
+    for every group of lines.
+    """
 
     title: str
     x_label: str
     y_label: str
     series: list[Series]
     log: bool = False
-    zero: bool = False  # the value axis reaches zero: differences
+    zero: bool = False
+    apart: bool = False
 
     @property
     def bars(self) -> bool:
         """Whether the horizontal axis has names."""
         return any(isinstance(x, str) for one in self.series for x in one.x)
 
+    @property
+    def span(self) -> tuple[float, float]:
+        """The part of a value axis to show: differences are small beside the values."""
+        values = [y for one in self.series for y in one.y] + [0.0] * self.zero
+        low, high = min(values), max(values)
+        margin = (high - low or abs(high)) * (0.1 if self.zero else 0.5)
+        return low - margin if low < 0 or not self.zero else low, high + margin / 2
+
 
 @dataclass(frozen=True)
 class Drawing:
-    """One figure of the paper, from the paper's or from our own figures."""
+    """One figure of the paper, from the paper's or from our own results."""
 
     title: str
     panels: list[Panel]
-
-    def save(self, path: str) -> None:
-        """Draw into a .png, .svg or .pdf file; equal data, equal bytes.
-
-        Raises InputError if matplotlib is not installed.
-        """
-        pyplot = _matplotlib()
-        figure = _draw(pyplot, self)
-        try:
-            suffix = Path(path).suffix
-            # the date of drawing would make equal figures differ
-            empty = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {}}[suffix]
-            with place.staged(path) as temporary:
-                figure.savefig(
-                    temporary, format=suffix[1:], dpi=150, metadata=empty, bbox_inches="tight"
-                )
-        finally:
-            pyplot.close(figure)
-
-    def svg(self) -> str:
-        """Return the figure as the text of an <svg> element."""
-        import io
-
-        pyplot = _matplotlib()
-        # a page has headings of its own
-        figure, buffer = _draw(pyplot, Drawing("", self.panels)), io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight")
-        pyplot.close(figure)
-        text = buffer.getvalue()
-        return text[text.index("<svg") :]
-
-    def in_terminal(self, width: int = 100, height: int = 20) -> str:
-        """Return the figure as text, one panel below the other."""
-        return "\n\n".join(_as_text(panel, width, height) for panel in self.panels)
-
-
-def _matplotlib() -> Any:
-    try:
-        import matplotlib
-    except ImportError:
-        raise InputError(
-            "figures need matplotlib, which is not installed", "pip install 'prunecli[plot]'"
-        ) from None
-    matplotlib.use("agg")
-    matplotlib.rcParams["svg.hashsalt"] = "prunecli"
-    import matplotlib.pyplot
-
-    return matplotlib.pyplot
-
-
-def _draw(pyplot: Any, drawing: Drawing) -> Any:
-    count = len(drawing.panels)
-    figure, axes = pyplot.subplots(1, count, figsize=(5.6 * count, 4.2), squeeze=False)
-    for axis, panel in zip(axes[0], drawing.panels, strict=True):
-        (_draw_bars if panel.bars else _draw_lines)(axis, panel)
-        axis.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
-        axis.spines[["top", "right"]].set_visible(False)
-    # one legend for all panels, beside them
-    named = {
-        label: handle
-        for axis in axes[0]
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
-    figure.suptitle(drawing.title)
-    figure.tight_layout()
-    if named:
-        figure.legend(
-            named.values(),
-            named,
-            fontsize=8,
-            frameon=False,
-            loc="center left",
-            bbox_to_anchor=(1, 0.5),
-        )
-    return figure
-
-
-def _draw_bars(axis: Any, panel: Panel) -> None:
-    names = list(dict.fromkeys(str(x) for one in panel.series for x in one.x))
-    width = 0.8 / len(panel.series)
-    for index, one in enumerate(panel.series):
-        places = [
-            names.index(str(x)) + (index - (len(panel.series) - 1) / 2) * width for x in one.x
-        ]
-        axis.bar(
-            places,
-            one.y,
-            width,
-            yerr=_errors(one),
-            label=one.label,
-            color=SHADES[one.kind],
-            edgecolor="black",
-            hatch="//" if one.kind == SCRATCH else None,
-        )
-    low, high = _span(panel)
-    axis.set_ylim(low, high)
-    if not panel.zero:
-        axis.text(0, 1.0, "axis cut", transform=axis.transAxes, fontsize=6)
-    else:
-        axis.axhline(0, color="black", linewidth=0.8)
-    axis.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
-
-
-def _draw_lines(axis: Any, panel: Panel) -> None:
-    from matplotlib import colormaps
-
-    groups = list(dict.fromkeys(one.group for one in panel.series))
-    for one in panel.series:
-        at = groups.index(one.group)
-        axis.errorbar(
-            one.x,
-            one.y,
-            yerr=_errors(one),
-            label=one.label,
-            marker=MARKERS[at % len(MARKERS)],
-            linestyle=DASHES[one.kind],
-            color=colormaps["cividis"](0.85 * at / max(1, len(groups) - 1)),
-            markersize=5,
-            capsize=3,
-            markerfacecolor="white" if one.kind == SCRATCH else None,
-        )
-    if panel.log:
-        axis.set_xscale("log")
-    if any(y < 0 for one in panel.series for y in one.y):
-        axis.axhline(0, color="black", linewidth=0.8)
-
-
-def _errors(one: Series) -> list[float] | None:
-    return [error or 0.0 for error in one.errors] if any(one.errors) else None
-
-
-def _as_text(panel: Panel, width: int, height: int) -> str:
-    try:
-        import plotext
-    except ImportError:
-        raise InputError(
-            "figures in the terminal need plotext, which is not installed",
-            "pip install 'prunecli[plot]', or name a file: --plot FILE.svg",
-        ) from None
-    plotext.clear_figure()
-    plotext.limit_size(False, False)
-    plotext.theme("clear")
-    plotext.title(panel.title)
-    if panel.bars:
-        # lying bars leave room for their names
-        names = list(dict.fromkeys(str(x) for one in panel.series for x in one.x))[::-1]
-        found = [dict(zip(map(str, one.x), one.y, strict=True)) for one in panel.series]
-        values = [[of.get(name, 0.0) for name in names] for of in found]
-        labels = [one.label for one in panel.series if one.label] or None
-        plotext.plotsize(width, 5 + 2 * len(names) * len(values))
-        plotext.multiple_bar(
-            names, values, labels=labels, orientation="horizontal", marker=["#", "="][: len(values)]
-        )
-        plotext.xlim(*_span(panel))
-        plotext.xlabel(panel.y_label)
-    else:
-        plotext.plotsize(width, height)
-        groups = list(dict.fromkeys(one.label for one in panel.series))
-        for one in panel.series:
-            letter = chr(ord("a") + groups.index(one.label) % 26)
-            plotext.plot(one.x, one.y, label=one.label, marker=letter)
-        plotext.xlabel(panel.x_label)
-        plotext.ylabel(panel.y_label)
-        if panel.log:
-            plotext.xscale("log")
-    return str(plotext.uncolorize(plotext.build())).rstrip()
-
-
-def _span(panel: Panel) -> tuple[float, float]:
-    """Return the part of a value axis to show: differences are small beside the values."""
-    values = [y for one in panel.series for y in one.y] + [0.0] * panel.zero
-    low, high = min(values), max(values)
-    margin = (high - low or abs(high)) * (0.1 if panel.zero else 0.5)
-    return low - margin if low < 0 or not panel.zero else low, high + margin / 2
 
 
 def figure_of(layout: str | None) -> str:
@@ -268,25 +107,30 @@ def _bars(
         kind: Series(kind, [], [], [], kind) for kind in ("pruned", SCRATCH)
     }
     apart = Series("", [], [], [])
-    for pruned, scratch, found, _ in pairs(entries):
-        if found not in settings:
+    for pruned, scratch, setting, _ in pairs(entries):
+        if setting not in settings:
             continue
         name: Any = _named(pruned, entries)
         cell = difference(pruned, scratch, column)
         if cell is None or cell.value is None:
             continue
         if name in apart.x:
-            # runs that differ in more than what bars are told by
+            # runs that differ in more than what bars are named by
             name = f"{name} ({pruned.name}, {scratch.name})"
         for entry, series in ((pruned, kinds["pruned"]), (scratch, kinds[SCRATCH])):
             series.x.append(name)
-            series.y.append(float(entry.measures[column.key].value))
-            series.errors.append(entry.measures[column.key].spread)
+            series.y.append(float(entry.metrics[column.key].value))
+            series.errors.append(entry.metrics[column.key].spread)
         apart.x.append(name)
         apart.y.append(float(cell.value))
+    title = f"{title} ({column.heading})"
     both = Panel(title, "", column.heading, [s for s in kinds.values() if s.x])
-    better = f"{column.heading}: pruned better by"
-    return both, Panel("difference", "", better, [apart] if apart.x else [], zero=True)
+    advantage = _advantage(column)
+    return both, Panel(advantage, "", column.heading, [apart] if apart.x else [], zero=True)
+
+
+def _advantage(column: Column) -> str:
+    return f"advantage of pruning ({column.heading})"
 
 
 def _named(pruned: ModelRow, entries: list[ModelRow]) -> str:
@@ -319,24 +163,26 @@ def _figure3(entries: list[ModelRow]) -> Iterator[Panel]:
     for column in _shown(entries):
         lines: dict[tuple[str, str], list[ModelRow]] = {}
         for entry in entries:
-            if column.key in entry.measures and entry.tokens:
+            if column.key in entry.metrics and entry.tokens:
                 label = f"{entry.method} {entry.initialization}"
                 group = entry.method + (" (ours)" if entry.source == "ours" else "")
                 lines.setdefault((group, label), []).append(entry)
         series = []
-        for (group, label), found in lines.items():
-            found.sort(key=lambda e: float(e.tokens or 0))
+        for (group, label), rows in lines.items():
+            rows.sort(key=lambda row: float(row.tokens or 0))
             series.append(
                 Series(
                     label,
-                    [_tokens(e, unit) for e in found],
-                    [float(e.measures[column.key].value) for e in found],
-                    [e.measures[column.key].spread for e in found],
-                    _kind(found[0]),
+                    [_tokens(row, unit) for row in rows],
+                    [float(row.metrics[column.key].value) for row in rows],
+                    [row.metrics[column.key].spread for row in rows],
+                    _kind(rows[0]),
                     group,
+                    rows[0].initialization,
                 )
             )
-        yield Panel(f"{column.heading} against tokens", unit, column.heading, series, log=True)
+        title = f"{column.heading} against tokens"
+        yield Panel(title, unit, column.heading, series, log=True, apart=True)
 
 
 def _kind(entry: ModelRow) -> str:
@@ -355,8 +201,8 @@ def _figure4(entries: list[ModelRow]) -> Iterator[Panel]:
     several = len({(e.source, e.tokens) for e in entries if e.pruned}) > 1
     for column in _shown(entries):
         lines: dict[str, list[tuple[float, float]]] = {}
-        for pruned, scratch, found, _ in pairs(entries):
-            cell = difference(pruned, scratch, column) if found in MATCHED else None
+        for pruned, scratch, setting, _ in pairs(entries):
+            cell = difference(pruned, scratch, column) if setting in MATCHED else None
             key: Any = (pruned.method, pruned.ratio)
             size = pruned.shape.get("nonzero", sizes.get(key))
             if cell is not None and cell.value is not None and size:
@@ -364,12 +210,11 @@ def _figure4(entries: list[ModelRow]) -> Iterator[Panel]:
                 point = (size / 1e9 if large else float(size), float(cell.value))
                 lines.setdefault(name, []).append(point)
         series = [
-            Series(name, [x for x, _ in sorted(points)], [y for _, y in sorted(points)], group=name)
-            for name, points in lines.items()
+            Series(name, [x for x, _ in points], [y for _, y in points], group=name, part=name)
+            for name, points in ((name, sorted(points)) for name, points in lines.items())
         ]
-        better = f"{column.heading}: pruned better by"
         unit = "billion parameters" if large else "parameters"
-        yield Panel("advantage of pruning", unit, better, series)
+        yield Panel(_advantage(column), unit, column.heading, series, zero=True)
 
 
 def _figure5(entries: list[ModelRow]) -> Iterator[Panel]:

@@ -9,43 +9,40 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import TYPE_CHECKING
 
+from prunecli.errors import InputError
 from prunecli.tables import matching, reference
 from prunecli.tables.entries import (
     AVERAGE,
     BASE,
-    MEASURES,
+    METRICS,
     SCRATCH,
     Metric,
     ModelRow,
     columns_of,
     difference,
+    incomparable_because,
     pairs,
-    unlike,
 )
 from prunecli.tables.render import Cell, Column, Row, Table, Value
+from prunecli.tables.runs import Runs
 
-if TYPE_CHECKING:
-    from prunecli.tables.collect import Models
-METHOD = Column("method", "method")
-RATIO = Column("ratio", "ratio", ".3g")
 IDENTITY = (
-    METHOD,
-    RATIO,
-    Column("initialization", "initialization"),
-    Column("train_tokens_b", "B tokens", ".4g"),
-    Column("minus", "minus"),
-    Column("minus_tokens_b", "its B tokens", ".4g"),
+    Column("method", "method", repeats=True),
+    Column("ratio", "ratio", ".3g", repeats=True),
+    Column("initialization", "initialization", repeats=True),
+    Column("train_tokens_b", "tokens (B)", ".4g", repeats=True),
+    Column("minus", "compared with", subtracted_from="initialization"),
+    Column("minus_tokens_b", "its tokens (B)", ".4g", subtracted_from="train_tokens_b"),
 )
 
 
-NAME = Column("name", "model")
+NAME = Column("name", "model", repeats=True)
 SEEDS = Column("seeds", "seeds")
-SOURCE = Column("source", "source")
+SOURCE = Column("source", "source", repeats=True)
 SIZES = tuple(Column(key, key) for key in ("layers", "hidden", "heads", "kv_heads", "ffn"))
 PARAMS = (Column("params", "parameters"), Column("nonzero", "non-zero"))
-PRINTED = (Column("params_b", "printed B"),)
+PUBLISHED = (Column("params_b", "paper (B)"),)
 LOSS = Column("loss", "loss", ".4f", lower_is_better=True)
 MATCHED = frozenset({matching.EQUAL_RETRAINING, matching.RELEASED})
 
@@ -67,30 +64,30 @@ class Layout:
     """One of the paper's tables.
 
     Attributes:
-        printed: the paper's own rows.
+        published: the paper's own rows.
         only: which of our entries belong into it.
-        shown: columns of sizes; the measures come after them, all or those named.
+        shown: columns of sizes; the metrics come after them, all or those named.
         ours: where our entries come from.
         settings: in which settings two rows have a difference row, and what is subtracted.
     """
 
     title: str
-    printed: Callable[[], list[ModelRow]]
+    published: Callable[[], list[ModelRow]]
     only: Callable[[ModelRow], bool] = _any
     shown: tuple[Column, ...] = ()
-    measures: tuple[str, ...] | None = None
+    metrics: tuple[str, ...] | None = None
     settings: frozenset[str] = frozenset()
     minus: str = ""
-    ours: "Callable[[Models], list[ModelRow]]" = lambda models: models.entries
+    ours: "Callable[[Runs], list[ModelRow]]" = lambda runs: runs.rows
 
 
 def _method(number: int) -> Callable[[], list[ModelRow]]:
     """Return the rows of one of Tables 12-15, which are the methods in order."""
 
     def rows() -> list[ModelRow]:
-        found = reference.entries("token-scaling")
-        methods = list(dict.fromkeys(entry.method for entry in found))
-        return [entry for entry in found if entry.method == methods[number - 12]]
+        entries = reference.entries("token-scaling")
+        methods = list(dict.fromkeys(entry.method for entry in entries))
+        return [entry for entry in entries if entry.method == methods[number - 12]]
 
     return rows
 
@@ -104,9 +101,9 @@ def _candidates(table: str) -> Layout:
         f"Table {table}: candidate shapes",
         lambda: reference.candidates(table),
         lambda entry: table in ("", entry.shape["table"]),
-        (*SIZES[1:], *PARAMS[:1], *PRINTED, LOSS, Column("selected", "selected")),
+        (*SIZES[1:], *PARAMS[:1], *PUBLISHED, LOSS, Column("selected", "selected")),
         (),
-        ours=lambda models: models.candidates,
+        ours=lambda runs: runs.candidates,
     )
 
 
@@ -123,12 +120,12 @@ SPEED = tuple(
 
 
 LAYOUTS: dict[str, Layout] = {
-    "table1": Layout("Table 1: shapes", reference.shapes, _any, (*SIZES, *PARAMS, *PRINTED), ()),
+    "table1": Layout("Table 1: shapes", reference.shapes, _any, (*SIZES, *PARAMS, *PUBLISHED), ()),
     "table2": Layout(
         "Table 2: equal retraining and equal total budget",
         lambda: reference.entries("equal-total"),
         _retrained,
-        measures=SHORT,
+        metrics=SHORT,
         settings=BUDGETS,
         minus="pruned",
     ),
@@ -136,7 +133,7 @@ LAYOUTS: dict[str, Layout] = {
     "table6": _candidates("6"),
     "table7": _candidates("7"),
     "table5-7": replace(
-        _candidates(""), title="Tables 5-7: candidate shapes", printed=reference.candidates
+        _candidates(""), title="Tables 5-7: candidate shapes", published=reference.candidates
     ),
     "table9": Layout(
         "Table 9: FLOPs of one forward of 2048 tokens, in 10^12",
@@ -145,8 +142,8 @@ LAYOUTS: dict[str, Layout] = {
         (
             *PARAMS,
             Column("tflops_exact", "TFLOPs", ".3f"),
-            Column("tflops_official", "as printed rule", ".3f"),
-            Column("tflops", "printed"),
+            Column("tflops_official", "paper's rule", ".3f"),
+            Column("tflops", "paper"),
             *SPEED,
         ),
         (),
@@ -178,10 +175,10 @@ def build(layout: Layout, entries: list[ModelRow]) -> Table:
     Pairs that are not token-matched get no difference row but a line that says why.
     """
     entries = _marked(entries)
-    measured = () if layout.measures == () else columns_of(entries)
-    if layout.measures:
-        own = tuple(column for column in measured if column not in MEASURES)
-        measured = (*(c for c in measured if c.key in layout.measures), *own)
+    measured = () if layout.metrics == () else columns_of(entries)
+    if layout.metrics:
+        own = tuple(column for column in measured if column not in METRICS)
+        measured = (*(c for c in measured if c.key in layout.metrics), *own)
         measured = tuple(sorted(measured, key=lambda column: column is AVERAGE))
     rows: list[Row] = []
     notes: list[str] = []
@@ -190,7 +187,21 @@ def build(layout: Layout, entries: list[ModelRow]) -> Table:
         differences, unfair = _differences(layout, group, measured)
         rows += differences
         notes += [note for note in unfair if note not in notes]
-    return Table(rows, _columns(layout, rows, measured), layout.title, notes)
+    columns = _columns(layout, rows, measured)
+    return Table(rows, columns, layout.title, notes, _legend(entries, rows))
+
+
+def _legend(entries: list[ModelRow], rows: list[Row]) -> list[str]:
+    """Return what the initializations mean that stand in these rows."""
+    lines: dict[str, None] = {}
+    for entry in entries:
+        if entry.pruned and entry.parent:
+            unit = " billion" if entry.source == "paper" else ""
+            trained = f"trained on {entry.parent[1:]}{unit} tokens" if entry.before else "released"
+            lines[f"{entry.initialization}: pruned from a parent that was {trained}"] = None
+    if any(row.get("minus") for row in rows):
+        lines["- NAME: the difference of two rows above, positive where NAME is worse"] = None
+    return list(lines)
 
 
 def _columns(layout: Layout, rows: list[Row], measured: tuple[Column, ...]) -> tuple[Column, ...]:
@@ -213,22 +224,22 @@ def _groups(layout: Layout, entries: list[ModelRow]) -> list[list[ModelRow]]:
 
     The paper's are apart by token count, too, where only equal counts are subtracted.
     """
-    found: dict[tuple[object, ...], list[ModelRow]] = {}
+    groups: dict[tuple[object, ...], list[ModelRow]] = {}
     apart = matching.EQUAL_TOTAL not in layout.settings
     for entry in entries:
         key: tuple[object, ...] = (entry.source, entry.parent)
         if layout.settings:
             tokens = entry.tokens if apart and entry.source == "paper" else None
             key = (entry.source, entry.method, str(entry.ratio), tokens)
-        found.setdefault(key, []).append(entry)
-    return list(found.values())
+        groups.setdefault(key, []).append(entry)
+    return list(groups.values())
 
 
 def _values(entry: ModelRow) -> Row:
     shape, notes = entry.shape, entry.shape.get("notes", {})
     row: Row = {
         "source": entry.source,
-        "name": Cell(entry.name, note=entry.wrong),
+        "name": Cell(entry.name, note=entry.integrity_error),
         "method": entry.method,
         "ratio": entry.ratio,
         "initialization": entry.initialization,
@@ -240,8 +251,8 @@ def _values(entry: ModelRow) -> Row:
         row["tflops_exact"] = shape["flops"] / 1e12
     if "flops_official" in shape:
         row["tflops_official"] = shape["flops_official"] / 1e12
-    for key, measure in entry.measures.items():
-        row[key] = Cell(measure.value, spread=measure.spread, note=measure.note)
+    for key, metric in entry.metrics.items():
+        row[key] = Cell(metric.value, spread=metric.spread, note=metric.note)
     return row
 
 
@@ -256,8 +267,8 @@ def _differences(
     rows: list[Row] = []
     unfair: dict[str, tuple[ModelRow, ModelRow]] = {}
     matched: list[ModelRow] = []
-    for pruned, scratch, found, why in pairs(group) if layout.settings else ():
-        if found not in layout.settings:
+    for pruned, scratch, setting, why in pairs(group) if layout.settings else ():
+        if setting not in layout.settings:
             if why and pruned.source == "ours":
                 line = f"not compared: {pruned.name} with {scratch.name}: {why}"
                 unfair[line] = (pruned, scratch)
@@ -274,7 +285,7 @@ def _differences(
                 "train_tokens_b": _billions(row.tokens, row.source),
                 "minus": minus.initialization,
                 "minus_tokens_b": _billions(minus.tokens, minus.source),
-                "setting": found,
+                "setting": setting,
             }
             | {column.key: difference(row, minus, column) for column in measured}
         )
@@ -286,31 +297,44 @@ def _differences(
 def _marked(entries: list[ModelRow]) -> list[ModelRow]:
     """Return entries whose cells say where they differ from most of their column.
 
-    Figures on other tokens, by another tokenizer, task version or metric look the same but are not.
+    Values on other tokens, by another tokenizer, task version or metric look the same but are not.
     """
     usual: dict[str, Metric] = {}
-    for column in {key for entry in entries for key in entry.measures}:
-        found = [e.measures[column] for e in entries if column in e.measures and e.source == "ours"]
-        if found:
-            most = Counter(measure.protocol for measure in found).most_common(1)[0][0]
-            usual[column] = next(m for m in found if m.protocol == most)
+    for column in {key for entry in entries for key in entry.metrics}:
+        ours = [e.metrics[column] for e in entries if column in e.metrics and e.source == "ours"]
+        if ours:
+            most = Counter(metric.protocol for metric in ours).most_common(1)[0][0]
+            usual[column] = next(metric for metric in ours if metric.protocol == most)
     return [_against(entry, usual) for entry in entries]
 
 
 def _against(entry: ModelRow, usual: dict[str, Metric]) -> ModelRow:
     if entry.source != "ours":
         return entry
-    measures = {}
-    for key, measure in entry.measures.items():
-        other = unlike(measure, usual[key])
-        notes = filter(None, (measure.note, f"unlike most of its column: {other}" if other else ""))
-        measures[key] = replace(measure, note="; ".join(notes))
-    return replace(entry, measures=measures)
+    metrics = {}
+    for key, metric in entry.metrics.items():
+        other = incomparable_because(metric, usual[key])
+        notes = filter(None, (metric.note, f"unlike most of its column: {other}" if other else ""))
+        metrics[key] = replace(metric, note="; ".join(notes))
+    return replace(entry, metrics=metrics)
 
 
 def select(layout: Layout, entries: Iterable[ModelRow]) -> list[ModelRow]:
     """Return those of our entries that belong into a layout, ordered as its rows are."""
-    found = [entry for entry in entries if layout.only(entry)]
+    chosen = [entry for entry in entries if layout.only(entry)]
     return sorted(
-        found, key=lambda e: (e.method, float(e.ratio or 0), float(e.tokens or 0), e.initialization)
+        chosen,
+        key=lambda e: (e.method, float(e.ratio or 0), float(e.tokens or 0), e.initialization),
     )
+
+
+def rows_of_layout(runs: Runs, name: str, paper: str | None) -> list[ModelRow]:
+    """Return what belongs into one of LAYOUTS, the paper's own rows first where it is asked for.
+
+    Raises InputError where nothing does.
+    """
+    layout = LAYOUTS[name]
+    ours = select(layout, layout.ours(runs))
+    if not ours and paper is None:
+        raise InputError(f"nothing for layout '{name}' among these sidecars")
+    return ([] if paper is None else layout.published()) + ours

@@ -1,6 +1,6 @@
 """Which runs are token-matched, proven from the histories in their sidecars.
 
-What a model has seen is a multiset of rows: how often each row of each set (told by its digest)
+What a model has seen is a multiset of rows: how often each row of each set (known by its digest)
 was trained on, along the whole ancestry. Two models are matched when these are equal, not when
 some option was. In the paper's terms (arXiv 2606.14150), with S trained from scratch, P
 before pruning and R after it:
@@ -23,7 +23,7 @@ EQUAL_TOTAL = "S_{M+N} vs P_M-R_N"
 RELEASED = "S_N vs Meta-R_N"
 
 
-# per set of rows: pieces [start, stop) and how often their rows were seen, joined where equal
+# per set of rows: segments [start, stop) and how often their rows were seen, joined where equal
 RowsSeen = dict[str, tuple[tuple[int, int, int], ...]]
 
 
@@ -37,18 +37,18 @@ class TrainingHistory:
     after: RowsSeen
 
 
-def lineage(record: Sidecar) -> TrainingHistory:
+def training_history(record: Sidecar) -> TrainingHistory:
     """Read a checkpoint's history; the last pruning divides it."""
     steps = record.history
     cuts = [index for index, step in enumerate(steps) if step.command == "prune"]
     last = cuts[-1] if cuts else -1
     born = bool(steps) and steps[0].command == "init" and not cuts
     return TrainingHistory(
-        bool(cuts), born, exposure(steps[: last + 1]), exposure(steps[last + 1 :])
+        bool(cuts), born, rows_seen(steps[: last + 1]), rows_seen(steps[last + 1 :])
     )
 
 
-def exposure(steps: Iterable[HistoryStep]) -> RowsSeen:
+def rows_seen(steps: Iterable[HistoryStep]) -> RowsSeen:
     """Return which rows these steps trained on, and how often."""
     changes: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
     for step in steps:
@@ -59,36 +59,36 @@ def exposure(steps: Iterable[HistoryStep]) -> RowsSeen:
             start, stop = extra["range"]
             # rows read in all; the first few of an unfinished epoch once more than the others
             times, more = divmod(extra["passes"], stop - start)
-            found = changes[entry.digest]
-            found[start] += times + 1
-            found[start + more] -= 1
-            found[stop] -= times
-    return {digest: pieces for digest, c in changes.items() if (pieces := _pieces(c))}
+            counts = changes[entry.digest]
+            counts[start] += times + 1
+            counts[start + more] -= 1
+            counts[stop] -= times
+    return {digest: segments for digest, c in changes.items() if (segments := _segments(c))}
 
 
-def _pieces(changes: dict[int, int]) -> tuple[tuple[int, int, int], ...]:
-    pieces: list[tuple[int, int, int]] = []
+def _segments(changes: dict[int, int]) -> tuple[tuple[int, int, int], ...]:
+    segments: list[tuple[int, int, int]] = []
     times = 0
     for start, stop in pairwise(sorted(changes)):
         times += changes[start]
         if not times:
             continue
-        if pieces and pieces[-1][1:] == (start, times):
-            pieces[-1] = (pieces[-1][0], stop, times)
+        if segments and segments[-1][1:] == (start, times):
+            segments[-1] = (segments[-1][0], stop, times)
         else:
-            pieces.append((start, stop, times))
-    return tuple(pieces)
+            segments.append((start, stop, times))
+    return tuple(segments)
 
 
 def added(one: RowsSeen, other: RowsSeen) -> RowsSeen:
-    """Return what two exposures are together."""
+    """Return what two models have seen together."""
     total = {}
     for digest in one.keys() | other.keys():
         changes: dict[int, int] = defaultdict(int)
         for start, stop, times in (*one.get(digest, ()), *other.get(digest, ())):
             changes[start] += times
             changes[stop] -= times
-        total[digest] = _pieces(changes)
+        total[digest] = _segments(changes)
     return total
 
 
@@ -102,7 +102,7 @@ def disjoint(one: RowsSeen, other: RowsSeen) -> bool:
     )
 
 
-def setting(pruned: TrainingHistory, scratch: TrainingHistory) -> tuple[str | None, str]:
+def comparison_setting(pruned: TrainingHistory, scratch: TrainingHistory) -> tuple[str | None, str]:
     """Return in which of the paper's settings two models are matched, or None and why not."""
     seen = added(scratch.before, scratch.after)
     if not seen:
@@ -116,14 +116,14 @@ def setting(pruned: TrainingHistory, scratch: TrainingHistory) -> tuple[str | No
         if disjoint(pruned.before, pruned.after):
             return EQUAL_TOTAL, ""
         return None, "the pruned model was retrained on rows that its parent had seen"
-    return None, f"scratch saw {told(seen)}, retraining {told(pruned.after)}"
+    return None, f"scratch saw {described(seen)}, retraining {described(pruned.after)}"
 
 
 Histories = Mapping[str, Sequence[HistoryStep]]
 
 
 def histories(records: Iterable[Sidecar]) -> dict[str, Sequence[HistoryStep]]:
-    """Return how every model came about that these records know of, by the id of its last step."""
+    """Return the steps to every model that these records name, by the id of the last."""
     return {
         step.id: record.history[: number + 1]
         for record in records
@@ -136,17 +136,17 @@ def zeros(record: Sidecar, known: Histories) -> str | None:
 
     Counting them would not do: trained weights round to zero, and untrained biases are.
     """
-    found = _zeros(record.history, known)
-    # nothing tells of the model that had them first, but what was removed is told
+    step = _zeros(record.history, known)
+    # nothing is recorded of the model that had them first, but what was removed is
     sparse = str(record.results.get("granularity")).startswith("weights")
-    return found if sparse or not _unknown(found) else None
+    return step if sparse or not _unknown(step) else None
 
 
 UNKNOWN = "those of "
 
 
-def _unknown(found: str | None) -> bool:
-    return found is not None and found.startswith(UNKNOWN)
+def _unknown(step: str | None) -> bool:
+    return step is not None and step.startswith(UNKNOWN)
 
 
 def _zeros(
@@ -157,22 +157,22 @@ def _zeros(
     A scratch twin holds those of the model that it is like; training keeps them, drops them or
     takes those of another.
     """
-    found: str | None = None
+    origin: str | None = None
     for step in steps:
         by_role = {entry.role: entry for entry in step.inputs}
         masks, other = step.options.get("masks"), by_role.get("masks")
         if step.command == "init":
             other = by_role.get("like") if masks == "keep" else None
         if step.command == "prune" and step.options.get("sparsity") is not None:
-            found = step.id
+            origin = step.id
         elif step.command == "train" and masks == "drop":
-            found = None
+            origin = None
         elif other is not None:
             key = other.id or ""
-            found = f"{UNKNOWN}{key or other.digest}"
+            origin = f"{UNKNOWN}{key or other.digest}"
             if key in known and key not in walked:
-                found = _zeros(known[key], known, walked | {key})
-    return found
+                origin = _zeros(known[key], known, walked | {key})
+    return origin
 
 
 def recipe(record: Sidecar, known: Histories) -> list[Any]:
@@ -189,12 +189,12 @@ def recipe(record: Sidecar, known: Histories) -> list[Any]:
             [
                 step.command,
                 seedless(step.options),
-                [told_of(entry, step, own, walked) for entry in step.inputs],
+                [content_of(entry, step, own, walked) for entry in step.inputs],
             ]
             for step in steps
         ]
 
-    def told_of(
+    def content_of(
         entry: Input, step: HistoryStep, own: set[str], walked: frozenset[str]
     ) -> list[Any]:
         extra, key = entry.model_extra or {}, entry.id or ""
@@ -214,16 +214,16 @@ def recipe(record: Sidecar, known: Histories) -> list[Any]:
     return of(record.history, frozenset())
 
 
-def seedless(found: Any) -> Any:
+def seedless(content: Any) -> Any:
     """Return plain JSON without any seed in it."""
-    if isinstance(found, dict):
-        return {key: seedless(value) for key, value in found.items() if key != "seed"}
-    return [seedless(value) for value in found] if isinstance(found, list) else found
+    if isinstance(content, dict):
+        return {key: seedless(value) for key, value in content.items() if key != "seed"}
+    return [seedless(value) for value in content] if isinstance(content, list) else content
 
 
-def told(found: RowsSeen) -> str:
-    """Return an exposure in words: first letters of each digest, ranges, repetitions."""
+def described(seen: RowsSeen) -> str:
+    """Return the rows seen in words: first letters of each digest, ranges, repetitions."""
     return " and ".join(
-        f"{digest[:8]}:" + ",".join(f"{a}:{b}" + (f" x{n}" * (n > 1)) for a, b, n in pieces)
-        for digest, pieces in sorted(found.items())
+        f"{digest[:8]}:" + ",".join(f"{a}:{b}" + (f" x{n}" * (n > 1)) for a, b, n in segments)
+        for digest, segments in sorted(seen.items())
     )

@@ -2,184 +2,211 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from prunecli.errors import InputError
 from prunecli.files import sidecar
 from prunecli.files.sidecar import Sidecar
 from prunecli.measuring.harness import is_accuracy
-from prunecli.tables.collect import STALE, Models, dtype_of, name_of
+from prunecli.tables.collect import name_of
+from prunecli.tables.metrics import dtype_of
 from prunecli.tables.render import Cell, Column, Row, Table
+from prunecli.tables.runs import OUTDATED, Pair, Runs
 
 COLUMNS = (
-    Column("model", "model"),
+    Column("model", "model", repeats=True),
     Column("method", "method"),
-    Column("granularity", "granularity"),
+    Column("granularity", "granularity", detail=True),
     Column("ratio", "block ratio", ".4f"),
-    Column("params", "parameters"),
+    Column("params", "parameters", detail=True),
     Column("nonzero", "non-zero"),
-    Column("tflops", "TFLOPs", ".5g"),
-    Column("trained", "trained tokens"),
-    Column("matched", "token-matched with"),
+    Column("tflops", "TFLOPs", ".5g", detail=True),
+    Column("trained", "trained tokens", detail=True),
+    Column("matched", "token-matched with", detail=True),
     Column("data", "data"),
-    Column("tokens", "tokens"),
+    Column("tokens", "tokens", detail=True),
     Column("loss", "loss", ".4f"),
     Column("perplexity", "perplexity", ".6g"),
     Column("accuracy", "accuracy", ".2f"),
-    Column("sd", "sd", ".2f"),
-    Column("seconds", "seconds", ".1f"),
-    Column("peak_mb", "peak MB", ".0f"),
-    Column("metric", "metric"),
-    Column("value", "value", ".6g"),
-    Column("dtype", "computed in"),
+    Column("sd", "sd", ".2f", detail=True),
+    Column("seconds", "seconds", ".1f", detail=True),
+    Column("peak_mb", "peak MB", ".0f", detail=True),
+    Column("metric", "metric", detail=True),
+    Column("value", "value", ".6g", detail=True),
+    Column("dtype", "computed in", detail=True),
 )
 
 
 PAIR_COLUMNS = (
-    Column("pruned", "pruned"),
-    Column("scratch", "scratch"),
-    Column("matched", "matched"),
+    Column("pruned", "pruned", repeats=True),
+    Column("scratch", "scratch", repeats=True),
+    Column("matched", "matched", detail=True),
     Column("setting", "setting"),
-    Column("method", "method"),
-    Column("params", "parameters"),
-    Column("nonzero", "non-zero"),
-    Column("data", "data"),
+    Column("method", "method", detail=True),
+    Column("params", "parameters", detail=True),
+    Column("nonzero", "non-zero", detail=True),
+    Column("data", "data", detail=True),
     Column("pruned_loss", "loss pruned", ".4f"),
     Column("scratch_loss", "loss scratch", ".4f"),
     Column("difference", "scratch - pruned", ".4f"),
-    Column("why", "why not"),
+    Column("why", "why not matched"),
 )
 
 
 LAYOUTS = ("models", "pairs")
 
 
-def build(models: Models, layout: str) -> Table:
+def build(runs: Runs, layout: str) -> Table:
     """Return one of LAYOUTS; raise InputError if nothing belongs into it."""
-    rows = _pairs(models) if layout == "pairs" else _rows(models)
+    rows, columns, what = (
+        (_pair_rows(runs), PAIR_COLUMNS, "pair of a pruned and a scratch model of one size")
+        if layout == "pairs"
+        else (_model_rows(runs), COLUMNS, "model")
+    )
     if not rows:
-        missing = (
-            "pair of a pruned and a scratch model of one size" if layout == "pairs" else "model"
-        )
-        raise InputError(f"no {missing} among these sidecars")
-    return Table(rows, PAIR_COLUMNS if layout == "pairs" else COLUMNS)
+        raise InputError(f"no {what} among these sidecars")
+    return Table(rows, columns)
 
 
-def _rows(models: Models) -> list[Row]:
-    partners = _partners(models)
-    rows = [
-        _row(models, path, key, record, measured, partners)
-        for path, record, key in models.evaluations()
-        for measured in (*record.results["data"], *_figures(record))
-    ]
+# -- models --------------------------------------------------------------------------------------
+
+
+def _model_rows(runs: Runs) -> list[Row]:
+    """Return a row for every model and measurement, then for the models that were not measured."""
+    models, partners = runs.models, _partners(runs)
+    rows: list[Row] = []
+    for path, record, key in models.evaluations():
+        model = _model(runs, key, path, partners, record)
+        rows += [model | one for one in (*_losses(record), *_task_metrics(record))]
     evaluated = {key for _, _, key in models.evaluations()}
     rows += [
-        _row(models, path, key, None, {}, partners)
-        for key, (path, _) in models.made.items()
+        _model(runs, key, path, partners)
+        for key, (path, _) in models.checkpoints.items()
         if key not in evaluated
     ]
     return list({repr(row): row for row in rows}.values())
 
 
-def _figures(record: Sidecar) -> Iterator[dict[str, Any]]:
+def _partners(runs: Runs) -> dict[str, str]:
+    """Return for every model the names of those that it is token-matched with."""
+    partners: dict[str, list[str]] = {}
+    for pair in runs.pairs:
+        if pair.setting is not None:
+            for one, other in ((pair.pruned, pair.scratch), (pair.scratch, pair.pruned)):
+                partners.setdefault(one, []).append(runs.models.name(other))
+    return {key: ", ".join(names) for key, names in partners.items()}
+
+
+def _model(
+    runs: Runs,
+    key: str | None,
+    path: Path,
+    partners: dict[str, str],
+    evaluation: Sidecar | None = None,
+) -> Row:
+    """Return what is recorded of a model: how it was made, and how an evaluation read it."""
+    counts = evaluation.results if evaluation else {}
+    row: Row = {
+        "model": Cell(name_of(path)),
+        "method": "dense",
+        "ratio": 0.0,
+        "dtype": dtype_of(evaluation) if evaluation else None,
+    }
+    if key is not None:
+        path, record = runs.models.checkpoints[key]
+        counts = {**counts, **record.results}
+        error = runs.models.integrity_errors.get(key, "")
+        if evaluation and evaluation.inputs[0].digest != record.outputs.get("digest"):
+            error = error or OUTDATED
+        row |= {"model": Cell(name_of(path), note=error), **_making(path, record)}
+        row["matched"] = partners.get(key)
+    flops = counts.get("flops")
+    row["params"], row["tflops"] = counts.get("params"), None if flops is None else flops / 1e12
+    return row
+
+
+def _making(path: Path, record: Sidecar) -> Row:
+    results = record.results
+    # an evaluation records what its model is, not what it took to make it
+    whole = path.name == sidecar.FOLDER_SIDECAR
+    return {
+        "method": results.get("method") or record.made_by.command,
+        "granularity": results.get("granularity"),
+        "ratio": results.get("ratio"),
+        "nonzero": results.get("nonzero"),
+        "trained": sum(entry.count for entry in record.tokens.trained),
+        "seconds": record.run.seconds if whole else None,
+        "peak_mb": record.run.peak_bytes / 1e6 if whole else None,
+    }
+
+
+def _losses(record: Sidecar) -> Iterator[Row]:
+    """Yield the loss and perplexity of every D."""
+    for data in record.results["data"]:
+        keys = ("tokens", "loss", "perplexity")
+        yield {"data": data["source"], **{key: data.get(key) for key in keys}}
+
+
+def _task_metrics(record: Sidecar) -> Iterator[Row]:
     """Yield every metric of every task; those of older evaluations have no noise of their own."""
     for task in record.results.get("tasks", []):
         sigmas = {task["metric"]: task["sigma"], **task.get("sigmas", {})}
         for metric, value in {task["metric"]: task["value"], **task.get("metrics", {})}.items():
-            sigma = sigmas.get(metric)
-            told: dict[str, Any] = {"name": task["name"], "metric": metric, "value": value}
+            row: Row = {"data": task["name"], "metric": metric, "value": value}
             if is_accuracy(metric):
-                told |= {"accuracy": 100 * value, "sd": None if sigma is None else 100 * sigma}
-            yield told
+                sigma = sigmas.get(metric)
+                row |= {"accuracy": 100 * value, "sd": None if sigma is None else 100 * sigma}
+            yield row
 
 
-def _partners(models: Models) -> dict[str, list[str]]:
-    """Return for every model the names of those that it is token-matched with."""
-    found: dict[str, list[str]] = {}
-    for pair in models.twins:
-        if pair.setting is not None:
-            for one, other in ((pair.pruned, pair.scratch), (pair.scratch, pair.pruned)):
-                found.setdefault(one, []).append(name_of(models.made[other][0]))
-    return found
+# -- pairs ---------------------------------------------------------------------------------------
 
 
-def _pairs(models: Models) -> list[Row]:
-    losses: dict[str, dict[str, tuple[str, float, str]]] = {}
-    for _, record, key in models.evaluations():
-        for measured in record.results["data"]:
-            if key is not None:
-                found = (measured["source"], measured["loss"], dtype_of(record))
-                losses.setdefault(key, {})[measured["digest"]] = found
-    rows: list[Row] = []
-    for pair in models.twins:
+def _pair_rows(runs: Runs) -> list[Row]:
+    """Return a row for every pair and every D that both were measured on, or one without D."""
+    losses = _losses_by_tokens(runs)
+    rows = []
+    for pair in runs.pairs:
         ours, theirs = losses.get(pair.pruned, {}), losses.get(pair.scratch, {})
-        path, record = models.made[pair.pruned]
-        results = record.results
         for digest in sorted(ours.keys() & theirs.keys()) or [""]:
-            source, loss, dtype = ours.get(digest, (None, None, ""))
-            _, other, their = theirs.get(digest, (None, None, ""))
-            fair = pair.setting is not None and dtype == their
-            unlike = f"scratch was measured in {their}, pruned in {dtype}" if dtype != their else ""
-            rows.append(
-                {
-                    "pruned": name_of(path),
-                    "scratch": name_of(models.made[pair.scratch][0]),
-                    "matched": "no" if pair.setting is None else "yes",
-                    "setting": pair.setting,
-                    "method": results.get("method"),
-                    "params": results.get("params"),
-                    "nonzero": results.get("nonzero"),
-                    "data": source,
-                    "pruned_loss": loss,
-                    "scratch_loss": other,
-                    # a difference means something only where the comparison is fair
-                    "difference": other - loss
-                    if fair and loss is not None and other is not None
-                    else None,
-                    "why": pair.why or unlike or None,
-                }
-            )
+            rows.append(_pair_row(runs, pair, ours.get(digest), theirs.get(digest)))
     return rows
 
 
-def _row(
-    models: Models,
-    path: Path,
-    key: str | None,
-    evaluation: Sidecar | None,
-    measured: dict[str, Any],
-    partners: dict[str, list[str]],
-) -> Row:
-    """Return one row: a model's making beside one measurement of it."""
-    where, made = models.made[key] if key else (path, None)
-    whole = where.name == sidecar.FOLDER_SIDECAR
-    wrong = models.wrong.get(key, "") if key else ""
-    if made and evaluation and evaluation.inputs[0].digest != made.outputs.get("digest"):
-        wrong = wrong or STALE
-    results = made.results if made else {}
-    known = {**(evaluation.results if evaluation else {}), **results}
-    nonzero = results.get("nonzero")
-    flops = known.get("flops")
+Loss = tuple[str, float, str]  # its D, its value, and the type that it was computed in
+
+
+def _losses_by_tokens(runs: Runs) -> dict[str, dict[str, Loss]]:
+    """Return the losses of every model by the digest of the tokens."""
+    losses: dict[str, dict[str, Loss]] = {}
+    for _, record, key in runs.models.evaluations():
+        for data in record.results["data"]:
+            if key is not None:
+                loss = (data["source"], data["loss"], dtype_of(record))
+                losses.setdefault(key, {})[data["digest"]] = loss
+    return losses
+
+
+def _pair_row(runs: Runs, pair: Pair, ours: Loss | None, theirs: Loss | None) -> Row:
+    results = runs.models.checkpoints[pair.pruned][1].results
+    source, loss, dtype = ours or (None, None, "")
+    _, scratch_loss, scratch_dtype = theirs or (None, None, "")
+    # a difference means something only where the comparison is fair
+    fair = pair.setting is not None and dtype == scratch_dtype
+    difference = None
+    if fair and loss is not None and scratch_loss is not None:
+        difference = scratch_loss - loss
+    other = f"scratch was measured in {scratch_dtype}, pruned in {dtype}"
     return {
-        "model": Cell(name_of(where), note=wrong),
-        "method": results.get("method") or (made.made_by.command if made else "dense"),
-        "granularity": results.get("granularity"),
-        "ratio": results.get("ratio", None if made else 0.0),
-        "params": known.get("params"),
-        "nonzero": nonzero,
-        "tflops": None if flops is None else flops / 1e12,
-        "trained": sum(entry.count for entry in made.tokens.trained) if made else None,
-        "matched": ", ".join(partners.get(made.id, [])) or None if made else None,
-        "data": measured.get("source", measured.get("name")),
-        "tokens": measured.get("tokens"),
-        "loss": measured.get("loss"),
-        "perplexity": measured.get("perplexity"),
-        "accuracy": measured.get("accuracy"),
-        "sd": measured.get("sd"),
-        # an evaluation tells what its model is, not what it took to make it
-        "seconds": made.run.seconds if made and whole else None,
-        "peak_mb": made.run.peak_bytes / 1e6 if made and whole else None,
-        "metric": measured.get("metric"),
-        "value": measured.get("value"),
-        "dtype": dtype_of(evaluation) if evaluation else None,
+        "pruned": runs.models.name(pair.pruned),
+        "scratch": runs.models.name(pair.scratch),
+        "matched": "no" if pair.setting is None else "yes",
+        "setting": pair.setting,
+        "method": results.get("method"),
+        "params": results.get("params"),
+        "nonzero": results.get("nonzero"),
+        "data": source,
+        "pruned_loss": loss,
+        "scratch_loss": scratch_loss,
+        "difference": difference,
+        "why": pair.why or (other if dtype != scratch_dtype else None),
     }

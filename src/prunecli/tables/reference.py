@@ -33,7 +33,7 @@ def entries(name: str) -> list[ModelRow]:
 def _entry(row: dict[str, str]) -> ModelRow:
     """Return a row of token-scaling, equal-total, ratio-ablation or pruning-only."""
     deviations = read("noise")[0]
-    measures = {
+    metrics = {
         key: Metric(
             Decimal(text),
             sd=float(deviations[key]) if key in deviations else None,
@@ -51,7 +51,7 @@ def _entry(row: dict[str, str]) -> ModelRow:
         initialization=row.get("initialization") or (BASE if dense else f"{PRUNED}-{parent}"),
         tokens=Decimal(row["train_tokens_b"]) if "train_tokens_b" in row else None,
         before=Decimal(parent[1:]) if parent[1:].isdigit() else None,
-        measures=measures,
+        metrics=metrics,
         source="paper",
         parent=parent,
     )
@@ -76,22 +76,22 @@ def _run(row: dict[str, str]) -> tuple[str, ...]:
 
 @cache
 def _elsewhere() -> dict[tuple[tuple[str, ...], str], dict[str, str]]:
-    """Return for every run and column its printed values, each with the table that has it."""
+    """Return for every run and column its published values, each with the table that has it."""
     tables = {
         "Tables 12-15": "token-scaling",
         "Table 11": "ratio-ablation",
         "Table 16": "equal-total",
     }
-    found: dict[tuple[tuple[str, ...], str], dict[Decimal, list[str]]] = {}
+    tables_by_value: dict[tuple[tuple[str, ...], str], dict[Decimal, list[str]]] = {}
     for table, name in tables.items():
         for row in read(name):
             for key, text in row.items():
                 if key not in RUN:
-                    values = found.setdefault((_run(row), key), {})
+                    values = tables_by_value.setdefault((_run(row), key), {})
                     values.setdefault(Decimal(text), []).append(table)
     return {
         cell: {str(value): " and ".join(names) for value, names in values.items()}
-        for cell, values in found.items()
+        for cell, values in tables_by_value.items()
     }
 
 
@@ -100,10 +100,10 @@ def inconsistencies() -> list[str]:
     lines: dict[str, None] = {}
     for name in ("token-scaling", "ratio-ablation", "equal-total"):
         for entry in entries(name):
-            for key, measure in entry.measures.items():
-                if measure.note:
+            for key, metric in entry.metrics.items():
+                if metric.note:
                     run = f"{entry.name} {entry.initialization} {entry.tokens}B"
-                    lines[f"{run}, {key}: {measure.note}"] = None
+                    lines[f"{run}, {key}: {metric.note}"] = None
     for entry in [*shapes(), *candidates()]:
         lines |= {
             f"{entry.name}, {key}: {note}": None for key, note in entry.shape["notes"].items()
@@ -118,7 +118,7 @@ def parent() -> Arch:
 
 
 def shapes() -> list[ModelRow]:
-    """Return the models of Tables 1 and 9: printed and computed parameters and FLOPs."""
+    """Return the models of Tables 1 and 9: published and computed parameters and FLOPs."""
     return [_shape(row) for row in read("shapes")]
 
 
@@ -130,6 +130,7 @@ def candidates(table: str = "") -> list[ModelRow]:
 # parameters that the candidates of Tables 5-7 had to stay within: what reproduces them best, which
 # for Table 5 are not the sizes that it prints; half of the block linears where there is none
 BUDGETS = {"0.5": 4_540_600_320, "0.625": 3.1e9, "0.75": 2.1e9, "0.813": 1.6e9}
+NAMES, DETAILS = ("table", "method", "ratio"), ("kv_heads", "ffn_rule")
 SIZES = ("hidden", "heads", "kv_heads", "ffn")
 GRIDS = {table: axes for axes, table in TABLES.items()}
 
@@ -152,8 +153,12 @@ def searched() -> Table:
                 "selected": shape["selected"],
             }
         )
-    columns = tuple(Column(key, key.replace("_", " ")) for key in rows[0])
-    return Table(rows, columns, "Candidate shapes of the paper's Tables 5-7")
+    plain = {
+        key: Column(key, key.replace("_", " "), repeats=key in NAMES, detail=key in DETAILS)
+        for key in rows[0]
+    }
+    plain["flops"] = Column("flops", "TFLOPs", ".4g", unit=1e12)
+    return Table(rows, tuple(plain.values()), "Candidate architectures of the paper's Tables 5-7")
 
 
 @cache
@@ -172,14 +177,14 @@ def _shape(row: dict[str, str]) -> ModelRow:
     config |= {"num_key_value_heads": int(row["kv_heads"])}
     config["num_hidden_layers"] = int(row.get("layers") or dense.layers)
     arch, density = Arch(config), float(row.get("density", 1))
-    told = count_costs(arch, density, FLOPS_TOKENS)
+    costs = count_costs(arch, density, FLOPS_TOKENS)
     by_rule = count_costs(arch, density, FLOPS_TOKENS, official=True)
-    printed = Decimal(row["params_printed_b"])
+    published = Decimal(row["params_printed_b"])
     tflops = Decimal(row["tflops_printed"]) if "tflops_printed" in row else None
     notes = {}
     for key, value, exact in (
-        ("params_b", printed, told["nonzero"] / 1e9),
-        ("tflops", tflops, told["flops"] / 1e12),
+        ("params_b", published, costs["nonzero"] / 1e9),
+        ("tflops", tflops, costs["flops"] / 1e12),
     ):
         if value is not None and abs(float(value) - exact) > 0.05:
             notes[key] = f"printed {value}, its shape gives {exact:.3f}"
@@ -192,9 +197,9 @@ def _shape(row: dict[str, str]) -> ModelRow:
         shape={
             **sizes,
             "ffn": arch.ffn,
-            **{name: told[name] for name in ("params", "nonzero", "flops")},
+            **{name: costs[name] for name in ("params", "nonzero", "flops")},
             "flops_official": by_rule["flops"],
-            "params_b": printed,
+            "params_b": published,
             "tflops": tflops,
             "selected": row.get("selected", ""),
             "table": row.get("table", ""),

@@ -1,15 +1,15 @@
-"""A table of cells, and how it looks as aligned text, Markdown, CSV, LaTeX, JSON and HTML."""
+"""A table of cells, and how it looks as aligned text, Markdown, CSV, LaTeX and JSON."""
 
 import csv
-import html
 import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
 from prunecli.errors import UsageError, suggest
+from prunecli.tables.text import aligned
 
 FORMATS = ("rich", "md", "csv", "tex", "json")
 GREY = "within one standard deviation of its noise"
@@ -20,12 +20,29 @@ Value = str | int | float | Decimal | None
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its key in JSON and CSV, its heading, how it is printed, and which way is up."""
+    """One column: its key in JSON and CSV, its heading, how it is printed, and which way is up.
+
+    Attributes:
+        unit: what a value is divided by for people; CSV and JSON have it as it is.
+        repeats: names a row, so that it leads every block of a table that is folded.
+        detail: left out first where a terminal is too narrow.
+        subtracted_from: of a difference row, the column of what its value is subtracted from.
+    """
 
     key: str
     heading: str
     style: str = ""
     lower_is_better: bool = False
+    unit: float = 1.0
+    repeats: bool = False
+    detail: bool = False
+    subtracted_from: str = ""
+
+    def text(self, cell: "Cell") -> str:
+        """Return the value of one of its cells for people."""
+        if self.unit != 1 and isinstance(cell.value, int | float):
+            cell = replace(cell, value=cell.value / self.unit)
+        return cell.text(self.style)
 
 
 @dataclass(frozen=True)
@@ -38,8 +55,13 @@ class Cell:
     note: str = ""
     signed: bool = False
 
+    @property
+    def is_number(self) -> bool:
+        """Whether it holds a number."""
+        return isinstance(self.value, int | float | Decimal)
+
     def text(self, style: str) -> str:
-        """Return the value for people: as printed if it came from print, else by `style`."""
+        """Return the value for people: as published if it is the paper's, else by `style`."""
         if self.value is None:
             return ""
         if isinstance(self.value, Decimal):
@@ -57,21 +79,27 @@ Row = dict[str, "Cell | Value"]
 
 @dataclass
 class Table:
-    """Rows of cells by column key; `None` where nothing was measured."""
+    """Rows of cells by column key; `None` where nothing was measured.
+
+    `legend` explains values to whoever reads in a terminal, `whole` says where to find what that
+    does not show.
+    """
 
     rows: list[Row]
     columns: tuple[Column, ...]
     title: str = ""
     notes: list[str] = field(default_factory=list)
+    legend: list[str] = field(default_factory=list)
+    whole: str = "--format csv"
 
     def cells(self) -> list[list[Cell]]:
         """Return the cells of every row, in the order of the columns."""
-        return [[_cell(row.get(column.key)) for column in self.columns] for row in self.rows]
+        return [[as_cell(row.get(column.key)) for column in self.columns] for row in self.rows]
 
     def footnotes(self) -> dict[str, str]:
         """Return a letter for each note of a cell, in the order in which they appear."""
-        found = dict.fromkeys(cell.note for row in self.cells() for cell in row if cell.note)
-        return {note: _letters(index) for index, note in enumerate(found)}
+        notes = dict.fromkeys(cell.note for row in self.cells() for cell in row if cell.note)
+        return {note: _letters(index) for index, note in enumerate(notes)}
 
     def render(self, format: str) -> str:
         """Return the table as text; raise UsageError for a format that is none of FORMATS."""
@@ -87,11 +115,12 @@ class Table:
         return makers[format](self)
 
     def objects(self) -> list[dict[str, Any]]:
-        """Return each row as plain JSON: values by key, and what is told of single cells."""
+        """Return each row as plain JSON: values by key, and the notes on single cells."""
         return [_object(self.columns, row) for row in self.cells()]
 
 
-def _cell(value: "Cell | Value") -> Cell:
+def as_cell(value: "Cell | Value") -> Cell:
+    """Return a value as a cell."""
     return value if isinstance(value, Cell) else Cell(value)
 
 
@@ -111,13 +140,13 @@ def _object(columns: tuple[Column, ...], cells: list[Cell]) -> dict[str, Any]:
         key: float(cell.value) if isinstance(cell.value, Decimal) else cell.value
         for key, cell in named
     }
-    for name, found in (
+    for name, extra in (
         ("spread", {key: cell.spread for key, cell in named if cell.spread is not None}),
         ("within_noise", [key for key, cell in named if cell.grey]),
         ("notes", {key: cell.note for key, cell in named if cell.note}),
     ):
-        if found:
-            record[name] = found
+        if extra:
+            record[name] = extra
     return record
 
 
@@ -134,22 +163,25 @@ def _csv(table: Table) -> str:
     writer.writerow(keys + extra)
     for row in rows:
         record = _object(table.columns, row)
-        told = {
+        texts = {
             "spread": "; ".join(f"{k}: {v:.6g}" for k, v in record.get("spread", {}).items()),
             "within_noise": " ".join(record.get("within_noise", [])),
             "notes": "; ".join(f"{k}: {v}" for k, v in record.get("notes", {}).items()),
         }
         values = [cell.text("") if isinstance(cell.value, Decimal) else cell.value for cell in row]
-        writer.writerow(values + [told[name] for name in extra])
+        writer.writerow(values + [texts[name] for name in extra])
     return text.getvalue().rstrip("\n")
 
 
-def _shown(table: Table, grey: str, mark: str) -> list[list[str]]:
-    """Return cells as text; `grey` and `mark` say how noise and notes look in this format."""
+def shown_cells(table: Table, grey: str, mark: str) -> list[list[str]]:
+    """Return the text of every cell as [rows][columns].
+
+    `grey` and `mark` say how noise and notes look in this format.
+    """
     letters = table.footnotes()
 
     def show(cell: Cell, column: Column) -> str:
-        text = cell.text(column.style)
+        text = column.text(cell)
         if cell.grey:
             text = grey.format(text)
         return text + (mark.format(letters[cell.note]) if cell.note else "")
@@ -160,7 +192,7 @@ def _shown(table: Table, grey: str, mark: str) -> list[list[str]]:
     ]
 
 
-def _told(table: Table) -> list[str]:
+def notes_below(table: Table) -> list[str]:
     """Return the lines below a table: its own notes, then those of single cells."""
     grey = any(cell.grey for row in table.cells() for cell in row)
     return [
@@ -175,15 +207,15 @@ def _headings(table: Table) -> list[str]:
 
 
 def _text(table: Table) -> str:
-    body = aligned(_headings(table), _shown(table, "({})", "[{}]"))
-    return "\n".join([body, *([""] if _told(table) else []), *_told(table)])
+    body = aligned(_headings(table), shown_cells(table, "({})", "[{}]"))
+    return "\n".join([body, *([""] if notes_below(table) else []), *notes_below(table)])
 
 
 def _markdown(table: Table) -> str:
-    cells = _shown(table, "({})", "[{}]")
+    cells = shown_cells(table, "({})", "[{}]")
     lines = [_headings(table), ["---"] * len(table.columns), *cells]
     body = ["| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines]
-    return "\n".join([*body, *(f"\n{line}" for line in _told(table))])
+    return "\n".join([*body, *(f"\n{line}" for line in notes_below(table))])
 
 
 def _latex(table: Table) -> str:
@@ -202,61 +234,10 @@ def _latex(table: Table) -> str:
             escaped(text) if not cell.grey else rf"\textcolor{{gray}}{{{escaped(text)}}}"
             for text, cell in zip(texts, row, strict=True)
         ]
-        for texts, row in zip(_shown(plain, "{}", "[{}]"), table.cells(), strict=True)
+        for texts, row in zip(shown_cells(plain, "{}", "[{}]"), table.cells(), strict=True)
     ]
     body = [r"\toprule", line([escaped(h) for h in _headings(table)]), r"\midrule"]
     start = rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}"
     end = [r"\bottomrule", r"\end{tabular}"]
-    notes = [rf"\\ \footnotesize {escaped(note)}" for note in _told(table)]
+    notes = [rf"\\ \footnotesize {escaped(note)}" for note in notes_below(table)]
     return "\n".join([start, *body, *map(line, cells), *end, *notes])
-
-
-def as_html(table: Table) -> str:
-    """Return a <table> with its notes; values inside one standard deviation have class `grey`."""
-    letters = table.footnotes()
-
-    def cell(found: Cell, column: Column) -> str:
-        number = isinstance(found.value, int | float | Decimal)
-        names = " ".join(["number"] * number + ["grey"] * found.grey)
-        mark = f"<sup>{letters[found.note]}</sup>" if found.note else ""
-        return f'<td class="{names}">{html.escape(found.text(column.style))}{mark}</td>'
-
-    def row(cells: list[Cell]) -> str:
-        return "<tr>" + "".join(map(cell, cells, table.columns)) + "</tr>"
-
-    head = "".join(f"<th>{html.escape(heading)}</th>" for heading in _headings(table))
-    notes = "".join(f"<p class='note'>{html.escape(line)}</p>" for line in _told(table))
-    body = "\n".join(map(row, table.cells()))
-    return f"<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>{notes}"
-
-
-def aligned(headings: list[str], cells: list[list[str]]) -> str:
-    """Return columns aligned by spaces: never wrapped, never truncated, numbers to the right."""
-    rows = [headings, *cells]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(headings))]
-    number = [all(_numeric(row[i]) for row in cells) for i in range(len(headings))]
-
-    def line(row: list[str]) -> str:
-        padded = (
-            c.rjust(w) if right else c.ljust(w)
-            for c, w, right in zip(row, widths, number, strict=True)
-        )
-        return "  ".join(padded).rstrip()
-
-    return "\n".join([line(headings), line(["-" * width for width in widths]), *map(line, cells)])
-
-
-def _numeric(cell: str) -> bool:
-    try:
-        float(cell.partition("[")[0].partition(" ±")[0].strip("()") or "0")
-    except ValueError:
-        return False
-    return True
-
-
-def count(tokens: float) -> str:
-    """Return a count for people: three digits and a letter."""
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if tokens >= size:
-            return f"{tokens / size:.3g}{letter}"
-    return f"{tokens:.0f}"

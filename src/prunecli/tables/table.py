@@ -1,44 +1,111 @@
-"""`table`: sidecars, the paper's own rows, or both, in one layout."""
+"""`table`: sidecars and the paper's own rows as a table, a figure, a report or advice."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from prunecli.errors import InputError, OutputExists, UsageError, suggest
-from prunecli.settings import Output
-from prunecli.tables import own_layouts
+from prunecli.settings import Output, RunContext
+from prunecli.tables import advice, figures, own_layouts, terminal
 from prunecli.tables.collect import Models, collect
-from prunecli.tables.entries import ModelRow
-from prunecli.tables.layouts import LAYOUTS, build, select
+from prunecli.tables.layouts import LAYOUTS, build, rows_of_layout
 from prunecli.tables.render import Table
+from prunecli.tables.runs import Runs
 
 LAYOUT_NAMES = (*own_layouts.LAYOUTS, *LAYOUTS)
 SUFFIXES = {"plot": (".png", ".svg", ".pdf"), "html": (".html", ".htm")}
-
-
 DEFAULT, REFERENCE_DEFAULT, FIGURES_DEFAULT = "models", "table2", "table16"
+FIGURE_WIDTH = 100  # characters, where there is no terminal
 
 
-def table(paths: list[str], layout: str | None = None, reference: str | None = None) -> Table:
-    """Return one table of what lies in files and folders (searched to any depth).
+@dataclass(frozen=True)
+class TableRequest:
+    """What to show of the sidecars in some files and folders, and how.
 
-    Layouts: `models` has a row per model and measurement, `pairs` one for each pruned model beside
-    each scratch model of its size, told whether they are token-matched (matching.py); the others
-    are the paper's (layouts.py). `reference="paper"` adds the paper's own rows, or shows them
-    alone where there are no `paths`.
-    Raises UsageError for unknown names or neither paths nor reference, InputError for a path
-    without any sidecar, one that is damaged, or nothing that fits the layout.
+    Attributes:
+        paths: files, and folders that are searched to any depth; none are needed with a reference.
+        layout: `models` has a row per model and measurement, `pairs` one for each pruned model
+            beside each scratch model of its size; the others are the paper's (layouts.py).
+        reference: `paper` adds the paper's own rows, or shows them alone where there are no paths.
+        format: one of render.FORMATS.
+        figure: one of figures.FIGURES, as text or drawn into the file `plot`.
+        html: file for a report of tables, figures, histories and commands.
+        advise: whether to recommend pruning or training from scratch instead; `budget` is how many
+            tokens may be spent on training.
+        width: characters of the terminal that text is for; None: text is whole.
     """
-    return tabled(found(paths, reference), layout, reference)
+
+    paths: tuple[str, ...] = ()
+    layout: str | None = None
+    reference: str | None = None
+    format: str = "rich"
+    figure: str | None = None
+    plot: str | None = None
+    html: str | None = None
+    advise: bool = False
+    budget: float | None = None
+    width: int | None = None
 
 
-def found(paths: list[str], reference: str | None) -> Models:
-    """Return the models among some paths; none are needed beside a reference."""
-    if not paths and reference is None:
+@dataclass(frozen=True)
+class TableResult:
+    """What `table` has to show: text to print, the same as plain JSON, and the table itself.
+
+    `results` is None where the text is a figure, or the names of files that were written.
+    """
+
+    text: str
+    results: Any = None
+    table: Table | None = None
+
+
+def table(request: TableRequest, run: RunContext = RunContext()) -> TableResult:
+    """Compare runs in tables and figures, optionally beside the paper's results.
+
+    Raises UsageError for unknown names or neither paths nor reference; InputError for a path
+    without any sidecar, one that is damaged, or nothing that fits the layout; OutputExists.
+    """
+    _check(request)
+    runs = Runs(collect(list(request.paths)) if request.paths else Models())
+    if request.advise:
+        advised = advice.advise(runs, request.reference, request.budget)
+        return TableResult(advised.text(request.width), advised.results)
+    files = {name: path for name in SUFFIXES if (path := getattr(request, name)) is not None}
+    for name, path in files.items():
+        check_file(name, path, run.output)
+    shown = build_table(runs, request.layout, request.reference)
+    if request.html is not None:
+        from prunecli.tables import html
+
+        html.write(request.html, runs, shown, request.reference)
+    if request.plot is not None or request.figure is not None:
+        from prunecli.tables import draw
+
+        drawing = _drawing(request, runs)
+        if request.plot is None:
+            return TableResult(draw.as_text(drawing, request.width or FIGURE_WIDTH), table=shown)
+        draw.save(drawing, request.plot)
+    if not files:
+        text = terminal.shown(shown, request.format, request.width)
+        return TableResult(text, shown.objects(), shown)
+    for path in files.values():
+        run.report.detail(f"wrote {path}")
+    return TableResult("\n".join(files.values()), table=shown)
+
+
+def _check(request: TableRequest) -> None:
+    if request.budget is not None and not request.advise:
+        raise UsageError("--budget belongs to --advise")
+    if request.advise and (request.layout or request.figure or request.plot or request.html):
+        raise UsageError(
+            "--advise prints advice only", "leave out --layout, --figure, --plot, --html"
+        )
+    if not request.paths and request.reference is None:
         raise UsageError("no sidecars given", "give files or folders, or --reference paper")
-    return collect(paths) if paths else Models({}, [])
 
 
-def tabled(collected: Models, layout: str | None, reference: str | None) -> Table:
-    """Return one layout of models that were collected before."""
+def build_table(runs: Runs, layout: str | None, reference: str | None) -> Table:
+    """Return one layout of some runs; raise UsageError or InputError as `table` does."""
     if reference not in (None, "paper"):
         raise UsageError(f"unknown reference '{reference}'", "there is 'paper'")
     if layout is None:
@@ -48,17 +115,17 @@ def tabled(collected: Models, layout: str | None, reference: str | None) -> Tabl
     if layout in own_layouts.LAYOUTS:
         if reference is not None:
             raise UsageError(f"layout '{layout}' has no rows of the paper", "choose another layout")
-        return own_layouts.build(collected, layout)
-    return build(LAYOUTS[layout], chosen(collected, layout, reference))
+        return own_layouts.build(runs, layout)
+    return build(LAYOUTS[layout], rows_of_layout(runs, layout, reference))
 
 
-def chosen(collected: Models, layout: str | None, reference: str | None) -> list[ModelRow]:
-    """Return what belongs into one of the paper's layouts; without one, all that was retrained."""
-    wanted = LAYOUTS[layout if layout in LAYOUTS else FIGURES_DEFAULT]
-    ours = select(wanted, wanted.ours(collected))
-    if not ours and reference is None:
-        raise InputError(f"nothing for layout '{layout}' among these sidecars")
-    return ([] if reference is None else wanted.printed()) + ours
+def _drawing(request: TableRequest, runs: Runs) -> figures.Drawing:
+    """Return the figure asked for, or that of the layout, of what the layout or figure is about."""
+    number = request.figure or figures.figure_of(request.layout)
+    layout = request.layout or figures.FIGURES[number].layouts[0]
+    if layout not in LAYOUTS:  # one of our own: all that was retrained
+        layout = FIGURES_DEFAULT
+    return figures.drawing(rows_of_layout(runs, layout, request.reference), number)
 
 
 def check_file(option: str, path: str, output: Output) -> None:
@@ -66,10 +133,10 @@ def check_file(option: str, path: str, output: Output) -> None:
 
     UsageError for a name that says another kind of file, InputError for a folder, OutputExists.
     """
-    place, suffixes = Path(path), SUFFIXES[option]
-    if place.suffix not in suffixes:
+    file, suffixes = Path(path), SUFFIXES[option]
+    if file.suffix not in suffixes:
         raise UsageError(f"--{option} '{path}': expected a name ending in {' or '.join(suffixes)}")
-    if place.is_dir():
+    if file.is_dir():
         raise InputError(f"'{path}' is a folder", "name a file")
-    if place.exists() and not output.force:
+    if file.exists() and not output.force:
         raise OutputExists(f"'{path}' exists", "use --force or move it away")
