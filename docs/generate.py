@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import typer
 
 from prunecli import __version__
-from prunecli.cli import options
+from prunecli.cli import help, options
 from prunecli.cli.app import COMMANDS, app
 from prunecli.files import sidecar
 
@@ -19,20 +19,23 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Option(NamedTuple):
-    """One option: its flags, what it takes (empty for a switch), the choices, and its help."""
+    """One option: its flags, what it takes (empty for a switch), the choices, help, and panel."""
 
     flags: tuple[str, ...]
     takes: str
     choices: tuple[str, ...]
     help: str
+    panel: str
 
 
 class Command(NamedTuple):
     """One command as its users see it."""
 
     name: str
+    panel: str
     usage: str
-    text: str
+    summary: str
+    text: tuple[str, ...]
     arguments: tuple[tuple[str, str], ...]
     options: tuple[Option, ...]
     examples: tuple[tuple[str, str], ...]
@@ -45,44 +48,40 @@ def commands() -> list[Command]:
 
 
 def _command(group: Any, name: str) -> Command:
-    command = group.commands[name]
+    command, entry = group.commands[name], COMMANDS[name]
     context = command.make_context(name, [], resilient_parsing=True)
-    arguments, found = [], []
-    for parameter in command.get_params(context):
-        record = parameter.get_help_record(context)
-        if parameter.param_type_name == "argument":
-            assert record is not None, "arguments have help"
-            arguments.append((record[0].split(" <")[0], parameter.help or ""))
-        elif record is not None:
-            found.append(_option(parameter, record))
-    text = " ".join((command.help or "").split("\n\n")[0].split())
-    rest = [" ".join(part.split()) for part in (command.help or "").split("\n\n")[1:]]
-    names = [metavar for metavar, _ in arguments]
-    usage = " ".join([f"prunecli {name}", "[OPTIONS]", *names])
     return Command(
         name,
-        usage,
-        "\n".join([text, *rest]),
-        tuple(arguments),
-        tuple(found),
-        COMMANDS[name][1],
+        entry.panel,
+        " ".join([f"prunecli {name}", *help.usage(command)]),
+        help.summary(command),
+        tuple(" ".join(part.split()) for part in command.help.split("\n\n")),
+        tuple((p.metavar, p.help) for p in command.params if p.param_type_name == "argument"),
+        tuple(
+            _option(parameter, panel)
+            for panel, parameters in help.panels(command, context).items()
+            for parameter in parameters
+        ),
+        entry.examples,
     )
 
 
-def _option(parameter: Any, record: tuple[str, str]) -> Option:
-    flags = tuple(parameter.opts) + tuple(parameter.secondary_opts)
-    switch = parameter.is_flag
-    metavar = "" if switch else record[0].split(" ", 1)[-1].strip()
-    parts = metavar.split("|")
-    listed = len(parts) > 1 or parts[0] in ("official",)
-    # NAME stands for any other
-    choices = tuple(part for part in parts if part != "NAME") if listed else ()
-    return Option(flags, metavar, choices, " ".join(record[1].split()))
+def _option(parameter: Any, panel: str) -> Option:
+    _, text = help.described(parameter)
+    takes = "" if parameter.is_flag else parameter.metavar
+    listed = options.CHOICES.get(parameter.opts[0].lstrip("-"))
+    parts = takes.split("|")
+    if listed is None and len(parts) > 1 and not {"DIR", "N", "R"} & set(parts):
+        listed = tuple(parts)
+    return Option(tuple(parameter.opts), takes, listed or (), text, panel)
 
 
-def summary(command: Command) -> str:
-    """Return a command's first sentence, without its stop."""
-    return command.text.split("\n")[0].rstrip(".")
+def by_panel(found: Any) -> dict[str, list[Any]]:
+    """Return commands or options by the heading under which help lists them."""
+    groups: dict[str, list[Any]] = {}
+    for one in found:
+        groups.setdefault(one.panel, []).append(one)
+    return groups
 
 
 # ---------------------------------------------------------------- man pages
@@ -106,7 +105,7 @@ def page(name: str, short: str, sections: list[tuple[str, list[str]]]) -> str:
 def status_section() -> tuple[str, list[str]]:
     """Return the exit statuses, which all pages share."""
     body: list[str] = []
-    for code, what in options.EXIT_STATUS.items():
+    for code, what in help.EXIT_STATUS.items():
         body += [".TP", f".B {code}", roff(what)]
     return "EXIT STATUS", body
 
@@ -126,19 +125,25 @@ ENVIRONMENT = (
 def command_page(command: Command) -> str:
     """Return the page of one command."""
     body: list[str] = []
-    for paragraph in command.text.split("\n"):
+    for paragraph in command.text:
         body += [".PP", roff(paragraph)]
     arguments: list[str] = []
-    for metavar, help in command.arguments:
-        arguments += [".TP", f".I {roff(metavar)}", roff(help)]
+    for metavar, text in command.arguments:
+        arguments += [".TP", f".I {roff(metavar)}", roff(text)]
     found: list[str] = []
-    for option in command.options:
-        flags = ", ".join(f"\\fB{roff(flag)}\\fR" for flag in option.flags)
-        takes = f" \\fI{roff(option.takes)}\\fR" if option.takes else ""
-        found += [".TP", flags + takes, roff(option.help)]
+    for panel, group in by_panel(command.options).items():
+        found.append(f".SS {roff(panel)}")
+        for option in group:
+            flags = ", ".join(f"\\fB{roff(flag)}\\fR" for flag in option.flags)
+            takes = f" \\fI{roff(option.takes)}\\fR" if option.takes else ""
+            found += [".TP", flags + takes, roff(option.help)]
     examples: list[str] = []
     for what, line in command.examples:
-        examples += [".TP", f"{roff(what)}:", f".B {roff('prunecli ' + line)}"]
+        examples += [
+            ".TP",
+            f"{roff(what[:1].upper() + what[1:])}:",
+            f".B {roff('prunecli ' + line)}",
+        ]
     others = ", ".join(f"\\fBprunecli\\-{n}\\fR(1)" for n in COMMANDS if n != command.name)
     sections = [
         ("SYNOPSIS", [f".B {roff(command.usage)}"]),
@@ -150,18 +155,17 @@ def command_page(command: Command) -> str:
         status_section(),
         ("SEE ALSO", [f"\\fBprunecli\\fR(1), {others}"]),
     ]
-    return page(f"prunecli-{command.name}", summary(command), [s for s in sections if s[1]])
+    return page(f"prunecli-{command.name}", command.summary, [s for s in sections if s[1]])
 
 
 def main_page(found: list[Command]) -> str:
     """Return the page of the program."""
     listed: list[str] = []
-    for command in found:
-        listed += [
-            ".TP",
-            f"\\fBprunecli\\-{command.name}\\fR(1)",
-            roff(command.text.split("\n")[0]),
-        ]
+    for panel, group in by_panel(found).items():
+        listed.append(f".SS {roff(panel)}")
+        for command in group:
+            name = f"prunecli-{command.name}"
+            listed += [".TP", f"\\fB{roff(name)}\\fR(1)", roff(command.summary)]
     text = (app.info.help or "").split("\n\n")
     sections = [
         ("SYNOPSIS", [".B prunecli", ".I COMMAND", "[OPTIONS] ..."]),
@@ -178,12 +182,14 @@ def main_page(found: list[Command]) -> str:
 
 def bash(found: list[Command]) -> str:
     """Return the completion script for bash."""
-    cases, values = [], {}
+    cases: list[str] = []
+    values: dict[tuple[str, ...], list[str]] = {}
     for command in found:
         flags = " ".join(flag for option in command.options for flag in option.flags)
         cases.append(f"        {command.name}) flags='{flags}' ;;")
-        values |= choices_of(command)
-    choices = [f"        {flag}) words='{' '.join(v)}' ;;" for flag, v in sorted(values.items())]
+        for flag, words in choices_of(command).items():
+            values.setdefault(words, []).append(f"{command.name}:{flag}")
+    choices = [f"        {'|'.join(w)}) words='{' '.join(v)}' ;;" for v, w in values.items()]
     names = " ".join(command.name for command in found)
     return f"""# bash completion for prunecli, generated by `make docs`
 _prunecli() {{
@@ -191,10 +197,14 @@ _prunecli() {{
     local command=${{COMP_WORDS[1]:-}} words= flags=
     COMPREPLY=()
     if ((COMP_CWORD == 1)); then
-        COMPREPLY=($(compgen -W '{names} --help --version' -- "$current"))
+        COMPREPLY=($(compgen -W '{names} help --help --version' -- "$current"))
         return
     fi
-    case $previous in
+    if ((COMP_CWORD == 2)) && [[ $command == help ]]; then
+        COMPREPLY=($(compgen -W '{names}' -- "$current"))
+        return
+    fi
+    case $command:$previous in
 {chr(10).join(choices)}
     esac
     if [[ -n $words ]]; then
@@ -243,24 +253,39 @@ def zsh(found: list[Command]) -> str:
                 if option.takes:
                     given = values.get(option.flags[0])
                     action = f":value:({' '.join(given)})" if given else ":value:_files"
-                lines.append(f"            '{flag}[{quoted(option.help)}]{action}'")
+                text = quoted(f"{option.panel}: {option.help}")
+                lines.append(f"            '{flag}[{text}]{action}'")
         lines.append("            '*:file:_files'")
         cases.append(f"        {command.name})\n          _arguments \\\n" + " \\\n".join(lines))
         cases.append("          ;;")
-    listed = "\n".join(f"    '{c.name}:{quoted(summary(c))}'" for c in found)
+    groups = by_panel(found)
+    listed = "\n".join(
+        f"  {panel.lower()}=(\n"
+        + "".join(f"    '{c.name}:{quoted(c.summary)}'\n" for c in group)
+        + "  )"
+        for panel, group in groups.items()
+    )
+    described = "\n".join(
+        f"      _describe -t {panel.lower()} {panel} {panel.lower()}" for panel in groups
+    )
     return f"""#compdef prunecli
 # zsh completion for prunecli, generated by `make docs`
 _prunecli() {{
-  local -a commands
-  commands=(
+  local -a {" ".join(panel.lower() for panel in groups)} help
 {listed}
-  )
+  help=('help:Explain a command')
   _arguments -C '--help[show help]' '--version[print the version]' \\
     '1:command:->command' '*::argument:->argument'
   case $state in
-    command) _describe command commands ;;
+    command)
+{described}
+      _describe -t help Help help
+      ;;
     argument)
       case $words[1] in
+        help)
+          _arguments '*:command:({" ".join(c.name for c in found)})'
+          ;;
 {chr(10).join(cases)}
       esac
       ;;
@@ -279,13 +304,16 @@ def fish(found: list[Command]) -> str:
     names = " ".join(command.name for command in found)
     lines = [
         "# fish completion for prunecli, generated by `make docs`",
-        f"set -l commands {names}",
+        f"set -l commands {names} help",
         'complete -c prunecli -n "not __fish_seen_subcommand_from $commands" -f -l version',
+        'complete -c prunecli -n "not __fish_seen_subcommand_from $commands" -f -k -a help '
+        "-d 'Help: Explain a command'",
+        f"complete -c prunecli -n '__fish_seen_subcommand_from help' -f -a '{names}'",
     ]
     for command in found:
         lines.append(
             'complete -c prunecli -n "not __fish_seen_subcommand_from $commands" -f '
-            f"-a {command.name} -d {quoted(summary(command))}"
+            f"-k -a {command.name} -d {quoted(command.panel + ': ' + command.summary)}"
         )
         values = choices_of(command)
         for option in command.options:
@@ -297,7 +325,7 @@ def fish(found: list[Command]) -> str:
             )
             lines.append(
                 f'complete -c prunecli -n "__fish_seen_subcommand_from {command.name}" {names_}'
-                f"{takes} -d {quoted(option.help)}"
+                f"{takes} -k -d {quoted(option.panel + ': ' + option.help)}"
             )
     return "\n".join(lines) + "\n"
 

@@ -246,10 +246,9 @@ def init(out: str, **words: Unpack[InitWords]) -> Result:
     from prunecli.training.init import init as verb
 
     rest: dict[str, Any] = dict(words)
-    request = _taken(InitRequest(), rest)
+    storage = {"dtype": rest.pop("dtype")} if "dtype" in rest else {}
     run = _run(out, rest)
-    _refuse_unknown(rest, InitWords)
-    return verb(request, run)
+    return verb(_built(InitRequest, InitWords, rest | storage), run)
 
 
 class TrainWords(RunWords, total=False):
@@ -320,7 +319,8 @@ def tokenize(source: str, out: str, seq_len: int, **words: Unpack[TokenizeWords]
 
     rest: dict[str, Any] = dict(words)
     run = _run(out, rest)
-    return verb(_built(TokenizeRequest, TokenizeWords, rest, source=source, seq_len=seq_len), run)
+    request = _built(TokenizeRequest, TokenizeWords, rest, source=source, seq_len=seq_len)
+    return verb(request, run)
 
 
 class EvalWords(WindowWords, RunWords, total=False):
@@ -356,7 +356,8 @@ def evaluate(model: str, out: str | None = None, **words: Unpack[EvalWords]) -> 
         _data({"data": source, **shared})
         for source in sources or ([] if tasks.names else [Data.source])
     )
-    return verb(_built(EvalRequest, EvalWords, rest, model=model, data=data, tasks=tasks), run)
+    request = _built(EvalRequest, EvalWords, rest, model=model, data=data, tasks=tasks)
+    return verb(request, run)
 
 
 class SpeedWords(RunWords, total=False):
@@ -385,7 +386,8 @@ def speed(model: str, out: str | None = None, **words: Unpack[SpeedWords]) -> Re
     rest: dict[str, Any] = dict(words)
     run = _run(out or "", rest)
     timing = _taken(rest.pop("timing", None) or Timing(), rest)
-    return verb(_built(SpeedRequest, SpeedWords, rest, model=model, timing=timing), run)
+    request = _built(SpeedRequest, SpeedWords, rest, model=model, timing=timing)
+    return verb(request, run)
 
 
 def check(path: str, *, deep: bool = False, report: Report = SILENT) -> list[str]:

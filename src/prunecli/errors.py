@@ -1,5 +1,7 @@
 """The errors that a user can see. Each is one line: what, got / expected, remedy."""
 
+LISTED = 80  # names in a message: there are thousands of tasks
+
 
 class PruneError(Exception):
     """Something failed while working (exit status 1).
@@ -44,14 +46,15 @@ class OutputExists(PruneError):
 
 
 class Stopped(PruneError):
-    """Stopped on request, with a state from which the same command goes on (exit status 75)."""
+    """Stopped on request, with a state from which a rerun resumes (exit status 75)."""
 
     exit_code = 75
 
 
 def suggest(name: str, known: list[str]) -> str:
-    """Return `: did you mean 'x'?` for the nearest of `known`, or else `; choose from` them all."""
+    """Return `: did you mean 'x'?` for the nearest of `known`, else all of them if few."""
     from difflib import get_close_matches
 
-    near = get_close_matches(name, known, n=1, cutoff=0.5)
-    return f": did you mean '{near[0]}'?" if near else f"; choose from {', '.join(known)}"
+    if near := get_close_matches(name, known, n=1, cutoff=0.5):
+        return f": did you mean '{near[0]}'?"
+    return f"; choose from {', '.join(known)}" if len(known) <= LISTED else ""

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from prunecli import errors
-from prunecli.settings import Amount, Compute, Data, Result
+from prunecli.settings import Amount, Compute, Data, Result, RunContext
 
 PRUNE = ("prune", "--method", "flap", "--ratio", "0.5")
 
@@ -24,21 +24,21 @@ def called(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     seen: dict[str, Any] = {}
 
     def stub(verb: str):
-        def act(model: str, *rest: Any, **given: Any) -> Result:
+        def act(request: Any, run: RunContext) -> Result:
+            model = getattr(request, "model", None)
             paths = [*seen.get("paths", []), model]
-            raises = seen.get("raises")
-            seen.update(given, model=model, rest=rest, verb=verb, paths=paths)
-            if raises is not None:
-                raises()
+            seen.update(vars(request) | vars(run) | {"model": model, "verb": verb, "paths": paths})
+            if seen.get("raises") is not None:
+                seen["raises"]()
             results = {"ratio": 0.5, "data": [DATA]}
-            return Result(rest[0] if rest else model, {"kind": verb}, results)
+            return Result(run.output.path or str(model), {"kind": verb}, results)
 
         return act
 
-    monkeypatch.setattr("prunecli.api.prune", stub("prune"))
-    monkeypatch.setattr("prunecli.api.calibrate", stub("calibrate"))
-    monkeypatch.setattr("prunecli.api.score", stub("score"))
-    monkeypatch.setattr("prunecli.api.init", stub("init"))
+    monkeypatch.setattr("prunecli.pruning.prune.prune", stub("prune"))
+    monkeypatch.setattr("prunecli.pruning.calibrate.calibrate", stub("calibrate"))
+    monkeypatch.setattr("prunecli.pruning.score.score", stub("score"))
+    monkeypatch.setattr("prunecli.training.init.init", stub("init"))
     monkeypatch.setattr("prunecli.measuring.eval.evaluate", stub("evaluate"))
     return seen
 
@@ -124,15 +124,27 @@ STATS, FIXED = ("--stats", "s"), ("--data", "t.safetensors:x")
 @pytest.mark.parametrize(
     ("flag", "why", "command"),
     [
-        ("--data c4", "--stats is what", (*PRUNE, *STATS, "in", "out")),
-        ("--nsamples 3", "--scores is what", (*PRUNE, "--scores", "s", "in", "out")),
-        ("--seq-len 8", "--plan is what", ("prune", "--plan", "p.json", "in", "out")),
-        ("--tokenizer t", "--stats is what", ("score", "--method", "flap", *STATS, "in", "out")),
+        ("--data c4", "cannot be combined with --stats", (*PRUNE, *STATS, "in", "out")),
+        (
+            "--nsamples 3",
+            "cannot be combined with --scores",
+            (*PRUNE, "--scores", "s", "in", "out"),
+        ),
+        (
+            "--seq-len 8",
+            "cannot be combined with --plan",
+            ("prune", "--plan", "p.json", "in", "out"),
+        ),
+        (
+            "--tokenizer t",
+            "cannot be combined with --stats",
+            ("score", "--method", "flap", *STATS, "in", "out"),
+        ),
         ("--tokenizer t", "token ids already", (*PRUNE, *FIXED, "in", "out")),
         ("--tokenizer t", "token ids already", ("calibrate", "--for", "flap", *FIXED, "in", "o")),
         ("--tokenizer t", "token ids already", ("score", "--method", "flap", *FIXED, "in", "o")),
         ("--tokenizer t", "token ids already", ("eval", *FIXED, "in")),
-        ("--masks drop", "the zeros of --like", ("init", "--config", "c.json", "out")),
+        ("--masks drop", "needs --like", ("init", "--config", "c.json", "out")),
         ("--allow-code", "--include-path", ("eval", "--tasks", "piqa", "in")),
         ("--nsamples 3", "not tasks", ("eval", "--tasks", "piqa", "in")),
         ("--buffer disk", "not tasks", ("eval", "--tasks", "piqa", "in")),
@@ -247,8 +259,10 @@ def test_a_reader_that_left_is_no_complaint(unbuffered) -> None:
     [
         (("prnue", "in", "out"), "prune"),
         (("prune", "--method", "wnda", "in", "out"), "did you mean 'wanda'?"),
-        (("prune", "--methd", "wanda", "in", "out"), "--method"),
-        (("prune", "--method", "wanda", "in"), "OUT"),
+        (("prune", "--methd", "wanda", "in", "out"), "unknown option --methd: did you mean"),
+        (("prune", "--method", "wanda", "in"), "missing argument OUT; see `prunecli prune --help`"),
+        (("tokenize", "in", "out"), "missing option --seq-len; see `prunecli tokenize --help`"),
+        (("prune", "in", "out", "--ratio"), "requires an argument; see `prunecli prune --help`"),
         (("prune", "--method", "wanda", "--ratio", "half", "in", "out"), "--ratio"),
         (("prune", "--method", "wanda", "--structure", "UL-MM", "in", "out"), "flap"),
         (("prune", "--method", "flap", "--structure", "UL-NN", "in", "out"), "UL-"),
@@ -454,13 +468,14 @@ def test_methods_and_families(run) -> None:
 
 
 def test_notes_go_to_stderr(run, monkeypatch) -> None:
-    def noisy(out: str, *, report: Any, **_: Any) -> Result:
+    def noisy(request: Any, run: RunContext) -> Result:
+        report = run.report
         report.note("a note")
         report.detail("a detail")
         assert list(report.track(range(3), "counting")) == [0, 1, 2]
-        return Result(out)
+        return Result(run.output.path)
 
-    monkeypatch.setattr("prunecli.api.init", noisy)
+    monkeypatch.setattr("prunecli.training.init.init", noisy)
     init = ("init", "--config", "c.json", "out")
     assert run(*init).err == "prunecli: a note\n"
     assert run(*init, "--quiet").err == ""

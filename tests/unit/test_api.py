@@ -14,7 +14,7 @@ import prunecli
 import tiny
 from prunecli import api
 from prunecli.errors import UsageError
-from prunecli.settings import Amount, Compute, Data, Output, RunContext
+from prunecli.settings import Amount, Compute, Data, InitRequest, Output, RunContext, Training
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "api.md"
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.S)
@@ -30,6 +30,8 @@ def names(*records: type) -> set[str]:
         (api.RunWords, names(Output, Compute, RunContext) - {"path"}),
         (api.AmountWords, names(Amount) | {"amount"}),
         (api.DataWords, names(Data) - {"source", "up_to", "asked"} | {"data"}),
+        (api.InitWords, names(Output, Compute, RunContext, InitRequest) - {"path"}),
+        (api.TrainWords, names(Output, Compute, RunContext, Training) - {"path", "model", "data"}),
     ],
 )
 def test_keywords_are_the_fields_of_records(words, fields):

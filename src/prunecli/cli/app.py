@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -16,9 +16,9 @@ from prunecli.cli import (
     check,
     eval,
     families,
+    help,
     init,
     methods,
-    options,
     prune,
     score,
     search_arch,
@@ -33,43 +33,49 @@ from prunecli.training import world
 PATIENCE = 20.0  # seconds
 
 
-COMMANDS: dict[str, tuple[Callable[..., None], tuple[tuple[str, str], ...]]] = {
-    "calibrate": (calibrate.calibrate, calibrate.EXAMPLES),
-    "score": (score.score, score.EXAMPLES),
-    "prune": (prune.prune, prune.EXAMPLES),
-    "search-arch": (search_arch.search_arch, search_arch.EXAMPLES),
-    "init": (init.init, init.EXAMPLES),
-    "tokenize": (tokenize.tokenize, tokenize.EXAMPLES),
-    "train": (train.train, train.EXAMPLES),
-    "eval": (eval.evaluate, eval.EXAMPLES),
-    "speed": (speed.speed, speed.EXAMPLES),
-    "table": (table.table, table.EXAMPLES),
-    "check": (check.check, check.EXAMPLES),
-    "methods": (methods.methods, methods.EXAMPLES),
-    "families": (families.families, families.EXAMPLES),
+class Entry(NamedTuple):
+    """A command, its examples, and the heading under which help lists it."""
+
+    run: Callable[..., None]
+    examples: tuple[tuple[str, str], ...]
+    panel: str
+
+
+COMMANDS = {
+    "prune": Entry(prune.prune, prune.EXAMPLES, "Prune"),
+    "search-arch": Entry(search_arch.search_arch, search_arch.EXAMPLES, "Prune"),
+    "calibrate": Entry(calibrate.calibrate, calibrate.EXAMPLES, "Prune"),
+    "score": Entry(score.score, score.EXAMPLES, "Prune"),
+    "init": Entry(init.init, init.EXAMPLES, "Train"),
+    "tokenize": Entry(tokenize.tokenize, tokenize.EXAMPLES, "Train"),
+    "train": Entry(train.train, train.EXAMPLES, "Train"),
+    "eval": Entry(eval.evaluate, eval.EXAMPLES, "Measure"),
+    "speed": Entry(speed.speed, speed.EXAMPLES, "Measure"),
+    "table": Entry(table.table, table.EXAMPLES, "Measure"),
+    "check": Entry(check.check, check.EXAMPLES, "Inspect"),
+    "methods": Entry(methods.methods, methods.EXAMPLES, "Inspect"),
+    "families": Entry(families.families, families.EXAMPLES, "Inspect"),
 }
 
 
 app = typer.Typer(
     name="prunecli",
+    cls=help.Group,
     help="Prune large language models from the shell.\n\n"
-    "Each command reads and writes files with a JSON sidecar: stdout is the path of what was made "
-    "(or the result), stderr is talk.",
+    "Results go to stdout, messages and progress to stderr. Every output has a JSON sidecar that "
+    "records how it was made.",
     rich_markup_mode=None,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-
-def epilog(examples: tuple[tuple[str, str], ...]) -> str:
-    """Return the end of a command's help: examples and exit statuses."""
-    lines = ["EXAMPLES", *(f"{what}: prunecli {line}" for what, line in examples)]
-    status = "; ".join(f"{code} {what}" for code, what in options.EXIT_STATUS.items())
-    return "\n\n".join([*lines, f"EXIT STATUS: {status}"])
-
-
-for _name, (_command, _examples) in COMMANDS.items():
-    app.command(_name, epilog=epilog(_examples))(_command)
+for _name, _entry in COMMANDS.items():
+    app.command(
+        _name,
+        cls=help.Command,
+        epilog=help.examples(_entry.examples),
+        rich_help_panel=_entry.panel,
+    )(_entry.run)
 
 
 def _version(wanted: bool) -> None:
@@ -81,14 +87,14 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def frame(
     version: Annotated[
-        bool, typer.Option("--version", help="print the version", callback=_version, is_eager=True)
+        bool, typer.Option("--version", help="show the version", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
     """Take the options that stand before a command."""
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
-    # an exception, so that temporary files are cleared on the way out
+    # an exception, so that temporary files are removed on the way out
     raise SystemExit(128 + number)
 
 
@@ -96,6 +102,8 @@ def main() -> None:
     """Run the command line; errors become one line on stderr and the documented exit status."""
     signal.signal(signal.SIGTERM, _terminated)
     arguments = sys.argv[1:]
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
     if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
         _fail(f"unknown command '{arguments[0]}'{suggest(arguments[0], list(COMMANDS))}", 2)
     try:
@@ -125,15 +133,27 @@ def main() -> None:
 
 
 def _parsing(error: Any) -> str:
-    """Return what the parser refuses; for a value that is of no use, which and where it is from."""
-    parameter, cause = getattr(error, "param", None), error.__cause__
-    if parameter is None or not hasattr(cause, "errors"):
-        return str(error.format_message())
-    (first, *_), flag = cause.errors(), parameter.opts[0]
-    value, variable = first["input"], getattr(parameter, "envvar", None)
-    given = any(argument.split("=")[0] in parameter.opts for argument in sys.argv)
-    source = f" (from {variable})" if variable and not given and variable in os.environ else ""
-    return f"{flag} '{value}'{source} {first['msg'].removeprefix('Input ')}"
+    """Return what the parser refuses and where to read on; for a bad value, where it is from."""
+    parameter: Any = getattr(error, "param", None)
+    cause: Any = error.__cause__
+    if hasattr(cause, "errors"):
+        (first, *_), flag = cause.errors(), parameter.opts[0]
+        value, variable = first["input"], getattr(parameter, "envvar", None)
+        explicit = any(argument.split("=")[0] in parameter.opts for argument in sys.argv)
+        source = (
+            f" (from {variable})" if variable and variable in os.environ and not explicit else ""
+        )
+        return f"{flag} '{value}'{source} {first['msg'].removeprefix('Input ')}"
+    message, kind = str(error.format_message()).rstrip("."), type(error).__name__
+    if kind == "MissingParameter":
+        name = parameter.metavar if parameter.param_type_name == "argument" else parameter.opts[0]
+        message = f"missing {parameter.param_type_name} {name}"
+    elif kind == "NoSuchOption":
+        message = f"unknown option {error.option_name}"
+        for near in error.possibilities or ():
+            return f"{message}: did you mean '{near}'?"
+    command = sys.argv[1] + " " if sys.argv[1] in COMMANDS else ""
+    return f"{message[:1].lower()}{message[1:]}; see `prunecli {command}--help`"
 
 
 def _unexpected(what: str) -> None:

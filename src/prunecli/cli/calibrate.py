@@ -4,54 +4,63 @@ from typing import Annotated
 
 import typer
 
-from prunecli.cli import console, options
-from prunecli.cli.options import option
+from prunecli.cli import console, options, records
+from prunecli.cli.options import PRUNE_PANEL, option
 from prunecli.errors import UsageError
 from prunecli.methods import registry
 
 
-@options.takes(options.DATA, options.STREAM, options.OUTPUT, options.TALK, options.CONFIG)
+@options.with_options(
+    options.only(options.AMOUNT, "ratio", "layers"),
+    options.COMPAT,
+    options.DATA,
+    options.STREAM,
+    options.OUTPUT,
+    options.VERBOSITY,
+    options.CONFIG,
+)
 def calibrate(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(metavar="IN", help="model folder, hf:org/name, or -")],
+    model: Annotated[
+        str, typer.Argument(metavar="IN", help="model folder, hf:org/name, or - for stdin")
+    ],
     out: Annotated[str, typer.Argument(metavar="OUT.safetensors", help="file to write")],
     methods: Annotated[
-        str, option("for", "methods to collect statistics for, with commas", metavar="M[,M...]")
+        str,
+        option("for", "methods to collect for, with commas", PRUNE_PANEL, metavar="NAME[,NAME...]"),
     ],
-    ratio: options.Ratio = None,
-    layers: options.Layers = None,
-    compat: options.CompatOption = None,
 ) -> None:
-    """Collect the statistics that methods need, of the dense model, into a file.
+    """Collect calibration statistics of the dense model.
 
-    One pass serves any number of methods. --ratio or --layers is for minitron-depth, which tries
-    every block of as many layers as will go.
+    One pass serves any number of methods. --ratio or --layers is for minitron-depth, which tests
+    removing every contiguous block of that many layers.
     """
-    report = options.settings(context)
-    (folder,) = options.from_stdin(model)
+    report = records.setup(context)
+    values = context.params
+    (folder,) = records.from_stdin(model)
     names = [name.strip() for name in methods.split(",") if name.strip()]
     if not names:
-        raise UsageError("--for names no method")
-    options.refuse_tokenizer(context, context.params["data"])
+        raise UsageError("--for names no method", "see `prunecli methods`")
+    records.refuse_tokenizer(context, values["data"])
 
     collected = any(need.compat for name in names for need in registry.get(name).needs)
-    from prunecli import api
+    from prunecli.pruning.calibrate import CalibrateRequest
+    from prunecli.pruning.calibrate import calibrate as verb
 
-    made = api.calibrate(
+    request = CalibrateRequest(
         folder or "",
-        out,
-        methods=names,
-        data=options.data_of(context.params),
-        amount=options.amount_of(context.params),
-        compat=options.follows_official(context, collected),
-        compute=options.compute_of(context.params),
-        output=options.output(context.params),
-        report=report,
+        names,
+        records.data_of(values),
+        records.amount_of(values),
+        records.follows_official(context, collected),
     )
-    console.print_made(made, context.params)
+    console.print_made(verb(request, records.run_context(values, out, report)), values)
 
 
 EXAMPLES = (
-    ("For two methods, built-in text", "calibrate --for flap,minitron-width in/ s.safetensors"),
-    ("On own text", "calibrate --for flap --data text/ --seq-len 2048 in/ s.safetensors"),
+    (
+        "for two methods, on the built-in text",
+        "calibrate --for flap,minitron-width in/ s.safetensors",
+    ),
+    ("on your own text", "calibrate --for flap --data text/ --seq-len 2048 in/ s.safetensors"),
 )

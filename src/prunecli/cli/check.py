@@ -5,29 +5,30 @@ from typing import Annotated
 
 import typer
 
-from prunecli.cli import options
+from prunecli.cli import options, records
 from prunecli.cli.options import option
 from prunecli.errors import CheckFailed
 
 
-@options.takes(options.TALK, options.CONFIG)
+@options.with_options(options.VERBOSITY, options.CONFIG)
 def check(
     context: typer.Context,
     paths: Annotated[
-        list[str], typer.Argument(metavar="IN...", help="model folders or artefacts, or -")
+        list[str], typer.Argument(metavar="IN...", help="model folders or files, or - for stdin")
     ],
     deep: Annotated[
-        bool, option("deep", "read every byte: digests, no NaN, and zeros as told")
+        bool, option("deep", "also read all data: digests, NaN, and the recorded zeros", "Check")
     ] = False,
 ) -> None:
-    """Tell whether folders and files are what they say they are; exit 3 if one is not.
+    """Verify models and files against headers and sidecars.
 
-    Headers, index, names and shapes, sidecar and id; cheap unless --deep.
+    Checks headers, index, names, shapes, sidecar and id; fast unless --deep. The exit status is 3
+    if one has a problem.
     """
-    report = options.settings(context)
+    report = records.setup(context)
     from prunecli.measuring.check import check as verb
 
-    paths = options.read_paths() if paths == ["-"] else paths
+    paths = records.read_paths() if paths == ["-"] else paths
     problems = {path: verb(path, deep=deep, report=report) for path in paths}
     if context.params["json"]:
         rows = [{"path": path, "results": {"problems": p}} for path, p in problems.items()]
@@ -41,6 +42,6 @@ def check(
 
 
 EXAMPLES = (
-    ("Is a download complete?", "check in/"),
-    ("Every byte", "check --deep out/"),
+    ("is a download complete?", "check in/"),
+    ("all data", "check --deep out/"),
 )

@@ -6,98 +6,185 @@ from typing import Annotated, Any
 
 import typer
 
-from prunecli.cli import console, options
-from prunecli.cli.options import option
+from prunecli.cli import console, options, records
+from prunecli.cli.options import OUTPUT_PANEL, option
 from prunecli.errors import UsageError
 from prunecli.settings import Data, Result, Tasks
 
+DATA_PANEL = "Evaluation data"
+TASKS_PANEL = "Tasks"
 SAMPLING = ("sampler", "nsamples", "seq_len")
 KEPT = ("force", "skip_existing")
 
 
-@options.takes(options.WINDOWS, options.STREAM, options.OUTPUT, options.TALK, options.CONFIG)
+EVALUATION: options.Group = {
+    "data": (
+        Annotated[
+            list[str] | None,
+            option(
+                "data",
+                "data to measure loss and perplexity on, may be repeated: builtin[:part], a "
+                ".txt/.jsonl/.json/.parquet[.gz/.zst] file or folder, FILE.safetensors:NAME (token "
+                "ids), a named set (c4, wikitext2, ...), or hf:org/name[:split[:column]] "
+                "[default: builtin:evaluation]",
+                DATA_PANEL,
+                metavar="DATA",
+            ),
+        ],
+        None,
+    ),
+    "tasks": (
+        Annotated[
+            str | None,
+            option(
+                "tasks",
+                "tasks of lm-eval, zero-shot unless their files say otherwise",
+                TASKS_PANEL,
+                metavar="NAME,...",
+            ),
+        ],
+        None,
+    ),
+    "suite": (
+        Annotated[
+            str | None,
+            option(
+                "suite",
+                "the paper's data (C4, WikiText-103, WikiText-2, CNN/DailyMail; up to 256 windows "
+                "of 8192 tokens each) and its eight tasks",
+                DATA_PANEL,
+            ),
+        ],
+        None,
+    ),
+    "include_path": (
+        Annotated[
+            str | None,
+            option(
+                "include-path",
+                "folder with your own lm-eval task files",
+                TASKS_PANEL,
+                metavar="DIR",
+            ),
+        ],
+        None,
+    ),
+    "allow_code": (
+        Annotated[
+            bool, option("allow-code", "accept task files that can run Python code", TASKS_PANEL)
+        ],
+        False,
+    ),
+    "limit": (
+        Annotated[
+            int | None,
+            option(
+                "limit", "run only the first N items of each task", TASKS_PANEL, metavar="N", min=1
+            ),
+        ],
+        None,
+    ),
+    "batch_size": (
+        Annotated[
+            int | None,
+            option(
+                "batch-size",
+                "sequences per batch [default: CPU 1, GPU as many as fit]",
+                TASKS_PANEL,
+                metavar="N",
+                min=1,
+            ),
+        ],
+        None,
+    ),
+    "compat": (
+        Annotated[
+            str | None,
+            option(
+                "compat",
+                "take the windows of --suite from train splits, as the official implementation "
+                "does",
+                DATA_PANEL,
+            ),
+        ],
+        None,
+    ),
+    "out": (
+        Annotated[
+            str | None,
+            option("out", "also write the results to this file", OUTPUT_PANEL, metavar="FILE.json"),
+        ],
+        None,
+    ),
+    "allow_overlap": (
+        Annotated[
+            bool,
+            option("allow-overlap", "accept windows that the model was calibrated on", DATA_PANEL),
+        ],
+        False,
+    ),
+    "restart": (options.Restart, False),
+    "repeat": (
+        Annotated[
+            int,
+            option(
+                "repeat",
+                "measure N times, and print the difference between the runs",
+                DATA_PANEL,
+                metavar="N",
+                min=1,
+            ),
+        ],
+        1,
+    ),
+}
+
+
+@options.with_options(
+    EVALUATION,
+    options.under(DATA_PANEL, options.WINDOWS),
+    options.STREAM,
+    options.OUTPUT,
+    options.VERBOSITY,
+    options.CONFIG,
+)
 def evaluate(
     context: typer.Context,
     models: Annotated[
-        list[str], typer.Argument(metavar="IN...", help="model folders, hf:org/name, or -")
+        list[str],
+        typer.Argument(metavar="IN...", help="model folders, hf:org/name, or - for stdin"),
     ],
-    data: Annotated[
-        list[str] | None,
-        option(
-            "data",
-            "D to measure on, may be repeated: builtin[:part], a .txt/.jsonl/.json/.parquet"
-            "[.gz/.zst] file or folder, FILE.safetensors:NAME, a named set, or "
-            "hf:org/name[:split[:column]] [builtin:evaluation]",
-            metavar="D",
-        ),
-    ] = None,
-    tasks: Annotated[
-        str | None,
-        option(
-            "tasks",
-            "tasks of lm-eval by name, in zero-shot unless they say otherwise",
-            metavar="T,T...",
-        ),
-    ] = None,
-    suite: Annotated[
-        str | None,
-        option(
-            "suite",
-            "paper: C4, WikiText-103, WikiText-2, CNN/DailyMail (up to 256 windows of "
-            "8192 tokens) and its eight tasks",
-        ),
-    ] = None,
-    include_path: Annotated[
-        str | None,
-        option("include-path", "folder with task files of one's own, for lm-eval", metavar="DIR"),
-    ] = None,
-    allow_code: Annotated[
-        bool, option("allow-code", "accept files in --include-path that can run Python code")
-    ] = False,
-    limit: Annotated[
-        int | None, option("limit", "items of each task to run, the first ones [all]", min=1)
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        option("batch-size", "sequences at once for tasks [CPU: 1, GPU: as many as fit]", min=1),
-    ] = None,
-    compat: Annotated[
-        str | None,
-        option("compat", "official: windows of the suite from train splits, as the authors' code"),
-    ] = None,
-    out: Annotated[
-        str | None, option("out", "also write the sidecar there", metavar="F.json")
-    ] = None,
-    allow_overlap: Annotated[
-        bool, option("allow-overlap", "accept windows that the model was calibrated on")
-    ] = False,
-    restart: options.Restart = False,
-    repeat: Annotated[
-        int, option("repeat", "measure so often, and print the noise that is left", min=1)
-    ] = 1,
 ) -> None:
-    """Measure loss (nats per token) and perplexity on held-out tokens, and accuracy on tasks.
+    """Measure loss, perplexity and task accuracy.
 
-    Logits and log-probabilities are fp32. With --out, what was measured is kept in OUT.partial
-    and not measured again when the same command is given once more.
+    The loss is in nats per token of held-out text. Logits and log-probabilities are fp32. With
+    --out FILE.json, progress is saved in FILE.json.partial. Rerun the same command to resume.
     """
-    report, values = options.settings(context), context.params
-    folders = options.models_of(models, out)
+    report, values = records.setup(context), context.params
+    folders = records.models_of(models, values["out"])
     from prunecli.measuring.eval import EvalRequest
     from prunecli.measuring.eval import evaluate as verb
 
-    sources, names = _sources(values), _tasks(tasks, suite)
+    sources, names = _sources(values), _tasks(values["tasks"], values["suite"])
     _refuse_idle(context, sources, names)
     wanted = Tasks(
-        names, include_path, limit, batch_size, allow_code, values["tokenizer"], values["bos"]
+        names,
+        values["include_path"],
+        values["limit"],
+        values["batch_size"],
+        values["allow_code"],
+        values["tokenizer"],
+        values["bos"],
     )
     if not sources and not names:
-        sources = [options.data_of(values, Data.source)]
-    run = options.run_context(values, out, report)
+        sources = [records.data_of(values, Data.source)]
+    run = records.run_context(values, values["out"], report)
     made: list[Result] = []
     try:
         for folder in folders:
-            request = EvalRequest(folder, tuple(sources), wanted, allow_overlap, repeat)
+            request = EvalRequest(
+                folder, tuple(sources), wanted, values["allow_overlap"], values["repeat"]
+            )
             made.append(verb(request, run))
     finally:
         # what was measured before a failure is not lost
@@ -109,7 +196,7 @@ def _sources(values: Mapping[str, Any]) -> list[Data]:
     """Return what --data and --suite ask for; raise UsageError for --compat without a suite."""
     from prunecli.measuring.suite import suite
 
-    sources = [options.data_of(values, source) for source in values["data"] or []]
+    sources = [records.data_of(values, source) for source in values["data"] or []]
     if values["suite"] is None:
         if values["compat"] is not None:
             raise UsageError("--compat belongs to --suite")
@@ -135,17 +222,17 @@ def _refuse_idle(context: typer.Context, sources: list[Data], tasks: tuple[str, 
     if not tasks and any(values[name] for name in of_tasks):
         raise UsageError("--include-path, --allow-code, --limit and --batch-size belong to --tasks")
     if values["allow_code"] and not values["include_path"]:
-        options.refuse(context, ["allow_code"], "is about the files of --include-path")
+        records.refuse(context, ["allow_code"], "is about the files of --include-path")
     if values["suite"] is not None and not values["data"]:
-        options.refuse(context, SAMPLING, "is what --suite decides")
-        options.refuse(context, options.READING, "is about files of --data, not of a suite")
+        records.refuse(context, SAMPLING, "is what --suite decides")
+        records.refuse(context, options.READING, "is about files of --data, not of a suite")
     if tasks and not sources:
         of_windows = [*SAMPLING, *options.READING, "special_tokens", "buffer"]
-        options.refuse(context, of_windows, "is about windows of --data, not tasks")
+        records.refuse(context, of_windows, "is about windows of --data, not tasks")
     if sources and not tasks:
-        options.refuse_tokenizer(context, *(source.source for source in sources))
+        records.refuse_tokenizer(context, *(source.source for source in sources))
     if values["out"] is None:
-        options.refuse(context, [*KEPT, "restart"], "is about the file of --out")
+        records.refuse(context, [*KEPT, "restart"], "is about the file of --out")
 
 
 def _print(made: list[Result], as_json: bool) -> None:
@@ -195,10 +282,10 @@ def _print(made: list[Result], as_json: bool) -> None:
 
 
 EXAMPLES = (
-    ("Perplexity on the built-in text", "eval out/"),
-    ("On token windows, as JSON", "eval --data tokens.safetensors:eval --json out/"),
-    ("Tasks of one's own, without a network", "eval --tasks cloze4 --include-path tasks out/"),
-    ("What the paper measures", "eval --suite paper --out out.json out/"),
-    ("How far it is from itself", "eval --repeat 3 out/"),
-    ("Several models, results kept", "eval --out out.json --data text.txt out/"),
+    ("perplexity on the built-in text", "eval out/"),
+    ("on token ids, as JSON", "eval --data tokens.safetensors:eval --json out/"),
+    ("your own tasks, without a network", "eval --tasks cloze4 --include-path tasks out/"),
+    ("what the paper measures", "eval --suite paper --out out.json out/"),
+    ("how much repeated runs differ", "eval --repeat 3 out/"),
+    ("on your own text, results saved", "eval --out out.json --data text.txt out/"),
 )

@@ -9,7 +9,10 @@ from prunecli.model.families import registry
 
 
 def families(context: typer.Context, json: options.Json = False) -> None:
-    """List the model families that can be read, by the model_type of their config.json."""
+    """List the supported model families.
+
+    A model belongs to one by the model_type of its config.json.
+    """
     found = [registry.get(name) for name in registry.names()]
     if json:
         rows = [
@@ -29,4 +32,4 @@ def families(context: typer.Context, json: options.Json = False) -> None:
     )
 
 
-EXAMPLES = (("As JSON", "families --json"),)
+EXAMPLES = (("as JSON", "families --json"),)

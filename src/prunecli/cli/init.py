@@ -4,77 +4,129 @@ from typing import Annotated
 
 import typer
 
-from prunecli.cli import console, options
-from prunecli.cli.options import Group, of_record, option
+from prunecli.cli import console, options, records
+from prunecli.cli.options import option
 from prunecli.settings import InitRequest
 
-# one option for every field of InitRequest, with OTHERS
-INIT: Group = of_record(
-    InitRequest,
-    {
-        "like": option("like", "checkpoint to be a scratch twin of, or -", metavar="DIR"),
-        # no option of the environment, where PRUNECLI_CONFIG is a file of options
-        "config": typer.Option(
-            "--config",
-            help="config.json of the model (not a file of options, as --config is elsewhere)",
-            metavar="FILE.json",
-        ),
-        "masks": option("masks", "keep the zeros of a sparse --like, or drop", metavar="keep|drop"),
-        "scheme": option(
-            "scheme",
-            "initialization scale: hf (initializer_range of the config), depth-scaled (times "
-            "1/sqrt(2 layers) for matrices that write into the residual stream), mup "
-            "(1/sqrt(width) in the blocks, 1/width in the output head)",
-            metavar="hf|depth-scaled|mup",
-        ),
-        "warm": option(
-            "from",
-            "smaller checkpoint to copy into the leading block of every tensor",
-            metavar="DIR",
-        ),
-        "tokenizer": option(
-            "tokenizer",
-            "folder to copy it from, bytes (one token per byte), none, or auto: that of --like, "
-            "or bytes where the vocabulary has room",
-        ),
-        "dtype": option("dtype", "storage type; auto is that of --like or of the config"),
-    },
-)
+SHAPE = "Architecture"
+WEIGHTS = "Weights and tokenizer"
 
 
-OTHERS: Group = {
-    "compat": (options.CompatOption, None),
-    "seed": (options.Seed, InitRequest.seed),
+INITIALIZATION: options.Group = {
+    "like": (
+        Annotated[
+            str | None,
+            option(
+                "like",
+                "take sizes and masks from this checkpoint, or - for stdin",
+                SHAPE,
+                metavar="DIR",
+            ),
+        ],
+        None,
+    ),
+    "config": (
+        Annotated[
+            str | None,
+            typer.Option(
+                "--config",
+                help="take sizes from this config.json of a model (not a file of options)",
+                metavar="FILE.json",
+                rich_help_panel=SHAPE,
+            ),
+        ],
+        None,
+    ),
+    "masks": (
+        Annotated[
+            str,
+            option(
+                "masks", "keep the mask of a sparse --like, or drop it", SHAPE, metavar="keep|drop"
+            ),
+        ],
+        "keep",
+    ),
+    "scheme": (
+        Annotated[
+            str,
+            option(
+                "scheme",
+                "initialization scale: hf (initializer_range of the config), depth-scaled "
+                "(1/sqrt(2 layers) for projections into the residual stream), mup (1/sqrt(width) "
+                "in blocks, 1/width in the head)",
+                WEIGHTS,
+                metavar="hf|depth-scaled|mup",
+            ),
+        ],
+        "hf",
+    ),
+    "warm": (
+        Annotated[
+            str | None,
+            option(
+                "from",
+                "copy this smaller checkpoint into the leading block of every tensor",
+                WEIGHTS,
+                metavar="DIR",
+            ),
+        ],
+        None,
+    ),
+    "compat": (
+        Annotated[
+            str | None,
+            option(
+                "compat",
+                "keep embeddings and norms of a sparse --like, as the paper's script does",
+                WEIGHTS,
+            ),
+        ],
+        None,
+    ),
+    "tokenizer": (
+        Annotated[
+            str,
+            option(
+                "tokenizer",
+                "folder to copy a tokenizer from, bytes (one token per byte), none, or auto: that "
+                "of --like, or bytes if the vocabulary is large enough",
+                WEIGHTS,
+                metavar="auto|bytes|none|DIR",
+            ),
+        ],
+        "auto",
+    ),
+    "seed": (options.Seed, 0),
+    "dtype": (
+        Annotated[
+            str, option("dtype", "storage type; auto: that of --like or of the config", WEIGHTS)
+        ],
+        "auto",
+    ),
 }
 
 
-@options.takes(INIT, OTHERS, options.OUTPUT, options.TALK)
+@options.with_options(INITIALIZATION, options.OUTPUT, options.VERBOSITY)
 def init(
     context: typer.Context,
     out: Annotated[str, typer.Argument(metavar="OUT", help="folder to write")],
 ) -> None:
-    """Create a randomly initialized checkpoint, from a config.json or shaped like another model.
+    """Create a randomly initialized model.
 
-    With --compat official a twin of a sparse model keeps embeddings and norms, as the paper's
-    script does.
+    Its sizes are those of a config.json, or of another checkpoint, whose scratch baseline it is.
     """
-    report, values = options.settings(context), context.params
+    report, values = records.setup(context), context.params
     if values["like"] is None:
-        options.refuse(context, ["masks"], "is about the zeros of --like")
-    request = {**values, "like": options.from_stdin(values["like"])[0]}
-    from prunecli import api
+        records.refuse(context, ["masks"], "needs --like")
+    own = {name: values[name] for name in INITIALIZATION}
+    own |= {"like": records.from_stdin(own["like"])[0], "compat": own["compat"] is not None}
+    from prunecli.training.init import init as verb
 
-    made = api.init(
-        out,
-        **{name: request[name] for name in (*INIT, "seed")},
-        compat=values["compat"] is not None,
-        output=options.output(values),
-        report=report,
-    )
-    console.print_made(made, values)
+    run = records.run_context(values, out, report)
+    console.print_made(verb(InitRequest(**own), run), values)
 
 
 EXAMPLES = (
-    ("The scratch twin of a pruned model", "init --like p/ --masks keep s/"),
-    ("A tiny model", "init --config tiny.json tiny/"),
+    ("the scratch baseline of a pruned model", "init --like p/ --masks keep s/"),
+    ("a tiny model", "init --config tiny.json tiny/"),
 )

@@ -1,12 +1,11 @@
 """`prunecli methods`."""
 
 import json as jsonlib
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunecli.cli import console, options
+from prunecli.cli import console, help, options
 from prunecli.methods import registry
 from prunecli.methods._base import Method
 
@@ -17,32 +16,21 @@ if TYPE_CHECKING:
 def methods(
     context: typer.Context,
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="a method, with its options explained")
+        str | None, typer.Argument(metavar="NAME", help="method to explain, with its options")
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """List the pruning methods, or explain one; with --json options, defaults and recipes too."""
+    """List the pruning methods, or explain one.
+
+    With --json, options, defaults and recipes are in the object too.
+    """
     chosen = [registry.get(one) for one in ([name] if name else registry.names())]
     if json:
         print(jsonlib.dumps({"results": [_record(method) for method in chosen]}, indent=1))
     elif name:
-        print("\n".join(_explained(chosen[0], console.width())))
+        print(help.of_method(chosen[0], context.make_formatter()))
     else:
         console.print_table(_table(chosen), "rich", as_json=False)
-
-
-def _explained(method: Method, width: int | None) -> Iterator[str]:
-    from prunecli.tables.text import filled
-
-    yield filled(f"{method.name}: {method.title} ({method.reference})", width)
-    order = "layer by layer" if method.sequential else "in one pass"
-    yield filled(f"removes {method.granularity}, {order}", width)
-    for option in method.options:
-        values = "|".join(option.choices) or option.type.__name__.upper()
-        default = "" if option.default in (None, False, "") else f" [default: {option.default}]"
-        yield ""
-        yield option.flag if option.type is bool else f"{option.flag} {values}"
-        yield filled(f"    {option.help}{default}", width, "")
 
 
 def _table(methods: list[Method]) -> "Table":
@@ -94,6 +82,6 @@ def _record(method: Method) -> dict[str, Any]:
 
 
 EXAMPLES = (
-    ("The options of one method", "methods flap"),
-    ("All methods with options and defaults", "methods --json"),
+    ("what flap's options do", "methods flap"),
+    ("all of them as JSON", "methods --json"),
 )

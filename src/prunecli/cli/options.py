@@ -1,27 +1,22 @@
-"""Options that several commands share, each written once; and where their values come from.
+"""Options that several commands share, made from the fields of the records that they fill.
 
-Flags win over the environment (PRUNECLI_DEVICE for --device), that over --config FILE, that over
-the defaults.
+Type and default of an option are its field's; here stand the words, and the panel of help.
 """
 
 import inspect
-import json
-import os
-import sys
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, fields, replace
-from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from collections.abc import Callable, Mapping
+from copy import copy
+from dataclasses import MISSING, fields
+from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
 
 import typer
 
-from prunecli.cli.console import StderrReport
+from prunecli.cli.config import load_config, show_config
 from prunecli.data import tokenizer
 from prunecli.errors import UsageError, suggest
-from prunecli.files.strict import told
 from prunecli.methods import registry
-from prunecli.report import Report
-from prunecli.settings import Amount, Compute, Data, Output, RunContext
+from prunecli.methods._base import Method, Option
+from prunecli.settings import Amount, Compute, Data, Output
 
 CHOICES = {
     "device": ("auto", "cpu", "cuda"),
@@ -43,32 +38,50 @@ CHOICES = {
     "figure": ("1", "3", "4", "5"),
     "format": ("rich", "md", "csv", "tex", "json"),
 }
-
-
 # options whose choices are only the usual ones
 OPEN = ("device",)
-EXIT_STATUS = {
-    0: "success",
-    1: "failed",
-    2: "usage, configuration, or an unknown name",
-    3: "check found something wrong",
-    4: "input not usable, or the request impossible for it",
-    5: "output exists",
-    75: "stopped, and can go on",
-    130: "interrupted (143: terminated)",
-}
+
+PRUNE_PANEL = "What to prune"
+DATA_PANEL = "Calibration data"
+STEPS_PANEL = "Step by step"
+METHOD_PANEL = "Method options"
+COMPUTE_PANEL = "Compute"
+OUTPUT_PANEL = "Output"
+# below those that a command has of its own
+LAST_PANELS = (METHOD_PANEL, COMPUTE_PANEL, OUTPUT_PANEL)
+
+Group = Mapping[str, tuple[Any, Any]]  # parameters by name: annotation and default
+Command = Callable[..., None]
+REQUIRED = inspect.Parameter.empty
 
 
-def option(name: str, help: str, **settings: Any) -> Any:
+class Text(NamedTuple):
+    """The words of an option: its help, what it takes, and the limits of a number."""
+
+    help: str
+    metavar: str | None = None
+    min: float | None = None
+    max: float | None = None
+
+
+def option(name: str, help: str, panel: str | None = None, **settings: Any) -> Any:
     """Return a Typer option that is also read from the environment."""
-    variable = "PRUNECLI_" + name.upper().replace("-", "_")
     choices = CHOICES.get(name)
     if choices:
-        settings["metavar"] = "|".join((*choices, "NAME") if name in OPEN else choices)
+        listed = "|".join((*choices, "NAME") if name in OPEN else choices)
+        settings["metavar"] = settings.get("metavar") or listed
         settings["autocompletion"] = lambda: list(choices)
         if name not in OPEN:
             settings["callback"] = _one_of(name, choices)
-    return typer.Option(f"--{name}", help=help, envvar=variable, show_envvar=False, **settings)
+    variable = "PRUNECLI_" + name.upper().replace("-", "_")
+    return typer.Option(
+        f"--{name}",
+        help=help,
+        rich_help_panel=panel,
+        envvar=variable,
+        show_envvar=False,
+        **settings,
+    )
 
 
 def _one_of(name: str, choices: tuple[str, ...]) -> Callable[[Any], Any]:
@@ -80,343 +93,46 @@ def _one_of(name: str, choices: tuple[str, ...]) -> Callable[[Any], Any]:
     return check
 
 
-def load_config(context: typer.Context, path: str | None) -> str | None:
-    """Make the values of a TOML, YAML or JSON file the defaults of this command.
-
-    Keys are option names; they stand at the top level or in a table named like the command.
-    """
-    if path is None:
-        return None
-    record = _read_config(path)
-    name = context.info_name or ""
-    commands = getattr(context.parent.command, "commands", {}) if context.parent else {}
-    own = record.get(name, {})
-    if not isinstance(own, dict):
-        raise UsageError(f"--config '{path}': '{name}' is not a table of options")
-    values = {key: value for key, value in record.items() if key not in commands} | own
-    known = {
-        param.name: param for param in context.command.params if param.param_type_name == "option"
-    }
-    known = {n: p for n, p in known.items() if n not in ("config", "print_config", "help")}
-    defaults = {}
-    for key, value in values.items():
-        field = key.replace("-", "_").lstrip("_")
-        by_flag = {p.opts[0].lstrip("-").replace("-", "_"): n for n, p in known.items()}
-        field = by_flag.get(field, field)
-        if field not in known:
-            flags = sorted(p.opts[0].lstrip("-") for p in known.values())
-            raise UsageError(f"--config '{path}': unknown key '{key}'{suggest(key, flags)}")
-        defaults[field] = _checked(context, path, known[field], key, value)
-    context.default_map = {**(context.default_map or {}), **defaults}
-    return path
-
-
-def _checked(context: typer.Context, path: str, parameter: Any, key: str, value: Any) -> Any:
-    text = parameter.display_type(context) == "<str>" and not parameter.multiple
-    if text and not isinstance(value, str):
-        # YAML reads 2:4 as a number of base 60
-        raise UsageError(f"--config '{path}': {key} is {told(value)}, expected text in quotes")
-    return value
-
-
-def _read_config(path: str) -> dict[str, Any]:
-    try:
-        text = Path(path).read_text("utf-8")
-        if path.endswith(".toml"):
-            import tomllib
-
-            record = tomllib.loads(text)
-        elif path.endswith((".yaml", ".yml")):
-            import yaml  # type: ignore[import-untyped]
-
-            record = yaml.safe_load(text)
-        else:
-            record = json.loads(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read --config '{path}': {error}") from None
-    except Exception as error:
-        # each format has an error class of its own
-        why = str(error).splitlines()[0]
-        raise UsageError(f"--config '{path}' is not valid: {why}") from None
-    if not isinstance(record, dict):
-        raise UsageError(f"--config '{path}' is not a table of options")
-    return record
-
-
-def show_config(context: typer.Context, wanted: bool) -> None:
-    """Remember that --print-config was given; `settings` prints and leaves."""
-    context.obj = {"print_config": wanted}
-
-
-def resolved(context: typer.Context) -> None:
-    """With --print-config, print every option with its value as JSON and exit."""
-    if not (context.obj or {}).get("print_config"):
-        return
-    skip = {"config", "print_config", "help"}
-    values = {
-        param.opts[0].lstrip("-"): context.params.get(param.name or "")
-        for param in context.command.params
-        if param.param_type_name == "option" and param.name not in skip
-    }
-    shown = {k: v for k, v in values.items() if v is not None and v != []}
-    print(json.dumps(shown, indent=1))
-    raise typer.Exit(0)
-
-
-Json = Annotated[bool, option("json", "print one JSON object instead of a path")]
-
-
-Quiet = Annotated[bool, option("quiet", "no notes and no progress on stderr")]
-
-
-Verbose = Annotated[bool, option("verbose", "more notes on stderr, and tracebacks of failures")]
-
-
-Force = Annotated[bool, option("force", "replace OUT if prunecli made it")]
-
-
-SkipExisting = Annotated[
-    bool, option("skip-existing", "accept an OUT made from the same inputs and options")
-]
-
-
-Restart = Annotated[bool, option("restart", "begin anew instead of resuming OUT.partial")]
-
-
-DryRun = Annotated[bool, option("dry-run", "check everything cheap, tell what would be done")]
-
-
-# what every library's generator takes
-Seed = Annotated[int, option("seed", "seed of every random draw", min=0, max=2**32 - 1)]
-
-
-Device = Annotated[
-    str, option("device", "where to compute, as torch names it; auto takes a GPU if any")
-]
-
-
-Dtype = Annotated[
-    str,
-    option("dtype", "compute type; auto is float32 on a CPU, the checkpoint's on a GPU"),
-]
-
-
-Threads = Annotated[
-    int | None, option("threads", "CPU threads to compute with [default: all cores]", min=1)
-]
-
-
-Buffer = Annotated[str, option("buffer", "where hidden states live while layers run")]
-
-
-CompatOption = Annotated[
-    str | None, option("compat", "follow the quirks of the method's official code")
-]
-
-
-Config = Annotated[
-    str | None,
-    typer.Option(
-        "--config",
-        help="read options from a TOML, YAML or JSON file",
-        metavar="FILE",
-        callback=load_config,
-        is_eager=True,
-    ),
-]
-
-
-PrintConfig = Annotated[
-    bool,
-    typer.Option(
-        "--print-config",
-        help="print the resolved options as --config reads them, and exit",
-        callback=show_config,
-        is_eager=True,
-    ),
-]
-
-
-DataOption = Annotated[
-    str,
-    option(
-        "data",
-        "D: builtin[:part], a .txt/.jsonl/.json/.parquet[.gz/.zst] file or folder, "
-        "FILE.safetensors:NAME, a named set (c4, wikitext2, ...), or hf:org/name[:split[:column]]",
-        metavar="D",
-    ),
-]
-
-
-Sampler = Annotated[str | None, option("sampler", "how windows are drawn [concat-contiguous]")]
-
-
-Nsamples = Annotated[
-    int | None,
-    option("nsamples", "windows to read [builtin: 32, other text: 128]", min=1),
-]
-
-
-SeqLen = Annotated[
-    int | None, option("seq-len", "tokens per window [builtin: 512, other text: 2048]", min=2)
-]
-
-
-Tokenizer = Annotated[
-    str | None, option("tokenizer", "folder with the tokenizer [default: IN]", metavar="DIR")
-]
-
-
-TextColumn = Annotated[
-    str | None,
-    option("text-column", "column of D to read [text, or else the only one of strings]"),
-]
-
-
-SkipBad = Annotated[
-    int, option("skip-bad", "lines of D without text to pass over; one more stops the run", min=0)
-]
-
-
-Bos = Annotated[
-    str | None,
-    option(
-        "bos",
-        "whether windows begin with beginning of sequence: auto is as the tokenizer begins a text "
-        "[auto]",
-    ),
-]
-
-
-SpecialTokens = Annotated[
-    str | None,
-    option(
-        "special-tokens",
-        "what those spelled out in a text become: text like any other, or their ids [text]",
-    ),
-]
-
-
-Ratio = Annotated[
-    float | None,
-    option("ratio", "fraction of the decoder-block linear parameters to remove or zero, in (0,1)"),
-]
-
-
-Sparsity = Annotated[
-    str | None,
-    option("sparsity", "pattern of zeros: unstructured, or N:M to keep N of every M weights"),
-]
-
-
-Layers = Annotated[int | None, option("layers", "layers to keep", min=1)]
-
-
-Hidden = Annotated[int | None, option("hidden", "hidden size to keep, in channels", min=1)]
-
-
-Heads = Annotated[int | None, option("heads", "query heads to keep, in whole KV groups", min=1)]
-
-
-Ffn = Annotated[int | None, option("ffn", "FFN channels to keep in every layer", min=1)]
-
-
-Params = Annotated[float | None, option("params", "keep at most this many parameters")]
-
-
-ArchFile = Annotated[
-    str | None, option("arch", "JSON file with the sizes to reach", metavar="FILE.json")
-]
-
-
-Stats = Annotated[
-    str | None,
-    option("stats", "statistics made by calibrate (for sequential methods: the one-pass variant)"),
-]
-
-
-Group = Mapping[str, tuple[Any, Any]]  # parameters by name: annotation and default
-
-
-Command = Callable[..., None]
-
-
-AMOUNT: Group = {
-    "ratio": (Ratio, None),
-    "sparsity": (Sparsity, None),
-    "layers": (Layers, None),
-    "hidden": (Hidden, None),
-    "heads": (Heads, None),
-    "ffn": (Ffn, None),
-    "params": (Params, None),
-    "arch": (ArchFile, None),
-}
-
-
-READING: Group = {
-    "text_column": (TextColumn, Data.text_column),
-    "skip_bad": (SkipBad, Data.skip_bad),
-}
-
-
-WINDOWS: Group = {
-    "sampler": (Sampler, None),
-    "nsamples": (Nsamples, None),
-    "seq_len": (SeqLen, None),
-    "tokenizer": (Tokenizer, None),
-    **READING,
-    "bos": (Bos, None),
-    "special_tokens": (SpecialTokens, None),
-}
-
-
-DATA: Group = {"data": (DataOption, Data.source), **WINDOWS}
-
-
-COMPUTE: Group = {
-    "seed": (Seed, Data.seed),
-    "device": (Device, Compute.device),
-    "dtype": (Dtype, Compute.dtype),
-    "threads": (Threads, None),
-}
-
-
-STREAM: Group = {**COMPUTE, "buffer": (Buffer, Compute.buffer)}
-
-
-OUTPUT: Group = {
-    "force": (Force, False),
-    "skip_existing": (SkipExisting, False),
-    "dry_run": (DryRun, False),
-}
-
-
-TALK: Group = {"json": (Json, False), "quiet": (Quiet, False), "verbose": (Verbose, False)}
-
-
-CONFIG: Group = {"config": (Config, None), "print_config": (PrintConfig, False)}
-
-
-def of_record(record: type, entries: Mapping[str, Any]) -> Group:
-    """Return a group of these options, with the types and defaults of the record's fields.
-
-    A field without a default is a required option.
-    """
-    types, known = get_type_hints(record), {field.name: field for field in fields(record)}
+def of_record(record: type, panel: str, **texts: Text) -> Group:
+    """Return an option for each of these fields of a record; one without a default is required."""
+    kinds = get_type_hints(record)
     defaults = {
-        name: inspect.Parameter.empty if known[name].default is MISSING else known[name].default
-        for name in entries
+        field.name: REQUIRED if field.default is MISSING else field.default
+        for field in fields(record)
     }
-    return {name: (Annotated[types[name], entries[name]], defaults[name]) for name in entries}
+    return {
+        name: (
+            Annotated[kinds[name], option(name.replace("_", "-"), panel=panel, **text._asdict())],
+            defaults[name],
+        )
+        for name, text in texts.items()
+    }
 
 
-def takes(*groups: Group) -> Callable[[Command], Command]:
+def under(panel: str, group: Group) -> Group:
+    """Return the same options under another panel of help."""
+
+    def moved(annotation: Any) -> Any:
+        kind, info = get_args(annotation)
+        info = copy(info)
+        info.rich_help_panel = panel
+        return Annotated[kind, info]
+
+    return {name: (moved(annotation), default) for name, (annotation, default) in group.items()}
+
+
+def only(group: Group, *names: str) -> Group:
+    """Return some of the options of a group."""
+    return {name: group[name] for name in names}
+
+
+def with_options(*groups: Group) -> Callable[[Command], Command]:
     """Give a command the options of these groups beside its own.
 
     It finds their values in `context.params`. Of two parameters with one name its own counts.
     """
 
-    def with_options(command: Command) -> Command:
+    def extended(command: Command) -> Command:
         signature = inspect.signature(command)
         own = signature.parameters
         more = {name: entry for group in groups for name, entry in group.items()}
@@ -433,98 +149,246 @@ def takes(*groups: Group) -> Callable[[Command], Command]:
         wrapped.__doc__, wrapped.__name__ = command.__doc__, command.__name__
         return wrapped
 
-    return with_options
+    return extended
 
 
-def settings(context: typer.Context, *, silent: bool = False) -> StderrReport:
-    """Print the configuration if asked; set up what is global; return the listener."""
-    resolved(context)
-    values = context.params
-    if values.get("threads"):
-        os.environ["OMP_NUM_THREADS"] = str(values["threads"])
-    return StderrReport(values["quiet"] or silent, values["verbose"] and not silent)
+# -- what to prune --------------------------------------------------------------------------------
 
+METHOD_NAME = option(
+    "method", "pruning method, see `prunecli methods`", PRUNE_PANEL, metavar="NAME"
+)
 
-def output(values: Mapping[str, Any]) -> Output:
-    """Return what may happen to OUT."""
-    flags = {name: values.get(name, False) for name in OUTPUT}
-    return Output(**flags, argv=tuple(sys.argv))
+AMOUNT = of_record(
+    Amount,
+    PRUNE_PANEL,
+    ratio=Text("fraction of decoder-block weights to prune, 0 < R < 1", "R"),
+    sparsity=Text("zero weights, keeping N of every M; or `unstructured`", "N:M"),
+    layers=Text("layers to keep", "N", 1),
+    hidden=Text("hidden size to keep", "N", 1),
+    heads=Text("query heads to keep, a multiple of those per KV head", "N", 1),
+    ffn=Text("FFN channels to keep in every layer", "N", 1),
+    params=Text("keep at most this many parameters", "N"),
+    arch=Text("read the sizes to keep from this file, e.g. of search-arch", "FILE.json"),
+)
 
+CompatOption = Annotated[
+    str | None,
+    option(
+        "compat",
+        "reproduce the official implementation where it differs from the paper",
+        PRUNE_PANEL,
+    ),
+]
+COMPAT: Group = {"compat": (CompatOption, None)}
 
-def run_context(values: Mapping[str, Any], out: str | None, report: Report) -> RunContext:
-    """Return what every verb is handed beside its request; `out` is None where nothing is kept."""
-    where = replace(output(values), path=out or "", restart=values.get("restart", False))
-    return RunContext(where, compute_of(values), report)
+STATS: Group = {
+    "stats": (
+        Annotated[
+            str | None,
+            option(
+                "stats",
+                "statistics from `prunecli calibrate` (makes sequential methods one-pass, an "
+                "approximation)",
+                STEPS_PANEL,
+                metavar="F",
+            ),
+        ],
+        None,
+    )
+}
 
+# -- data -----------------------------------------------------------------------------------------
 
-def read_paths() -> list[str]:
-    """Return the paths on stdin, one a line, or that of a --json object.
+DataOption = Annotated[
+    str,
+    option(
+        "data",
+        "builtin[:part], a .txt/.jsonl/.json/.parquet[.gz/.zst] file or folder, "
+        "FILE.safetensors:NAME (token ids), a named set (c4, wikitext2, ...), or "
+        "hf:org/name[:split[:column]]",
+        DATA_PANEL,
+        metavar="DATA",
+    ),
+]
 
-    Raises UsageError where there are none: the command before has failed.
-    """
-    text = sys.stdin.read().strip()
-    if not text:
-        raise UsageError("stdin is empty, expected a path", "did the command before fail?")
-    if text.startswith("{"):
-        try:
-            record = json.loads(text)
-            found = [record["path"]] if "path" in record else [r["path"] for r in record["results"]]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise UsageError("stdin is neither a path nor an object of --json") from None
-        return [str(path) for path in found]
-    return [line.strip() for line in text.splitlines() if line.strip()]
+READING = of_record(
+    Data,
+    DATA_PANEL,
+    text_column=Text(
+        "column of DATA that holds the text [default: text, or else the only column of strings]",
+        "NAME",
+    ),
+    skip_bad=Text("skip up to this many lines of DATA that hold no text", "N", 0),
+)
 
+WINDOWS: Group = {
+    **of_record(
+        Data,
+        DATA_PANEL,
+        sampler=Text("how text is cut into windows [default: concat-contiguous]"),
+        nsamples=Text("windows to read [default: builtin 32, other text 128]", "N", 1),
+        seq_len=Text("tokens per window [default: builtin 512, other text 2048]", "N", 2),
+        tokenizer=Text("folder with the tokenizer [default: IN]", "DIR"),
+    ),
+    **READING,
+    **of_record(
+        Data,
+        DATA_PANEL,
+        bos=Text(
+            "begin windows with the beginning-of-sequence token; auto: if the tokenizer adds it "
+            "[default: auto]"
+        ),
+        special_tokens=Text(
+            "read special tokens spelled out in DATA as plain text, or as their ids [default: text]"
+        ),
+    ),
+}
 
-def models_of(given: list[str], out: str | None) -> list[str]:
-    """Return the models of a command that takes several, or stdin; --out is for one of them."""
-    found = read_paths() if given == ["-"] else given
-    if "-" in found:
-        raise UsageError("stdin ('-') must be the only IN")
-    if out is not None and (len(found) > 1 or not out.endswith(".json")):
-        raise UsageError(f"--out takes one IN and a .json file, got {len(found)} and '{out}'")
-    return found
+DATA: Group = {"data": (DataOption, Data.source), **WINDOWS}
 
+# -- compute --------------------------------------------------------------------------------------
 
-def from_stdin(*values: str | None) -> list[str | None]:
-    """Return path arguments with one `-` replaced by the path on stdin."""
-    if values.count("-") > 1:
-        raise UsageError("stdin ('-') can stand for one path only")
-    if "-" not in values:
-        return list(values)
-    paths = read_paths()
-    if len(paths) != 1:
-        raise UsageError(f"stdin has {len(paths)} paths, expected one")
-    return [paths[0] if value == "-" else value for value in values]
+# up to what every library's generator takes
+Seed = Annotated[
+    int, option("seed", "random seed", COMPUTE_PANEL, metavar="N", min=0, max=2**32 - 1)
+]
+
+COMPUTE: Group = {
+    **of_record(
+        Compute,
+        COMPUTE_PANEL,
+        device=Text("where to compute, as torch names it; auto: a GPU if there is one"),
+        dtype=Text("compute type; auto: float32 on a CPU, the checkpoint's on a GPU"),
+    ),
+    "threads": (
+        Annotated[
+            int | None,
+            option(
+                "threads", "CPU threads [default: all cores]", COMPUTE_PANEL, metavar="N", min=1
+            ),
+        ],
+        None,
+    ),
+    "seed": (Seed, Data.seed),
+}
+
+STREAM: Group = {
+    **COMPUTE,
+    **of_record(
+        Compute,
+        COMPUTE_PANEL,
+        buffer=Text("keep hidden states between layers in memory or in a file"),
+    ),
+}
+
+# -- output ---------------------------------------------------------------------------------------
+
+Force = Annotated[
+    bool, option("force", "overwrite OUT (only if prunecli created it)", OUTPUT_PANEL)
+]
+Restart = Annotated[
+    bool,
+    option("restart", "start over instead of resuming from OUT.partial", OUTPUT_PANEL),
+]
+Json = Annotated[bool, option("json", "print one JSON object instead of a path", OUTPUT_PANEL)]
+
+OUTPUT: Group = {
+    "force": (Force, Output.force),
+    **of_record(
+        Output,
+        OUTPUT_PANEL,
+        skip_existing=Text("succeed without work if OUT is up to date (same inputs and options)"),
+        dry_run=Text("validate the request and print what would be done; write nothing"),
+    ),
+}
+RESTART: Group = {"restart": (Restart, Output.restart)}
+
+VERBOSITY: Group = {
+    "json": (Json, False),
+    "quiet": (Annotated[bool, option("quiet", "hide messages and progress", OUTPUT_PANEL)], False),
+    "verbose": (
+        Annotated[
+            bool, option("verbose", "show details, and a traceback on failure", OUTPUT_PANEL)
+        ],
+        False,
+    ),
+}
+
+CONFIG: Group = {
+    "config": (
+        Annotated[
+            str | None,
+            typer.Option(
+                "--config",
+                help="read options from this TOML, YAML or JSON file",
+                metavar="FILE",
+                rich_help_panel=OUTPUT_PANEL,
+                callback=load_config,
+                is_eager=True,
+            ),
+        ],
+        None,
+    ),
+    "print_config": (
+        Annotated[
+            bool,
+            typer.Option(
+                "--print-config",
+                help="print the options in the form that --config reads, and exit",
+                rich_help_panel=OUTPUT_PANEL,
+                callback=show_config,
+                is_eager=True,
+            ),
+        ],
+        False,
+    ),
+}
+
+# -- options of methods ---------------------------------------------------------------------------
 
 
 def method_options() -> dict[str, list[str]]:
     """Return every method option with the methods that have it."""
-    found: dict[str, list[str]] = {}
+    owners: dict[str, list[str]] = {}
     for name in registry.names():
         for entry in registry.get(name).options:
-            found.setdefault(entry.name, []).append(name)
-    return found
+            owners.setdefault(entry.name, []).append(name)
+    return owners
 
 
-def _method_group() -> Group:
-    """Return the options that the methods' records declare; None means that it was not given."""
-    owners = method_options()
-    return {name: (_method_option(name, methods), None) for name, methods in owners.items()}
+def explained(method: Method) -> list[tuple[str, str]]:
+    """Return the flag of each option of a method with what it takes, and its help."""
+    return [
+        (f"{entry.flag} {_metavar(entry) or ''}".rstrip(), entry.help + default_text(entry.default))
+        for entry in method.options
+    ]
+
+
+def _metavar(entry: Option) -> str | None:
+    named = {int: "N", float: "R", str: "TEXT"}
+    return "|".join(entry.choices) or entry.metavar or named.get(entry.type)
+
+
+def default_text(value: Any) -> str:
+    """Return how help tells a default; nothing for an option that is off without it."""
+    off = value is None or value is False or value in ("", [])
+    return "" if off else f" [default: {value}]"
 
 
 def _method_option(name: str, methods: list[str]) -> Any:
-    options = {m: next(o for o in registry.get(m).options if o.name == name) for m in methods}
-    entry = options[methods[0]]
-    defaults = {method: str(option.default) for method, option in options.items()}
-    told = "" if entry.default in (None, False, "") else f" [{entry.default}]"
+    entries = {m: next(o for o in registry.get(m).options if o.name == name) for m in methods}
+    entry = entries[methods[0]]
+    defaults = {method: str(one.default) for method, one in entries.items()}
+    default = default_text(entry.default)
     if len(set(defaults.values())) > 1:
-        told = " [" + "; ".join(f"{m}: {default}" for m, default in defaults.items()) + "]"
+        default = default_text("; ".join(f"{m} {value}" for m, value in defaults.items()))
     return Annotated[
         entry.type | None,
         typer.Option(
-            f"--{name.replace('_', '-')}",
-            help=f"{', '.join(methods)}: {entry.help}{told}",
-            metavar="|".join(entry.choices) or None,
+            entry.flag,
+            help=f"{', '.join(methods)}: {entry.help}{default}",
+            metavar=_metavar(entry),
+            rich_help_panel=METHOD_PANEL,
             autocompletion=_completer(entry.choices),
             envvar=f"PRUNECLI_{name.upper()}",
             show_envvar=False,
@@ -536,89 +400,7 @@ def _completer(choices: tuple[str, ...]) -> Callable[[], list[str]] | None:
     return (lambda: list(choices)) if choices else None
 
 
-def chosen_options(
-    method: str | None, context: typer.Context, stages: tuple[str, ...] = ("score", "prune")
-) -> dict[str, Any]:
-    """Return the method options that were given; raise UsageError for those it does not have.
-
-    Variables of the environment may be meant for other methods and commands: those that it does not
-    have, or that none of these stages reads, are ignored.
-    """
-    owners, values = method_options(), context.params
-    given = {name: values[name] for name in owners if values.get(name) is not None}
-    known = {entry.name: entry.stage for entry in registry.get(method).options} if method else {}
-    for name in [name for name in given if known.get(name) not in stages]:
-        if _source(context, name) == "ENVIRONMENT":
-            del given[name]
-        elif method and name not in known:
-            raise UsageError(
-                f"method '{method}' has no option --{name.replace('_', '-')}",
-                f"it belongs to {', '.join(owners[name])}",
-            )
-    return given
-
-
-def follows_official(context: typer.Context, has_quirks: bool) -> bool:
-    """Return whether the official code is to be followed, quirks included.
-
-    Where it has none, what a variable or a file says for all runs has no say.
-    """
-    given = context.params.get("compat") is not None
-    return given and (has_quirks or typed(context, "compat"))
-
-
-def typed(context: typer.Context, name: str) -> bool:
-    """Return whether an option stands on the command line, unlike one of the environment."""
-    return _source(context, name) == "COMMANDLINE"
-
-
-def refuse(context: typer.Context, names: Iterable[str], why: str) -> None:
-    """Raise UsageError if one of these options, which nothing would read, was typed.
-
-    Those of the environment and of --config may be meant for other commands.
-    """
-    for name in names:
-        if typed(context, name):
-            flags = {p.name: p.opts[0] for p in context.command.params}
-            raise UsageError(f"{flags[name]} {why}", "leave it out")
-
-
-def refuse_tokenizer(context: typer.Context, *sources: str) -> None:
-    """Raise UsageError for a --tokenizer that was typed where every D is token ids."""
-    from prunecli.data.rows import is_rows
-
-    if all(map(is_rows, sources)):
-        refuse(context, ["tokenizer"], "is not read: D is token ids already")
-
-
-def _source(context: typer.Context, name: str) -> str:
-    source = context.get_parameter_source(name)
-    return source.name if source is not None else ""
-
-
-def amount_of(values: Mapping[str, Any]) -> Amount:
-    """Return the amount among a command's arguments."""
-    return Amount(**{name: values.get(name) for name in Amount.__dataclass_fields__})
-
-
-def data_of(values: Mapping[str, Any], source: str | None = None) -> Data:
-    """Return the tokens to read among a command's arguments; `source` takes the place of --data."""
-    fields = (*WINDOWS, "seed")
-    return Data(source or values["data"], **{name: values[name] for name in fields})
-
-
-def asked(context: typer.Context) -> frozenset[str]:
-    """Return which of --data and the options of its windows were given, wherever."""
-    known = {"source": "data", **{name: name for name in (*WINDOWS, "seed")}}
-    return frozenset(
-        field for field, name in known.items() if _source(context, name) not in ("", "DEFAULT")
-    )
-
-
-def compute_of(values: Mapping[str, Any]) -> Compute:
-    """Return device, compute type and buffer among a command's arguments."""
-    fields = ("device", "dtype", "buffer")
-    return Compute(**{name: values[name] for name in fields if name in values})
-
-
-METHOD: Group = _method_group()
+# None means that it was not given
+METHOD: Group = {
+    name: (_method_option(name, methods), None) for name, methods in method_options().items()
+}

@@ -5,100 +5,148 @@ from typing import Annotated
 
 import typer
 
-from prunecli.cli import console, options
-from prunecli.cli.options import option
+from prunecli.cli import console, options, records
+from prunecli.cli.options import DATA_PANEL, STEPS_PANEL, option
 from prunecli.cli.signals import first_signal
 from prunecli.methods import registry
 from prunecli.training import world
 
+RECIPE: options.Group = {
+    "recipe": (
+        Annotated[
+            str | None,
+            option(
+                "recipe",
+                "calibration data and settings of the paper, or of the official implementation",
+                DATA_PANEL,
+            ),
+        ],
+        None,
+    )
+}
 
-@options.takes(
+STEPS: options.Group = {
+    **options.STATS,
+    "scores": (
+        Annotated[
+            str | None,
+            option("scores", "scores from `prunecli score`", STEPS_PANEL, metavar="F"),
+        ],
+        None,
+    ),
+    "plan": (
+        Annotated[
+            str | None,
+            option(
+                "plan",
+                "apply a plan from --plan-only (replaces --ratio etc.)",
+                STEPS_PANEL,
+                metavar="F",
+            ),
+        ],
+        None,
+    ),
+    "plan_only": (
+        Annotated[
+            bool, option("plan-only", "write the plan to OUT.json, prune nothing", STEPS_PANEL)
+        ],
+        False,
+    ),
+    "keep": (
+        Annotated[
+            str | None,
+            option(
+                "keep",
+                "save statistics, scores and plan to this folder",
+                STEPS_PANEL,
+                metavar="DIR",
+            ),
+        ],
+        None,
+    ),
+}
+
+
+@options.with_options(
     options.AMOUNT,
+    options.COMPAT,
     options.DATA,
+    RECIPE,
+    STEPS,
     options.METHOD,
     options.STREAM,
     options.OUTPUT,
-    options.TALK,
+    options.RESTART,
+    options.VERBOSITY,
     options.CONFIG,
 )
 def prune(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(metavar="IN", help="model folder, hf:org/name, or -")],
+    model: Annotated[
+        str, typer.Argument(metavar="IN", help="model folder, hf:org/name, or - for stdin")
+    ],
     out: Annotated[str, typer.Argument(metavar="OUT", help="folder to write")],
-    method: Annotated[str | None, option("method", "pruning method", metavar="M")] = None,
-    recipe: Annotated[
-        str | None,
-        option("recipe", "calibration set and settings of the paper, or of the official code"),
-    ] = None,
-    stats: options.Stats = None,
-    scores: Annotated[str | None, option("scores", "scores made by score", metavar="F")] = None,
-    plan: Annotated[
-        str | None, option("plan", "carry out this plan; no amount is needed", metavar="F")
-    ] = None,
-    plan_only: Annotated[
-        bool, option("plan-only", "write the plan to OUT.json instead of pruning")
-    ] = False,
-    keep: Annotated[
-        str | None, option("keep", "keep statistics, scores and plan in this folder", metavar="DIR")
-    ] = None,
-    restart: options.Restart = False,
-    compat: options.CompatOption = None,
+    method: Annotated[str | None, options.METHOD_NAME] = None,
 ) -> None:
-    """Prune a model into a folder that stock transformers loads.
+    """Prune a model; OUT loads in unmodified transformers.
 
-    Give one amount: --ratio, --sparsity N:M, exact sizes, --params or --arch; or a --plan. Without
-    --stats or --scores the calibration text is read and the earlier steps are taken here.
-    Sequential methods (wanda, sparsegpt, wanda-sp) see pruned predecessors; --stats is their
-    knowing one-pass variant. sheared-llama trains masks and weights: stopped, the same command goes
-    on; under torchrun the model is sharded over all processes.
+    Give one amount (--ratio, --sparsity N:M, sizes to keep, --params or --arch) or a --plan.
+    Statistics are collected from --data, unless --stats or --scores holds them already.
+
+    Sequential methods (wanda, sparsegpt, wanda-sp) prune layer by layer, on the outputs of already
+    pruned layers; with --stats they use the dense model's statistics. sheared-llama trains masks
+    and weights. Rerun the same command to resume. Under torchrun its model is sharded over all
+    processes.
     """
     first = world.is_first()
-    report = options.settings(context, silent=not first)
-    folder, stats, scores, plan, arch = options.from_stdin(
-        model, stats, scores, plan, context.params["arch"]
+    report = records.setup(context, silent=not first)
+    values = context.params
+    folder, stats, scores, plan, arch = records.from_stdin(
+        model, values["stats"], values["scores"], values["plan"], values["arch"]
     )
-    given = options.chosen_options(method, context)
+    explicit = records.chosen_options(method, context)
     if plan is not None:
         # what a variable or a file says for all runs has no say in a plan that is made
-        given = {k: v for k, v in given.items() if k == "bias" or options.typed(context, k)}
+        explicit = {
+            k: v for k, v in explicit.items() if k == "bias" or records.is_explicit(context, k)
+        }
     if stats or scores or (plan and method is None):
-        said = "--stats" if stats else "--scores" if scores else "--plan"
-        options.refuse(context, options.DATA, f"is not read: {said} is what was made of it")
-    options.refuse_tokenizer(context, context.params["data"])
-    from prunecli import api
+        source = "--stats" if stats else "--scores" if scores else "--plan"
+        records.refuse(context, options.DATA, f"cannot be combined with {source}")
+    records.refuse_tokenizer(context, values["data"])
+    from prunecli.pruning.prune import prune as verb
+    from prunecli.pruning.request import PruneRequest
 
-    # what learns is stopped between two steps, everything else at once
-    learns = method is not None and registry.get(method).learned
-    quirks = method is not None and plan is None and registry.get(method).quirks is not None
-    with first_signal(report, wanted=learns) as stop:
-        made = api.prune(
-            folder or "",
-            out,
-            method=method,
-            amount=options.amount_of({**context.params, "arch": arch}),
-            options=given,
-            data=replace(options.data_of(context.params), asked=options.asked(context)),
-            recipe=recipe,
-            stats=stats,
-            scores=scores,
-            plan=plan,
-            plan_only=plan_only,
-            keep=keep,
-            compat=options.follows_official(context, quirks),
-            compute=options.compute_of(context.params),
-            output=options.output(context.params),
-            restart=restart,
-            report=report,
-            stop=stop,
-        )
+    chosen = registry.get(method) if method is not None else None
+    quirks = chosen is not None and plan is None and chosen.quirks is not None
+    request = PruneRequest(
+        model=folder or "",
+        method=method,
+        options=explicit,
+        amount=records.amount_of({**values, "arch": arch}),
+        data=replace(records.data_of(values), asked=records.asked(context)),
+        recipe=values["recipe"],
+        stats=stats,
+        scores=scores,
+        plan=plan,
+        plan_only=values["plan_only"],
+        keep=values["keep"],
+        compat=records.follows_official(context, quirks),
+    )
+    # masks are trained in steps, and stopped between two; everything else is stopped at once
+    with first_signal(report, wanted=chosen is not None and chosen.learned) as stop:
+        made = verb(request, records.run_context(values, out, report, stop))
     if first:
-        console.print_made(made, context.params)
+        console.print_made(made, values)
 
 
 EXAMPLES = (
-    ("Half of every block, on the built-in text", "prune --method flap --ratio 0.5 in/ out/"),
-    ("2 of every 4", "prune --method wanda --sparsity 2:4 --data t.safetensors:calib in/ out/"),
-    ("The paper's calibration set", "prune --method sparsegpt --ratio 0.5 --recipe paper in/ out/"),
-    ("An exact shape", "prune --method minitron-width --hidden 3072 --ffn 9216 in/ out/"),
-    ("In a pipe", "prune --method magnitude --ratio 0.5 in/ p/ | prunecli eval -"),
+    ("half of every block, on the built-in text", "prune --method flap --ratio 0.5 in/ out/"),
+    ("2 of every 4 weights", "prune --method wanda --sparsity 2:4 --data text/ in/ out/"),
+    (
+        "the paper's calibration data",
+        "prune --method sparsegpt --ratio 0.5 --recipe paper in/ out/",
+    ),
+    ("exact sizes", "prune --method minitron-width --hidden 3072 --ffn 9216 in/ out/"),
+    ("in a pipe", "prune --method magnitude --ratio 0.5 in/ p/ | prunecli eval -"),
 )

@@ -4,51 +4,59 @@ from typing import Annotated
 
 import typer
 
-from prunecli.cli import console, options
-from prunecli.cli.options import option
+from prunecli.cli import console, options, records
 from prunecli.methods import registry
 
 
-@options.takes(
-    options.DATA, options.METHOD, options.STREAM, options.OUTPUT, options.TALK, options.CONFIG
+@options.with_options(
+    options.only(options.AMOUNT, "ratio", "layers"),
+    options.COMPAT,
+    options.DATA,
+    options.STATS,
+    options.METHOD,
+    options.STREAM,
+    options.OUTPUT,
+    options.VERBOSITY,
+    options.CONFIG,
 )
 def score(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(metavar="IN", help="model folder, hf:org/name, or -")],
+    model: Annotated[
+        str, typer.Argument(metavar="IN", help="model folder, hf:org/name, or - for stdin")
+    ],
     out: Annotated[str, typer.Argument(metavar="OUT.safetensors", help="file to write")],
-    method: Annotated[str, option("method", "pruning method", metavar="M")],
-    stats: options.Stats = None,
-    ratio: options.Ratio = None,
-    layers: options.Layers = None,
-    compat: options.CompatOption = None,
+    method: Annotated[str, options.METHOD_NAME],
 ) -> None:
-    """Turn statistics into importances, one vector per axis and layer; higher = keep.
+    """Compute importance scores from statistics (higher = keep).
 
-    Not for methods that score weights inside prune (magnitude, wanda, sparsegpt).
+    OUT has one vector per axis and layer. Methods that score single weights inside prune
+    (magnitude, wanda, sparsegpt) have no scores to write. --ratio or --layers is for
+    minitron-depth, which scores contiguous blocks of layers.
     """
-    report = options.settings(context)
-    folder, stats = options.from_stdin(model, stats)
-    given = options.chosen_options(method, context, ("score",))
+    report = records.setup(context)
+    values = context.params
+    folder, stats = records.from_stdin(model, values["stats"])
+    explicit = records.chosen_options(method, context, ("score",))
     if stats:
-        options.refuse(context, options.DATA, "is not read: --stats is what was made of it")
-    options.refuse_tokenizer(context, context.params["data"])
+        records.refuse(context, options.DATA, "cannot be combined with --stats")
+    records.refuse_tokenizer(context, values["data"])
 
-    from prunecli import api
+    from prunecli.pruning.score import ScoreRequest
+    from prunecli.pruning.score import score as verb
 
-    made = api.score(
+    request = ScoreRequest(
         folder or "",
-        out,
-        method=method,
-        options=given,
-        data=options.data_of(context.params),
-        amount=options.amount_of(context.params),
-        stats=stats,
-        compat=options.follows_official(context, registry.get(method).quirks is not None),
-        compute=options.compute_of(context.params),
-        output=options.output(context.params),
-        report=report,
+        method,
+        explicit,
+        records.data_of(values),
+        records.amount_of(values),
+        stats,
+        records.follows_official(context, registry.get(method).quirks is not None),
     )
-    console.print_made(made, context.params)
+    console.print_made(verb(request, records.run_context(values, out, report)), values)
 
 
-EXAMPLES = (("From statistics", "score --method flap --stats s.safetensors in/ c.safetensors"),)
+EXAMPLES = (
+    ("from the text", "score --method flap --data text/ in/ c.safetensors"),
+    ("from statistics", "score --method flap --stats s.safetensors in/ c.safetensors"),
+)

@@ -5,103 +5,138 @@ from typing import Annotated
 
 import typer
 
-from prunecli.cli import console, options
+from prunecli.cli import console, options, records
 from prunecli.cli.options import option
 from prunecli.cli.signals import first_signal
 from prunecli.errors import UsageError
 from prunecli.methods import registry
 
+SEARCH_PANEL = "What to search"
+EVAL_PANEL = "Evaluation data"
 
-@options.takes(
-    options.DATA, options.METHOD, options.STREAM, options.OUTPUT, options.TALK, options.CONFIG
+BUDGET: options.Group = {
+    **options.only(options.AMOUNT, "params", "ratio"),
+    "flops": (
+        Annotated[
+            float | None,
+            option("flops", "at most this many FLOPs per forward of 2048 tokens", metavar="N"),
+        ],
+        None,
+    ),
+    "multiple": (
+        Annotated[
+            int | None,
+            option(
+                "multiple",
+                "hidden and FFN sizes are multiples of this [default: 128 at hidden size 4096, "
+                "less below]",
+                metavar="N",
+                min=1,
+            ),
+        ],
+        None,
+    ),
+}
+
+HELD_OUT: options.Group = {
+    "eval_data": (
+        Annotated[
+            str,
+            option(
+                "eval-data",
+                "held-out data that candidates are compared on, in windows as of --data",
+                EVAL_PANEL,
+                metavar="DATA",
+            ),
+        ],
+        "builtin:evaluation",
+    ),
+    "allow_overlap": (
+        Annotated[
+            bool,
+            option("allow-overlap", "accept held-out text that is also in --data", EVAL_PANEL),
+        ],
+        False,
+    ),
+}
+
+
+@options.with_options(
+    options.under(SEARCH_PANEL, {**BUDGET, **options.COMPAT}),
+    options.DATA,
+    HELD_OUT,
+    options.METHOD,
+    options.STREAM,
+    options.OUTPUT,
+    options.RESTART,
+    options.VERBOSITY,
+    options.CONFIG,
 )
 def search_arch(
     context: typer.Context,
     model: Annotated[
-        str | None, typer.Argument(metavar="IN", help="model folder, hf:org/name, or -")
+        str | None, typer.Argument(metavar="IN", help="model folder, hf:org/name, or - for stdin")
     ] = None,
     out: Annotated[str | None, typer.Argument(metavar="OUT.json", help="file to write")] = None,
-    method: Annotated[str | None, option("method", "pruning method", metavar="M")] = None,
-    params: options.Params = None,
-    flops: Annotated[
-        float | None, option("flops", "at most this many FLOPs per forward of 2048 tokens")
-    ] = None,
-    ratio: options.Ratio = None,
-    multiple: Annotated[
-        int | None,
-        option(
-            "multiple",
-            "hidden and FFN sizes are multiples of this [128 at hidden 4096, less below]",
-            min=1,
-        ),
+    method: Annotated[
+        str | None,
+        option("method", "pruning method, see `prunecli methods`", SEARCH_PANEL, metavar="NAME"),
     ] = None,
     paper: Annotated[
-        bool, option("paper", "print the candidates of the paper's Tables 5-7; needs no IN")
+        bool,
+        option(
+            "paper", "print the candidates of the paper's Tables 5-7; needs no IN", SEARCH_PANEL
+        ),
     ] = False,
-    eval_data: Annotated[
-        str, option("eval-data", "held-out D to judge shapes on, in windows as --data", metavar="D")
-    ] = "builtin:evaluation",
-    allow_overlap: Annotated[
-        bool, option("allow-overlap", "accept held-out text that was calibrated on")
-    ] = False,
-    format: Annotated[str, option("format", "how --paper prints")] = "rich",
-    restart: options.Restart = False,
-    compat: options.CompatOption = None,
+    format: Annotated[str, option("format", "how --paper prints", SEARCH_PANEL)] = "rich",
 ) -> None:
-    """Search the shape of least loss within a budget: --params, --flops or --ratio.
+    """Find the lowest-loss architecture within a budget.
 
-    Every candidate is the parent cut to its shape in memory and judged by its loss on held-out
-    text; sheared-llama learns masks for each. OUT.json is what `prune --arch` reads; it tells all
-    candidates. Stopped, the same command goes on with the shapes that are left.
+    The budget is --params, --flops or --ratio. Every candidate is the parent pruned in memory, and
+    evaluated on held-out text; sheared-llama trains masks for each. OUT.json is what `prune --arch`
+    reads; it lists all candidates. Rerun the same command to resume.
     """
-    report = options.settings(context)
+    report = records.setup(context)
+    values = context.params
     if paper:
-        searching = context.params.keys() - {*options.TALK, *options.CONFIG, "paper", "format"}
-        if any(options.typed(context, name) for name in searching):
+        searching = values.keys() - {*options.VERBOSITY, *options.CONFIG, "paper", "format"}
+        if any(records.is_explicit(context, name) for name in searching):
             raise UsageError(
-                "--paper needs no model and no budget", "leave out IN, OUT and what to search"
+                "--paper needs no model and no budget", "remove IN, OUT and the search options"
             )
         from prunecli.tables.reference import searched
 
-        console.print_table(searched(), format, context.params["json"])
+        console.print_table(searched(), format, values["json"])
         return
-    options.refuse(context, ["format"], "is about how --paper prints")
+    records.refuse(context, ["format"], "only sets how --paper prints")
     if model is None or out is None or method is None:
-        raise UsageError("search-arch takes --method M IN OUT.json", "or --paper")
-    (folder,) = options.from_stdin(model)
-    given = options.chosen_options(method, context)
-    from prunecli import api
+        raise UsageError("search-arch needs --method NAME IN OUT.json, or --paper")
+    from prunecli.pruning.search_arch import SearchRequest
+    from prunecli.pruning.search_arch import search_arch as verb
 
-    own = options.data_of(context.params)
-    options.refuse_tokenizer(context, own.source, eval_data)
-    with first_signal(report, wanted=registry.get(method).learned) as stop:
-        made = api.search_arch(
-            folder or "",
-            out,
-            method=method,
-            params=params,
-            flops=flops,
-            ratio=ratio,
-            multiple=multiple,
-            options=given,
-            data=own,
-            eval_data=replace(own, source=eval_data),
-            allow_overlap=allow_overlap,
-            compat=options.follows_official(context, registry.get(method).quirks is not None),
-            restart=restart,
-            compute=options.compute_of(context.params),
-            output=options.output(context.params),
-            report=report,
-            stop=stop,
-        )
-    console.print_made(made, context.params)
+    (folder,) = records.from_stdin(model)
+    explicit = records.chosen_options(method, context)
+    data, chosen = records.data_of(values), registry.get(method)
+    records.refuse_tokenizer(context, data.source, values["eval_data"])
+    request = SearchRequest(
+        model=folder or "",
+        method=method,
+        options=explicit,
+        data=data,
+        eval_data=replace(data, source=values["eval_data"]),
+        compat=records.follows_official(context, chosen.quirks is not None),
+        **{name: values[name] for name in (*BUDGET, "allow_overlap")},
+    )
+    with first_signal(report, wanted=chosen.learned) as stop:
+        made = verb(request, records.run_context(values, out, report, stop))
+    console.print_made(made, values)
 
 
 EXAMPLES = (
     (
-        "The best 4.54 billion parameters",
-        "search-arch --method minitron-width --params 4.54e9 --data c4 in/ arch.json",
+        "the best architecture of 4.54 billion parameters",
+        "search-arch --method minitron-width --params 4.54e9 in/ arch.json",
     ),
-    ("Then", "prune --method minitron-width --arch arch.json --data c4 in/ out/"),
-    ("What the paper chose from", "search-arch --paper --format csv"),
+    ("then prune to it", "prune --method minitron-width --arch arch.json in/ out/"),
+    ("the candidates in the paper", "search-arch --paper --format csv"),
 )

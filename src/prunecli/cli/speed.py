@@ -4,74 +4,142 @@ from typing import Annotated, Any
 
 import typer
 
-from prunecli.cli import console, options
-from prunecli.cli.options import option
+from prunecli.cli import console, options, records
+from prunecli.cli.options import OUTPUT_PANEL, option
 from prunecli.settings import Result, Timing
 
+WHAT = "What to measure"
+TIMING = "Timing"
 TIMED = (
     *("measure", "batch_size", "decode_tokens", "warmup", "rounds", "compile"),
     *("device", "dtype", "threads", "seed"),
 )
 
 
-@options.takes(options.COMPUTE, options.OUTPUT, options.TALK, options.CONFIG)
+MEASUREMENT: options.Group = {
+    "base": (
+        Annotated[str | None, option("base", "model to compare with", WHAT, metavar="DIR")],
+        None,
+    ),
+    "flops_only": (
+        Annotated[bool, option("flops-only", "count, time nothing; a config.json is enough", WHAT)],
+        False,
+    ),
+    "seq_len": (
+        Annotated[
+            int | None,
+            option(
+                "seq-len",
+                "tokens per forward pass [default: counted 2048, timed at most 512]",
+                WHAT,
+                metavar="N",
+                min=1,
+            ),
+        ],
+        None,
+    ),
+    "sparsity": (
+        Annotated[
+            str | None,
+            option(
+                "sparsity",
+                "count decoder-block weights at this sparsity, N:M or a fraction [default: the "
+                "sidecar's]",
+                WHAT,
+                metavar="N:M|R",
+            ),
+        ],
+        None,
+    ),
+    "compat": (
+        Annotated[
+            str | None, option("compat", "count sparse FLOPs as in Table 9 of the paper", WHAT)
+        ],
+        None,
+    ),
+    "measure": (
+        Annotated[str, option("measure", "what to time", TIMING, metavar="prefill,decode,train")],
+        ",".join(Timing.quantities),
+    ),
+    "batch_size": (
+        Annotated[int, option("batch-size", "sequences per batch", TIMING, metavar="N", min=1)],
+        Timing.batch_size,
+    ),
+    "decode_tokens": (
+        Annotated[
+            int,
+            option(
+                "decode-tokens", "tokens to decode after the prompt", TIMING, metavar="N", min=1
+            ),
+        ],
+        Timing.decode_tokens,
+    ),
+    "warmup": (
+        Annotated[int, option("warmup", "untimed warm-up passes", TIMING, metavar="N", min=0)],
+        Timing.warmup,
+    ),
+    "rounds": (
+        Annotated[int, option("rounds", "timed passes", TIMING, metavar="N", min=1)],
+        Timing.rounds,
+    ),
+    "compile": (
+        Annotated[bool, option("compile", "time models after torch.compile", TIMING)],
+        False,
+    ),
+    "out": (
+        Annotated[
+            str | None,
+            option("out", "also write the results to this file", OUTPUT_PANEL, metavar="FILE.json"),
+        ],
+        None,
+    ),
+}
+
+
+@options.with_options(
+    MEASUREMENT, options.COMPUTE, options.OUTPUT, options.VERBOSITY, options.CONFIG
+)
 def speed(
     context: typer.Context,
     models: Annotated[
-        list[str], typer.Argument(metavar="IN...", help="model folders, hf:org/name, or -")
+        list[str],
+        typer.Argument(metavar="IN...", help="model folders, hf:org/name, or - for stdin"),
     ],
-    base: Annotated[
-        str | None, option("base", "model to compare with, in the same process", metavar="DIR")
-    ] = None,
-    flops_only: Annotated[
-        bool, option("flops-only", "count only: needs a config.json and no weights")
-    ] = False,
-    seq_len: Annotated[
-        int | None,
-        option("seq-len", "tokens of a forward [counted: 2048, timed: at most 512]", min=1),
-    ] = None,
-    sparsity: Annotated[
-        str | None,
-        option("sparsity", "count block linears as that sparse: N:M or a fraction [the sidecar's]"),
-    ] = None,
-    compat: Annotated[
-        str | None, option("compat", "official: sparse FLOPs as the paper's Table 9 prints them")
-    ] = None,
-    measure: Annotated[
-        str, option("measure", "what to time, of prefill, decode and train", metavar="Q,Q...")
-    ] = ",".join(Timing.quantities),
-    batch_size: Annotated[
-        int, option("batch-size", "sequences at once", min=1)
-    ] = Timing.batch_size,
-    decode_tokens: Annotated[
-        int, option("decode-tokens", "tokens to decode after a prompt", min=1)
-    ] = Timing.decode_tokens,
-    warmup: Annotated[int, option("warmup", "passes that are not counted", min=0)] = Timing.warmup,
-    rounds: Annotated[int, option("rounds", "passes that are", min=1)] = Timing.rounds,
-    compile: Annotated[bool, option("compile", "time models after torch.compile")] = False,
-    out: Annotated[
-        str | None, option("out", "also write the sidecar there", metavar="F.json")
-    ] = None,
 ) -> None:
-    """Count parameters, FLOPs and cache bytes; time prefill, decoding and training steps.
+    """Count parameters, FLOPs and cache bytes; measure speed.
 
-    A speedup is the median over rounds of the base's time over this model's, both taken in turns;
-    models beside a base are loaded twice, in either order, and measured for so many rounds each.
+    Times prefill, decoding and training steps. A speedup is the median over rounds of the base's
+    time divided by this model's, timed in turns. Models compared with a base are loaded twice, in
+    both orders, and timed for --rounds passes each time.
     """
-    report, values = options.settings(context), context.params
-    folders = options.models_of(models, out)
+    report, values = records.setup(context), context.params
+    folders = records.models_of(models, values["out"])
     from prunecli.measuring.speed import SpeedRequest
     from prunecli.measuring.speed import speed as verb
 
-    quantities = tuple(filter(None, (name.strip() for name in measure.split(","))))
+    quantities = tuple(filter(None, (name.strip() for name in values["measure"].split(","))))
     _refuse_idle(context, quantities)
-    timing = Timing(quantities, batch_size, decode_tokens, warmup, rounds, compile, values["seed"])
-    run = options.run_context(values, out, report)
+    timing = Timing(
+        quantities,
+        values["batch_size"],
+        values["decode_tokens"],
+        values["warmup"],
+        values["rounds"],
+        values["compile"],
+        values["seed"],
+    )
+    run = records.run_context(values, values["out"], report)
     made: list[Result] = []
     try:
         for folder in folders:
             request = SpeedRequest(
-                folder, base, timing, seq_len, sparsity, flops_only, compat == "official"
+                folder,
+                values["base"],
+                timing,
+                values["seq_len"],
+                values["sparsity"],
+                values["flops_only"],
+                values["compat"] == "official",
             )
             made.append(verb(request, run))
             kernels = made[-1].results.get("measured", {}).get("semi_structured")
@@ -86,11 +154,11 @@ def speed(
 def _refuse_idle(context: typer.Context, quantities: tuple[str, ...]) -> None:
     """Raise UsageError for options that nothing would read."""
     if context.params["flops_only"]:
-        options.refuse(context, TIMED, "is about timing, which --flops-only leaves out")
+        records.refuse(context, TIMED, "is about timing, which --flops-only leaves out")
     if "decode" not in quantities:
-        options.refuse(context, ["decode_tokens"], "is about decoding, which --measure leaves out")
+        records.refuse(context, ["decode_tokens"], "is about decoding, which --measure leaves out")
     if context.params["out"] is None:
-        options.refuse(context, ("force", "skip_existing"), "is about the file of --out")
+        records.refuse(context, ("force", "skip_existing"), "is about the file of --out")
 
 
 def _print(made: list[Result], as_json: bool) -> None:
@@ -139,10 +207,10 @@ def _timed(made: Result, quantity: str) -> list[str]:
 
 
 EXAMPLES = (
-    ("Counts from a config.json alone", "speed --flops-only --seq-len 2048 in/"),
-    ("A pruned model beside its parent", "speed --base in/ out/"),
+    ("counts from a config.json alone", "speed --flops-only --seq-len 2048 in/"),
+    ("a pruned model compared with its parent", "speed --base in/ out/"),
     (
-        "The paper's rule for sparse models",
+        "sparse FLOPs as the paper counts them",
         "speed --flops-only --sparsity 2:4 --compat official in/",
     ),
 )

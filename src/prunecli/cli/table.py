@@ -5,100 +5,134 @@ from typing import Annotated
 
 import typer
 
-from prunecli.cli import console, options
+from prunecli.cli import console, options, records
 from prunecli.cli.options import option
-from prunecli.settings import RunContext
+
+TABLE = "Table"
+FIGURE = "Figure"
+ADVICE = "Advice"
 
 
-@options.takes(options.TALK, options.CONFIG)
+COMPARISON: options.Group = {
+    "format": (Annotated[str, option("format", "how to print the table", TABLE)], "rich"),
+    "layout": (
+        Annotated[
+            str | None,
+            option(
+                "layout",
+                "models (one row each), pairs (pruned beside scratch), table1, table2, table5, "
+                "table6, table7, table5-7, table9 to table16, or scaling (tables 12-15) "
+                "[default: models; with --reference table2]",
+                TABLE,
+                metavar="NAME",
+            ),
+        ],
+        None,
+    ),
+    "reference": (
+        Annotated[
+            str | None, option("reference", "the paper's own results, alone or beside yours", TABLE)
+        ],
+        None,
+    ),
+    "figure": (
+        Annotated[
+            str | None,
+            option(
+                "figure",
+                "draw one of the paper's figures: 1 both settings, 3 loss by tokens, 4 by size, 5 "
+                "equal total budget; in the terminal, or into --plot FILE",
+                FIGURE,
+            ),
+        ],
+        None,
+    ),
+    "plot": (
+        Annotated[
+            str | None,
+            option(
+                "plot", "draw the figure into this .png, .svg or .pdf file", FIGURE, metavar="FILE"
+            ),
+        ],
+        None,
+    ),
+    "html": (
+        Annotated[
+            str | None,
+            option(
+                "html",
+                "write a report of tables, figures, histories and commands",
+                TABLE,
+                metavar="FILE.html",
+            ),
+        ],
+        None,
+    ),
+    "advise": (
+        Annotated[
+            bool,
+            option(
+                "advise",
+                "fit the measured curves and recommend pruning or training from scratch",
+                ADVICE,
+            ),
+        ],
+        False,
+    ),
+    "budget": (
+        Annotated[
+            float | None,
+            option(
+                "budget",
+                "tokens of training that --advise may spend [default: the most measured]",
+                ADVICE,
+                metavar="N",
+                min=1,
+            ),
+        ],
+        None,
+    ),
+    "force": (options.Force, False),
+}
+
+
+@options.with_options(COMPARISON, options.VERBOSITY, options.CONFIG)
 def table(
     context: typer.Context,
     paths: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="[SIDECAR|DIR...]",
-            help="files or folders, or -; none are needed with --reference paper",
+            help="sidecars, or folders to search, or - for stdin; none with --reference paper",
             show_default=False,
         ),
     ] = None,
-    format: Annotated[str, option("format", "how to print it")] = "rich",
-    layout: Annotated[
-        str | None,
-        option(
-            "layout",
-            "models: a row per model; pairs: pruned beside scratch models of its size; or one of "
-            "the paper's tables (scaling: 12-15) [default: models; with --reference: table2]",
-        ),
-    ] = None,
-    reference: Annotated[
-        str | None, option("reference", "the paper's own rows, alone or beside yours")
-    ] = None,
-    figure: Annotated[
-        str | None,
-        option(
-            "figure",
-            "one of the paper's figures: 1 both settings, 3 against tokens, 4 against size, "
-            "5 equal total budget; drawn as text unless --plot names a file",
-        ),
-    ] = None,
-    plot: Annotated[
-        str | None,
-        option("plot", "draw the figure into this file", metavar="FILE.(png|svg|pdf)"),
-    ] = None,
-    html: Annotated[
-        str | None,
-        option(
-            "html",
-            "write a report of tables, figures, histories and commands",
-            metavar="FILE.html",
-        ),
-    ] = None,
-    advise: Annotated[
-        bool,
-        option("advise", "fit the measured curves and recommend pruning or training from scratch"),
-    ] = False,
-    budget: Annotated[
-        float | None,
-        option(
-            "budget",
-            "tokens that --advise may spend on training [default: the most measured]",
-            min=1,
-        ),
-    ] = None,
-    force: options.Force = False,
 ) -> None:
-    """Compare runs in tables and figures, optionally beside the paper's results.
+    """Compare runs in tables and figures.
 
-    Folders are searched to any depth. Evaluations are matched to models by id. Differences are
-    shown only for token-matched models; (…) marks those within noise. A terminal shows as many
-    columns as it has room for, a pipe gets all of them.
+    The paper's results can stand beside yours. Folders are searched to any depth. Evaluations are
+    matched to models by id. Differences are shown only for token-matched models; (...) marks those
+    within noise. A terminal shows as many columns as it has room for, a pipe gets all of them.
     """
-    report = options.settings(context)
+    report, values = records.setup(context), context.params
     from prunecli.tables.table import TableRequest
-    from prunecli.tables.table import table as compare
+    from prunecli.tables.table import table as verb
 
     request = TableRequest(
-        paths=tuple(options.read_paths() if paths == ["-"] else paths or ()),
-        layout=layout,
-        reference=reference,
-        format=format,
-        figure=figure,
-        plot=plot,
-        html=html,
-        advise=advise,
-        budget=budget,
+        tuple(records.read_paths() if paths == ["-"] else paths or ()),
+        **{name: values[name] for name in COMPARISON if name != "force"},
         width=console.width(),
     )
-    made = compare(request, RunContext(options.output(context.params), report=report))
-    as_json = context.params["json"] and made.results is not None
+    made = verb(request, records.run_context(values, None, report))
+    as_json = values["json"] and made.results is not None
     print(jsonlib.dumps({"results": made.results}) if as_json else made.text)
 
 
 EXAMPLES = (
-    ("Everything below a folder", "table runs/"),
-    ("Pruned against scratch", "table --layout pairs runs/"),
-    ("The paper's Table 16", "table --layout table16 --reference paper --format csv"),
-    ("Plot your own runs", "table --figure 3 --plot tokens.svg runs/"),
-    ("A report for others", "table --layout table16 --html report.html runs/"),
-    ("Prune or train", "table --advise --budget 50e9 runs/"),
+    ("everything below a folder", "table runs/"),
+    ("pruned beside scratch", "table --layout pairs runs/"),
+    ("Table 16 of the paper", "table --layout table16 --reference paper --format csv"),
+    ("plot your own runs", "table --figure 3 --plot tokens.svg runs/"),
+    ("a report to share", "table --layout table16 --html report.html runs/"),
+    ("prune, or train from scratch?", "table --advise --budget 50e9 runs/"),
 )

@@ -4,130 +4,138 @@ from typing import Annotated
 
 import typer
 
-from prunecli.cli import console, options
-from prunecli.cli.options import Group, of_record, option
+from prunecli.cli import console, options, records
+from prunecli.cli.options import COMPUTE_PANEL, OUTPUT_PANEL, Text, of_record
 from prunecli.cli.signals import first_signal
-from prunecli.settings import Output, Training
+from prunecli.settings import Compute, Training
 from prunecli.training import world
 
-# one option for every field of Training but the model, which is IN
-TRAINING: Group = of_record(
-    Training,
-    {
-        "data": option(
-            "data", "rows made by tokenize, or FILE.safetensors:NAME", metavar="ROWS[:A:B]"
-        ),
-        "tokens": option("tokens", "train on this many tokens [default: one pass over the rows]"),
-        "steps": option("steps", "train this many steps"),
-        "batch_size": option("batch-size", "sequences per step, over all processes [default: 16]"),
-        "lr": option(
-            "lr",
+DATA_PANEL = "Training data"
+EVAL_PANEL = "Evaluation data"
+
+TRAINING: options.Group = {
+    **of_record(
+        Training,
+        DATA_PANEL,
+        data=Text("rows from `prunecli tokenize`, or FILE.safetensors:NAME", "ROWS[:A:B]"),
+        tokens=Text("train on this many tokens [default: one epoch, all rows once]", "N"),
+        steps=Text("train for this many steps", "N"),
+        batch_size=Text("sequences per step, over all processes [default: 16]", "N"),
+        recipe=Text("512 rows of 8192 tokens per step, and --lr sweep", "paper"),
+        repeat=Text("train for several epochs where there are fewer rows than needed"),
+        allow_overlap=Text("accept rows that an ancestor of IN was trained on"),
+    ),
+    **of_record(
+        Training,
+        "Optimizer and schedule",
+        lr=Text(
             "peak learning rate, or `sweep` to pick the best of five in short trials "
             "[default: 3e-4]",
+            "R",
         ),
-        "recipe": option("recipe", "paper: 512 rows of 8192 tokens per step, --lr sweep"),
-        "repeat": option("repeat", "read the rows for several epochs if there are too few"),
-        "allow_overlap": option(
-            "allow-overlap", "accept rows that an ancestor of IN was trained on"
+        sweep_steps=Text(
+            "steps per trial of a sweep [default: 5 % of all steps, at least 20]", "N"
         ),
-        "masks": option(
-            "masks",
-            "keep the zeros of sparse matrices, drop (train them), or a checkpoint whose zeros "
-            "are kept",
-            metavar="keep|drop|DIR",
+        warmup=Text("fraction of the steps over which the learning rate rises", "R"),
+        floor=Text("learning rate at the end, as a fraction of the peak", "R"),
+        weight_decay=Text("weight decay of AdamW, on all weights", "R"),
+        beta1=Text("first moment decay of AdamW", "R"),
+        beta2=Text("second moment decay of AdamW", "R"),
+        eps=Text("epsilon of AdamW", "R"),
+        clip=Text("clip the global gradient norm to this", "R"),
+    ),
+    **of_record(
+        Training,
+        "Masks and distillation",
+        masks=Text(
+            "keep pruned weights at zero, drop the mask (train them), or take the mask of another "
+            "checkpoint",
+            "keep|drop|DIR",
         ),
-        "teacher": option("teacher", "distill from this checkpoint", metavar="DIR"),
-        "kd_weight": option("kd-weight", "weight of the distillation loss, 0 to 1 [default: 0.5]"),
-        "temperature": option(
-            "temperature", "distillation temperature of both models [default: 1]"
+        teacher=Text("distill from this checkpoint", "DIR"),
+        kd_weight=Text("weight of the distillation loss, 0 to 1 [default: 0.5]", "R"),
+        temperature=Text("distillation temperature, for teacher and student [default: 1]", "R"),
+    ),
+    **of_record(
+        Training,
+        EVAL_PANEL,
+        eval_data=Text("held-out DATA, or ROWS:A:B, to evaluate on", "DATA"),
+        eval_every=Text("steps between evaluations [default: 20 evaluations per run]", "N"),
+    ),
+    **options.under(EVAL_PANEL, options.READING),
+    **of_record(
+        Training,
+        COMPUTE_PANEL,
+        micro_batch=Text(
+            "sequences per process in one pass [default: as many as make 8192 tokens]", "N"
         ),
-        "eval_data": option(
-            "eval-data", "held-out D or ROWS:A:B to evaluate on while training", metavar="D"
-        ),
-        "eval_every": option(
-            "eval-every", "steps between evaluations [default: 20 evaluations per run]"
-        ),
-        "save_every": option(
-            "save-every", "steps between saved states [default: 20 states per run]"
-        ),
-        "keep_states": option("keep-states", "how many states to keep in OUT.partial"),
-        "save_dtype": option(
-            "save-dtype", "storage type of the weights in OUT; auto is that of IN"
-        ),
-        "sweep_steps": option(
-            "sweep-steps",
-            "steps per learning rate of a sweep [default: 5 % of all steps, at least 20]",
-        ),
-        "warmup": option("warmup", "fraction of the steps over which the learning rate rises"),
-        "floor": option("floor", "fraction of the peak learning rate at which the cosine ends"),
-        "weight_decay": option("weight-decay", "weight decay of AdamW, on all weights"),
-        "beta1": option("beta1", "beta1 of AdamW"),
-        "beta2": option("beta2", "beta2 of AdamW"),
-        "eps": option("eps", "epsilon of AdamW"),
-        "clip": option("clip", "clip the global gradient norm to this"),
-        "micro_batch": option(
-            "micro-batch", "sequences per process at once [default: 8192 tokens, at most]"
-        ),
-        "activation_checkpointing": option(
-            "activation-checkpointing", "recompute activations to save memory"
-        ),
-        "compile": option("compile", "compile the layers (torch.compile)"),
-        "track": option(
-            "track",
+        activation_checkpointing=Text("recompute activations in the backward pass to save memory"),
+        compile=Text("compile the layers (torch.compile)"),
+    ),
+    **of_record(
+        Training,
+        OUTPUT_PANEL,
+        save_dtype=Text("storage type of OUT; auto: that of IN"),
+        save_every=Text("steps between saved states [default: 20 states per run]", "N"),
+        keep_states=Text("states to keep in OUT.partial", "N"),
+        track=Text(
             "also log metrics to this tracker (needs `pip install 'prunecli[NAME]'`)",
-            metavar="tensorboard|wandb|trackio",
+            "tensorboard|wandb|trackio",
         ),
-    },
-)
-SEED = of_record(Training, {"seed": option("seed", "seed of the order of rows, and of dropout")})
-DTYPE = option("dtype", "compute type; auto is float32 on a CPU, bfloat16 on a GPU")
-RESTART: Group = {"restart": (options.Restart, Output.restart)}
-COMPUTE: Group = {
+    ),
+}
+
+COMPUTE: options.Group = {
     **options.COMPUTE,
-    **SEED,
-    "dtype": (Annotated[str, DTYPE], options.COMPUTE["dtype"][1]),
+    **of_record(
+        Compute,
+        COMPUTE_PANEL,
+        dtype=Text("compute type; auto: float32 on a CPU, bfloat16 on a GPU"),
+    ),
+    **of_record(Training, COMPUTE_PANEL, seed=Text("seed of the row order and of dropout", "N")),
 }
 
 
-@options.takes(
-    TRAINING, options.READING, COMPUTE, RESTART, options.OUTPUT, options.TALK, options.CONFIG
+@options.with_options(
+    TRAINING,
+    COMPUTE,
+    options.OUTPUT,
+    options.RESTART,
+    options.VERBOSITY,
+    options.CONFIG,
 )
 def train(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(metavar="IN", help="model folder, hf:org/name, or -")],
+    model: Annotated[
+        str, typer.Argument(metavar="IN", help="model folder, hf:org/name, or - for stdin")
+    ],
     out: Annotated[str, typer.Argument(metavar="OUT", help="folder to write")],
 ) -> None:
-    """Train on tokenized rows, from scratch or after pruning. Pruned weights stay zero.
+    """Train on token rows, from scratch or after pruning.
 
-    Progress is saved in OUT.partial. Rerun the same command to resume; the result is bit-identical.
-    Under torchrun the model is sharded over all processes. The rows that were trained on are
-    recorded, so that `table` finds which runs are token-matched.
+    Pruned weights stay zero. Progress is saved in OUT.partial. Rerun the same command to resume;
+    the result is bit-identical. Under torchrun the model is sharded over all processes. OUT records
+    which rows it was trained on, so that `prunecli table` can tell which runs are token-matched.
     """
-    is_main = world.is_first()
-    report = options.settings(context, silent=not is_main)
-    folder, values = options.from_stdin(model)[0] or "", context.params
-    from prunecli import api
+    first = world.is_first()
+    report = records.setup(context, silent=not first)
+    folder, values = records.from_stdin(model)[0] or "", context.params
+    fields = {name: values[name] for name in (*TRAINING, "seed")}
+    from prunecli.training.train import train as verb
 
     with first_signal(report) as stop:
-        made = api.train(
-            folder,
-            out,
-            **{name: values[name] for name in (*TRAINING, *options.READING, *SEED)},
-            compute=options.compute_of(values),
-            output=options.output(values),
-            restart=values["restart"],
-            report=report,
-            stop=stop,
+        made = verb(
+            Training(model=folder, **fields), records.run_context(values, out, report, stop)
         )
-    if is_main:
+    if first:
         console.print_made(made, values)
 
 
 EXAMPLES = (
-    ("A scratch twin", "train --data rows:0:50000 --tokens 4e6 --batch-size 8 s/ s-trained/"),
+    ("a scratch baseline", "train --data rows:0:50000 --tokens 4e6 --batch-size 8 s/ s-trained/"),
     (
-        "With a sweep of learning rates",
+        "choose the learning rate",
         "train --data rows --lr sweep --eval-data rows:900:1000 p/ t/",
     ),
-    ("Distilled from the parent", "train --data rows --steps 500 --teacher in/ p/ t/"),
+    ("distill from the parent", "train --data rows --steps 500 --teacher in/ p/ t/"),
 )

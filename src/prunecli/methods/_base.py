@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 class Option:
     """An option that belongs to a method; the command line shows it under the method's name.
 
+    `metavar` is what help shows for its value, where type and choices do not say it.
     `stage` is the first step that reads it: what `score` has used, `prune --scores` must agree to.
     `idle` tells why it changes nothing beside the other settings, "" where it does.
     """
@@ -33,6 +34,7 @@ class Option:
     default: Any
     help: str
     choices: tuple[str, ...] = ()
+    metavar: str = ""
     stage: str = "score"
     idle: "Callable[[Setting], str]" = lambda beside: ""
 

@@ -70,8 +70,8 @@ METHOD = Method(
             "structure",
             str,
             "UL-MM",
-            "who competes with whom: within a layer (UL) or across layers (AL), heads and FFN by "
-            "numbers of their own (MM), by one ratio (UM), or in one ranking (AM)",
+            "rank within each layer (UL) or across layers (AL); heads and FFN get the same ratio "
+            "(UM), separate counts (MM), or one joint ranking (AM)",
             choices=("UL-UM", "UL-MM", "AL-MM", "AL-AM"),
             idle=_no_structure,
         ),
@@ -79,14 +79,15 @@ METHOD = Method(
             "metric",
             str,
             "WIFV",
-            "variance times squared weight norm, variance alone, or Wanda-sp's",
+            "rank channels by variance times squared weight norm (WIFV), variance alone (IFV), or "
+            "the metric of Wanda-sp (WIFN)",
             choices=("WIFV", "IFV", "WIFN"),
         ),
         Option(
             "bias",
             str,
             "keep",
-            "add what removed channels gave on average as biases, or drop it",
+            "compensate removed channels by adding their mean output as a bias, or not",
             choices=("keep", "drop"),
             stage="prune",
         ),

@@ -56,14 +56,16 @@ METHOD = Method(
             "taylor",
             str,
             "element1",
-            "first or second order of single weights, both, or of whole rows and columns",
+            "Taylor expansion: first order of single weights (element1), second order (element2), "
+            "both (mix), or first order of whole rows and columns (vector)",
             choices=("element1", "element2", "mix", "vector"),
         ),
         Option(
             "protect",
             str,
             "0,0",
-            "how many of the first and of the last layers stay as they are",
+            "number of first and of last layers that are not pruned",
+            metavar="FIRST,LAST",
             stage="prune",
         ),
     ),

@@ -44,7 +44,7 @@ METHOD = Method(
             "scope",
             str,
             "matrix",
-            "weights compared with each other: a whole matrix, or one output row",
+            "compare weights within the whole matrix, or within one output row",
             choices=("matrix", "row"),
             stage="prune",
             idle=_no_scope,

@@ -46,7 +46,8 @@ METHOD = Method(
             "hidden_score",
             str,
             "ln-out",
-            "activations that rank hidden channels",
+            "rank hidden channels by layer norm outputs (ln-out) or block outputs (block-out), "
+            "or as NVIDIA's implementation does",
             choices=("ln-out", "block-out", "nvidia"),
             idle=lambda beside: "the hidden size stays" if beside.keeps("hidden") else "",
         ),
@@ -54,7 +55,8 @@ METHOD = Method(
             "mlp_score",
             str,
             "l2",
-            "aggregation that ranks FFN channels",
+            "rank FFN channels by the l2 norm of their activations, or as NVIDIA's "
+            "implementation does",
             choices=("l2", "nvidia"),
             idle=lambda beside: "the FFN size stays" if beside.keeps("ffn") else "",
         ),

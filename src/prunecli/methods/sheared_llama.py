@@ -23,7 +23,13 @@ METHOD = Method(
     learned=True,
     quirks=lambda beside: "",
     options=(
-        Option("tokens", float, None, "to learn masks on: one pass over D, 300 steps at least"),
+        Option(
+            "tokens",
+            float,
+            None,
+            "token budget for mask training [default: one pass over the data, at least 300 steps]",
+            metavar="N",
+        ),
         Option("batch_size", int, 8, "sequences per step"),
         Option(
             "lr",
@@ -32,30 +38,40 @@ METHOD = Method(
             "peak learning rate of the weights",
             idle=lambda beside: "weights are frozen" if beside.options["freeze_weights"] else "",
         ),
-        Option("mask_lr", float, 1.0, "peak learning rate of masks and multipliers"),
+        Option("mask_lr", float, 1.0, "peak learning rate of masks and Lagrange multipliers"),
         Option(
             "domains",
             str,
             "",
-            "other D, separated by commas: batches are loaded more from where the loss is further "
-            "above the parent's",
+            "more training data beside --data, separated by commas; dynamic batch loading draws "
+            "more from data whose loss is further above the parent's",
+            metavar="DATA,...",
         ),
         Option(
             "domain_weights",
             str,
             "",
-            "shares that --data and --domains begin with, separated by commas [of all rows]",
+            "initial sampling weights of --data and each of --domains, separated by commas "
+            "[default: by their numbers of rows]",
+            metavar="R,R,...",
             idle=lambda beside: "" if beside.options["domains"] else "there are no --domains",
         ),
         Option(
             "domain_every",
             int,
             50,
-            "steps between looks at the losses of domains",
+            "steps between updates of the domain weights",
             idle=lambda beside: "" if beside.options["domains"] else "there are no --domains",
         ),
-        Option("freeze_weights", bool, False, "learn masks alone: a variant, not the method"),
-        Option("activation_checkpointing", bool, False, "compute activations twice to save memory"),
+        Option(
+            "freeze_weights", bool, False, "train masks only (a variant, not the paper's method)"
+        ),
+        Option(
+            "activation_checkpointing",
+            bool,
+            False,
+            "recompute activations in the backward pass to save memory",
+        ),
     ),
     # 3200 steps of RedPajama, which --data and --domains must name; --domain-weights are its shares
     recipes={

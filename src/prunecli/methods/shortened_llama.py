@@ -38,7 +38,15 @@ METHOD = Method(
     axes=("layers",),
     needs=(RequiredStatistic("taylor", ("block",)),),
     rule="lowest",
-    options=(Option("protect", str, "4,2", "how many of the first and of the last layers stay"),),
+    options=(
+        Option(
+            "protect",
+            str,
+            "4,2",
+            "number of first and of last layers that are not pruned",
+            metavar="FIRST,LAST",
+        ),
+    ),
     protects=lambda options: layers_of(options["protect"]),
     recipes={
         "official": {

@@ -133,8 +133,20 @@ METHOD = Method(
     needs=(RequiredStatistic("gram", ("q", "o", "gate", "down")),),
     sequential=True,
     options=(
-        Option("block_size", int, 128, "columns per block of the sweep", stage="prune"),
-        Option("damping", float, 0.01, "lambda as a fraction of mean(diag H)", stage="prune"),
+        Option(
+            "block_size",
+            int,
+            128,
+            "columns that are pruned and compensated as one block",
+            stage="prune",
+        ),
+        Option(
+            "damping",
+            float,
+            0.01,
+            "damping of the Hessian, as a fraction of the mean of its diagonal",
+            stage="prune",
+        ),
     ),
     recipes={
         "paper": {"source": "c4", "sampler": "docs", "nsamples": 128, "seq_len": 8192},

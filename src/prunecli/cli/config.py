@@ -1,0 +1,97 @@
+"""Options from a file, `--config FILE`; and what they came to, `--print-config`.
+
+Flags win over the environment (PRUNECLI_DEVICE for --device), that over --config FILE, that over
+the defaults.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from prunecli.errors import UsageError, suggest
+from prunecli.files.strict import told
+
+
+def load_config(context: typer.Context, path: str | None) -> str | None:
+    """Make the values of a TOML, YAML or JSON file the defaults of this command.
+
+    Keys are option names; they stand at the top level or in a table named like the command.
+    """
+    if path is None:
+        return None
+    record = _read_config(path)
+    name = context.info_name or ""
+    commands = getattr(context.parent.command, "commands", {}) if context.parent else {}
+    own = record.get(name, {})
+    if not isinstance(own, dict):
+        raise UsageError(f"--config '{path}': '{name}' is not a table of options")
+    values = {key: value for key, value in record.items() if key not in commands} | own
+    known = {
+        param.name: param for param in context.command.params if param.param_type_name == "option"
+    }
+    known = {n: p for n, p in known.items() if n not in ("config", "print_config", "help")}
+    defaults = {}
+    for key, value in values.items():
+        field = key.replace("-", "_").lstrip("_")
+        by_flag = {p.opts[0].lstrip("-").replace("-", "_"): n for n, p in known.items()}
+        field = by_flag.get(field, field)
+        if field not in known:
+            flags = sorted(p.opts[0].lstrip("-") for p in known.values())
+            raise UsageError(f"--config '{path}': unknown key '{key}'{suggest(key, flags)}")
+        defaults[field] = _checked(context, path, known[field], key, value)
+    context.default_map = {**(context.default_map or {}), **defaults}
+    return path
+
+
+def _checked(context: typer.Context, path: str, parameter: Any, key: str, value: Any) -> Any:
+    text = parameter.display_type(context) == "<str>" and not parameter.multiple
+    if text and not isinstance(value, str):
+        # YAML reads 2:4 as a number of base 60
+        raise UsageError(f"--config '{path}': {key} is {told(value)}, expected text in quotes")
+    return value
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    try:
+        text = Path(path).read_text("utf-8")
+        if path.endswith(".toml"):
+            import tomllib
+
+            record = tomllib.loads(text)
+        elif path.endswith((".yaml", ".yml")):
+            import yaml  # type: ignore[import-untyped]
+
+            record = yaml.safe_load(text)
+        else:
+            record = json.loads(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read --config '{path}': {error}") from None
+    except Exception as error:
+        # each format has an error class of its own
+        why = str(error).splitlines()[0]
+        raise UsageError(f"--config '{path}' is not valid: {why}") from None
+    if not isinstance(record, dict):
+        raise UsageError(f"--config '{path}' is not a table of options")
+    return record
+
+
+def show_config(context: typer.Context, wanted: bool) -> None:
+    """Remember that --print-config was given; `records.setup` prints them and exits."""
+    context.obj = {"print_config": wanted}
+
+
+def resolved(context: typer.Context) -> None:
+    """With --print-config, print every option with its value as JSON and exit."""
+    if not (context.obj or {}).get("print_config"):
+        return
+    skip = {"config", "print_config", "help"}
+    values = {
+        param.opts[0].lstrip("-"): context.params.get(param.name or "")
+        for param in context.command.params
+        if param.param_type_name == "option" and param.name not in skip
+    }
+    shown = {k: v for k, v in values.items() if v is not None and v != []}
+    print(json.dumps(shown, indent=1))
+    raise typer.Exit(0)
