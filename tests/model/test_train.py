@@ -460,14 +460,14 @@ def test_bfloat16_products(llama, ids, tmp_path) -> None:
     assert tiny.sidecar(tmp_path / "narrow")["options"]["dtype"] == "bfloat16"
 
 
-class SidecarBuilder:
+class Recorder:
     """Stands for wandb and trackio, which have one interface."""
 
     def __init__(self) -> None:
         self.figures: list[dict] = []
         self.finished = False
 
-    def init(self, project: str, name: str, config: dict) -> "SidecarBuilder":
+    def init(self, project: str, name: str, config: dict) -> "Recorder":
         assert project == "prunecli" and name == "o" and config["steps"] == 4
         return self
 
@@ -480,7 +480,7 @@ class SidecarBuilder:
 
 @pytest.mark.parametrize("kind", ["wandb", "trackio"])
 def test_trackers(llama, ids, tmp_path, monkeypatch, kind) -> None:
-    recorder = SidecarBuilder()
+    recorder = Recorder()
     monkeypatch.setitem(sys.modules, kind, recorder)
     train(str(llama), str(tmp_path / "o"), ids, steps=4, batch_size=4, track=kind)
     assert recorder.finished

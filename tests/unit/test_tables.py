@@ -14,7 +14,7 @@ import pytest
 from prunecli import table
 from prunecli.errors import InputError, OutputExists, UsageError
 from prunecli.files import provenance, sidecar
-from prunecli.files.sidecar import Input, SidecarBuilder, Trained
+from prunecli.files.sidecar import Input, SidecarBuilder, TokensSeen, Trained
 from prunecli.measuring.eval import MODEL
 from prunecli.measuring.suite import TASKS
 from prunecli.tables import advice, draw, figures, html, matching, reference
@@ -147,7 +147,15 @@ class Runs:
         seen = Trained(rows=rows, range=(start, stop), count=count)
         kept = {k: parent.results[k] for k in ("method", "ratio") if k in parent.results}
         options = {"seed": seed, "steps": 1, **(options or {})}
-        return self.made(name, "train", parent, options, [entry], {**kept, **results}, trained=seen)
+        return self.made(
+            name,
+            "train",
+            parent,
+            options,
+            [entry],
+            {**kept, **results},
+            seen=TokensSeen(trained=[seen]),
+        )
 
     def eval(self, name, model, loss, tasks=(), source="text.txt", **data):
         recorder = SidecarBuilder("eval", ())

@@ -4,33 +4,28 @@ A verb knows its artefact before it computes: kind, options and inputs make the 
 `settled` first, and what it computes then goes through one of the `write_` methods.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunecli.files import output, sidecar
-from prunecli.files.sidecar import Input, Kind, Sidecar, SidecarBuilder, Trained
+from prunecli.files.sidecar import (
+    Computed,
+    Input,
+    Kind,
+    Sidecar,
+    SidecarBuilder,
+    TokensSeen,
+    Trained,
+)
 from prunecli.files.tensorfile import Spec, TensorWriter, combined_digest, spec_of
-from prunecli.settings import BATCH_TOKENS, Compute, Output, Result, RunContext
+from prunecli.settings import Result, RunContext
 
 if TYPE_CHECKING:
     import torch
-
-
-@dataclass(frozen=True)
-class Computed:
-    """How an artefact was computed: what its sidecar's `run` records beside times and versions.
-
-    `dtype` is the compute type, `batch` how many tokens went through a layer at once.
-    """
-
-    device: str = "cpu"
-    dtype: str | None = None
-    batch: int | None = None
-    ranks: int = 1
 
 
 @dataclass(frozen=True)
@@ -105,9 +100,10 @@ class Artefact:
             outputs=outputs,
             results=results,
             parent=self.parent,
-            calibration=self.calibration,
-            trained=self.trained,
-            **vars(self.computed),
+            seen=TokensSeen(
+                calibration=self.calibration, trained=[self.trained] if self.trained else []
+            ),
+            computed=self.computed,
         )
 
     def result(self, record: Sidecar) -> Result:
@@ -152,30 +148,3 @@ class Artefact:
         )
         output.write_json(str(sidecar.path_of(self.path)), record.text())
         return self.result(record)
-
-
-def write_tensor_file(
-    out: str,
-    make: "Callable[[], Iterator[dict[str, torch.Tensor]]]",
-    recorder: SidecarBuilder,
-    where: Output,
-    *,
-    kind: Kind,
-    options: dict[str, Any],
-    inputs: list[Input],
-    calibration: int,
-    compute: Compute,
-    depth: int = 1,
-    extra: Mapping[str, Spec] | None = None,
-) -> Result:
-    """Write the tensors that `make()` yields by an Artefact; for verbs that build none yet."""
-    artefact = Artefact(
-        recorder,
-        kind,
-        options,
-        inputs,
-        RunContext(replace(where, path=out), compute),
-        calibration=calibration,
-        computed=Computed(compute.device, compute.dtype, BATCH_TOKENS),
-    )
-    return artefact.settled(options) or artefact.write_tensors(make(), depth, extra)

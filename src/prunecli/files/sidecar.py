@@ -10,6 +10,7 @@ import platform
 import resource
 import sys
 import time
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -191,6 +192,19 @@ def is_ours(artefact: str | Path) -> bool:
     return isinstance(record, dict) and {"schema", "kind", "id"} <= record.keys()
 
 
+@dataclass(frozen=True)
+class Computed:
+    """How an artefact was computed: what its sidecar's `run` records beside times and versions.
+
+    `dtype` is the compute type, `batch` how many tokens went through a layer at once.
+    """
+
+    device: str = "cpu"
+    dtype: str | None = None
+    batch: int | None = None
+    ranks: int = 1
+
+
 class SidecarBuilder:
     """Collects what a sidecar needs while a command runs; made when the command starts."""
 
@@ -208,16 +222,12 @@ class SidecarBuilder:
         outputs: dict[str, Any],
         results: dict[str, Any],
         parent: Sidecar | None = None,
-        calibration: int = 0,
-        trained: Trained | None = None,
-        device: str = "cpu",
-        dtype: str | None = None,
-        batch: int | None = None,
-        ranks: int = 1,
+        seen: TokensSeen | None = None,
+        computed: Computed | None = None,
     ) -> Sidecar:
         """Return the finished record; `parent` is the sidecar whose history goes on here.
 
-        `device`, `dtype` (the compute type), `batch` and `ranks` are told under `run`.
+        `seen` are the tokens of this step; `computed` is recorded under `run`.
         """
         made = key(kind, options, inputs)
         step = HistoryStep(
@@ -227,7 +237,7 @@ class SidecarBuilder:
             options=options,
             inputs=inputs,
         )
-        seen = parent.tokens if parent else TokensSeen()
+        before, seen = parent.tokens if parent else TokensSeen(), seen or TokensSeen()
         return Sidecar(
             kind=kind,
             id=made,
@@ -237,14 +247,14 @@ class SidecarBuilder:
             outputs=outputs,
             results=results,
             tokens=TokensSeen(
-                calibration=seen.calibration + calibration,
-                trained=[*seen.trained, *([trained] if trained else [])],
+                calibration=before.calibration + seen.calibration,
+                trained=[*before.trained, *seen.trained],
             ),
             history=[*(parent.history if parent else []), step],
-            run=self._run(device=device, dtype=dtype, batch=batch, ranks=ranks),
+            run=self._run(computed or Computed()),
         )
 
-    def _run(self, **told: Any) -> RunInfo:
+    def _run(self, computed: Computed) -> RunInfo:
         unit = 1 if sys.platform == "darwin" else 1024
         libraries = {"python": platform.python_version()}
         for name in LIBRARIES:
@@ -257,7 +267,7 @@ class SidecarBuilder:
             seconds=round(time.perf_counter() - self._clock, 3),
             threads=torch.get_num_threads() if torch else 1,
             cpu=torch.backends.cpu.get_cpu_capability() if torch else None,
-            **told,
+            **vars(computed),
             libraries=libraries,
             peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
         )
