@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from prunecli.data.tokenizer import AUTO
 from prunecli.data.windows import Tokens
 from prunecli.files import output, sidecar
-from prunecli.files.artefact import Artefact, Computed
-from prunecli.files.sidecar import Input, SidecarBuilder
+from prunecli.files.artefact import Artefact
+from prunecli.files.sidecar import Computed, Input, SidecarBuilder
 from prunecli.measuring import harness, perplexity
 from prunecli.measuring.tasks import Group, Task, load
 from prunecli.model.arch import FLOPS_TOKENS

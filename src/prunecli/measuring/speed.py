@@ -6,8 +6,8 @@ from typing import Any
 
 from prunecli.errors import InputError, UsageError, suggest
 from prunecli.files import output
-from prunecli.files.artefact import Artefact, Computed
-from prunecli.files.sidecar import SidecarBuilder
+from prunecli.files.artefact import Artefact
+from prunecli.files.sidecar import Computed, SidecarBuilder
 from prunecli.measuring.costs import (
     CPU_TOKENS,
     QUANTITIES,

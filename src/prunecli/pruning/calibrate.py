@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from prunecli.errors import UsageError
-from prunecli.files.artefact import Artefact, Computed
-from prunecli.files.sidecar import SidecarBuilder
+from prunecli.files.artefact import Artefact
+from prunecli.files.sidecar import Computed, SidecarBuilder
 from prunecli.files.tensorfile import Spec
 from prunecli.methods import registry
 from prunecli.methods._base import Method, RequiredStatistic

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from prunecli.errors import InputError
 from prunecli.files import output as place
 from prunecli.files import sidecar
-from prunecli.files.artefact import Artefact, Computed
-from prunecli.files.sidecar import Input, SidecarBuilder
+from prunecli.files.artefact import Artefact
+from prunecli.files.sidecar import Computed, Input, SidecarBuilder
 from prunecli.files.tensorfile import TensorFile, Tensors
 from prunecli.methods._base import Method
 from prunecli.model.arch import Arch

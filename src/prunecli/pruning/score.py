@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from prunecli.errors import UsageError
-from prunecli.files.artefact import Artefact, Computed
-from prunecli.files.sidecar import SidecarBuilder
+from prunecli.files.artefact import Artefact
+from prunecli.files.sidecar import Computed, SidecarBuilder
 from prunecli.files.tensorfile import Tensors
 from prunecli.methods import registry
 from prunecli.methods._base import LayerView, Method, Setting

@@ -18,8 +18,8 @@ from prunecli.data.rows import place_of
 from prunecli.errors import InputError, NotANumber, UsageError
 from prunecli.files import output as place
 from prunecli.files import sidecar
-from prunecli.files.artefact import Artefact, Computed
-from prunecli.files.sidecar import SidecarBuilder
+from prunecli.files.artefact import Artefact
+from prunecli.files.sidecar import Computed, SidecarBuilder
 from prunecli.files.tensorfile import Tensors
 from prunecli.measuring import perplexity
 from prunecli.methods import registry

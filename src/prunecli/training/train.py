@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from prunecli.data.rows import place_of
 from prunecli.errors import InputError
 from prunecli.files import output
-from prunecli.files.artefact import Artefact, Computed
-from prunecli.files.sidecar import SidecarBuilder
+from prunecli.files.artefact import Artefact
+from prunecli.files.sidecar import Computed, SidecarBuilder
 from prunecli.files.tensorfile import torch_dtype
 from prunecli.model.checkpoint import Checkpoint, check_holds
 from prunecli.model.device import check_device, device_of
