@@ -288,7 +288,7 @@ def test_what_cannot_be_measured_is_refused_before_a_model_runs(model, tmp_path,
     refused(task(tmp_path, "x", filter_list=filters), "has filter 'a' twice")
     refused(task(tmp_path, "x", metric_list=[{"metric": "bypass"}]), "has no metric")
     refused(task(tmp_path, "x", unsafe_code=True), "runs code that the model writes")
-    refused(task(tmp_path, "x", doc_to_image="query"), "shows images or sound")
+    refused(task(tmp_path, "x", doc_to_image="query"), "has images or sound")
     refused(task(tmp_path, "x", doc_to_text="{{query[}}"), "cannot (make its requests|load)")
     refused(Tasks(("plain",), str(tmp_path), limit=-1), "--limit -1", UsageError)
 

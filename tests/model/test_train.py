@@ -418,7 +418,7 @@ def test_overlap_with_an_ancestor(llama, ids, tmp_path) -> None:
         ({"temperature": 2.0}, UsageError, "--temperature needs --teacher"),
         ({"eval_every": 5}, UsageError, "--eval-data"),
         ({"skip_bad": 5}, UsageError, "--eval-data"),
-        ({"eval_data": "builtin", "text_column": "body"}, UsageError, "which builtin has not"),
+        ({"eval_data": "builtin", "text_column": "body"}, UsageError, "builtin has none"),
         ({"sweep_steps": 5}, UsageError, "--lr sweep"),
         ({"warmup": 2.0}, UsageError, "expected 0 to 1"),
         ({"clip": 0.0}, UsageError, "more than 0"),

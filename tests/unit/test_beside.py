@@ -103,7 +103,7 @@ def test_every_vocabulary_counts_as_a_tokenizer(name, tmp_path):
 def test_a_vocabulary_that_needs_a_library_names_the_extra(tmp_path, monkeypatch):
     (tmp_path / "tokenizer.model").write_bytes(b"\n")
     monkeypatch.setattr(tokenizer, "_installed", lambda name: name != "sentencepiece")
-    with pytest.raises(InputError, match=r"takes sentencepiece; pip install 'prunecli\[sentence"):
+    with pytest.raises(InputError, match=r"needs sentencepiece; pip install 'prunecli\[sentence"):
         Tokenizer(str(tmp_path))
     declared = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     assert "\nsentencepiece = [" in declared

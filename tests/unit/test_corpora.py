@@ -294,7 +294,7 @@ def test_reading_goes_no_further_than_needed(tmp_path):
         file.write_bytes(bytes(content)[:-1000])
         found = iter(textfiles.documents(file, Reading()))
         assert len([next(found) for _ in range(1000)]) == 1000
-        with pytest.raises(InputError, match=rf"cannot unpack '.*a.jsonl{name}': cut short"):
+        with pytest.raises(InputError, match=rf"cannot unpack '.*a.jsonl{name}': truncated"):
             list(found)
 
 
@@ -312,7 +312,7 @@ def test_bad_lines_say_what_is_wrong(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_bytes(b"\r\n".join(lines))
     messages = [
-        "line 2 of '.*' is not JSON: no UTF-8, .* at byte 13; mend it, or .* --skip-bad N",
+        "line 2 of '.*' is not JSON: no UTF-8, .* at byte 13; fix it, or .* --skip-bad N",
         r"line 3 of '.*' is not JSON: Expecting value at character 9 \(bad line 2, --skip-bad 1\)",
         "line 4 of '.*' is no JSON object",
         "line 5 of '.*' has no string in 'text': it holds a number",
@@ -424,9 +424,9 @@ def test_the_column_that_was_asked_for(tmp_path, of_hub):
     (tmp_path / "c.txt").write_text("text")
     with pytest.raises(UsageError, match=r"'prose': '.*c.txt' has no columns"):
         read(tmp_path / "c.txt", column="prose")
-    with pytest.raises(UsageError, match="builtin has not"):
+    with pytest.raises(UsageError, match="builtin has none"):
         read("builtin", column="prose")
-    with pytest.raises(UsageError, match="names its column, and so does --text-column"):
+    with pytest.raises(UsageError, match="names another column than --text-column"):
         read("hf:org/name:train:body", column="text")
 
 

@@ -1,4 +1,4 @@
-"""Documents: where the text of D comes from, by its form."""
+"""Documents: the text of a source, by the form of its name."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from prunecli.errors import InputError, UsageError, suggest
 
 @dataclass(frozen=True)
 class Text:
-    """Documents, and the name of their source for the record: no path, and any default spelt out.
+    """Documents, and the name of their source for the record: no path, defaults spelt out.
 
-    `builtin` marks the text inside Python, which needs a word of warning.
+    `builtin` marks the text inside Python, which comes with a warning.
     """
 
     name: str
@@ -22,18 +22,18 @@ class Text:
 
 
 def open_text(source: str, part: str, lazy: bool, reading: Reading | None = None) -> Text:
-    """Return the documents of D, where D is not token ids.
+    """Return the documents of a source that is not token ids.
 
-    `part` is what a source gives that does not say so itself; `lazy` promises that documents are
-    read in order, once, and perhaps not all; `reading` says how, and counts bad lines. Raises
-    UsageError for an unknown name and InputError for what cannot be read, the latter in part only
-    while documents are read.
+    `part` is the split to read where the source names none. `lazy` promises that documents are read
+    in order, once, and perhaps not all. `reading` says how, and counts bad lines. Raises UsageError
+    for an unknown name, and InputError for what cannot be read, sometimes only while documents are
+    read.
     """
     reading = reading or Reading()
     kind, colon, rest = source.partition(":")
     if kind == "builtin":
         if reading.column:
-            raise UsageError("--text-column is for text with columns, which builtin has not")
+            raise UsageError("--text-column is for text with columns, and builtin has none")
         return _builtin(rest if colon else part)
     if kind == "hf":
         return Text(*hub.by_id(rest, part, lazy, reading))

@@ -1,6 +1,6 @@
 """Data sets of the Hugging Face hub, through `datasets`.
 
-What goes wrong there, and much can, comes out as one InputError.
+Whatever fails there is raised as one InputError.
 """
 
 import re
@@ -27,9 +27,9 @@ from prunecli.errors import InputError, PruneError, UsageError
 
 @dataclass(frozen=True)
 class HubSet:
-    """A data set of the hub, and what of it is for calibration and what for evaluation.
+    """A data set of the hub, with its splits for calibration and for evaluation.
 
-    `parts` are names of splits, or of data files where a whole split is too much to fetch.
+    `parts` are names of splits, or of data files where a whole split is too large to fetch.
     """
 
     repo: str
@@ -81,7 +81,7 @@ def is_id(name: str) -> bool:
 def by_name(name: str, part: str, lazy: bool, reading: Reading) -> tuple[str, Iterable[str]]:
     """Return the full name and the documents of one of `SETS`; raise InputError if unreachable.
 
-    Only without `lazy` are the documents a Sequence, for which everything is fetched.
+    Only without `lazy` are the documents a Sequence, and everything is fetched.
     """
     known = SETS[name]
     chosen = known.parts[PARTS.index(part)]
@@ -97,12 +97,12 @@ def by_name(name: str, part: str, lazy: bool, reading: Reading) -> tuple[str, It
 
 
 def by_id(name: str, part: str, lazy: bool, reading: Reading) -> tuple[str, Iterable[str]]:
-    """Return the same for org/name[:split[:column]]; the part decides only where no split does."""
+    """Return the same for org/name[:split[:column]]; `part` matters only without a split."""
     repo, split, column = [*name.split(":"), "", ""][:3]
     if name.count(":") > 2 or not is_id(repo):
         raise UsageError(f"'hf:{name}' is not hf:org/name[:split[:column]]")
     if column and reading.column not in (None, column):
-        raise UsageError(f"'hf:{name}' names its column, and so does --text-column")
+        raise UsageError(f"'hf:{name}' names another column than --text-column")
     reading.column = column or reading.column
     split = split or {"calibration": "train", "evaluation": "test"}[part]
     rows = _load(repo, {"split": split}, f"hf:{name}", lazy, reading)
@@ -119,10 +119,10 @@ def _load(
 
         offline = is_offline_mode()
         if not offline:
-            # without a connection `datasets` would try again for half a minute before it says so
+            # without a connection `datasets` would retry for half a minute before it fails
             HfApi().dataset_info(repo, timeout=10)
         datasets.disable_progress_bars()
-        # what fsspec has of its own stops at the end of a first frame, without a word
+        # fsspec's own silently stops after the first frame
         fsspec.compression.register_compression("zstd", unzstd, "zst", force=True)
         # streaming reads only what is used, but needs a connection; the cache does without
         settings = {"streaming": lazy and not offline, **settings}
@@ -131,7 +131,7 @@ def _load(
             # a .txt file is one document here as on disk, not one a line
             whole = {"sample_by": "document", "encoding": "utf-8-sig"}
             rows = datasets.load_dataset(repo, **whole, **settings)
-        next(iter(rows), {})  # what cannot be fetched is met now
+        next(iter(rows), {})  # what cannot be fetched fails now
         if rows.features is None:
             return _Undeclared(rows, name, reading)
         kinds = {column: _kind(feature) for column, feature in rows.features.items()}
@@ -160,8 +160,8 @@ class _Undeclared:
 
     def __iter__(self) -> Iterator[str]:
         with _hub_errors(self.name):
-            places = ((f"row {n} of '{self.name}'", row) for n, row in enumerate(self.rows, 1))
-            yield from texts(places, self.reading)
+            located = ((f"row {n} of '{self.name}'", row) for n, row in enumerate(self.rows, 1))
+            yield from texts(located, self.reading)
 
 
 class _Lazy:
@@ -174,8 +174,8 @@ class _Lazy:
         with _hub_errors(self.name):
             batches = self.rows.iter(batch_size=100)
             values = (value for batch in batches for value in batch[self.column])
-            places = ((f"row {n} of '{self.name}'", value) for n, value in enumerate(values, 1))
-            yield from column_texts(places, self.column, self.reading)
+            located = ((f"row {n} of '{self.name}'", value) for n, value in enumerate(values, 1))
+            yield from column_texts(located, self.column, self.reading)
 
 
 class _Rows(_Lazy, Sequence[str]):
@@ -185,11 +185,11 @@ class _Rows(_Lazy, Sequence[str]):
         return len(self.rows)
 
     def __getitem__(self, index: Any) -> Any:
-        place = f"row {index + 1} of '{self.name}'"
+        where = f"row {index + 1} of '{self.name}'"
         try:
-            return decoded(self.rows[index][self.column], self.column, place)
+            return decoded(self.rows[index][self.column], self.column, where)
         except InputError as error:
-            # a row cannot be passed over here: an empty one is too short for any window
+            # a row cannot be skipped here; an empty one is too short for any window
             self.reading.bad(error.what, error.remedy)
             return ""
 

@@ -1,7 +1,7 @@
-"""Text in records: which column of a source holds it, and what becomes of bad ones.
+"""Text in records: which column of a source holds it, and what happens to bad ones.
 
-A bad line is a line of JSON, a row of a table or a .txt file without text that can be read. An
-empty string is text.
+A bad line is a line of JSON, a row of a table or a .txt file without readable text. An empty string
+is text.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,11 +25,11 @@ KINDS: dict[type, str] = {
 
 @dataclass
 class Reading:
-    """How documents are read, and how many bad lines were passed over so far.
+    """How documents are read, and how many bad lines were skipped so far.
 
     Attributes:
         column: the one that holds the text; None means 'text', or else the only one of strings.
-        skip_bad: how many bad lines may be passed over. skipped: how many were.
+        skip_bad: how many bad lines may be skipped. skipped: how many were.
     """
 
     column: str | None = None
@@ -37,71 +37,71 @@ class Reading:
     report: Report = SILENT
     skipped: int = 0
     _first: str = ""
-    _told: set[str] = field(default_factory=set)
+    _reported: set[str] = field(default_factory=set)
 
     def bad(self, what: str, remedy: str = "") -> None:
-        """Pass over a bad line; raise InputError if it is one too many."""
+        """Skip a bad line; raise InputError if it is one too many."""
         if self.skipped >= self.skip_bad:
             if self.skip_bad:
                 raise InputError(f"{what} (bad line {self.skipped + 1}, --skip-bad {self.skipped})")
-            raise InputError(what, remedy or "mend it, or pass over it with --skip-bad N")
+            raise InputError(what, remedy or "fix it, or skip it with --skip-bad N")
         self.skipped += 1
         self._first = self._first or what
         self.report.detail(f"skipped: {what}")
 
-    def guessed(self, column: str, place: str) -> None:
-        """Say, once for each column, that the text is taken from one that is not called so."""
-        if column not in self._told:
-            self._told.add(column)
-            self.report.note(f"{place} has no column '{DEFAULT}': reading '{column}'")
+    def guessed(self, column: str, where: str) -> None:
+        """Report, once for each column, that text is read from one of another name."""
+        if column not in self._reported:
+            self._reported.add(column)
+            self.report.note(f"{where} has no column '{DEFAULT}': reading '{column}'")
 
     def tell(self, report: Report) -> None:
-        """Say how many bad lines were passed over, if any."""
+        """Report how many bad lines were skipped, if any."""
         if self.skipped:
             report.note(f"{self.skipped} bad lines skipped, the first: {self._first}")
 
 
-def choose(kinds: Mapping[str, str], asked: str | None, place: str) -> str:
-    """Return the column to read of those with these kinds; raise InputError where none can be."""
+def choose(kinds: Mapping[str, str], asked: str | None, where: str) -> str:
+    """Return which column of these kinds to read; raise InputError if there is none."""
     column = asked or (DEFAULT if DEFAULT in kinds else None)
     if column is None:
         strings = [name for name, kind in kinds.items() if kind == STRING]
         if len(strings) != 1:
             raise InputError(
-                f"{place} has no column '{DEFAULT}' and {len(strings)} columns of strings: "
+                f"{where} has no column '{DEFAULT}' and {len(strings)} columns of strings: "
                 f"it has {', '.join(kinds) or 'nothing'}",
                 "name the one to read: --text-column NAME" if strings else "",
             )
         return strings[0]
     if column not in kinds:
-        raise InputError(f"{place} has no column '{column}': {', '.join(kinds) or 'it is empty'}")
+        raise InputError(f"{where} has no column '{column}': {', '.join(kinds) or 'it is empty'}")
     if kinds[column] not in (STRING, BYTES):
         raise InputError(
-            f"{place} has no string in '{column}': it holds {kinds[column]}",
+            f"{where} has no string in '{column}': it holds {kinds[column]}",
             "" if asked else "name another column with --text-column",
         )
     return column
 
 
 def texts(rows: Iterable[tuple[str, dict[str, Any]]], reading: Reading) -> Iterator[str]:
-    """Yield the text of each (place, row) of a source that does not declare its columns.
+    """Yield the text of each (where, row) of a source that does not declare its columns.
 
     Where the column had to be guessed, a later row with strings in another one raises InputError.
     """
     column = reading.column
-    for place, row in rows:
+    for where, row in rows:
         if column is None and DEFAULT in row:
             column = DEFAULT
         if column not in (None, reading.column, DEFAULT):
-            _no_other(row, column, place)
+            _no_other(row, column, where)
         try:
-            found = column if column in row else choose(_kinds(row), column, place)
-            text = decoded(row[found], found, place)
+            found = column if column in row else choose(_kinds(row), column, where)
+            text = decoded(row[found], found, where)
         except InputError as error:
             reading.bad(error.what, error.remedy)
             continue
         if column is None:
-            reading.guessed(found, place)
+            reading.guessed(found, where)
             column = found
         yield text
 
@@ -110,49 +110,49 @@ def _kinds(row: dict[str, Any]) -> dict[str, str]:
     return {name: kind_of(value) for name, value in row.items()}
 
 
-def _no_other(row: dict[str, Any], column: str, place: str) -> None:
+def _no_other(row: dict[str, Any], column: str, where: str) -> None:
     """Raise InputError if a row has strings in another column than the one that was guessed."""
     for name, value in row.items():
         if name != column and isinstance(value, str):
             raise InputError(
-                f"{place} has strings in '{name}', those before it in '{column}' alone",
+                f"{where} has strings in '{name}', those before it in '{column}' alone",
                 "name the column to read: --text-column NAME",
             )
 
 
 def column_texts(values: Iterable[tuple[str, Any]], column: str, reading: Reading) -> Iterator[str]:
-    """Yield the text of each (place, value) of one column."""
-    for place, value in values:
+    """Yield the text of each (where, value) of one column."""
+    for where, value in values:
         try:
-            text = decoded(value, column, place)
+            text = decoded(value, column, where)
         except InputError as error:
             reading.bad(error.what, error.remedy)
             continue
         yield text
 
 
-def decoded(value: Any, column: str, place: str) -> str:
-    """Return the text that a value is; raise InputError, naming `place`, if it is none."""
+def decoded(value: Any, column: str, where: str) -> str:
+    """Return the text that a value is; raise InputError, naming `where`, if it is none."""
     if isinstance(value, bytes):
         try:
             return value.decode()
         except UnicodeDecodeError as error:
-            raise InputError(f"{place} has no UTF-8 in '{column}': {told(error)}") from None
+            raise InputError(f"{where} has no UTF-8 in '{column}': {decode_error(error)}") from None
     if not isinstance(value, str):
-        raise InputError(f"{place} has no string in '{column}': it holds {kind_of(value)}")
+        raise InputError(f"{where} has no string in '{column}': it holds {kind_of(value)}")
     return value
 
 
 def kind_of(value: Any) -> str:
-    """Return what a value is, in the words of JSON."""
+    """Return the kind of a value, in the words of JSON."""
     return KINDS.get(type(value), "another type")
 
 
-def told(error: UnicodeDecodeError) -> str:
+def decode_error(error: UnicodeDecodeError) -> str:
     """Return what is wrong with bytes that are not UTF-8."""
     return f"{error.reason} at byte {error.start}"
 
 
 def first_line(error: Exception) -> str:
-    """Return what an error of some library says, cut to a line."""
+    """Return the first line of a library's error message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

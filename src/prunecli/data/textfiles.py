@@ -1,7 +1,7 @@
 """Text in local files: .txt (one document each), .jsonl, .json and .parquet (one a row or line).
 
 Each may be compressed (.gz, .zst). A folder's files are read in the order of their paths, each only
-when its turn comes; nothing in it is left out without a word, hidden names apart.
+when its turn comes; what is not read in it is reported, except for hidden names.
 """
 
 import gzip
@@ -23,9 +23,9 @@ from prunecli.data.records import (
     Reading,
     choose,
     column_texts,
+    decode_error,
     first_line,
     texts,
-    told,
 )
 from prunecli.errors import InputError, UsageError
 
@@ -62,7 +62,7 @@ def documents(path: Path, reading: Reading) -> Iterator[str]:
 
 
 def exists(path: Path) -> bool:
-    """Return whether there is such a file or folder; raise InputError where nobody can tell."""
+    """Return whether a file or folder exists; raise InputError where that cannot be known."""
     try:
         return path.exists()
     except OSError as error:
@@ -76,7 +76,7 @@ def size(path: Path) -> int:
 
 
 def format_of(path: Path) -> tuple[str, str]:
-    """Return format and compression by the name of a file: '' for none that is known."""
+    """Return format and compression by the name of a file, '' for an unknown one."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     codec = suffixes.pop() if suffixes and suffixes[-1] in CODECS else ""
     known = suffixes and suffixes[-1] in FORMATS
@@ -84,7 +84,7 @@ def format_of(path: Path) -> tuple[str, str]:
 
 
 def _found(path: Path) -> tuple[list[Path], list[Path]]:
-    """Return the files to read, in order, and what else there is; raise InputError if nothing."""
+    """Return the files to read, in order, and the others; raise InputError for none to read."""
     if not path.is_dir():
         if not format_of(path)[0]:
             raise InputError(
@@ -103,16 +103,16 @@ def _found(path: Path) -> tuple[list[Path], list[Path]]:
     others = [entry for entry in entries if entry not in read]
     for entry in others:
         if format_of(entry)[0] and entry.is_symlink() and not entry.exists():
-            raise InputError(f"'{entry}' is a link to a file that is not there")
+            raise InputError(f"'{entry}' is a link to a file that does not exist")
     if not files:
         raise InputError(f"'{path}' has no text: {EXPECTED}")
     return files, others
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """Yield what a folder holds, nested folders opened, hidden names left out.
+    """Yield the files in a folder and in folders below it, without hidden names.
 
-    Links are followed, but no folder is opened twice: one met again is yielded itself.
+    Links are followed, but no folder is opened twice: one reached again is yielded itself.
     """
     seen, waiting = {folder.resolve()}, deque([folder])
     while waiting:
@@ -146,8 +146,8 @@ def _read(path: Path, reading: Reading) -> Iterator[str]:
             ) from None
         if codec and not why:
             raise InputError(
-                f"cannot unpack '{path}': cut short, damaged, or no {codec} at all",
-                "fetch it again",
+                f"cannot unpack '{path}': truncated, damaged, or not in {codec} format",
+                "download it again",
             ) from None
         raise InputError(f"cannot read '{path}': {why or first_line(error)}") from None
 
@@ -160,7 +160,7 @@ def _opened(path: Path, codec: str) -> Iterator[Any]:
         if head.startswith(LFS):
             raise InputError(f"'{path}' is a pointer of Git LFS, not the file", "run: git lfs pull")
         if codec and not head:
-            raise InputError(f"'{path}' is empty, not even compressed", "fetch it again")
+            raise InputError(f"'{path}' is empty, not a {codec} file", "download it again")
         if codec == ".gz":
             with gzip.GzipFile(fileobj=raw) as unpacked:
                 yield unpacked
@@ -172,17 +172,17 @@ def _opened(path: Path, codec: str) -> Iterator[Any]:
 
 
 def unzstd(raw: Any, **_: Any) -> io.BufferedReader:
-    """Return what a file compressed by zstd holds, all frames of it, as a file to read."""
+    """Return the content of a file compressed by zstd, all frames of it, as a file to read."""
     import pyarrow
 
     return io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd"))
 
 
-def _at_most(most: int, stream: IO[bytes]) -> bytearray:
-    """Return what is left of a stream, but no more than a piece beyond so many bytes."""
+def _at_most(limit: int, stream: IO[bytes]) -> bytearray:
+    """Return the rest of a stream, but at most one piece more than `limit` bytes."""
     content = bytearray()
-    # piece by piece, since one read of so many would set aside the memory for all of them
-    while len(content) <= most and (piece := stream.read(PIECE)):
+    # piece by piece, since one read of so many bytes would reserve memory for all of them
+    while len(content) <= limit and (piece := stream.read(PIECE)):
         content += piece
     return content
 
@@ -195,38 +195,37 @@ def _text(path: Path, codec: str, reading: Reading) -> Iterator[str]:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        reading.bad(f"'{path}' is not UTF-8 text: {told(error)}", "convert it")
+        reading.bad(f"'{path}' is not UTF-8 text: {decode_error(error)}", "convert it")
     else:
         yield text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _lines(path: Path, codec: str, reading: Reading) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the objects of JSON lines with their places. A mark may stand before any of them."""
+    """Yield the objects of JSON lines and where they are. Any may begin with a byte order mark."""
     with _opened(path, codec) as stream:
         number = 0
         while line := stream.readline(LARGEST_JSON + 1):
             number += 1
-            place = f"line {number} of '{path}'"
+            where = f"line {number} of '{path}'"
             if len(line) > LARGEST_JSON:
-                raise InputError(f"{place} is longer than {LARGEST_JSON >> 20} MiB")
+                raise InputError(f"{where} is longer than {LARGEST_JSON >> 20} MiB")
             if not line.removeprefix(BOM).strip():
                 continue
             try:
                 row = _parsed(line.rstrip(b"\r\n"))
             except ValueError as error:
-                reading.bad(f"{place} is not JSON: {error}")
+                reading.bad(f"{where} is not JSON: {error}")
                 continue
             if isinstance(row, dict):
-                yield place, row
+                yield where, row
             else:
-                reading.bad(f"{place} is no JSON object", 'expected {"text": "..."}')
+                reading.bad(f"{where} is no JSON object", 'expected {"text": "..."}')
 
 
 def _whole(path: Path, codec: str, reading: Reading) -> Iterator[tuple[str, dict[str, Any]]] | None:
     """Return the objects of a .json file that is one array or one object; None if it is lines.
 
-    One object is as often a description of something as it is a document, so its text is not
-    guessed.
+    A single object may as well be metadata as a document, so its text column is not guessed.
     """
     with _opened(path, codec) as stream:
         start = stream.readline(LARGEST_JSON)
@@ -265,7 +264,7 @@ def _alone(
         names = ", ".join(value) or "nothing"
         reading.bad(
             f"'{path}' is one object without '{DEFAULT}': it has {names}",
-            "name what holds the text with --text-column, or take the file away",
+            "name the key of the text with --text-column, or remove the file",
         )
     else:
         yield f"'{path}'", value
@@ -273,19 +272,19 @@ def _alone(
 
 def _items(path: Path, values: list[Any], reading: Reading) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, value in enumerate(values, 1):
-        place = f"item {number} of '{path}'"
+        where = f"item {number} of '{path}'"
         if isinstance(value, dict):
-            yield place, value
+            yield where, value
         else:
-            reading.bad(f"{place} is no JSON object", 'expected {"text": "..."}')
+            reading.bad(f"{where} is no JSON object", 'expected {"text": "..."}')
 
 
 def _parsed(content: bytes | bytearray) -> Any:
-    """Return the value of UTF-8 JSON; raise ValueError, in words for users, if it is none."""
+    """Return the value of UTF-8 JSON; raise ValueError, with a message for users, if it is none."""
     try:
         return json.loads(content.removeprefix(BOM).decode())
     except UnicodeDecodeError as error:
-        raise ValueError(f"no UTF-8, {told(error)}") from None
+        raise ValueError(f"no UTF-8, {decode_error(error)}") from None
     except json.JSONDecodeError as error:
         line = f" of line {error.lineno}" if error.lineno > 1 else ""
         what = error.msg.removesuffix(" at")
@@ -310,8 +309,8 @@ def _parquet(path: Path, codec: str, reading: Reading) -> Iterator[str]:
                 reading.guessed(column, f"'{path}'")
             batches = file.iter_batches(columns=[column], batch_size=1000)
             values = (value for batch in batches for value in _values(batch.column(column)))
-            places = ((f"row {n} of '{path}'", value) for n, value in enumerate(values, 1))
-            yield from column_texts(places, column, reading)
+            located = ((f"row {n} of '{path}'", value) for n, value in enumerate(values, 1))
+            yield from column_texts(located, column, reading)
     except pyarrow.ArrowException as error:
         raise InputError(f"'{path}' is not a valid parquet file: {first_line(error)}") from None
 
@@ -323,14 +322,14 @@ def _values(array: Any) -> list[Any]:
     try:
         values: list[Any] = array.to_pylist()
     except UnicodeDecodeError:
-        # files are written, and read, without a look at what strings hold
+        # neither writers nor readers of parquet check that strings are UTF-8
         values = array.cast(pyarrow.large_binary()).to_pylist()
     return values
 
 
 @contextmanager
 def _seekable(path: Path, codec: str) -> Iterator[IO[bytes]]:
-    """Open a file that is not read from its beginning; a compressed one is unpacked on disk."""
+    """Open a file for random access; a compressed one is unpacked on disk."""
     with _opened(path, codec) as stream:
         if not codec:
             yield stream

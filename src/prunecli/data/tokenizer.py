@@ -45,7 +45,7 @@ class Marks:
     eos: int | None = None
 
     def front(self, bos: str) -> list[int]:
-        """Return what a text begins with under --bos; raise InputError if there is no such id."""
+        """Return the ids before a text under --bos; raise InputError if there is no such id."""
         check_choice("bos", bos, (*BOS, OFFICIAL))
         if bos == NEVER or (bos != ALWAYS and not self.begins):
             return []
@@ -59,11 +59,11 @@ class Marks:
         return [self.bos]
 
     def separator(self, asked: str, front: list[int]) -> int | None:
-        """Return the id behind every document for --separator; None for none.
+        """Return the id after every document for --separator; None for none.
 
-        `front` is what documents begin with. `auto` is the end of sequence; for want of one, the
-        beginning of sequence, unless it stands in `front` already. Raises UsageError for what is no
-        id of this tokenizer.
+        `front` are the ids before documents. `auto` is the end of sequence or, without one, the
+        beginning of sequence, unless documents begin with it. Raises UsageError for what is no id
+        of this tokenizer.
         """
         if asked == "none":
             return None
@@ -82,42 +82,42 @@ def check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
         raise UsageError(f"--{option}: unknown value '{value}'{suggest(value, list(choices))}")
 
 
-def marks_of(words: Any) -> Marks:
+def marks_of(tokenizer: Any) -> Marks:
     """Return what a tokenizer of transformers has to begin and to end a text with."""
-    plain = words("a", add_special_tokens=False, verbose=False)["input_ids"]
-    around = words("a", return_special_tokens_mask=True, verbose=False)
-    whole, put = around["input_ids"], around["special_tokens_mask"]
+    plain = tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"]
+    around = tokenizer("a", return_special_tokens_mask=True, verbose=False)
+    ids, is_special = around["input_ids"], around["special_tokens_mask"]
     if plain:
-        starts = range(len(whole) - len(plain) + 1)
-        # the text itself may begin with BOS: with what unknown words become, where that is the same
-        found = (i for i in starts if whole[i : i + len(plain)] == plain and not put[i])
-        before = next(found, 0)
+        starts = range(len(ids) - len(plain) + 1)
+        # the text itself may begin with the id of BOS, where unknown words become that too
+        matches = (i for i in starts if ids[i : i + len(plain)] == plain and not is_special[i])
+        before = next(matches, 0)
     else:
-        before = int(whole[:1] == [words.bos_token_id])
-    size = max(words.get_vocab().values(), default=-1) + 1
-    return Marks(size, tuple(whole[:before]), words.bos_token_id, words.eos_token_id)
+        before = int(ids[:1] == [tokenizer.bos_token_id])
+    size = max(tokenizer.get_vocab().values(), default=-1) + 1
+    return Marks(size, tuple(ids[:before]), tokenizer.bos_token_id, tokenizer.eos_token_id)
 
 
-def begin_with_bos(words: Any) -> None:
+def begin_with_bos(tokenizer: Any) -> None:
     """Make a tokenizer of transformers begin every text with BOS, if it does not do so itself."""
     from tokenizers.processors import TemplateProcessing
 
-    if not marks_of(words).begins:
-        bos = str(words.bos_token)
-        words.backend_tokenizer.post_processor = TemplateProcessing(
-            single=f"{bos} $A", special_tokens=[(bos, words.bos_token_id)]
+    if not marks_of(tokenizer).begins:
+        bos = str(tokenizer.bos_token)
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)]
         )
 
 
 class Tokenizer:
-    """Turns text into token ids as transformers' AutoTokenizer does, with nothing put around it.
+    """Turns text into token ids as transformers' AutoTokenizer does, without ids around it.
 
     With `special_tokens` `text`, special tokens spelled out in a text are text like any other; with
     `ids` they are these tokens, as in prompts.
     Raises InputError if the folder has no tokenizer, or one that cannot be read.
 
     Attributes:
-        digest: sha256 of tokenizer.json, or of the older files that stand for it.
+        digest: sha256 of tokenizer.json, or of older files in its place.
         marks: what it has to begin and to end a text with.
     """
 
@@ -132,7 +132,7 @@ class Tokenizer:
                 Path(folder), local_files_only=True, trust_remote_code=False
             )
         except Exception as error:
-            # whatever a broken file makes the library raise, it is the file's fault
+            # a broken file can make the library raise anything
             why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise InputError(
                 f"cannot read the tokenizer in '{folder}': {why}", "give another with --tokenizer"
@@ -155,16 +155,16 @@ class Tokenizer:
 
     @property
     def places(self) -> bool:
-        """Whether the tokenizer tells which characters each token stands for."""
+        """Whether the tokenizer returns which characters each token stands for."""
         return bool(self._tokenizer.is_fast)
 
     def placed(self, text: str) -> "tuple[np.ndarray, np.ndarray]":
-        """Return the ids of `text` [tokens], and the characters of each: from, to [tokens, 2]."""
+        """Return the ids of `text` [tokens], and each one's characters: start, stop [tokens, 2]."""
         import numpy as np
 
-        found = self._encoded([well_formed(text)], return_offsets_mapping=True)
-        spans = np.array(found["offset_mapping"][0], dtype=np.int64).reshape(-1, 2)
-        return np.array(found["input_ids"][0], dtype=np.int64), spans
+        encoded = self._encoded([well_formed(text)], return_offsets_mapping=True)
+        spans = np.array(encoded["offset_mapping"][0], dtype=np.int64).reshape(-1, 2)
+        return np.array(encoded["input_ids"][0], dtype=np.int64), spans
 
     def _encoded(self, texts: list[str], **settings: bool) -> Any:
         return self._tokenizer(
@@ -189,7 +189,7 @@ def byte_level(model: Any) -> Any:
 
 
 def alphabet() -> list[str]:
-    """Return what stands for the 256 bytes in a byte-level tokenizer."""
+    """Return the characters that a byte-level tokenizer uses for the 256 bytes."""
     from tokenizers import pre_tokenizers
 
     return sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -213,19 +213,19 @@ def files_of(bare: Any, **special: str) -> dict[str, bytes]:
 
 
 def well_formed(text: str) -> str:
-    """Return text that has UTF-8: JSON can hold half a surrogate pair, which no tokenizer takes."""
+    """Return text without half surrogate pairs: JSON can hold them, but no tokenizer takes them."""
     return text.encode("utf-8", "replace").decode()
 
 
 def _check_library(folder: str) -> None:
     """Raise InputError where a vocabulary needs a library that is not installed."""
-    found = vocabulary(folder)
-    if not any(path.name in SENTENCEPIECE for path in found):
+    files = vocabulary(folder)
+    if not any(path.name in SENTENCEPIECE for path in files):
         return
     missing = [name for name in ("sentencepiece", "google.protobuf") if not _installed(name)]
     if missing:
         raise InputError(
-            f"'{found[0]}' is in SentencePiece's format, which takes {' and '.join(missing)}",
+            f"'{files[0]}' is in SentencePiece's format, which needs {' and '.join(missing)}",
             "pip install 'prunecli[sentencepiece]', or give another with --tokenizer",
         )
 
@@ -246,13 +246,13 @@ def digest(folder: str) -> str:
     """Return the digest of a folder's tokenizer; raise InputError if it has none."""
     if not Path(folder).is_dir():
         raise InputError(f"no such tokenizer folder: '{folder}'", "check the path")
-    found = vocabulary(folder)
-    if not found:
+    files = vocabulary(folder)
+    if not files:
         raise InputError(
             f"'{folder}' has no tokenizer, which text needs",
             "add --tokenizer DIR, or give token ids: --data FILE.safetensors:NAME",
         )
     sha = sha256()
-    for path in found:
+    for path in files:
         sha.update(path.read_bytes())
     return sha.hexdigest()

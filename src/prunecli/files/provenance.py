@@ -1,4 +1,4 @@
-"""What sidecars say of where files come from: rows trained on, and whether a record is intact."""
+"""Where files come from, by their sidecars: rows trained on, and whether a record is intact."""
 
 from collections.abc import Iterable
 from typing import Any, get_args
@@ -7,10 +7,10 @@ from prunecli.files.sidecar import Kind, Sidecar, Trained, key
 
 
 def inconsistency(record: Sidecar) -> str:
-    """Return what in a sidecar does not follow from its own content, or nothing.
+    """Return what in a sidecar contradicts the rest of it, as a message; empty for nothing.
 
-    Ids are hashes of options and inputs, the step before is one of these, and the tokens trained on
-    are those of the steps: no step can be changed without all that came after it.
+    Ids are hashes of options and inputs, the step before is one of the inputs, and the tokens
+    trained on are those of the steps: no step can be changed without changing all after it.
     """
     if not record.history or record.history[-1].id != record.id:
         return "its id is not that of its last step"
@@ -45,7 +45,7 @@ def overlap(one: Trained, others: Iterable[Trained]) -> int:
 
 
 def trained_on(meta: dict[str, Any]) -> Trained | None:
-    """Return which rows tokens are, from their `meta`; None if they are no rows."""
+    """Return which rows tokens are, by their `meta`; None if they are no rows."""
     if "rows" not in meta:
         return None
     start, stop = meta["range"]

@@ -1,4 +1,4 @@
-"""The JSON beside every artefact: what it is, how it came about, and what it costs.
+"""The JSON beside every artefact: what it is, how it was made, and what it costs.
 
 A folder's sidecar is `prunecli.json`, that of `NAME.safetensors` is `NAME.safetensors.json`; JSON
 artefacts (plans, results) are their own. Everything outside `run` is deterministic.
@@ -35,7 +35,7 @@ class _Strict(BaseModel):
 
 
 class Producer(_Strict):
-    """Which version of which command."""
+    """The prunecli version and command that wrote this."""
 
     version: str
     command: str
@@ -76,10 +76,10 @@ class HistoryStep(_Strict):
 
 
 class RunInfo(_Strict):
-    """What differs between two equal runs, and what decides how their sums are rounded.
+    """Fields that may differ between identical runs, and those that decide how sums are rounded.
 
-    `cpu` is what torch's kernels use of the CPU, `dtype` the compute type; `batch` is how many
-    tokens went through a layer at once in walks over a model. Records of older versions lack them.
+    `cpu` is the CPU capability that torch's kernels use, `dtype` the compute type; `batch` is how
+    many tokens went through a layer at once. Records of older versions lack them.
     """
 
     argv: list[str]
@@ -135,19 +135,19 @@ def json_schema() -> dict[str, Any]:
 
 
 def tokens_input(role: str, meta: dict[str, Any], windows: list[str]) -> Input:
-    """Return tokens as an input: where they come from and a short hash of every window."""
+    """Return tokens as an input: where they come from, and a short hash of every window."""
     return Input.model_validate({"role": role, **meta, "windows": windows})
 
 
 def key(kind: str, options: dict[str, Any], inputs: list[Input]) -> str:
-    """Return the id of what these inputs and options make: equal keys, equal artefacts."""
+    """Return the id of what these options and inputs make: equal ids, equal artefacts."""
     content = [kind, options, [entry.model_dump(mode="json") for entry in inputs]]
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def path_of(artefact: str | Path) -> Path:
-    """Return where the sidecar of an artefact lies."""
+    """Return the path of an artefact's sidecar."""
     path = Path(artefact)
     if path.is_dir():
         return path / FOLDER_SIDECAR
@@ -179,7 +179,7 @@ def read(artefact: str | Path, kinds: tuple[str, ...] = ()) -> Sidecar:
 
 
 def read_if_any(artefact: str | Path) -> Sidecar | None:
-    """Return the sidecar of an artefact that may come from elsewhere, or None."""
+    """Return the sidecar of an artefact, None if it has none."""
     return read(artefact) if path_of(artefact).exists() else None
 
 
@@ -206,7 +206,7 @@ class Computed:
 
 
 class SidecarBuilder:
-    """Collects what a sidecar needs while a command runs; made when the command starts."""
+    """Builds the sidecars of one command; it holds the clock, so make it when that starts."""
 
     def __init__(self, command: str, argv: tuple[str, ...]) -> None:
         self.command, self.argv = command, argv
@@ -225,7 +225,7 @@ class SidecarBuilder:
         seen: TokensSeen | None = None,
         computed: Computed | None = None,
     ) -> Sidecar:
-        """Return the finished record; `parent` is the sidecar whose history goes on here.
+        """Return the finished record; `parent` is the sidecar whose history it continues.
 
         `seen` are the tokens of this step; `computed` is recorded under `run`.
         """

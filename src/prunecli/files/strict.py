@@ -1,4 +1,4 @@
-"""JSON that comes from strangers: bounded, and only what JSON is."""
+"""JSON from untrusted files: bounded, and strictly JSON."""
 
 import json
 from collections.abc import Callable
@@ -12,19 +12,19 @@ MAX_BYTES = 100_000_000
 MAX_DIGITS = 300
 
 
-# what Git leaves in the place of a large file that was not fetched
+# the beginning of what Git leaves in place of a large file that was not fetched
 LFS = "version https://git-lfs.github.com/spec/"
 
 
 def read_object(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file.
 
-    Raises InputError, of one line, for everything else: no JSON, NaN and infinity (which are none),
-    numbers too long to be read, nesting without end. FileNotFoundError stays what it is.
+    Raises InputError, of one line, for everything else: no JSON, NaN and infinity (which JSON has
+    not), too many digits, too deep nesting; FileNotFoundError for a missing file.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"'{path}' has more than {MAX_BYTES / 1e6:g} MB, too many for JSON")
+            raise InputError(f"'{path}' has more than {MAX_BYTES / 1e6:g} MB, too much for JSON")
         text = path.read_text("utf-8")
         refuse_pointer(path, text)
         record = parsed(text)
@@ -39,7 +39,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def parsed(text: str | bytes, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
-    """Return what a JSON text says; `pairs` makes its objects. Raises ValueError, of one line."""
+    """Return the value of a JSON text; `pairs` makes its objects. Raises ValueError."""
     try:
         return json.loads(
             text,
@@ -53,13 +53,13 @@ def parsed(text: str | bytes, pairs: Callable[[list[tuple[str, Any]]], Any] | No
 
 
 def refuse_pointer(path: Path, start: str) -> None:
-    """Raise InputError if a file, which begins so, is not there but for a pointer of Git LFS."""
+    """Raise InputError if a file, which begins with `start`, is only a pointer of Git LFS."""
     if start.startswith(LFS):
         raise InputError(f"'{path}' is a pointer of Git LFS, not the file", "run git lfs pull")
 
 
 def told(value: Any) -> str:
-    """Return a value as JSON writes it, cut short: what a message shows of a stranger's file."""
+    """Return a value as JSON, cut to 60 characters, to show it in a message."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
 

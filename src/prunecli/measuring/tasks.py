@@ -1,7 +1,7 @@
-"""Tasks of lm-eval with their data, before any model has seen them, and what identifies them.
+"""Tasks of lm-eval with their data, loaded before any model runs, and what identifies them.
 
-A task is told by what lm-eval really asks: every request that it builds (description, examples,
-delimiters and all), the documents that answers are judged by, and how they are judged.
+A task is identified by what lm-eval asks: every request that it builds (with description, examples
+and delimiters), the documents that answers are scored by, and how they are scored.
 """
 
 import contextlib
@@ -27,11 +27,11 @@ CODE = re.compile(r"!function|\{[{%][^}]*(?:__|\|\s*attr)")
 FEWSHOT_SEED = 1234  # of lm-eval's own program
 
 
-# of a task's config, what has a part in judging the answers; the rest shows in the requests
+# keys of a task's config that decide how answers are scored; the rest shows in the requests
 JUDGING = ("output_type", "metric_list", "filter_list", "process_results")
 
 
-# an answer to a request of each kind, in the form in which lm-eval judges it
+# an answer to a request of each kind, in the form in which lm-eval scores it
 ANSWERS: dict[str, Any] = {
     "multiple_choice": (0.0, False),
     "loglikelihood": (0.0, False),
@@ -41,7 +41,7 @@ ANSWERS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Task:
-    """One task with its data; `loaded` is lm-eval's own, `digest` of what is asked and judged."""
+    """One task with its data; `loaded` is lm-eval's, `digest` that of its requests and scoring."""
 
     name: str
     loaded: Any
@@ -53,7 +53,7 @@ class Task:
     def as_input(self, tokenizer: str) -> Input:
         """Return the task as an input of a sidecar: what must be equal for equal results.
 
-        `tokenizer` is the digest of that with which it is read.
+        `tokenizer` is the digest of the one that reads it.
         """
         fields = {"name": self.name, "version": self.version, "num_fewshot": self.num_fewshot}
         fields |= {"items": self.items, "tokenizer": tokenizer}
@@ -62,7 +62,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Group:
-    """A group of tasks that states metrics of its own, means over all of its tasks."""
+    """A group of tasks with metrics of its own: means over its tasks."""
 
     name: str
     loaded: Any
@@ -70,13 +70,13 @@ class Group:
 
     @property
     def digest(self) -> str:
-        """What identifies its figures: its tasks, and how they are averaged."""
+        """What identifies its results: its tasks, and how they are averaged."""
         means = [
             [one.metric, one.filter_list, one.weight_by_size]
             for one in self.loaded.aggregate_metric_list
         ]
-        told = [means, [(task.name, task.digest) for task in self.tasks]]
-        return sha256(json.dumps(told).encode()).hexdigest()
+        content = [means, [(task.name, task.digest) for task in self.tasks]]
+        return sha256(json.dumps(content).encode()).hexdigest()
 
     def as_input(self, tokenizer: str) -> Input:
         """Return the group as an input of a sidecar, beside those of its tasks."""
@@ -84,15 +84,15 @@ class Group:
         return Input.model_validate({"role": "group", "digest": self.digest, **fields})
 
     def keys(self, known: Mapping[str, Iterable[str]]) -> dict[str, bool]:
-        """Return the metrics that it states, as lm-eval writes them, and if they weigh by size.
+        """Return its metrics, as lm-eval names them, and whether tasks are weighted by size.
 
         `known` are the metrics of each task. Raises InputError if one of its tasks lacks one: the
         mean would be that of the others.
         """
-        found: dict[str, bool] = {}
+        by_size: dict[str, bool] = {}
         for one in self.loaded.aggregate_metric_list:
-            given = [key for task in self.tasks for key in known[task.name]]
-            every = [key for key in given if key.partition(",")[0] == one.metric]
+            all_keys = [key for task in self.tasks for key in known[task.name]]
+            every = [key for key in all_keys if key.partition(",")[0] == one.metric]
             if one.filter_list is not None:
                 every = [f"{one.metric},{name}" for name in one.filter_list]
             for key in dict.fromkeys(every or [one.metric]):
@@ -103,15 +103,15 @@ class Group:
                         f"{len(lacking)} of its {len(self.tasks)} tasks lack ('{lacking[0]}')",
                         "name its tasks instead",
                     )
-                found[key] = bool(one.weight_by_size)
-        return found
+                by_size[key] = bool(one.weight_by_size)
+        return by_size
 
 
 def load(wanted: Tasks, report: Report) -> tuple[list[Task], list[Group]]:
     """Load tasks and their data, so that nothing can be missing once a model runs.
 
-    Raises UsageError for names that are no tasks, InputError for data that cannot be had, for what
-    cannot be measured as it asks, or a local task file that can run code and may not.
+    Raises UsageError for names that are no tasks, and InputError for data that cannot be loaded,
+    for what cannot be measured, and for a local task file that can run code without permission.
     """
     if not wanted.names:
         return [], []
@@ -134,18 +134,18 @@ def load(wanted: Tasks, report: Report) -> tuple[list[Task], list[Group]]:
     tasks = {
         name: _one([_task(name, task, wanted) for task in found]) for name, found in loaded.items()
     }
-    stated = [
+    means = [
         Group(name, group, tuple({t.task_name: tasks[t.task_name] for t in members}.values()))
         for name, group in groups.items()
         if group.has_aggregation and (members := group.get_all_tasks())
     ]
-    for group in stated:
+    for group in means:
         group.keys({task.name: _keys(task.loaded) for task in group.tasks})
-    return list(tasks.values()), stated
+    return list(tasks.values()), means
 
 
 def _manager(wanted: Tasks, report: Report) -> Any:
-    """Return lm-eval's index, of local tasks alone if these are enough: that of all takes long."""
+    """Return lm-eval's index; of local tasks alone where these suffice, since all take long."""
     with quiet():
         from lm_eval.tasks import TaskManager
 
@@ -158,7 +158,7 @@ def _manager(wanted: Tasks, report: Report) -> Any:
 
 
 def _closed(index: Mapping[str, Any], name: Any) -> bool:
-    """Return whether an index has all that a name stands for."""
+    """Return whether an index has all tasks that a name stands for."""
     if not isinstance(name, str) or name not in index:
         return False
     members = (index[name].cfg or {}).get("task")
@@ -174,7 +174,7 @@ def _loaded(manager: Any, name: str) -> dict[str, Any]:
         # what fetching and reading may raise has no common base
         raise InputError(
             f"task '{name}' cannot load its data: {first_line(error)}",
-            "fetch it once where there is a network and bring the cache (HF_HOME), "
+            "download it once with a network and copy the cache (HF_HOME), "
             "or give a local task by --include-path",
         ) from None
     return made
@@ -190,11 +190,11 @@ def _check_folder(wanted: Tasks) -> None:
     if wanted.allow_code:
         return
     for path in sorted(folder.rglob("*.y*ml")):
-        found = CODE.search(path.read_text("utf-8", "replace"))
-        if found is not None:
+        code = CODE.search(path.read_text("utf-8", "replace"))
+        if code is not None:
             raise InputError(
-                f"task file '{path.name}' can run code ('{found[0]}' in it)",
-                "read it, then give --allow-code",
+                f"task file '{path.name}' can run code ('{code[0]}' in it)",
+                "read it, then use --allow-code",
             )
 
 
@@ -222,7 +222,7 @@ def _task(name: str, task: Any, wanted: Tasks) -> Task:
         # templates and code of a task may raise anything
         raise InputError(
             f"task '{name}' cannot make its requests: {first_line(error)}",
-            "do its templates fit its data?",
+            "check that its templates fit its data",
         ) from None
     if not count:
         raise InputError(f"task '{name}' has no items")
@@ -231,13 +231,13 @@ def _task(name: str, task: Any, wanted: Tasks) -> Task:
 
 
 def _check_measurable(name: str, task: Any) -> None:
-    """Raise InputError for what is not measured here, before anything runs."""
+    """Raise InputError for tasks that cannot be measured, before anything runs."""
     if getattr(task, "MULTIMODAL", False):
-        raise InputError(f"task '{name}' shows images or sound, which these models cannot take")
+        raise InputError(f"task '{name}' has images or sound, which these models cannot read")
     if getattr(task, "UNSAFE_CODE", False):
         raise InputError(
-            f"task '{name}' runs code that the model writes, which is not done here",
-            "run it by lm-eval itself, where that can do no harm",
+            f"task '{name}' runs code that the model writes, which prunecli never does",
+            "run it by lm-eval itself, in a sandbox",
         )
     metrics = set(task.aggregation())
     if not metrics or "bypass" in metrics:
@@ -248,8 +248,8 @@ def _check_measurable(name: str, task: Any) -> None:
         twice = [one for number, one in enumerate(names) if one in names[:number]]
         if twice:
             raise InputError(
-                f"task '{name}' has {what} '{_named(twice[0])}' twice, of which one would be told",
-                "give each a name of its own, or each a task",
+                f"task '{name}' has {what} '{_named(twice[0])}' twice, so one result would be lost",
+                "give each its own name, or its own task",
             )
 
 
@@ -280,16 +280,16 @@ def _keys(task: Any) -> set[str]:
 
 
 def seed(task: Any) -> None:
-    """Make a task draw its examples anew: building its requests twice must give the same."""
+    """Seed the examples of a task: building its requests twice must give the same."""
     task.set_fewshot_seed(seed=FEWSHOT_SEED)
 
 
 def _asked(name: str, task: Any, wanted: Tasks) -> tuple[str, int]:
-    """Return the digest of what a task asks and how it judges, and of how many items."""
+    """Return the digest of a task's requests and of how it scores them, and its items' number."""
     sha, count = sha256(), 0
 
-    def add(*told: Any) -> None:
-        sha.update(json.dumps(told, sort_keys=True, default=_named).encode() + b"\n")
+    def add(*content: Any) -> None:
+        sha.update(json.dumps(content, sort_keys=True, default=_named).encode() + b"\n")
 
     if not len(task.eval_docs):
         return "", 0
@@ -297,7 +297,7 @@ def _asked(name: str, task: Any, wanted: Tasks) -> tuple[str, int]:
     for request in task.instances:
         add(request.request_type, request.doc_id, request.arguments, request.repeats)
     _check_given(name, task)
-    # evaluation builds them again; those of many tasks need not be held until then
+    # evaluation builds them again; until then those of many tasks would only take memory
     task._instances = None
     for _, document in task.doc_iterator(limit=wanted.limit):
         count += 1
@@ -309,11 +309,11 @@ def _asked(name: str, task: Any, wanted: Tasks) -> tuple[str, int]:
     return sha.hexdigest(), count
 
 
-def _named(found: Any) -> str:
-    """Return what stands for something that JSON cannot hold; never where it lies in memory."""
-    if isinstance(found, str):
-        return found
-    return str(getattr(found, "__qualname__", type(found).__name__))
+def _named(value: Any) -> str:
+    """Return the name of something that JSON cannot hold, never with its address in memory."""
+    if isinstance(value, str):
+        return value
+    return str(getattr(value, "__qualname__", type(value).__name__))
 
 
 def _code(config: Mapping[str, Any], wanted: Tasks) -> list[Path]:
@@ -327,7 +327,7 @@ def _code(config: Mapping[str, Any], wanted: Tasks) -> list[Path]:
 
 @contextlib.contextmanager
 def quiet(watched: bool = False) -> Iterator[None]:
-    """Keep lm-eval off stdout, and off stderr but for its progress where somebody watches."""
+    """Keep lm-eval off stdout, and off stderr except for progress that somebody watches."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     errors = contextlib.nullcontext() if watched else contextlib.redirect_stderr(io.StringIO())
