@@ -12,21 +12,21 @@ T = TypeVar("T")
 class Report:
     """A silent listener; subclasses show what they are told.
 
-    `watched` says whether somebody sees progress; libraries with bars of their own ask it.
+    `interactive` says whether somebody sees progress; libraries with bars of their own ask it.
     """
 
-    watched = False
+    interactive = False
 
-    def note(self, message: str) -> None:
+    def info(self, message: str) -> None:
         """Tell the user something that they should know (shown unless --quiet)."""
 
-    def detail(self, message: str) -> None:
+    def debug(self, message: str) -> None:
         """Tell the user something that only --verbose asks for."""
 
-    def live(self, text: str) -> None:
+    def status(self, text: str) -> None:
         """Show `text` beside the progress under way; it is replaced by the next."""
 
-    def track(
+    def progress(
         self, items: Iterable[T], what: str, total: int | None = None, unit: str = "it"
     ) -> Iterator[T]:
         """Yield `items`, showing progress, rate and time left; `total` counts `unit`s."""

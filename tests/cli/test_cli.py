@@ -470,9 +470,9 @@ def test_methods_and_families(run) -> None:
 def test_notes_go_to_stderr(run, monkeypatch) -> None:
     def noisy(request: Any, run: RunContext) -> Result:
         report = run.report
-        report.note("a note")
-        report.detail("a detail")
-        assert list(report.track(range(3), "counting")) == [0, 1, 2]
+        report.info("a note")
+        report.debug("a detail")
+        assert list(report.progress(range(3), "counting")) == [0, 1, 2]
         return Result(run.output.path)
 
     monkeypatch.setattr("prunecli.training.init.init", noisy)

@@ -279,7 +279,7 @@ def test_coupled_heads_are_warned_of(models, tmp_path):
     notes: list[str] = []
 
     class Told(Report):
-        def note(self, message: str) -> None:
+        def info(self, message: str) -> None:
             notes.append(message)
 
     plan = tmp_path / "plan.json"

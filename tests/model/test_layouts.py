@@ -52,7 +52,7 @@ class Told(Report):
     def __init__(self):
         self.notes = []
 
-    def note(self, message):
+    def info(self, message):
         self.notes.append(message)
 
 

@@ -190,7 +190,7 @@ def test_damping_that_was_raised_is_told(llama, tmp_path):
     notes: list[str] = []
 
     class Told(Report):
-        def note(self, message: str) -> None:
+        def info(self, message: str) -> None:
             notes.append(message)
 
     made = prune(

@@ -195,7 +195,7 @@ def test_a_shape_that_nothing_holds_is_left_out(calibration, held_out, tmp_path)
     notes: list[str] = []
 
     class Told(Report):
-        def note(self, message: str) -> None:
+        def info(self, message: str) -> None:
             notes.append(message)
 
     sizes = {"hidden_size": 40, "num_attention_heads": 8, "num_key_value_heads": 4}
@@ -244,8 +244,8 @@ def test_held_out_text_must_be_held_out(llama, calibration, tmp_path):
         run(llama, tmp_path / "a.json", calibration, Data(f"{tmp_path / 's.safetensors'}:ids"))
     padding = torch.full((24,), 7)
     rows = [torch.cat([torch.randint(259, (8,)), padding]) for _ in range(4)]
-    assert windows.contained(torch.stack(rows[:2]), torch.stack(rows[2:])) == 0
-    assert windows.contained(torch.randint(9, (9, 6)), torch.randint(9, (9, 6))) == 0
+    assert windows.contamination(torch.stack(rows[:2]), torch.stack(rows[2:])) == 0
+    assert windows.contamination(torch.randint(9, (9, 6)), torch.randint(9, (9, 6))) == 0
 
 
 def test_a_full_disk_is_no_outcome_of_a_shape(llama, calibration, held_out, tmp_path, monkeypatch):

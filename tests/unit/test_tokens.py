@@ -51,7 +51,7 @@ class Heard(Report):
     def __init__(self) -> None:
         self.notes: list[str] = []
 
-    def note(self, message: str) -> None:
+    def info(self, message: str) -> None:
         self.notes.append(message)
 
 

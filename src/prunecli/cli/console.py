@@ -22,29 +22,29 @@ class StderrReport(Report):
 
     def __init__(self, quiet: bool, verbose: bool) -> None:
         self.quiet, self.verbose = quiet, verbose
-        self._live = ""
+        self._status = ""
         plain = os.environ.get("TERM") == "dumb"
-        self.watched = not quiet and not plain and sys.stderr.isatty()
+        self.interactive = not quiet and not plain and sys.stderr.isatty()
 
-    def note(self, message: str) -> None:
+    def info(self, message: str) -> None:
         """Print a line unless --quiet."""
         if not self.quiet:
             print(f"prunecli: {message}", file=sys.stderr)
 
-    def detail(self, message: str) -> None:
+    def debug(self, message: str) -> None:
         """Print a line if --verbose."""
         if self.verbose:
-            self.note(message)
+            self.info(message)
 
-    def live(self, text: str) -> None:
+    def status(self, text: str) -> None:
         """Show `text` at the end of the progress bar."""
-        self._live = text
+        self._status = text
 
-    def track(
+    def progress(
         self, items: Iterable[T], what: str, total: int | None = None, unit: str = "it"
     ) -> Iterator[T]:
         """Yield `items` under a progress bar, if somebody is there to see it."""
-        if not self.watched:
+        if not self.interactive:
             yield from items
             return
         from rich.console import Console
@@ -66,14 +66,14 @@ class StderrReport(Report):
         )
         if total is None and hasattr(items, "__len__"):
             total = len(items)  # type: ignore[arg-type]
-        self._live = ""
+        self._status = ""
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task(what, total=total, rate="")
             for item in items:
                 yield item
                 progress.advance(task)
                 speed = progress.tasks[0].speed
-                rate = self._live or (f"{speed:.2f} {unit}/s" if speed else "")
+                rate = self._status or (f"{speed:.2f} {unit}/s" if speed else "")
                 progress.update(task, rate=rate)
 
 

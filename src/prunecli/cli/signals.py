@@ -22,7 +22,7 @@ def first_signal(report: StderrReport, wanted: bool = True) -> Iterator[Callable
         if asked:
             sys.exit(128 + number)
         asked = True
-        report.note("stopping after this step; press Ctrl-C again to stop now")
+        report.info("stopping after this step; press Ctrl-C again to stop now")
 
     numbers = (signal.SIGINT, signal.SIGTERM) if wanted else ()
     before = {number: signal.signal(number, ask) for number in numbers}

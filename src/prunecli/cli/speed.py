@@ -144,7 +144,7 @@ def speed(
             made.append(verb(request, run))
             kernels = made[-1].results.get("measured", {}).get("semi_structured")
             if kernels and "dense" not in kernels.partition(":")[2]:
-                report.note(f"{folder}: sparse kernels {kernels}")
+                report.info(f"{folder}: sparse kernels {kernels}")
     finally:
         # what was measured before a failure is not lost
         if made:

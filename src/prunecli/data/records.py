@@ -47,18 +47,18 @@ class Reading:
             raise InputError(what, remedy or "fix it, or skip it with --skip-bad N")
         self.skipped += 1
         self._first = self._first or what
-        self.report.detail(f"skipped: {what}")
+        self.report.debug(f"skipped: {what}")
 
     def guessed(self, column: str, where: str) -> None:
         """Report, once for each column, that text is read from one of another name."""
         if column not in self._reported:
             self._reported.add(column)
-            self.report.note(f"{where} has no column '{DEFAULT}': reading '{column}'")
+            self.report.info(f"{where} has no column '{DEFAULT}': reading '{column}'")
 
     def tell(self, report: Report) -> None:
         """Report how many bad lines were skipped, if any."""
         if self.skipped:
-            report.note(f"{self.skipped} bad lines skipped, the first: {self._first}")
+            report.info(f"{self.skipped} bad lines skipped, the first: {self._first}")
 
 
 def choose(kinds: Mapping[str, str], asked: str | None, where: str) -> str:

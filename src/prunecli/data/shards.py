@@ -380,7 +380,7 @@ def write(
     done, used = _resume(shards, reader, file, report) if file.exists() else (0, 0)
     stream = encoded(reader.batches(), encoding, workers)
     start, tokens = perf_counter(), 0
-    for ids in report.track(stream, "tokenizing", unit="batches"):
+    for ids in report.progress(stream, "tokenizing", unit="batches"):
         if shards.add(ids[used:]):
             # what is not written yet is the end of these very ids
             state = {
@@ -393,7 +393,7 @@ def write(
         reader.met.popleft()
         done, used = done + 1, 0
         tokens += len(ids)
-        report.live(f"{tokens} tokens, {tokens / (perf_counter() - start):.0f} tokens/s")
+        report.status(f"{tokens} tokens, {tokens / (perf_counter() - start):.0f} tokens/s")
         if shards.full:
             break
     else:
@@ -407,7 +407,7 @@ def _resume(shards: Shards, reader: _Reader, file: Path, report: Report) -> tupl
     """Count what the state in `file` says is finished; return its batches, and tokens beyond."""
     state = json.loads(file.read_text("utf-8"))
     shards.reopen(state["shards"])
-    report.note(f"resuming after {shards.count} finished shards ({shards.rows} rows)")
+    report.info(f"resuming after {shards.count} finished shards ({shards.rows} rows)")
     reader.skip(state["batches"])
     if reader.now[0] != state["text"]:
         raise InputError("the text has changed since this run began", "use --restart")

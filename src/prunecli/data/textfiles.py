@@ -56,7 +56,7 @@ def documents(path: Path, reading: Reading) -> Iterator[str]:
     if others:
         named = ", ".join(file.relative_to(path).as_posix() for file in others[:SHOWN])
         more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
-        reading.report.note(f"not read as text in '{path}': {named}{more}")
+        reading.report.info(f"not read as text in '{path}': {named}{more}")
     found = (document for file in files for document in _read(file, reading))
     return chain(list(islice(found, 1)), found)
 

@@ -85,7 +85,7 @@ def tokenize(request: TokenizeRequest, run: RunContext = RunContext()) -> Result
     builder = SidecarBuilder("tokenize", run.output.argv)
     _check(request)
     files = [Path(request.source)] if textfiles.exists(Path(request.source)) else []
-    output.check_place(run.output.path, run.output, files)
+    output.check_path(run.output.path, run.output, files)
     text, reading = _open(request, run.report)
     tokenizer = _open_tokenizer(request)
     # of one that is trained: see train_bpe
@@ -93,7 +93,7 @@ def tokenize(request: TokenizeRequest, run: RunContext = RunContext()) -> Result
     front = marks.front(request.bos)
     separator = marks.separator(request.separator, front)
     if request.separator == AUTO and separator is None and not front:
-        run.report.note(
+        run.report.info(
             "the tokenizer has no end of sequence: documents follow unseparated (--separator ID)"
         )
     size = textfiles.size(files[0]) if files else None
@@ -120,7 +120,7 @@ def tokenize(request: TokenizeRequest, run: RunContext = RunContext()) -> Result
         )
         _publish(request, tokenizer, record, folder, run.output.path)
     seconds, tokens = record.run.seconds or 1.0, rows.rows * rows.seq_len
-    run.report.note(f"{rows.rows} rows of {rows.seq_len} tokens, {tokens / seconds:.0f} tokens/s")
+    run.report.info(f"{rows.rows} rows of {rows.seq_len} tokens, {tokens / seconds:.0f} tokens/s")
     return made.result(record)
 
 
@@ -235,7 +235,7 @@ def _write_rows(
     if not rows.rows:
         _refuse_short(request.source, seq_len, sha)
     if request.tokens is not None and not rows.full:
-        report.note(
+        report.info(
             f"'{request.source}' gives {rows.rows * seq_len} tokens in whole rows, "
             f"not {request.tokens:.0f}"
         )
@@ -314,7 +314,7 @@ def train_bpe(texts: Iterable[str], vocab: int, report: Report = SILENT) -> dict
         initial_alphabet=alphabet(),
         show_progress=False,
     )
-    report.note(f"training a tokenizer of {vocab} ids")
+    report.info(f"training a tokenizer of {vocab} ids")
     pieces = (well_formed(piece.own) for piece in shards.pieces(texts, at_lines))
     first = next(pieces, None)
     if first is None:

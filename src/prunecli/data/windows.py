@@ -86,7 +86,7 @@ def load(
     )
 
 
-def contained(ids: "torch.Tensor", among: "torch.Tensor") -> int:
+def contamination(ids: "torch.Tensor", among: "torch.Tensor") -> int:
     """Return how many windows [N, T] are mostly contained in others [M, S], at any offset.
 
     A window is if more than half of its runs of 32 tokens are (of a shorter window a quarter of its
@@ -194,7 +194,7 @@ def _drawn(
 
     if text.builtin:
         _warn_of_builtin(split, report)
-    report.detail(f"drawing {count} windows of {length} tokens from {text.name}")
+    report.debug(f"drawing {count} windows of {length} tokens from {text.name}")
     own = length - len(of_windows)
     windows, digest = sampler(text.documents, encode, count, own, data.seed)
     reading.tell(report)
@@ -225,7 +225,7 @@ def _size(data: Data, builtin: bool, max_positions: int, report: Report) -> tupl
     """
     count, length = BUILTIN_SIZE if builtin else TEXT_SIZE
     if data.seq_len is None and length > max_positions:
-        report.note(
+        report.info(
             f"window length cut from {length} to {max_positions}, the model's context length"
         )
         length = max_positions
@@ -241,7 +241,7 @@ def _size(data: Data, builtin: bool, max_positions: int, report: Report) -> tupl
 
 def _warn_of_builtin(split: str, report: Report) -> None:
     remedy = "--data or --recipe paper" if split == "calibration" else "--data"
-    report.note(
+    report.info(
         "using the built-in text (Python's documentation), which suits trials only; "
         f"use {remedy} for real runs"
     )
@@ -258,4 +258,4 @@ def _check_count(data: Data, drawn: int, count: int, length: int, report: Report
         short = f"'{data.source}' gives {drawn} windows of {length} tokens, not {count}"
         if data.nsamples is not None and not data.up_to:
             raise InputError(short, "lower --nsamples or --seq-len, or give more text")
-        report.note(short)
+        report.info(short)

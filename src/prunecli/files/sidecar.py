@@ -139,7 +139,7 @@ def tokens_input(role: str, meta: dict[str, Any], windows: list[str]) -> Input:
     return Input.model_validate({"role": role, **meta, "windows": windows})
 
 
-def key(kind: str, options: dict[str, Any], inputs: list[Input]) -> str:
+def content_id(kind: str, options: dict[str, Any], inputs: list[Input]) -> str:
     """Return the id of what these options and inputs make: equal ids, equal artefacts."""
     content = [kind, options, [entry.model_dump(mode="json") for entry in inputs]]
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
@@ -229,7 +229,7 @@ class SidecarBuilder:
 
         `seen` are the tokens of this step; `computed` is recorded under `run`.
         """
-        made = key(kind, options, inputs)
+        made = content_id(kind, options, inputs)
         step = HistoryStep(
             id=made,
             parent=parent.id if parent else None,

@@ -108,7 +108,7 @@ class Harness:
         items in `counts`. `value` is that of `metric`, with its `sigma` and `n`. Raises InputError
         for a metric that is absent, NotANumber for one that is NaN or infinite.
         """
-        with quiet(self.report.watched):
+        with quiet(self.report.interactive):
             from lm_eval import evaluator
 
             if self._model is None:

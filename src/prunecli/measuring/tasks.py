@@ -125,7 +125,7 @@ def load(wanted: Tasks, report: Report) -> tuple[list[Task], list[Group]]:
             raise UsageError(f"unknown task '{name}'{close}", "lm-eval ls tasks lists all")
     loaded: dict[str, list[Any]] = defaultdict(list)
     groups: dict[str, Any] = {}
-    for name in report.track(wanted.names, "loading tasks", unit="task"):
+    for name in report.progress(wanted.names, "loading tasks", unit="task"):
         found = _loaded(manager, name)
         groups |= found["groups"]
         members = [task for group in found["groups"].values() for task in group.get_all_tasks()]
@@ -153,7 +153,7 @@ def _manager(wanted: Tasks, report: Report) -> Any:
             manager = TaskManager(include_path=wanted.include_path, include_defaults=False)
             if all(_closed(manager.task_index, name) for name in wanted.names):
                 return manager
-        report.detail("indexing the tasks of lm-eval")
+        report.debug("indexing the tasks of lm-eval")
         return TaskManager(include_path=wanted.include_path)
 
 

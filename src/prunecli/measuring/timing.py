@@ -186,7 +186,7 @@ def _rounds(
         for _ in range(timing.warmup):
             model.seconds(quantity)
     seconds: dict[int, list[float]] = {index: [] for index in timed}
-    for turn in report.track(range(timing.rounds), quantity, unit="round"):
+    for turn in report.progress(range(timing.rounds), quantity, unit="round"):
         order = list(timed)
         for index in order[turn % len(order) :] + order[: turn % len(order)]:
             seconds[index].append(timed[index].seconds(quantity))

@@ -155,7 +155,7 @@ class Checkpoint(Reader):
         if not any((self.folder / name).exists() for name in (ONE_FILE, INDEX)):
             foreign.refuse_folder(self.folder)
         elif (self.folder / foreign.ADAPTER).exists():
-            report.note(f"'{model}' has an adapter beside its weights, which is ignored")
+            report.info(f"'{model}' has an adapter beside its weights, which is ignored")
         config, self.part_of = configs.read(self.folder)
         self.arch = Arch(config)
         # by the name used here: the file, and the tensor's name in it
@@ -210,7 +210,7 @@ class Checkpoint(Reader):
             self.arch = Arch({**self.arch.config, **classes})
         if self.part_of is not None:
             parts = ", ".join(sorted({_part(name) for name in others})) or "none"
-            report.note(
+            report.info(
                 f"'{self.folder.name}' is a multimodal '{self.part_of}': its language model is "
                 f"read, a '{self.arch.config['model_type']}'; parts left out: {parts}"
             )
@@ -227,7 +227,7 @@ class Checkpoint(Reader):
             # transformers then loads both, so the model is not tied
             self.arch = Arch({**self.arch.config, "tie_word_embeddings": False})
             types = " and ".join(self.specs[name].dtype for name in (EMBEDDING, HEAD))
-            report.note(
+            report.info(
                 f"config.json ties the output head to the embedding, but both are stored ({types}) "
                 "and differ; they are read as untied, as transformers does in float32"
             )
@@ -286,7 +286,7 @@ class Checkpoint(Reader):
     def digest(self, report: Report = SILENT) -> str:
         """Read all tensors once and return their digest; raise InputError at a NaN or infinity."""
         digests = {}
-        for name in report.track(list(self.specs), "checking weights", unit="tensors"):
+        for name in report.progress(list(self.specs), "checking weights", unit="tensors"):
             tensor = self.tensor(name)
             if not bool(tensor.isfinite().all()):
                 raise InputError(f"'{name}' has NaN or infinite weights", "is the file damaged?")
@@ -313,7 +313,7 @@ class Checkpoint(Reader):
         part = {} if self.part_of is None else {"part_of": self.part_of}
         return sidecar.Input.model_validate({"role": role, **known, **part})
 
-    def tag_along(self) -> dict[str, bytes]:
+    def companion_files(self) -> dict[str, bytes]:
         """Return the files that belong to the model, by name: tokenizer, generation settings."""
         return companions.contents(self.folder)
 
@@ -387,11 +387,11 @@ class CheckpointWriter:
         shape = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
         return combined_digest({**self.digests, "config.json": shape})
 
-    def finish(self, identity: str, tag_along: Mapping[str, bytes]) -> None:
+    def finish(self, identity: str, companion_files: Mapping[str, bytes]) -> None:
         """Write config.json, marked with the sidecar's id, and the model's other files."""
         config = {**self._config, "prunecli": {"id": identity}}
         write_text(self.folder / "config.json", json.dumps(config, indent=2) + "\n")
-        for name, content in tag_along.items():
+        for name, content in companion_files.items():
             (self.folder / name).parent.mkdir(exist_ok=True)
             (self.folder / name).write_bytes(content)
 
@@ -421,12 +421,12 @@ def check_loads(folder: Path) -> None:
     Takes no memory for weights.
     """
     try:
-        check_holds(Checkpoint(str(folder)).arch)
+        check_buildable(Checkpoint(str(folder)).arch)
     except InputError as error:
         raise PruneError(f"the result would not load: {error}") from error
 
 
-def check_holds(arch: Arch, remedy: str = "is config.json as it came with the model?") -> None:
+def check_buildable(arch: Arch, remedy: str = "is config.json as it came with the model?") -> None:
     """Raise InputError unless unmodified transformers builds a model of exactly this architecture.
 
     Takes no memory for weights, so it can be checked before there are any.

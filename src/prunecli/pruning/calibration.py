@@ -96,7 +96,7 @@ def open_statistics(
 
 
 def check_tensor_file(output: Output, checkpoint: Checkpoint) -> None:
-    """Check that OUT.safetensors can be written; raise UsageError or what `check_place` does."""
+    """Check that OUT.safetensors can be written; raise UsageError or what `check_path` does."""
     if not output.path.endswith(".safetensors"):
         raise UsageError(f"OUT '{output.path}' must end in .safetensors")
-    place.check_place(output.path, output, [checkpoint.folder])
+    place.check_path(output.path, output, [checkpoint.folder])

@@ -143,7 +143,7 @@ def resolve_mask_training(
         steps = config.whole_steps(tokens, batch_size, rows.seq_len)
     needed = steps * batch_size
     if needed > len(rows):
-        report.note(
+        report.info(
             f"the data are repeated for {needed / len(rows):.1f} epochs: {steps} steps of "
             f"{batch_size} x {rows.seq_len}"
         )
@@ -216,7 +216,7 @@ def train_masks(
         mixing = _Mixing.of(loop, checkpoint, resolved, run.compute)
 
         def on_log(line: Line) -> None:
-            run.report.live(f"loss {line['loss']:.4f}")
+            run.report.status(f"loss {line['loss']:.4f}")
 
         try:
             log = fit(loop, states, run, "training masks", on_log, mixing.step_record)
@@ -367,7 +367,7 @@ def evaluate_masks(
         loss(checkpoint, gates.plan_of(masks))
         for masks in _random_masks(trained.masks, resolved.seed)
     ]
-    run.report.note(
+    run.report.info(
         f"loss on {len(ids)} windows of the data: {own:.4f}; of the dense weights with these masks "
         f"{parent:.4f}, with random masks of the same sizes {sum(random) / RANDOM_MASKS:.4f} "
         f"({min(random):.4f} to {max(random):.4f} in {RANDOM_MASKS} draws)"

@@ -59,7 +59,7 @@ class WeightMasker:
         """Yield every layer with its statistics: run on pruned predecessors, or out of a file."""
         if calibration.windows is None:
             depth = self.dense.arch.layers
-            for i in self.run.report.track(range(depth), "pruning", depth, "layers"):
+            for i in self.run.report.progress(range(depth), "pruning", depth, "layers"):
                 yield i, None, calibration.tensors or {}
             return
         from prunecli.model.stream import LayerStream
@@ -97,7 +97,7 @@ class WeightMasker:
         precomputed = self.method.prepare(statistics, self.options)
         if isinstance(precomputed, dict) and int(precomputed.get("retries", 0)):
             self.damping_retries[point] = int(precomputed["retries"])
-            self.run.report.note(
+            self.run.report.info(
                 f"{point}: damping was raised tenfold {self.damping_retries[point]} times"
             )
         return precomputed

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunecli.errors import InputError
-from prunecli.files import output as place
-from prunecli.files import sidecar
+from prunecli.files import output, sidecar
 from prunecli.files.artefact import Artefact
 from prunecli.files.sidecar import Computed, Input, SidecarBuilder
 from prunecli.files.tensorfile import TensorFile, Tensors
@@ -103,11 +102,11 @@ def prune(request: PruneRequest, run: RunContext = RunContext()) -> Result:
     builder = SidecarBuilder("prune", run.output.argv)
     resolved = resolve(request, run.output)
     dense = Checkpoint(request.model, run.report)
-    place.check_place(run.output.path, run.output, [dense.folder, *resolved.read])
+    output.check_path(run.output.path, run.output, [dense.folder, *resolved.read])
     if request.keep is not None:
-        place.check_kept(request.keep, resolved.kept, dense.folder, run.output.path)
+        output.check_kept(request.keep, resolved.kept, dense.folder, run.output.path)
     target = resolve_target(resolved, dense)
-    dense.tag_along()  # refused now or never
+    dense.companion_files()  # refused now or never
     training = _resolve_training(resolved, dense, run)
     # masks are evaluated in the type that they are trained in
     compute = replace(run.compute, dtype=training.dtype) if training else run.compute
@@ -117,7 +116,7 @@ def prune(request: PruneRequest, run: RunContext = RunContext()) -> Result:
         **(training.expected(dense.arch.total_params) if training else {}),
     }
     num_bytes = 0 if request.plan_only else target.num_bytes
-    place.check_disk(run.output.path, expected.get("disk_bytes", 0) + num_bytes)
+    output.check_disk(run.output.path, expected.get("disk_bytes", 0) + num_bytes)
     pruning = Pruning(resolved, target, dense, dense.digest(run.report), run)
     calibration = (
         Calibration(training.inputs, training.calibration_tokens)
@@ -143,7 +142,7 @@ def open_calibration(pruning: Pruning) -> Calibration:
         plan, record = read_plan(asked.plan)
         if record is not None and record.inputs[0].digest != pruning.digest:
             raise InputError(f"the plan in '{asked.plan}' was made from another model")
-        content = sidecar.key("plan", plan.to_json(), [])
+        content = sidecar.content_id("plan", plan.to_json(), [])
         of_plan = [Input(role="plan", id=record.id if record else None, digest=content)]
         # what the plan was made on
         seen = [e for e in (record.inputs if record else []) if e.role == "calibration"]
@@ -281,7 +280,7 @@ def _train(pruning: Pruning, training: "ResolvedMaskTraining", artefact: Artefac
     sizes = pruning.target.sizes
     assert sizes is not None, "masks are trained for given sizes"
     with ExitStack() as stack:
-        folder = place.partial_of(artefact.path)
+        folder = output.partial_of(artefact.path)
         if world.is_first():
             stack.enter_context(artefact.partial())
         name = f"{artefact.path.rstrip('/')}.partial"
@@ -290,7 +289,7 @@ def _train(pruning: Pruning, training: "ResolvedMaskTraining", artefact: Artefac
             return Result(artefact.path)
         selection = evaluate_masks(pruning.method, pruning.dense, training, trained, pruning.run)
         result = _write_selection(pruning, selection, artefact)
-        place.remove(folder)
+        output.remove(folder)
     return result
 
 
@@ -318,7 +317,7 @@ def _write_selection(pruning: Pruning, selection: Selection, artefact: Artefact)
     plan.check(arch)
     shape = plan.child(selection.weights.arch, resolved.biased)
     if arch.couples_heads and shape.heads < arch.heads:
-        report.note(
+        report.info(
             f"a norm of '{arch.family.name}' runs over all heads together: removing some "
             "changes the scale of the others, which no score accounts for"
         )
@@ -330,7 +329,7 @@ def _write_selection(pruning: Pruning, selection: Selection, artefact: Artefact)
         replace(artefact, kind="plan", run=pruning.kept_file(PLAN)).write_json(*of_plan)
     pruned = surgery.PrunedModel(selection.weights, plan, shape, selection.tensors, resolved.biased)
     if shape.family is not arch.family:
-        report.note(
+        report.info(
             f"saved as model_type '{shape.config['model_type']}' (equivalent), because "
             f"transformers' '{arch.config['model_type']}' does not support this architecture"
         )
@@ -352,13 +351,13 @@ def _write(
     dense = pruning.dense
     specs = {name: pruned.specs[name] for name in pruned.arch.tensors()}
     shards = [dense.shard(surgery.dtype_source(name, dense)) for name in specs]
-    with place.staged(artefact.path) as temporary:
+    with output.staged(artefact.path) as temporary:
         written = write_tensors(temporary, pruned.arch, specs, shards, stream, pattern)
         record = artefact.sidecar(
             {"digest": written.digest, "params": pruned.arch.total_params},
             {**_described(pruning), **_size_results(dense.arch, pruned.arch, written), **results()},
         )
-        written.finish(record, dense.tag_along())
+        written.finish(record, dense.companion_files())
     _summarise(dense.arch, record.results, pruning.run.report)
     return artefact.result(record)
 
@@ -382,7 +381,7 @@ def _size_results(dense: Arch, pruned: Arch, written: WriteSummary) -> dict[str,
 
 
 def _summarise(dense: Arch, results: dict[str, Any], report: Report) -> None:
-    report.note(
+    report.info(
         f"pruned {results['ratio']:.2%} of block weights ({results['ratio_total']:.2%} of all): "
         f"{dense.total_params} -> {results['nonzero']} non-zero parameters, "
         f"{results['flops'] / 1e12:.4f} TFLOPs per {results['flops_tokens']} tokens"

@@ -5,13 +5,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prunecli.data.rows import place_of
+from prunecli.data.rows import source_path
 from prunecli.errors import InputError, UsageError
 from prunecli.files import sidecar
 from prunecli.methods import registry
 from prunecli.methods._base import Method, Setting, domains_of
 from prunecli.model.arch import Arch
-from prunecli.model.checkpoint import Checkpoint, check_holds
+from prunecli.model.checkpoint import Checkpoint, check_buildable
 from prunecli.model.pattern import SparsityPattern
 from prunecli.pruning import rotate
 from prunecli.pruning.plan import plan_results, read_plan
@@ -73,7 +73,7 @@ class ResolvedPrune:
     def read(self) -> list[Path | None]:
         """Every file and folder that is read beside the model."""
         asked = self.asked
-        data = [place_of(name) for name in (self.data.source, *domains_of(self.options))]
+        data = [source_path(name) for name in (self.data.source, *domains_of(self.options))]
         files = (asked.stats, asked.scores, asked.plan, asked.amount.arch)
         return data + [Path(path) for path in files if path]
 
@@ -270,7 +270,7 @@ def _zeros_target(
     _refuse_idle(pruning, dense, pattern=pattern)
     if method.check is not None:
         method.check(pruning.options, pattern)
-    check_holds(arch)
+    check_buildable(arch)
     recorded = {**options, "ratio": pattern.ratio, "sparsity": str(pattern)}
     expected = {"ratio": pattern.ratio, "params": arch.total_params, "sizes": arch.sizes}
     granularity = f"{method.granularity}, {pattern}"
@@ -284,7 +284,7 @@ def _plan_target(
     plan, _ = read_plan(path)
     plan.check(dense.arch)
     shape = plan.child(dense.arch, pruning.biased)
-    check_holds(shape, OTHER_SHAPE)
+    check_buildable(shape, OTHER_SHAPE)
     expected = plan_results(plan, dense.arch, shape)
     granularity = pruning.method.granularity if pruning.method else "as planned"
     return PruneTarget(options, granularity, expected, dense.num_bytes)
@@ -308,7 +308,7 @@ def _sizes_target(
     cut = frozenset(axis for axis in axes if getattr(sizes, axis) < getattr(arch, axis))
     _refuse_idle(pruning, dense, cut=cut, of_ratio=sizes.ratio is not None)
     shape = _widest_shape(pruning, sizes, arch)
-    check_holds(shape, OTHER_SHAPE)
+    check_buildable(shape, OTHER_SHAPE)
     expected = {
         "ratio": 1 - block_params(sizes, arch) / arch.block_params,
         "params": shape.total_params,

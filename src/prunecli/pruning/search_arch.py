@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunecli.data import windows
-from prunecli.data.rows import place_of
+from prunecli.data.rows import source_path
 from prunecli.errors import InputError, NotANumber, UsageError
-from prunecli.files import output as place
-from prunecli.files import sidecar
+from prunecli.files import output, sidecar
 from prunecli.files.artefact import Artefact
 from prunecli.files.sidecar import Computed, SidecarBuilder
 from prunecli.files.tensorfile import Tensors
@@ -145,7 +144,7 @@ def search_arch(request: SearchRequest, run: RunContext = RunContext()) -> Resul
     compute = replace(run.compute, dtype=training.dtype) if training else run.compute
     run = replace(run, compute=settled(compute, dense))
     recorded["dtype"] = run.compute.dtype
-    place.check_disk(run.output.path, expected.get("disk_bytes", 0))
+    output.check_disk(run.output.path, expected.get("disk_bytes", 0))
     held_out = perplexity.read(dense, request.eval_data, run.report)
     calibration = _calibration(search, training, run.report)
     if not request.allow_overlap:
@@ -167,12 +166,12 @@ def search_arch(request: SearchRequest, run: RunContext = RunContext()) -> Resul
             prune_to = _by_scores(search, _scores(search, digest, calibration, folder, run))
         losses = {
             candidate.name: _try(candidate, prune_to, folder, held_out, run)
-            for candidate in run.report.track(
+            for candidate in run.report.progress(
                 search.candidates, "trying shapes", len(search.candidates), "shapes"
             )
         }
         result = artefact.write_json({}, _results(search, losses, calibration, held_out))
-        place.remove(folder)
+        output.remove(folder)
     _summarise(result.results["candidates"], run.report)
     return result
 
@@ -190,7 +189,7 @@ def _resolve(request: SearchRequest, run: RunContext) -> Search:
     _check_equal(method, options)
     dense = Checkpoint(request.model, run.report)
     sources = (request.data.source, request.eval_data.source, *domains_of(options))
-    place.check_place(out, run.output, [dense.folder, *(place_of(name) for name in sources)])
+    output.check_path(out, run.output, [dense.folder, *(source_path(name) for name in sources)])
     budget = grid.budget(dense.arch, request.params, request.flops, request.ratio)
     of_ratio = budget.quantity != "flops"
     beside = Setting(options, request.compat, of_ratio=of_ratio, group=dense.arch.group)
@@ -215,7 +214,7 @@ def _candidates(search: Search, report: Report) -> list[Candidate]:
         search.method.axes, search.dense.arch, search.budget, search.multiple, biased
     )
     for why in unsupported:
-        report.note(f"left out: {why}")
+        report.info(f"left out: {why}")
     candidates = [Candidate(Sizes(s.layers, s.hidden, s.kv_heads, s.ffn), s, GRID) for s in shapes]
     if search.budget.quantity != "flops":
         candidates += _default(search, report)
@@ -236,11 +235,11 @@ def _default(search: Search, report: Report) -> list[Candidate]:
             for ffn in (sizes.ffn, max(1, sizes.ffn - 1))
         )
     except InputError as error:
-        report.note(f"left out: the default shape, {error}")
+        report.info(f"left out: the default shape, {error}")
         return []
     if budget.cost(narrower) <= budget.most:
         return [Candidate(sizes, shape, DEFAULT)]
-    report.note(
+    report.info(
         f"left out: the default shape, which has {budget.cost(shape):.0f} of {budget.most:.0f} "
         f"{grid.UNITS[budget.quantity]}"
     )
@@ -252,9 +251,9 @@ def _loadable(candidates: list[Candidate], report: Report) -> list[Candidate]:
     kept = []
     for candidate in candidates:
         try:
-            configs.judged(candidate.arch.config)
+            configs.transformers_config(candidate.arch.config)
         except InputError as error:
-            report.note(f"left out: {candidate.name}, {error}")
+            report.info(f"left out: {candidate.name}, {error}")
             refused = error
         else:
             kept.append(candidate)
@@ -288,10 +287,10 @@ def _calibration(
 
 def _refuse_shared(calibration: Calibration, held_out: "Tokens") -> None:
     """Raise InputError if held-out text is that of the statistics too."""
-    shared = perplexity.calibrated(calibration.inputs, held_out)
+    shared = perplexity.calibration_overlap(calibration.inputs, held_out)
     if not shared and calibration.windows is not None:
         # the same text, in windows that begin elsewhere
-        shared = windows.contained(held_out.ids, calibration.windows.ids)
+        shared = windows.contamination(held_out.ids, calibration.windows.ids)
     if shared:
         raise InputError(
             f"{shared} of {len(held_out.windows)} evaluation windows are calibrated on",
@@ -367,9 +366,9 @@ def _try(
         except NotANumber as error:
             # this shape will not do, others may
             outcome["failed"] = str(error)
-            run.report.note(f"{candidate.name}: {error}")
-        place.replace_text(file, json.dumps(outcome))
-        place.remove(state)
+            run.report.info(f"{candidate.name}: {error}")
+        output.replace_text(file, json.dumps(outcome))
+        output.remove(state)
     recorded: dict[str, Any] = json.loads(file.read_text("utf-8"))
     return recorded
 
@@ -413,7 +412,7 @@ def _results(
 def _summarise(candidates: list[dict[str, Any]], report: Report) -> None:
     best = candidates[0]
     losses = [entry["loss"] for entry in candidates if entry["loss"] is not None]
-    report.note(
+    report.info(
         f"{len(candidates)} shapes: hidden {best['hidden']}, heads {best['heads']}, ffn "
         f"{best['ffn']} has the lowest loss, {losses[0]:.4f}; the highest is {losses[-1]:.4f}"
     )

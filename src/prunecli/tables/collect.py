@@ -117,7 +117,7 @@ def _model_of(record: Sidecar) -> Sidecar | None:
 def _integrity_error(checkpoints: Checkpoints, key: str) -> str:
     """Return what is not so in a model's sidecar, or nothing."""
     path, record = checkpoints[key]
-    if error := provenance.inconsistency(record):
+    if error := provenance.integrity_error(record):
         return error
     for step in record.history[:-1]:
         # the same steps as the ancestor itself records them

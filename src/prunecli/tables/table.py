@@ -89,7 +89,7 @@ def table(request: TableRequest, run: RunContext = RunContext()) -> TableResult:
         text = terminal.shown(shown, request.format, request.width)
         return TableResult(text, shown.objects(), shown)
     for path in files.values():
-        run.report.detail(f"wrote {path}")
+        run.report.debug(f"wrote {path}")
     return TableResult("\n".join(files.values()), table=shown)
 
 

@@ -253,7 +253,7 @@ def _steps(training: Training, rows: Rows, batch_size: int, report: Report) -> i
     tokens = training.tokens if training.tokens is not None else len(rows) * rows.seq_len
     steps = whole_steps(tokens, batch_size, rows.seq_len)
     if steps * per_step != tokens:
-        report.note(f"{steps} steps of {batch_size} x {rows.seq_len}: {steps * per_step} tokens")
+        report.info(f"{steps} steps of {batch_size} x {rows.seq_len}: {steps * per_step} tokens")
     return steps
 
 

@@ -22,7 +22,7 @@ from prunecli.files.sidecar import Input, SidecarBuilder
 from prunecli.files.tensorfile import STORAGE, Spec, spec_of, torch_dtype
 from prunecli.model import companions, configs
 from prunecli.model.arch import BIASED, Arch, Tensor
-from prunecli.model.checkpoint import Checkpoint, check_holds
+from prunecli.model.checkpoint import Checkpoint, check_buildable
 from prunecli.model.sparsity import claims, pattern_of, results_of, sparse_tensors
 from prunecli.model.write import WriteSummary, size_results, write_tensors
 from prunecli.report import Report
@@ -134,7 +134,7 @@ def _write(
 ) -> Result:
     """Write OUT, one tensor at a time."""
     arch, specs = target.arch, target.specs
-    shown = artefact.run.report.track(tensors, "initializing weights", len(specs), "tensors")
+    shown = artefact.run.report.progress(tensors, "initializing weights", len(specs), "tensors")
     pattern = pattern_of(results_of(target.masked))
     with output.staged(artefact.path) as temporary:
         written = write_tensors(temporary, arch, specs, target.shards, shown, pattern)
@@ -166,9 +166,9 @@ def _resolve(request: InitRequest, run: RunContext) -> Target:
     checkpoints = (target.reference, target.warm_start)
     read = [checkpoint.folder for checkpoint in checkpoints if checkpoint is not None]
     config = [Path(request.config)] if request.config else []
-    output.check_place(run.output.path, run.output, [*read, *config])
+    output.check_path(run.output.path, run.output, [*read, *config])
     target = _with_tokenizer(target, request.tokenizer, report)
-    check_holds(target.arch)
+    check_buildable(target.arch)
     return target
 
 
@@ -208,7 +208,7 @@ def _of_config(config: str, dtype: str, report: Report) -> Target:
     record.pop("prunecli", None)
     record, multimodal = configs.of_language_model(record)
     if multimodal is not None:
-        report.note(f"'{config}' is of the multimodal '{multimodal}': using its language model")
+        report.info(f"'{config}' is of the multimodal '{multimodal}': using its language model")
     arch = Arch(record)
     stated = record.get("dtype", record.get("torch_dtype"))
     record |= {
@@ -347,7 +347,7 @@ def _config_input(arch: Arch) -> Input:
 def _with_tokenizer(target: Target, tokenizer: str, report: Report) -> Target:
     """Return the target with the files of its tokenizer, which its config then names."""
     if tokenizer == AUTO and target.reference is not None:
-        return replace(target, companions=target.reference.tag_along())
+        return replace(target, companions=target.reference.companion_files())
     arch = target.arch
     tokenizer = _default_tokenizer(arch, report) if tokenizer == AUTO else tokenizer
     files = _tokenizer_files(tokenizer, arch)
@@ -362,10 +362,10 @@ def _default_tokenizer(arch: Arch, report: Report) -> str:
     """Return `bytes` where the vocabulary has room for them, else `none`, and report it."""
     choose = "choose another with --tokenizer DIR"
     if arch.vocab < BYTES:
-        report.note(f"no tokenizer: vocab_size {arch.vocab} is too small for bytes; {choose}")
+        report.info(f"no tokenizer: vocab_size {arch.vocab} is too small for bytes; {choose}")
         return "none"
     end = f", without an end of sequence: vocab_size is {arch.vocab}" if _end(arch) is None else ""
-    report.note(f"using a byte tokenizer{end}; {choose}")
+    report.info(f"using a byte tokenizer{end}; {choose}")
     return "bytes"
 
 

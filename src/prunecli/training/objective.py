@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from prunecli.files.tensorfile import Spec, torch_dtype
 from prunecli.model.checkpoint import Checkpoint
-from prunecli.model.stock import LogitSoftcap, bare
+from prunecli.model.stock import LogitSoftcap, meta_model
 from prunecli.training.distributed import Ranks
 from prunecli.training.fixed_masks import local
 from prunecli.training.losses import Distillation, next_token_loss
@@ -123,12 +123,12 @@ def assemble(
     frozen: bool = False,
 ) -> Objective:
     """Return `make(model, teacher)` with all weights loaded; `recompute` activations if asked."""
-    student = bare(checkpoint.arch, ranks.device).requires_grad_(not frozen)
+    student = meta_model(checkpoint.arch, ranks.device).requires_grad_(not frozen)
     if recompute:
         _recompute(student)
     teacher_model = None
     if teacher is not None:
-        teacher_model = bare(teacher.arch, ranks.device).requires_grad_(False)
+        teacher_model = meta_model(teacher.arch, ranks.device).requires_grad_(False)
     objective = make(student, teacher_model)
     dtype = objective.dtype
     for part in objective.auxiliary_modules:

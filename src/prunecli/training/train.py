@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from prunecli.data.rows import place_of
+from prunecli.data.rows import source_path
 from prunecli.errors import InputError
 from prunecli.files import output
 from prunecli.files.artefact import Artefact
 from prunecli.files.sidecar import Computed, SidecarBuilder
 from prunecli.files.tensorfile import torch_dtype
-from prunecli.model.checkpoint import Checkpoint, check_holds
+from prunecli.model.checkpoint import Checkpoint, check_buildable
 from prunecli.model.device import check_device, device_of
 from prunecli.model.sparsity import (
     FixedMask,
@@ -79,11 +79,11 @@ def _resolve(training: Training, run: RunContext) -> ResolvedTraining:
     """Open and check everything that is read, and OUT."""
     checkpoint = Checkpoint(training.model, run.report)
     sources = (training.data, training.eval_data, training.teacher)
-    read = [place_of(source) for source in sources if source]
-    output.check_place(run.output.path, run.output, [checkpoint.folder, *read])
+    read = [source_path(source) for source in sources if source]
+    output.check_path(run.output.path, run.output, [checkpoint.folder, *read])
     resolved = resolve_training(checkpoint, training, run.compute, run.report)
-    checkpoint.tag_along()  # companion files that cannot be copied are refused before training
-    check_holds(checkpoint.stored(training.save_dtype)[0])
+    checkpoint.companion_files()  # those that cannot be copied are refused before training
+    check_buildable(checkpoint.stored(training.save_dtype)[0])
     return resolved
 
 
@@ -115,7 +115,7 @@ def _fixed_mask(resolved: ResolvedTraining, report: Report) -> FixedMask:
             )
         check_masks(resolved.masked, resolved.checkpoint, mask)
     if mask.names:
-        report.note(
+        report.info(
             f"keeping {mask.zeros} zeros ({mask.zeros / mask.weights:.4f} of "
             f"{len(mask.names)} matrices); use --masks drop to train them"
         )
@@ -173,9 +173,9 @@ def _write(
             },
         )  # fmt: skip
         output.write_text(temporary / KEPT_LOG, (folder / LOG).read_text("utf-8"))
-        written.finish(record, checkpoint.tag_along())
+        written.finish(record, checkpoint.companion_files())
     output.remove(folder)
-    artefact.run.report.note(
+    artefact.run.report.info(
         f"{resolved.steps} steps, {resolved.tokens} tokens, loss {record.results['loss']:.4f}, "
         f"{record.run.seconds:.0f} s"
     )

@@ -84,7 +84,7 @@ def fit(
         state.save(folder.path, step, loop, folder.keep)
 
     try:
-        for step in report.track(range(start, steps), task, steps - start, "steps"):
+        for step in report.progress(range(start, steps), task, steps - start, "steps"):
             metrics = loop.step(step, run.stop())
             if not metrics.finite:
                 save(step)
@@ -120,7 +120,7 @@ def _resume(loop: Loop, folder: StateFolder, run: RunContext) -> int:
     start = state.step_of(states[-1])
     state.load(states[-1], loop, folder.name)
     if loop.ranks.is_main:
-        run.report.note(f"resuming '{folder.name}' at step {start} of {loop.steps}")
+        run.report.info(f"resuming '{folder.name}' at step {start} of {loop.steps}")
     return start
 
 
@@ -197,7 +197,7 @@ class Trainer:
         curves: dict[str, list[float]] = json.loads(file.read_text()) if file.exists() else {}
         if curves and self.ranks.is_main:
             done = f"{len(curves)} of {len(resolved.lrs)} learning rates are done"
-            self.run.report.note(f"resuming the sweep: {done}")
+            self.run.report.info(f"resuming the sweep: {done}")
         self.ranks.barrier()
         for lr in resolved.lrs:
             if str(lr) in curves:
@@ -218,7 +218,7 @@ class Trainer:
         """Return the losses of the steps of a trial, which ends early where one is not finite."""
         steps, losses = self.resolved.sweep_steps, []
         loop = self.loop(lr, steps)
-        for step in self.run.report.track(range(steps), f"sweep: lr {lr}", steps, "steps"):
+        for step in self.run.report.progress(range(steps), f"sweep: lr {lr}", steps, "steps"):
             metrics = loop.step(step, self.run.stop())
             if metrics.stop:
                 raise Stopped(
@@ -244,9 +244,9 @@ class Trainer:
             raise PruneError("the loss diverges at every learning rate of the sweep")
         if self.ranks.is_main:
             losses = ", ".join(f"{lr:g}: {final_loss(lr):.4f}" for lr in lrs)
-            self.run.report.note(f"sweep over {steps} steps: {losses}; choosing {best:g}")
+            self.run.report.info(f"sweep over {steps} steps: {losses}; choosing {best:g}")
             if best in (lrs[0], lrs[-1]):
-                self.run.report.note("the best learning rate is at the edge of the sweep")
+                self.run.report.info("the best learning rate is at the edge of the sweep")
         return best
 
     def fit(self, loop: Loop) -> list[Line]:
@@ -303,7 +303,7 @@ class Trainer:
             flops_per_token = 3 * self.resolved.checkpoint.arch.flops(length) / length
             utilization = flops_per_token * rate / (self.peak_flops * self.ranks.world)
             text += f", {100 * utilization:.1f} % of peak FLOP/s"
-        self.run.report.live(text)
+        self.run.report.status(text)
 
     def round_weights(self, loop: Loop) -> dict[str, Any] | None:
         """Round the weights to the types that OUT stores; return the loss before and after.
@@ -324,7 +324,7 @@ class Trainer:
         round_to(resolved.stored_specs, self.objective.model)
         after = loop.evaluate(ids)
         types = " and ".join(TORCH_NAMES[name] for name in narrow)
-        self.run.report.note(
+        self.run.report.info(
             f"rounded to {types}: loss on {rows} {before:.5f} before, {after:.5f} after; "
             "use --save-dtype float32 to avoid rounding"
         )

@@ -35,7 +35,7 @@ def gradients(stream: LayerStream, ids: Tensor, formulas: Sequence[Formula]) -> 
     """
     depth, steps = stream.arch.layers, list(batches(ids))
     states = [stream.embed(ids)]
-    for i in stream.report.track(range(depth), "forward pass", depth, "layers"):
+    for i in stream.report.progress(range(depth), "forward pass", depth, "layers"):
         layer = stream.layer(i)
         states.append(stream.buffer(tuple(states[0].shape)))
         with torch.no_grad():
@@ -47,7 +47,7 @@ def gradients(stream: LayerStream, ids: Tensor, formulas: Sequence[Formula]) -> 
         of_loss = stream.loss_gradient(output_gradient[rows], ids[rows])
         output_gradient[rows] = of_loss.to(output_gradient.device)
     statistics: Stats = {}
-    for i in stream.report.track(range(depth)[::-1], "backward pass", depth, "layers"):
+    for i in stream.report.progress(range(depth)[::-1], "backward pass", depth, "layers"):
         layer = stream.layer(i).requires_grad_(True)
         weights = _backward(stream, layer, i, states.pop(), output_gradient, ids[:, 1:].numel())
         for formula in formulas:

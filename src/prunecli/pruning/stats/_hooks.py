@@ -60,7 +60,7 @@ def dense(
     """Yield every layer's statistics from one pass over the unpruned model; ids are [N, T]."""
     hidden = stream.embed(ids)
     depth = stream.arch.layers
-    for i in stream.report.track(range(depth), "calibrating", depth, "layers"):
+    for i in stream.report.progress(range(depth), "calibrating", depth, "layers"):
         layer = stream.layer(i)
         hooked = HookedCollectors(stream, i, layer, needs)
         for rows in batches(ids):
@@ -83,7 +83,7 @@ def layerwise(
     """
     hidden = stream.embed(ids)
     depth = stream.arch.layers
-    for i in stream.report.track(range(depth), "pruning", depth, "layers"):
+    for i in stream.report.progress(range(depth), "pruning", depth, "layers"):
         layer = stream.layer(i)
         hooked = HookedCollectors(stream, i, layer, needs)
         for rows in batches(ids):

@@ -16,7 +16,7 @@ def greedy_skips(runner: LayerStream, ids: Tensor, count: int) -> Tensor:
     """
     alive = list(range(runner.arch.layers))
     rounds = torch.full((len(alive),), torch.inf, dtype=torch.float64)
-    for turn in runner.report.track(range(count), "removing layers", count, "layers"):
+    for turn in runner.report.progress(range(count), "removing layers", count, "layers"):
         losses = skip_losses(runner, ids, 1, alive, range(1, len(alive) - 1))
         rounds[alive.pop(1 + int(losses.argmin()))] = turn
     return rounds

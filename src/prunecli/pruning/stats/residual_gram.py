@@ -24,7 +24,7 @@ def residual_gram(runner: LayerStream, ids: Tensor) -> Tensor:
 
     hidden, depth = runner.embed(ids), runner.arch.layers
     norms = runner.arch.norms()
-    for i in runner.report.track(range(depth), "calibrating", depth, "layers"):
+    for i in runner.report.progress(range(depth), "calibrating", depth, "layers"):
         layer = runner.layer(i)
         for name in norms:
             layer.get_submodule(name).register_forward_pre_hook(lambda module, args: add(args[0]))

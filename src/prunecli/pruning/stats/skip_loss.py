@@ -31,7 +31,7 @@ def skip_losses(
     starts = range(depth - skip + 1) if starts is None else starts
     totals = torch.zeros(len(starts), dtype=torch.float64)
     chunks = list(_chunks(runner, ids, len(starts) + 1))
-    for rows in runner.report.track(chunks, "trying blocks", len(chunks), "chunks"):
+    for rows in runner.report.progress(chunks, "trying blocks", len(chunks), "chunks"):
         dense = runner.embed(ids[rows]).to(runner.device)
         pieces = list(batches(ids[rows]))
 
@@ -40,7 +40,7 @@ def skip_losses(
                 stream[piece] = runner.forward(layer, j, stream[piece])
 
         streams: dict[int, Tensor] = {}
-        walk = runner.report.track(list(enumerate(alive)), "running layers", depth, "layers")
+        walk = runner.report.progress(list(enumerate(alive)), "running layers", depth, "layers")
         for position, j in walk:
             if position in starts:
                 streams[position] = dense.clone()
