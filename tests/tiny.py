@@ -34,7 +34,7 @@ SIZES = {
 def config_of(family: str, **overrides: Any) -> dict[str, Any]:
     """Return the config.json of a tiny model."""
     record = registry.get(family)
-    return {"model_type": record.model_types[0], **SIZES, **record.tiny, **overrides}
+    return {"model_type": record.model_types[0], **SIZES, **record.test_config, **overrides}
 
 
 def make(folder: Path, family: str = "llama", dtype=torch.float32, shard=None, **overrides) -> Path:

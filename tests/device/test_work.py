@@ -65,7 +65,7 @@ def test_pruned_as_on_the_cpu(method, work, there, rel, tmp_path):
     assert tiny.sidecar(tmp_path / "there")["run"]["device"] == str(device.device_of(there))
     shapes = {name: tensor.shape for name, tensor in expected.items()}
     assert {name: tensor.shape for name, tensor in found.items()} == shapes
-    if known.learned:
+    if known.trains_masks:
         # what is learned at a rate of 1 carries rounding on: only the first step is comparable
         curves = [
             tiny.sidecar(tmp_path / n)["results"]["learned"]["curve"] for n in ("there", "cpu")

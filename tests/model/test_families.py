@@ -37,8 +37,8 @@ def edited(folder, out, edit, config=None):
     return out
 
 
-def couples_heads(family):
-    return Arch(tiny.config_of(family)).couples_heads
+def norm_spans_heads(family):
+    return Arch(tiny.config_of(family)).norm_spans_heads
 
 
 def silence_heads(tensors, family, i, gone):
@@ -51,7 +51,7 @@ def silence_heads(tensors, family, i, gone):
     attention = f"model.layers.{i}.self_attn."
     rows = [8 * head + j for head in gone for j in range(8)]
     tensors[attention + "o_proj.weight"][:, rows] = 0
-    if couples_heads(family):
+    if norm_spans_heads(family):
         tensors[attention + "q_proj.weight"][rows] = 0
         tensors[attention + "q_norm.weight"] *= (1 - len(gone) / 6) ** 0.5
         for group in {
@@ -216,7 +216,7 @@ def test_layers_are_cut_as_if_they_added_nothing(family, models, tmp_path):
 def test_hidden_channels_are_cut_as_if_zero(family, tied, tmp_path):
     """A norm over fewer channels is exact once the parent's gains are scaled by sqrt(d / d')."""
     model = tiny.make(tmp_path / "m", family, rms_norm_eps=1e-12, tie_word_embeddings=tied)
-    offset = registry.get(family).gain_offset
+    offset = registry.get(family).norm_weight_offset
     keep = [j for j in range(48) if j % 8 < 5]  # 30 channels, which the 6 heads divide
     run_plan(model, tmp_path / "out", tmp_path, hidden=keep)
     gone = [j for j in range(48) if j not in keep]
@@ -261,7 +261,7 @@ def test_lists_that_config_json_leaves_out_are_thinned_too(name, tmp_path):
     """What transformers fills in depends on the layer's number, which pruning changes."""
     record = registry.get(name)
     model = tiny.make(tmp_path / "m", name, sliding_window=4)
-    told = {**record.tiny, "sliding_window": 4}
+    told = {**record.test_config, "sliding_window": 4}
     short = edited(model, tmp_path / "short", lambda tensors: None, told)
     config = json.loads((short / "config.json").read_text())
     (short / "config.json").write_text(

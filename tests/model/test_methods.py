@@ -30,7 +30,7 @@ ON_TINY = {
     "shortened-llama": {"protect": "1,1"},
     "sheared-llama": {"tokens": 6 * 4 * 32, "batch_size": 4},
 }
-BEHIND = tuple(name for name in families.names() if families.get(name).behind)
+BEHIND = tuple(name for name in families.names() if families.get(name).post_norms)
 REFUSED = {("slicegpt-global", family) for family in BEHIND}
 STAGED = [
     *(
@@ -153,7 +153,7 @@ def test_sequential_methods_propagate_what_they_wrote(method, llama, calibration
     with torch.no_grad():
         for i, layer in enumerate(model.model.layers):
             inputs = {}
-            linears = {
+            block_linears = {
                 name: module
                 for name, module in layer.named_modules()
                 if isinstance(module, torch.nn.Linear)
@@ -164,12 +164,12 @@ def test_sequential_methods_propagate_what_they_wrote(method, llama, calibration
                         name, x[0].flatten(0, 1).double()
                     )
                 )
-                for name, module in linears.items()
+                for name, module in block_linears.items()
             ]
             model(ids)
             for hook in hooks:
                 hook.remove()
-            for name, module in linears.items():
+            for name, module in block_linears.items():
                 X, W = inputs[name], module.weight.data
                 if method == "wanda":
                     mask = drop_mask(

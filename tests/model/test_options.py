@@ -184,7 +184,7 @@ def test_recipes_say_all_that_windows_need(name, recipe):
     method = registry.get(name)
     if recipe not in method.recipes:
         return
-    wanted = {"tokens", "batch_size"} if method.learned else {"source", "sampler", "nsamples"}
+    wanted = {"tokens", "batch_size"} if method.trains_masks else {"source", "sampler", "nsamples"}
     assert wanted | {"seq_len"} <= method.recipes[recipe].keys()
     settings = with_recipe(method, recipe, Data(), {})[1]
     assert method.resolve(settings).keys() >= settings.keys()

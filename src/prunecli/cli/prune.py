@@ -134,7 +134,7 @@ def prune(
         compat=records.follows_official(context, quirks),
     )
     # masks are trained in steps, and stopped between two; everything else is stopped at once
-    with first_signal(report, wanted=chosen is not None and chosen.learned) as stop:
+    with first_signal(report, wanted=chosen is not None and chosen.trains_masks) as stop:
         made = verb(request, records.run_context(values, out, report, stop))
     if first:
         console.print_made(made, values)

@@ -223,7 +223,7 @@ def _kernels(model: "SizedModel", device: torch.device) -> str:
 
 
 def _linears(model: "SizedModel") -> list[str]:
-    templates = set(model.arch.linears())
+    templates = set(model.arch.block_linears())
     return [name for name, t in model.arch.tensors().items() if t.template in templates]
 
 

@@ -151,7 +151,7 @@ Formula = Callable[..., Any]
 class Method:
     """The record of one method; `name` is its file's name with `-` for `_`.
 
-    `learned` methods train what stays for a given shape, instead of scoring it.
+    methods with `trains_masks` train what stays for a given shape, instead of scoring it.
     `rotates`: the scores hold a `rotation` [D, D] of the residual stream to carry out first.
     `protects` tells from the options how many of the first and of the last layers always stay.
     `check` raises UsageError for options that contradict a pattern of zeros.
@@ -166,7 +166,7 @@ class Method:
     axes: tuple[str, ...] = ()
     needs: tuple[RequiredStatistic, ...] = ()
     sequential: bool = False
-    rule: str = "uniform"
+    selection: str = "uniform"
     options: tuple[Option, ...] = ()
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     prepare: Formula | None = None
@@ -174,7 +174,7 @@ class Method:
     score: Formula | None = None
     score_layers: Formula | None = None
     compensates: bool = False
-    learned: bool = False
+    trains_masks: bool = False
     rotates: bool = False
     protects: Callable[[Mapping[str, Any]], tuple[int, int]] | None = None
     check: Callable[[Mapping[str, Any], SparsityPattern], None] | None = None

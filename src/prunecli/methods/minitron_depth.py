@@ -37,7 +37,7 @@ METHOD = Method(
     granularity="layers",
     axes=("layers",),
     needs=(RequiredStatistic("skip_loss", ("model",)),),
-    rule="block",
+    selection="block",
     recipes={"paper": PAPER, "official": PAPER},
     score_layers=score_layers,
 )

@@ -20,7 +20,7 @@ METHOD = Method(
     unit="channels",
     granularity="layers, hidden channels, KV groups + FFN channels",
     axes=("layers", "hidden", "heads", "ffn"),
-    learned=True,
+    trains_masks=True,
     quirks=lambda beside: "",
     options=(
         Option(

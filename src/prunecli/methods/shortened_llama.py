@@ -37,7 +37,7 @@ METHOD = Method(
     granularity="layers",
     axes=("layers",),
     needs=(RequiredStatistic("taylor", ("block",)),),
-    rule="lowest",
+    selection="lowest",
     options=(
         Option(
             "protect",

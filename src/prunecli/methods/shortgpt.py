@@ -31,7 +31,7 @@ METHOD = Method(
     granularity="layers",
     axes=("layers",),
     needs=(RequiredStatistic("block_influence", ("block",)),),
-    rule="lowest",
+    selection="lowest",
     recipes={
         "official": {
             "source": "wikitext103",

@@ -34,7 +34,7 @@ METHOD = Method(
     granularity="layers",
     axes=("layers",),
     needs=(RequiredStatistic("greedy_skip", ("model",)),),
-    rule="lowest",
+    selection="lowest",
     protects=lambda options: (1, 1),
     recipes={
         # the official code takes 128 rows of WikiText-2, which make a handful of windows

@@ -112,10 +112,10 @@ class Arch:
     @property
     def writers(self) -> tuple[str, ...]:
         """The modules of a layer whose outputs are added to the residual stream."""
-        return self.family.behind or BIASED
+        return self.family.post_norms or BIASED
 
     @property
-    def couples_heads(self) -> bool:
+    def norm_spans_heads(self) -> bool:
         """Whether a norm runs over all heads together, so that removing one changes the others."""
         return any(
             axes in (("heads",), ("kv_heads",)) and not name.endswith(".bias")
@@ -132,11 +132,11 @@ class Arch:
         """The sizes that `--layers --hidden --heads --ffn` speak of, and what goes with them."""
         return {axis: getattr(self, axis) for axis in CONFIG_KEYS}
 
-    def length(self, axis: str) -> int:
+    def axis_size(self, axis: str) -> int:
         """Return how long a dimension of this axis is (fused axes: the sum of the segments)."""
-        return sum(place.stop - place.start for place in self.segments(axis))
+        return sum(place.stop - place.start for place in self.axis_slices(axis))
 
-    def segments(self, axis: str) -> list[slice]:
+    def axis_slices(self, axis: str) -> list[slice]:
         """Return where the parts of a fused axis lie, of any other axis the whole."""
         lengths = {
             "heads": self.heads * self.head_dim,
@@ -162,14 +162,14 @@ class Arch:
         return {
             template.replace("{i}", str(i)): Tensor(
                 templates[template],
-                tuple(self.length(axis) for axis in templates[template]),
+                tuple(self.axis_size(axis) for axis in templates[template]),
                 i,
                 template,
             )
             for template, i in order
         }
 
-    def linears(self) -> Iterator[str]:
+    def block_linears(self) -> Iterator[str]:
         """Yield the templates of the block linears: what ratios are fractions of."""
         for modules in self.family.inputs:
             for module in modules:
@@ -269,7 +269,7 @@ class Arch:
         flags = _bias_flags(self.family, wanted)
         if flags is not None and _takes(self.family, config):
             return {**config, **flags} if biased else config
-        if not any(self._active(key) for key in self.family.contained_unless):
+        if not any(self._active(key) for key in self.family.not_convertible_if):
             filled = {**self.family.defaults, **config}
             if "rope_theta" not in filled and "rope_parameters" not in filled:
                 filled["rope_theta"] = 10000.0

@@ -37,7 +37,7 @@ class Census:
         self.pattern = pattern if pattern is not None and pattern.group else None
         self.nonzero = self.block_nonzero = 0
         self.broken: dict[str, int] = {}
-        self._tensors, self._linears = arch.tensors(), set(arch.linears())
+        self._tensors, self._linears = arch.tensors(), set(arch.block_linears())
 
     def add(self, name: str, values: "torch.Tensor") -> int:
         """Count one tensor; return how many of its weights are not zero."""

@@ -24,7 +24,7 @@ def allocate(
 
     `scores` holds `layers` or `blocks.k`, or `hidden`, `ffn.i` and `kv_heads.i`.
     """
-    if method.rule == "block":
+    if method.selection == "block":
         skip = arch.layers - amount.layers
         name = f"blocks.{skip}"
         if name not in scores:
@@ -35,7 +35,7 @@ def allocate(
         start = int(scores[name].argmin())
         kept = (*range(start), *range(start + skip, arch.layers))
         return Plan(layers=kept)
-    if method.rule == "lowest":
+    if method.selection == "lowest":
         ranked = int(scores["layers"].isfinite().sum())
         if ranked < arch.layers - amount.layers and method.protects is not None:
             raise InputError(

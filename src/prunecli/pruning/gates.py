@@ -92,7 +92,7 @@ def channels(values: MaskValues, axis: str, i: int | None, arch: Arch) -> Tensor
     if unit not in values:
         return None
     z = values[unit] if unit == "hidden" else values[unit][i]
-    return z.repeat_interleave(arch.length(axis) // len(z)) if z.dim() else z
+    return z.repeat_interleave(arch.axis_size(axis) // len(z)) if z.dim() else z
 
 
 class MaskedOutput(NamedTuple):
@@ -223,7 +223,7 @@ class MergedMasks(Reader):
             factor = self._outputs[module].factor(self.values, self.arch)
             # a norm multiplies by its weight plus the offset
             norm = tensor.axes == ("hidden",) and not name.endswith(".bias")
-            offset = self.arch.family.gain_offset if norm else 0.0
+            offset = self.arch.family.norm_weight_offset if norm else 0.0
             if factor is not None:
                 rows = values.dim() == 2 and tensor.axes[0] == "hidden" and factor.dim() == 1
                 values = (values + offset) * (factor[:, None] if rows else factor) - offset

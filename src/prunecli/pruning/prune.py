@@ -316,7 +316,7 @@ def _write_selection(pruning: Pruning, selection: Selection, artefact: Artefact)
     )
     plan.check(arch)
     shape = plan.child(selection.weights.arch, resolved.biased)
-    if arch.couples_heads and shape.heads < arch.heads:
+    if arch.norm_spans_heads and shape.heads < arch.heads:
         report.info(
             f"a norm of '{arch.family.name}' runs over all heads together: removing some "
             "changes the scale of the others, which no score accounts for"

@@ -83,7 +83,7 @@ class ResolvedPrune:
         asked, method = self.asked, self.method
         if asked.keep is None or method is None:
             return []
-        scored = asked.scores is None and not method.learned
+        scored = asked.scores is None and not method.trains_masks
         if method.sequential and asked.stats is None:
             # statistics of half-pruned layers are of no use elsewhere
             scored = False
@@ -97,7 +97,7 @@ class ResolvedPrune:
     @property
     def trains_masks(self) -> bool:
         """Whether masks are trained, instead of scores computed."""
-        return self.method is not None and self.method.learned
+        return self.method is not None and self.method.trains_masks
 
     @property
     def biased(self) -> bool:
@@ -172,7 +172,7 @@ def _check(pruning: ResolvedPrune, output: Output) -> None:
 def _check_method(asked: PruneRequest, method: Method) -> None:
     """Raise UsageError for what a method has no use for."""
     name = method.name
-    if method.learned and (asked.stats or asked.scores or asked.plan):
+    if method.trains_masks and (asked.stats or asked.scores or asked.plan):
         raise UsageError(f"'{name}' trains its masks: it reads no scores and no plan")
     if method.rotates and (asked.plan or asked.plan_only):
         raise UsageError(
@@ -295,7 +295,7 @@ def _sizes_target(
 ) -> PruneTarget:
     """Return the sizes that an amount means for a model."""
     arch = dense.arch
-    if method.rotates and arch.family.behind:
+    if method.rotates and arch.family.post_norms:
         raise InputError(
             f"'{method.name}' does not support {arch.family.name}: a rotation cannot pass its "
             "post-sublayer norms",

@@ -229,7 +229,7 @@ def _check(request: ScoreRequest, method: Method) -> dict[str, Any]:
     name = method.name
     if method.unit == "weights":
         raise UsageError(f"'{name}' scores weights inside prune", "use `prunecli prune`")
-    if method.learned:
+    if method.trains_masks:
         raise UsageError(f"'{name}' trains its masks inside prune", "use `prunecli prune`")
     if method.sequential and request.stats is None:
         raise UsageError(

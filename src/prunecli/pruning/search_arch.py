@@ -264,7 +264,7 @@ def _loadable(candidates: list[Candidate], report: Report) -> list[Candidate]:
 
 def _resolve_training(search: Search, run: RunContext) -> "ResolvedMaskTraining | None":
     """Return the training of masks that every candidate has, if the method trains them."""
-    if not search.method.learned:
+    if not search.method.trains_masks:
         return None
     from prunecli.pruning.mask_training import resolve_mask_training
 

@@ -66,7 +66,7 @@ def resolve_pattern(amount: Amount, arch: Arch) -> SparsityPattern:
     if amount.ratio is not None:
         raise UsageError(f"--sparsity {kind} implies the ratio", "leave out --ratio")
     for name, tensor in arch.tensors().items():
-        if tensor.template in set(arch.linears()) and tensor.shape[1] % groups.group:
+        if tensor.template in set(arch.block_linears()) and tensor.shape[1] % groups.group:
             raise InputError(
                 f"--sparsity {kind}: '{name}' has {tensor.shape[1]} inputs, not a multiple of "
                 f"{groups.group}",
@@ -234,7 +234,7 @@ def _for_block_params(
         return Sizes(arch.layers, hidden, arch.kv_heads, arch.ffn, ratio)
     if "hidden" in method.axes and "heads" not in method.axes:
         # h s (a + 3 f s) = per_layer, for one factor s of hidden and FFN
-        attention = arch.hidden * (arch.length("heads") + arch.length("kv_heads")) * 2
+        attention = arch.hidden * (arch.axis_size("heads") + arch.axis_size("kv_heads")) * 2
         mlp = 3 * arch.hidden * arch.ffn
         factor = (sqrt(attention**2 + 4 * mlp * per_layer) - attention) / (2 * mlp)
         hidden = max(_width_step(arch), _nearest_width(arch, arch.hidden * factor))

@@ -32,12 +32,12 @@ def slice_tensor(
 
     for dim, axis in enumerate(tensor.axes):
         pieces = []
-        for part, place in zip(axis.split("+"), arch.segments(axis), strict=True):
+        for part, place in zip(axis.split("+"), arch.axis_slices(axis), strict=True):
             piece = parent.narrow(dim, place.start, place.stop - place.start)
             kept = _kept(part, tensor.layer, plan, arch)
             if kept is not None:
                 piece = piece.index_select(dim, torch.tensor(kept, device=parent.device))
-            missing = child.length(part) - piece.shape[dim]
+            missing = child.axis_size(part) - piece.shape[dim]
             if missing:
                 shape = [*piece.shape[:dim], missing, *piece.shape[dim + 1 :]]
                 piece = torch.cat([piece, piece.new_zeros(shape)], dim)
@@ -55,7 +55,7 @@ def _kept(axis: str, layer: int | None, plan: Plan, arch: Arch) -> list[int] | N
     if axis == "ffn":
         return None if plan.ffn is None else list(plan.ffn[layer])
     units = {"heads": plan.kept_heads, "kv_heads": plan.kept_kv_heads}[axis](arch, layer)
-    if len(units) * arch.head_dim == arch.length(axis):
+    if len(units) * arch.head_dim == arch.axis_size(axis):
         return None
     return [unit * arch.head_dim + j for unit in units for j in range(arch.head_dim)]
 
@@ -110,7 +110,7 @@ def _rescaled(name: str, values: "torch.Tensor", arch: Arch, child: Arch) -> "to
     if name == "model.embed_tokens.weight":
         return values.float().mul(factor).to(values.dtype)
     if name == "model.norm.weight" and arch.tied:
-        offset = arch.family.gain_offset
+        offset = arch.family.norm_weight_offset
         return values.float().add(offset).div(factor).sub(offset).to(values.dtype)
     return values
 

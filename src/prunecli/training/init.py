@@ -289,7 +289,7 @@ class Initializer:
 
         arch = self.target.arch
         if len(spec.shape) == 1:
-            norm_weight = 1.0 - arch.family.gain_offset
+            norm_weight = 1.0 - arch.family.norm_weight_offset
             return torch.full(spec.shape, 0.0 if name.endswith(".bias") else norm_weight)
         if self.scheme == OFFICIAL:
             std = OFFICIAL_STD
@@ -318,7 +318,7 @@ class Initializer:
         if name in warm_start.specs:
             part = warm_start.tensor(name).float()
             axes = [
-                list(zip(small.segments(axis), large.segments(axis), strict=True))
+                list(zip(small.axis_slices(axis), large.axis_slices(axis), strict=True))
                 for axis in tensor.axes
             ]
             for segments in product(*axes):

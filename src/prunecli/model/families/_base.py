@@ -38,7 +38,7 @@ class Family:
         biases: config flag -> the biases that exist when it is true.
         flags: what a bias flag means when config.json lacks it.
         inputs: linears of a layer by distinct input: those of one tuple read the same tensor.
-        behind: norms of what attention and what the FFN give, before it is added to the stream.
+        post_norms: norms of what attention and what the FFN give, before it is added to the stream.
         defaults: what other config keys mean when config.json lacks them.
         layer_lists: config keys with one entry per layer, thinned out with the layers, and what an
             entry is when the list is absent (None: there is none then).
@@ -48,7 +48,7 @@ class Family:
         containers: families that can hold the same computation exactly, in order of preference.
         contained_unless: config keys that, when set, forbid the move into another container.
         as_container: config keys to set when this family holds another one's weights.
-        tiny: config overrides for the random models of the tests.
+        test_config: config overrides for the random models of the tests.
     """
 
     name: str
@@ -56,18 +56,18 @@ class Family:
     classes: str
     tensors: Mapping[str, Axes]
     inputs: tuple[tuple[str, ...], ...]
-    behind: tuple[str, ...] = ()
+    post_norms: tuple[str, ...] = ()
     biases: Mapping[str, Mapping[str, Axes]] = field(default_factory=dict)
     flags: Mapping[str, bool] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     layer_lists: Mapping[str, Entry | None] = field(default_factory=lambda: {"layer_types": None})
     hidden_divides: bool = False
     scales_embedding: bool = False
-    gain_offset: float = 0.0
+    norm_weight_offset: float = 0.0
     containers: tuple[str, ...] = ()
-    contained_unless: tuple[str, ...] = ()
+    not_convertible_if: tuple[str, ...] = ()
     as_container: Mapping[str, Any] = field(default_factory=dict)
-    tiny: Mapping[str, Any] = field(default_factory=dict)
+    test_config: Mapping[str, Any] = field(default_factory=dict)
 
     def flag(self, config: Mapping[str, Any], name: str) -> bool:
         """Return a bias flag of `config`, or what its absence means."""

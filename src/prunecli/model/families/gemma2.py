@@ -15,7 +15,7 @@ TENSORS = {
 }
 
 
-BEHIND = ("post_attention_layernorm", "post_feedforward_layernorm")
+POST_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
 DEFAULTS = {
     **{key: value for key, value in llama.DEFAULTS.items() if key != "hidden_act"},
     "num_key_value_heads": 4,
@@ -38,13 +38,13 @@ FAMILY = Family(
     tensors=TENSORS,
     biases={"attention_bias": {**llama.QKV_BIAS, **llama.O_BIAS}},
     inputs=llama.INPUTS,
-    behind=BEHIND,
+    post_norms=POST_NORMS,
     defaults=DEFAULTS,
     layer_lists={
         "layer_types": lambda config, i: "sliding_attention" if (i + 1) % 2 else "full_attention"
     },
     hidden_divides=True,
     scales_embedding=True,
-    gain_offset=1.0,
-    tiny={"query_pre_attn_scalar": 8, "sliding_window": 8},
+    norm_weight_offset=1.0,
+    test_config={"query_pre_attn_scalar": 8, "sliding_window": 8},
 )

@@ -14,7 +14,7 @@ FAMILY = Family(
     },
     biases=gemma2.FAMILY.biases,
     inputs=llama.INPUTS,
-    behind=gemma2.BEHIND,
+    post_norms=gemma2.POST_NORMS,
     defaults={
         **gemma2.DEFAULTS,
         "max_position_embeddings": 131072,
@@ -29,6 +29,6 @@ FAMILY = Family(
     },
     hidden_divides=True,
     scales_embedding=True,
-    gain_offset=1.0,
-    tiny={"query_pre_attn_scalar": 8, "sliding_window": 8, "sliding_window_pattern": 2},
+    norm_weight_offset=1.0,
+    test_config={"query_pre_attn_scalar": 8, "sliding_window": 8, "sliding_window_pattern": 2},
 )

@@ -11,7 +11,7 @@ FAMILY = Family(
     biases=llama.FAMILY.biases,
     inputs=llama.INPUTS,
     defaults={**llama.DEFAULTS, "logits_scaling": 1.0},
-    tiny={
+    test_config={
         "embedding_multiplier": 12.0,
         "logits_scaling": 8.0,
         "residual_multiplier": 0.22,

@@ -20,7 +20,7 @@ FAMILY = Family(
         "num_key_value_heads": 8,
     },
     containers=("seed-oss",),
-    contained_unless=("sliding_window",),
+    not_convertible_if=("sliding_window",),
     as_container={"sliding_window": None},
-    tiny={"sliding_window": 8},
+    test_config={"sliding_window": 8},
 )

@@ -17,7 +17,7 @@ TENSORS = {
 }
 
 
-BEHIND = ("post_attention_layernorm", "post_feedforward_layernorm")
+POST_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
 DEFAULTS = {
     **llama.DEFAULTS,
     "rms_norm_eps": 1e-5,
@@ -34,6 +34,6 @@ FAMILY = Family(
     tensors=TENSORS,
     biases={"attention_bias": {**llama.QKV_BIAS, **llama.O_BIAS}},
     inputs=llama.INPUTS,
-    behind=BEHIND,
+    post_norms=POST_NORMS,
     defaults=DEFAULTS,
 )

@@ -10,10 +10,10 @@ FAMILY = Family(
     tensors=olmo2.TENSORS,
     biases=olmo2.FAMILY.biases,
     inputs=olmo2.FAMILY.inputs,
-    behind=olmo2.BEHIND,
+    post_norms=olmo2.POST_NORMS,
     defaults={**olmo2.DEFAULTS, "sliding_window": 4096},
     layer_lists={
         "layer_types": lambda config, i: "sliding_attention" if (i + 1) % 4 else "full_attention"
     },
-    tiny={"sliding_window": 8},
+    test_config={"sliding_window": 8},
 )

@@ -28,5 +28,5 @@ FAMILY = Family(
         "pad_token_id": 32000,
         "eos_token_id": 32000,
     },
-    tiny={"sliding_window": 8},
+    test_config={"sliding_window": 8},
 )

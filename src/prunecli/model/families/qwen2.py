@@ -18,6 +18,6 @@ FAMILY = Family(
         "eos_token_id": None,
     },
     containers=("seed-oss",),
-    contained_unless=("use_sliding_window",),
-    tiny={"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2},
+    not_convertible_if=("use_sliding_window",),
+    test_config={"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2},
 )

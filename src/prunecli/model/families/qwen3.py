@@ -23,5 +23,5 @@ FAMILY = Family(
         "bos_token_id": None,
         "eos_token_id": None,
     },
-    contained_unless=("use_sliding_window",),
+    not_convertible_if=("use_sliding_window",),
 )

@@ -28,5 +28,5 @@ FAMILY = Family(
         "bos_token_id": 0,
     },
     as_container={"attention_dropout": 0.0, "residual_dropout": 0.0},
-    tiny={"attention_bias": True, "attention_out_bias": True, "mlp_bias": True},
+    test_config={"attention_bias": True, "attention_out_bias": True, "mlp_bias": True},
 )

@@ -37,5 +37,5 @@ FAMILY = Family(
         "eos_token_id": 128001,
     },
     layer_lists={"layer_types": attends, "no_rope_layers": rotates},
-    tiny={"use_sliding_window": True, "sliding_window": 8, "no_rope_layer_interval": 2},
+    test_config={"use_sliding_window": True, "sliding_window": 8, "no_rope_layer_interval": 2},
 )

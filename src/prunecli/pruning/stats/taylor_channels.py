@@ -32,7 +32,7 @@ def taylor_channels(weights: list[WeightGradients], arch: Arch) -> Stats:
         for name, salience in SALIENCES.items():
             values = salience(entry).double()
             for dim, axis in enumerate(entry.axes):
-                for part, place in zip(axis.split("+"), arch.segments(axis), strict=True):
+                for part, place in zip(axis.split("+"), arch.axis_slices(axis), strict=True):
                     if part in UNITS:
                         share = values.sum(1 - dim)[place].abs()
                         key = f"{part}.{name}"
@@ -43,6 +43,6 @@ def taylor_channels(weights: list[WeightGradients], arch: Arch) -> Stats:
 STATISTIC = Statistic(
     GRADIENTS, taylor_channels,
     shapes=lambda arch, count: {
-        f"{axis}.{name}": (arch.length(axis),) for axis in UNITS for name in SALIENCES
+        f"{axis}.{name}": (arch.axis_size(axis),) for axis in UNITS for name in SALIENCES
     },
 )  # fmt: skip
