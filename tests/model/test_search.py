@@ -245,8 +245,8 @@ def test_held_out_text_must_be_held_out(llama, calibration, tmp_path):
         run(llama, tmp_path / "a.json", calibration, Data(f"{tmp_path / 's.safetensors'}:ids"))
     padding = torch.full((24,), 7)
     rows = [torch.cat([torch.randint(259, (8,)), padding]) for _ in range(4)]
-    assert windows.contained(torch.stack(rows[:2]), torch.stack(rows[2:])) == 0
-    assert windows.contained(torch.randint(9, (9, 6)), torch.randint(9, (9, 6))) == 0
+    assert windows.contamination(torch.stack(rows[:2]), torch.stack(rows[2:])) == 0
+    assert windows.contamination(torch.randint(9, (9, 6)), torch.randint(9, (9, 6))) == 0
 
 
 def test_a_full_disk_is_no_outcome_of_a_shape(llama, calibration, held_out, tmp_path, monkeypatch):

@@ -310,7 +310,7 @@ def test_a_run(llama, calibration, tmp_path):
     assert losses["learned"] == pytest.approx(exact, rel=1e-5)
     record = sidecar.read(tmp_path / "o")
     assert [entry.count for entry in record.tokens.trained] == [options["tokens"]]
-    assert provenance.inconsistency(record) == ""
+    assert provenance.integrity_error(record) == ""
     assert not (tmp_path / "o.partial").exists()
 
 
@@ -577,7 +577,7 @@ def test_domains_are_loaded_by_loss(llama, calibration, tmp_path, monkeypatch):
     weights = made.results["learned"]["domain_weights"]
     assert len(weights) == 2 and sum(weights) == pytest.approx(1) and weights[0] != weights[1]
     record = sidecar.read(tmp_path / "whole")
-    assert provenance.inconsistency(record) == ""
+    assert provenance.integrity_error(record) == ""
     assert sum(entry.role == "calibration" for entry in record.inputs) == 2
     told = record.dump()
     assert told["options"]["dtype"] == "float32" and told["options"]["seed"] == 0

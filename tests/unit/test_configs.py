@@ -13,7 +13,7 @@ from prunecli.errors import InputError, PruneError
 from prunecli.files.tensorfile import read_header
 from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint
-from prunecli.model.configs import judged
+from prunecli.model.configs import transformers_config
 from prunecli.model.families import registry
 from prunecli.settings import Amount, Output
 from prunecli.training.init import init
@@ -90,7 +90,7 @@ def test_sliding_layers_need_a_window(family):
     if family in ("qwen2", "smollm3"):
         config["layer_types"] = ["full_attention", "sliding_attention"] * 2
     with pytest.raises(InputError, match="sliding_attention but no sliding_window"):
-        judged(config)
+        transformers_config(config)
 
 
 def test_values_that_only_the_model_refuses(llama, tmp_path):
@@ -132,7 +132,7 @@ def test_configs_are_read_without_being_changed(tmp_path):
     """Config classes fill in nested values in place, which would change the model's digest."""
     config = tiny.config_of("llama", rope_scaling={"type": "linear", "factor": 2.0})
     before = json.dumps(config)
-    judged(config)
+    transformers_config(config)
     assert json.dumps(config) == before
 
 

@@ -390,7 +390,7 @@ def test_frames_of_large_windows_say_so(tmp_path):
 
 
 def test_names_that_cannot_be_looked_up(tmp_path):
-    for look in (read, rows.is_rows, rows.place_of):
+    for look in (read, rows.is_rows, rows.source_path):
         with pytest.raises(InputError, match="File name too long"):
             look(f"{tmp_path}/{'x' * 300}.txt")
     (tmp_path / "a\nb.txt").write_text("hello")

@@ -335,12 +335,12 @@ def test_a_step_cannot_be_exchanged(runs):
     step = forged["history"][1]
     step["options"]["seed"] = 5
     entered = [Input.model_validate(entry) for entry in step["inputs"]]
-    step["id"] = forged["history"][2]["parent"] = sidecar.key(
+    step["id"] = forged["history"][2]["parent"] = sidecar.content_id(
         "checkpoint", step["options"], entered
     )
     record = sidecar.Sidecar.model_validate(forged)
-    assert "was not made from the step before" in provenance.inconsistency(record)
-    assert not provenance.inconsistency(runs.models["p"])
+    assert "was not made from the step before" in provenance.integrity_error(record)
+    assert not provenance.integrity_error(runs.models["p"])
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def split(data: str) -> tuple[str, int | None, int | None]:
     return match["path"], int(start) if start else None, int(stop) if stop else None
 
 
-def place_of(data: str) -> Path | None:
+def source_path(data: str) -> Path | None:
     """Return the file or folder of a source, None if it is a name or does not exist."""
     file, tensor, _ = data.partition(f"{TENSOR_FILE}:")
     path = Path(file + TENSOR_FILE if tensor else split(data)[0]) if data else None

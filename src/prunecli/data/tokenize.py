@@ -85,7 +85,7 @@ def tokenize(request: TokenizeRequest, run: RunContext = RunContext()) -> Result
     builder = SidecarBuilder("tokenize", run.output.argv)
     _check(request)
     files = [Path(request.source)] if textfiles.exists(Path(request.source)) else []
-    output.check_place(run.output.path, run.output, files)
+    output.check_path(run.output.path, run.output, files)
     text, reading = _open(request, run.report)
     tokenizer = _open_tokenizer(request)
     # of one that is trained: see train_bpe

@@ -86,7 +86,7 @@ def load(
     )
 
 
-def contained(ids: "torch.Tensor", among: "torch.Tensor") -> int:
+def contamination(ids: "torch.Tensor", among: "torch.Tensor") -> int:
     """Return how many windows [N, T] are mostly contained in others [M, S], at any offset.
 
     A window is if more than half of its runs of 32 tokens are (of a shorter window a quarter of its

@@ -63,7 +63,7 @@ class Artefact:
     @property
     def id(self) -> str:
         """The hash of kind, options and inputs: equal ids, equal artefacts."""
-        return sidecar.key(self.kind, self.options, self.inputs)
+        return sidecar.content_id(self.kind, self.options, self.inputs)
 
     @property
     def path(self) -> str:
@@ -75,7 +75,7 @@ class Artefact:
 
         Raises OutputExists if it is another one.
         """
-        found = output.same_already(self.path, self.run.output, self.id) if self.path else None
+        found = output.existing_result(self.path, self.run.output, self.id) if self.path else None
         return found and Result(self.label or self.path, found.sidecar, found.results)
 
     def settled(self, expected: Mapping[str, Any]) -> Result | None:

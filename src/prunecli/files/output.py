@@ -16,7 +16,7 @@ LOGS = ".jsonl"
 SUFFIX = 24  # bytes at most by which names of temporary siblings are longer than OUT's
 
 
-def check_place(out: str, output: Output, inputs: Sequence[Path | None]) -> None:
+def check_path(out: str, output: Output, inputs: Sequence[Path | None]) -> None:
     """Refuse an OUT that is one of the inputs or lies inside one, or exists without --force.
 
     Raises InputError or OutputExists. Even --force only replaces what prunecli made.
@@ -99,7 +99,7 @@ def occupied(path: Path) -> bool:
     return path.is_file() or (path.is_dir() and any(path.iterdir()))
 
 
-def same_already(out: str, output: Output, identity: str) -> Result | None:
+def existing_result(out: str, output: Output, identity: str) -> Result | None:
     """Return what exists at OUT if --skip-existing asks for it and `identity` is its id.
 
     Raises OutputExists if something else exists there.

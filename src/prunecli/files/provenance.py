@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 from typing import Any, get_args
 
-from prunecli.files.sidecar import Kind, Sidecar, Trained, key
+from prunecli.files.sidecar import Kind, Sidecar, Trained, content_id
 
 
-def inconsistency(record: Sidecar) -> str:
+def integrity_error(record: Sidecar) -> str:
     """Return what in a sidecar contradicts the rest of it, as a message; empty for nothing.
 
     Ids are hashes of options and inputs, the step before is one of the inputs, and the tokens
@@ -22,7 +22,7 @@ def inconsistency(record: Sidecar) -> str:
             return f"its history is broken at '{step.command}'"
         if before and before.id not in [entry.id for entry in step.inputs]:
             return f"'{step.command}' in its history was not made from the step before"
-        if step.id not in (key(kind, step.options, step.inputs) for kind in get_args(Kind)):
+        if step.id not in (content_id(kind, step.options, step.inputs) for kind in get_args(Kind)):
             return f"options or inputs of '{step.command}' in its history were changed"
     counted = [
         (entry.digest, tuple(extra["range"]), extra["passes"] * extra["seq_len"])

@@ -138,7 +138,7 @@ def tokens_input(role: str, meta: dict[str, Any], windows: list[str]) -> Input:
     return Input.model_validate({"role": role, **meta, "windows": windows})
 
 
-def key(kind: str, options: dict[str, Any], inputs: list[Input]) -> str:
+def content_id(kind: str, options: dict[str, Any], inputs: list[Input]) -> str:
     """Return the id of what these options and inputs make: equal ids, equal artefacts."""
     content = [kind, options, [entry.model_dump(mode="json") for entry in inputs]]
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
@@ -220,7 +220,7 @@ class SidecarBuilder:
         `device`, `dtype` (the compute type), `batch` and `ranks` are recorded under `run`. All of
         a record's fields are arguments here, hence their number; verbs use files/artefact.py.
         """
-        made = key(kind, options, inputs)
+        made = content_id(kind, options, inputs)
         step = HistoryStep(
             id=made,
             parent=parent.id if parent else None,

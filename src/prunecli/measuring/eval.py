@@ -65,7 +65,7 @@ def evaluate(request: EvalRequest, run: RunContext = RunContext()) -> Result:
     builder = SidecarBuilder("eval", run.output.argv)
     checkpoint = Checkpoint(request.model, run.report)
     if run.output.path:
-        output.check_place(run.output.path, run.output, [checkpoint.folder])
+        output.check_path(run.output.path, run.output, [checkpoint.folder])
     run = replace(run, compute=settled(run.compute, checkpoint))
     material = _read(request, checkpoint, run.report)
     artefact = Artefact(

@@ -31,7 +31,7 @@ def refuse_overlap(checkpoint: Checkpoint, tokens: "windows.Tokens") -> None:
     if record is None:
         return
     inputs = [entry for step in record.history for entry in step.inputs]
-    shared, what = calibrated(inputs, tokens), "calibrated"
+    shared, what = calibration_overlap(inputs, tokens), "calibrated"
     own = provenance.trained_on(tokens.meta)
     if not shared and own is not None:
         shared, what = provenance.overlap(own, checkpoint.trained), "trained"
@@ -42,7 +42,7 @@ def refuse_overlap(checkpoint: Checkpoint, tokens: "windows.Tokens") -> None:
         )
 
 
-def calibrated(inputs: Iterable[Input], tokens: "windows.Tokens") -> int:
+def calibration_overlap(inputs: Iterable[Input], tokens: "windows.Tokens") -> int:
     """Return how many windows are among the calibration windows of these inputs."""
     used = [entry.model_extra or {} for entry in inputs if entry.role == "calibration"]
     seen = {window for meta in used for window in meta.get("windows", [])}

@@ -55,7 +55,7 @@ def speed(request: SpeedRequest, run: RunContext = RunContext()) -> Result:
     paths = [request.base] if request.base else []
     models = [SizedModel.open(path, request.flops_only) for path in [*paths, request.model]]
     if run.output.path:
-        output.check_place(run.output.path, run.output, [one.folder for one in models])
+        output.check_path(run.output.path, run.output, [one.folder for one in models])
     length = None if request.flops_only else _timed_length(models, request.seq_len)
     results = _counts(request, models)
     roles = ("base", "model")[-len(models) :]

@@ -308,7 +308,7 @@ class Checkpoint(Reader):
         part = {} if self.part_of is None else {"part_of": self.part_of}
         return sidecar.Input.model_validate({"role": role, **known, **part})
 
-    def tag_along(self) -> dict[str, bytes]:
+    def companion_files(self) -> dict[str, bytes]:
         """Return the files that belong to the model, by name: tokenizer, generation settings."""
         return companions.contents(self.folder)
 
@@ -382,11 +382,11 @@ class CheckpointWriter:
         shape = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
         return combined_digest({**self.digests, "config.json": shape})
 
-    def finish(self, identity: str, tag_along: Mapping[str, bytes]) -> None:
+    def finish(self, identity: str, companion_files: Mapping[str, bytes]) -> None:
         """Write config.json, marked with the sidecar's id, and the model's other files."""
         config = {**self._config, "prunecli": {"id": identity}}
         write_text(self.folder / "config.json", json.dumps(config, indent=2) + "\n")
-        for name, content in tag_along.items():
+        for name, content in companion_files.items():
             (self.folder / name).parent.mkdir(exist_ok=True)
             (self.folder / name).write_bytes(content)
 
@@ -416,12 +416,12 @@ def check_loads(folder: Path) -> None:
     Takes no memory for weights.
     """
     try:
-        check_holds(Checkpoint(str(folder)).arch)
+        check_buildable(Checkpoint(str(folder)).arch)
     except InputError as error:
         raise PruneError(f"the result would not load: {error}") from error
 
 
-def check_holds(arch: Arch, remedy: str = "is config.json as it came with the model?") -> None:
+def check_buildable(arch: Arch, remedy: str = "is config.json as it came with the model?") -> None:
     """Raise InputError unless unmodified transformers builds a model of exactly this architecture.
 
     Takes no memory for weights, so it can be checked before there are any.

@@ -94,7 +94,7 @@ def of_language_model(values: dict[str, Any], counted: bool = False) -> Config:
     if not isinstance(text, dict):
         raise InputError(f"config.json: text_config is {strict.told(text)}, expected an object")
     check_numbers(text)
-    multimodal = judged({**values, "text_config": text})
+    multimodal = transformers_config({**values, "text_config": text})
     own = multimodal.get_text_config(decoder=True)
     shared = {key: values[key] for key in SHARED if key in values}
     if "dtype" in text or "torch_dtype" in text:
@@ -134,7 +134,7 @@ def _filled(values: dict[str, Any], counted: bool) -> dict[str, Any]:
     absent = [key for key in FILLED if values.get(key) is None]
     if counted and not absent:
         return values
-    known = judged(values)
+    known = transformers_config(values)
     return {**values, **{key: getattr(known, key) for key in absent}}
 
 
@@ -159,7 +159,7 @@ def check_numbers(values: Mapping[str, Any]) -> None:
             )
 
 
-def judged(values: Mapping[str, Any]) -> Any:
+def transformers_config(values: Mapping[str, Any]) -> Any:
     """Return the config as transformers' own class; raise InputError if that rejects it."""
     from transformers import AutoConfig
 
@@ -185,7 +185,7 @@ def shapes(values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    config = judged(values)
+    config = transformers_config(values)
     with refusals(CANNOT_BUILD), torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

@@ -42,7 +42,7 @@ class LogitSoftcap(NamedTuple):
         return of_cap / self.scaling
 
 
-def bare(arch: Arch, device: torch.device) -> Any:
+def meta_model(arch: Arch, device: torch.device) -> Any:
     """Return transformers' model of an architecture in evaluation mode, its parameters on meta.
 
     It has the attention implementation that transformers chooses; buffers are on `device`. No id is
@@ -53,7 +53,7 @@ def bare(arch: Arch, device: torch.device) -> Any:
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
-    config = configs.judged(arch.config)
+    config = configs.transformers_config(arch.config)
     with configs.refusals(configs.CANNOT_BUILD), init_empty_weights(include_buffers=False):
         model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     for module in model.modules():

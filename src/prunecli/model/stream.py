@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from prunecli.model import memory
 from prunecli.model.checkpoint import Reader
 from prunecli.model.device import device_of, dtype_of
-from prunecli.model.stock import LogitSoftcap, bare
+from prunecli.model.stock import LogitSoftcap, meta_model
 from prunecli.report import SILENT, Report
 from prunecli.settings import BATCH_TOKENS, Compute
 
@@ -35,7 +35,7 @@ class LayerStream:
         self.checkpoint, self.arch, self.report = checkpoint, checkpoint.arch, report
         self.device, self.dtype = device_of(compute), dtype_of(compute, checkpoint)
         self.buffer_kind = compute.buffer
-        self._stock = bare(checkpoint.arch, self.device)
+        self._stock = meta_model(checkpoint.arch, self.device)
         self._cap = LogitSoftcap.of(checkpoint.arch)
         self._norm = self._stock.model.norm
         self._stock.model.norm = nn.Identity()

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunecli.errors import PruneError
-from prunecli.files import output as place
-from prunecli.files import sidecar
+from prunecli.files import output, sidecar
 from prunecli.files.sidecar import Sidecar
 from prunecli.files.tensorfile import Spec
 from prunecli.model import memory
@@ -28,12 +27,12 @@ class WriteSummary:
     digest: str
     census: Census
 
-    def finish(self, made: Sidecar, tag_along: Mapping[str, bytes]) -> None:
+    def finish(self, made: Sidecar, companion_files: Mapping[str, bytes]) -> None:
         """Write the files around the tensors; the sidecar last, once transformers loads them."""
         folder = self.writer.folder
-        self.writer.finish(made.id, tag_along)
+        self.writer.finish(made.id, companion_files)
         check_loads(folder)
-        place.write_text(folder / sidecar.FOLDER_SIDECAR, made.text())
+        output.write_text(folder / sidecar.FOLDER_SIDECAR, made.text())
 
 
 def write_tensors(

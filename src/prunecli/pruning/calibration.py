@@ -111,4 +111,4 @@ def check_file(out: str, output: Output, checkpoint: Checkpoint) -> None:
     """Check that OUT.safetensors can be written."""
     if not out.endswith(".safetensors"):
         raise UsageError(f"OUT '{out}' must end in .safetensors")
-    place.check_place(out, output, [checkpoint.folder])
+    place.check_path(out, output, [checkpoint.folder])

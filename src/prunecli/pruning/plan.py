@@ -15,7 +15,7 @@ from prunecli.files.sidecar import Sidecar
 from prunecli.files.strict import told
 from prunecli.files.tensorfile import Tensors
 from prunecli.model.arch import Arch
-from prunecli.model.checkpoint import Reader, check_holds
+from prunecli.model.checkpoint import Reader, check_buildable
 
 Indices = tuple[int, ...]
 
@@ -102,7 +102,7 @@ class Plan:
         for kv_heads in range(widest, arch.kv_heads):
             try:
                 made = self._child(arch, biased, kv_heads)
-                check_holds(made)
+                check_buildable(made)
             except InputError:
                 continue
             return made

@@ -111,11 +111,11 @@ def prune(
     if world.size() > 1 and not learns:
         raise UsageError("only methods that learn run in several processes", "leave out torchrun")
     checkpoint = Checkpoint(model, report)
-    place.check_place(out, output, [checkpoint.folder, *request.read])
+    place.check_path(out, output, [checkpoint.folder, *request.read])
     if keep is not None:
         place.check_kept(keep, request.kept, checkpoint.folder, out)
     prepared = prepare(request, checkpoint)
-    checkpoint.tag_along()  # refused now or never
+    checkpoint.companion_files()  # refused now or never
     lesson, expected = None, prepared.expected
     resolved = dict(prepared.options)
     if learns:
@@ -137,12 +137,14 @@ def prune(
         else Calibration(lesson.inputs, lesson.calibration_tokens)
     )
     inputs = [checkpoint.as_input(digest), *source.inputs]
-    key = sidecar.key("plan" if plan_only else "checkpoint", resolved, inputs)
-    if same := place.same_already(out, output, key):
+    key = sidecar.content_id("plan" if plan_only else "checkpoint", resolved, inputs)
+    if same := place.existing_result(out, output, key):
         return same
     if PLAN in request.kept:
-        place.same_already(
-            f"{keep}/{PLAN}", output.for_intermediates(""), sidecar.key("plan", resolved, inputs)
+        place.existing_result(
+            f"{keep}/{PLAN}",
+            output.for_intermediates(""),
+            sidecar.content_id("plan", resolved, inputs),
         )
     if learns:
         place.check_partial(out, key, restart)
@@ -251,7 +253,7 @@ def _write(
             {"digest": written.digest, "params": child.arch.total_params},
             {**_results(checkpoint.arch, child.arch, written), **results()},
         )
-        written.finish(made, checkpoint.tag_along())
+        written.finish(made, checkpoint.companion_files())
     _summarise(made.results, report)
     return Result(out, made.dump(), made.results)
 
@@ -303,7 +305,7 @@ class Decider:
             plan, made = read_plan(request.plan)
             if made is not None and made.inputs[0].digest != self.digest:
                 raise InputError(f"the plan in '{request.plan}' was made from another model")
-            content = sidecar.key("plan", plan.to_json(), [])
+            content = sidecar.content_id("plan", plan.to_json(), [])
             plan_inputs = [Input(role="plan", id=made.id if made else None, digest=content)]
             # what the plan was decided on
             seen = [e for e in (made.inputs if made else []) if e.role == "calibration"]

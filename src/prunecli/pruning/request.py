@@ -5,12 +5,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from prunecli.data.rows import place_of
+from prunecli.data.rows import source_path
 from prunecli.data.tokenizer import IDS, OFFICIAL
 from prunecli.errors import InputError, UsageError
 from prunecli.files import sidecar
 from prunecli.methods._base import Method, Setting, domains_of
-from prunecli.model.checkpoint import Checkpoint, check_holds
+from prunecli.model.checkpoint import Checkpoint, check_buildable
 from prunecli.model.pattern import SparsityPattern
 from prunecli.pruning import rotate
 from prunecli.pruning.plan import plan_results, read_plan
@@ -42,7 +42,7 @@ class PruneRequest:
     @property
     def read(self) -> list[Path | None]:
         """Every file and folder that is read beside the model."""
-        data = [place_of(name) for name in (self.data.source, *domains_of(self.options))]
+        data = [source_path(name) for name in (self.data.source, *domains_of(self.options))]
         files = (self.stats, self.scores, self.plan, self.amount.arch)
         return data + [Path(path) for path in files if path]
 
@@ -175,7 +175,7 @@ def prepare(request: PruneRequest, checkpoint: Checkpoint) -> PruneTarget:
         _refuse_idle(request, checkpoint, pattern=pattern)
         if method.check is not None:
             method.check(request.options, pattern)
-        check_holds(arch)
+        check_buildable(arch)
         options |= {"ratio": pattern.ratio, "sparsity": str(pattern)}
         expected = {"ratio": pattern.ratio, "params": arch.total_params, "sizes": arch.sizes}
         return PruneTarget(options, f"{method.granularity}, {pattern}", expected, size, pattern)
@@ -184,7 +184,7 @@ def prepare(request: PruneRequest, checkpoint: Checkpoint) -> PruneTarget:
         plan, _ = read_plan(request.plan)
         plan.check(arch)
         child = plan.child(arch, request.biased)
-        check_holds(child, OTHER_SHAPE)
+        check_buildable(child, OTHER_SHAPE)
         return PruneTarget(options, granularity, plan_results(plan, arch, child), size)
     assert method is not None
     if method.rotates and arch.family.behind:
@@ -209,7 +209,7 @@ def prepare(request: PruneRequest, checkpoint: Checkpoint) -> PruneTarget:
         kv_heads=widest.kv_heads,
         biased=request.biased,
     )
-    check_holds(child, OTHER_SHAPE)
+    check_buildable(child, OTHER_SHAPE)
     expected = {
         "ratio": 1 - block_params(sizes, arch) / arch.block_params,
         "params": child.total_params,

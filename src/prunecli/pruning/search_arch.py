@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunecli.data import windows
-from prunecli.data.rows import place_of
+from prunecli.data.rows import source_path
 from prunecli.errors import InputError, NotANumber, UsageError
 from prunecli.files import output as place
 from prunecli.files import sidecar
@@ -111,8 +111,8 @@ def search_arch(
     _check_equal(chosen, settings)
     checkpoint = Checkpoint(model, report)
     sources = (data.source, eval_data.source, *domains_of(settings))
-    read = [place_of(name) for name in sources]
-    place.check_place(out, output, [checkpoint.folder, *read])
+    read = [source_path(name) for name in sources]
+    place.check_path(out, output, [checkpoint.folder, *read])
     budget = grid.budget(checkpoint.arch, params, flops, ratio)
     of_ratio, group = budget.quantity != "flops", checkpoint.arch.group
     chosen.refuse_idle(options or {}, Setting(settings, compat, of_ratio=of_ratio, group=group))
@@ -154,8 +154,8 @@ def search_arch(
         *source.inputs,
         sidecar.tokens_input("evaluation", held_out.meta, held_out.windows),
     ]
-    key = sidecar.key("arch", resolved, inputs)
-    if same := place.same_already(out, output, key):
+    key = sidecar.content_id("arch", resolved, inputs)
+    if same := place.existing_result(out, output, key):
         return same
     place.check_partial(out, key, restart)
     if output.dry_run:
@@ -248,7 +248,7 @@ def _loadable(found: list[Candidate], report: Report) -> list[Candidate]:
     kept = []
     for candidate in found:
         try:
-            configs.judged(candidate.arch.config)
+            configs.transformers_config(candidate.arch.config)
         except InputError as error:
             report.note(f"left out: {candidate.name}, {error}")
             refused = error
@@ -325,10 +325,10 @@ def _outcome(
 
 
 def _refuse_shared(source: Calibration, held_out: windows.Tokens) -> None:
-    shared = perplexity.calibrated(source.inputs, held_out)
+    shared = perplexity.calibration_overlap(source.inputs, held_out)
     if not shared and source.found is not None:
         # the same text, in windows that begin elsewhere
-        shared = windows.contained(held_out.ids, source.found.ids)
+        shared = windows.contamination(held_out.ids, source.found.ids)
     if shared:
         raise InputError(
             f"{shared} of {len(held_out.windows)} evaluation windows are calibrated on",

@@ -143,7 +143,7 @@ def _told(record: Sidecar) -> Sidecar | None:
 def _wrong(models: Models, key: str) -> str:
     """Return what is not so in a model's sidecar, or nothing."""
     path, record = models.made[key]
-    if found := provenance.inconsistency(record):
+    if found := provenance.integrity_error(record):
         return found
     for step in record.history[:-1]:
         # the same steps told by the ancestor itself

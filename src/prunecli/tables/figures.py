@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prunecli.errors import InputError
-from prunecli.files import output as place
+from prunecli.files import output
 from prunecli.tables import matching, reference
 from prunecli.tables.entries import AVERAGE, SCRATCH, ModelRow, columns_of, difference, pairs
 from prunecli.tables.layouts import MATCHED
@@ -69,7 +69,7 @@ class Drawing:
             suffix = Path(path).suffix
             # the date of drawing would make equal figures differ
             empty = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {}}[suffix]
-            with place.staged(path) as temporary:
+            with output.staged(path) as temporary:
                 figure.savefig(
                     temporary, format=suffix[1:], dpi=150, metadata=empty, bbox_inches="tight"
                 )

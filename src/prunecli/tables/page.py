@@ -10,7 +10,7 @@ from pathlib import Path
 
 from prunecli import __version__
 from prunecli.errors import InputError
-from prunecli.files import output as place
+from prunecli.files import output
 from prunecli.files.sidecar import Sidecar
 from prunecli.tables import figures, reference, table
 from prunecli.tables.collect import Models, name_of
@@ -27,8 +27,8 @@ svg{max-width:100%;height:auto} pre{background:#f5f5f5;padding:.6rem;overflow-x:
 
 def write(path: str, models: Models, table: Table, paper: str | None) -> None:
     """Write the report to `path`; raise InputError if matplotlib is not installed."""
-    with place.staged(path) as temporary:
-        place.write_text(temporary, _page(models, table, paper))
+    with output.staged(path) as temporary:
+        output.write_text(temporary, _page(models, table, paper))
 
 
 def _page(models: Models, table: Table, paper: str | None) -> str:

@@ -21,7 +21,7 @@ from prunecli.files.sidecar import Input, SidecarBuilder
 from prunecli.files.tensorfile import STORAGE, Spec, spec_of, torch_dtype
 from prunecli.model import companions, configs
 from prunecli.model.arch import BIASED, Arch, Tensor
-from prunecli.model.checkpoint import Checkpoint, check_holds
+from prunecli.model.checkpoint import Checkpoint, check_buildable
 from prunecli.model.sparsity import claims, pattern_of, results_of, sparse_tensors
 from prunecli.model.write import WriteSummary, size_results, write_tensors
 from prunecli.report import SILENT, Report
@@ -111,9 +111,9 @@ def init(
     if smaller is not None:
         _check_smaller(smaller.arch, arch)
     folders = [found.folder for found in (twin, smaller) if found is not None]
-    place.check_place(out, output, [*folders, *([Path(config)] if config else [])])
+    place.check_path(out, output, [*folders, *([Path(config)] if config else [])])
     if twin is not None and tokenizer == AUTO:
-        files = twin.tag_along()
+        files = twin.companion_files()
     else:
         tokenizer = _default_tokenizer(arch, report) if tokenizer == AUTO else tokenizer
         files = _tokenizer_files(tokenizer, arch)
@@ -127,7 +127,7 @@ def init(
             }
         )
         shape = replace(shape, arch=arch)
-    check_holds(arch)
+    check_buildable(arch)
     place.check_disk(out, sum(spec.bytes for spec in shape.specs.values()))
     inputs = [_config_input(arch)]
     if twin is not None:
@@ -142,7 +142,9 @@ def init(
         "dtype": dtype if twin is not None else arch.config["dtype"],
         "tokenizer": _digest(files),
     }
-    if same := place.same_already(out, output, sidecar.key("checkpoint", options, inputs)):
+    if same := place.existing_result(
+        out, output, sidecar.content_id("checkpoint", options, inputs)
+    ):
         return same
     masked = twin if masks == "keep" else None
     held = sparse_tensors(masked).names if masked is not None else ()

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from prunecli.files.tensorfile import Spec, torch_dtype
 from prunecli.model.checkpoint import Checkpoint
-from prunecli.model.stock import LogitSoftcap, bare
+from prunecli.model.stock import LogitSoftcap, meta_model
 from prunecli.training.distributed import Ranks
 from prunecli.training.fixed_masks import local
 from prunecli.training.losses import Distillation, next_token_loss
@@ -124,10 +124,12 @@ def assemble(
     frozen: bool = False,
 ) -> Objective:
     """Return the objective that `make` makes of the model and its teacher, weights filled in."""
-    made = bare(checkpoint.arch, ranks.device).requires_grad_(not frozen)
+    made = meta_model(checkpoint.arch, ranks.device).requires_grad_(not frozen)
     if recompute:
         _recompute(made)
-    theirs = None if teacher is None else bare(teacher.arch, ranks.device).requires_grad_(False)
+    theirs = (
+        None if teacher is None else meta_model(teacher.arch, ranks.device).requires_grad_(False)
+    )
     objective = make(made, theirs)
     dtype = objective.dtype
     for part in objective.beside:

@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from prunecli.errors import InputError, PruneError
-from prunecli.files import output as place
+from prunecli.files import output
 from prunecli.training.loop import Loop
 
 NAME = "step-{:08}"
@@ -31,7 +31,7 @@ def save(folder: Path, step: int, loop: Loop, keep: int) -> None:
     final = folder / NAME.format(step)
     temporary = folder / f".{final.name}.tmp"
     if loop.ranks.first:
-        place.remove(temporary)
+        output.remove(temporary)
         temporary.mkdir()
     loop.ranks.barrier()
     loop.masks.check()
@@ -46,9 +46,9 @@ def save(folder: Path, step: int, loop: Loop, keep: int) -> None:
             "the same command goes on from the state before",
         ) from error
     if loop.ranks.first:
-        place.publish(temporary, final)
+        output.publish(temporary, final)
         for path in saved(folder)[:-keep]:
-            place.remove(path)
+            output.remove(path)
     loop.ranks.barrier()
 
 
@@ -111,7 +111,7 @@ class Log:
     def __init__(self, folder: Path, steps: int) -> None:
         self.path = folder / LOG
         self.lines = self._read(steps)
-        place.replace_text(self.path, "".join(json.dumps(line) + "\n" for line in self.lines))
+        output.replace_text(self.path, "".join(json.dumps(line) + "\n" for line in self.lines))
         self._file = self.path.open("a", encoding="utf-8")
 
     def _read(self, steps: int) -> list[dict[str, Any]]:

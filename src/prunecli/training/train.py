@@ -9,13 +9,13 @@ from contextlib import ExitStack
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from prunecli.data.rows import place_of
+from prunecli.data.rows import source_path
 from prunecli.errors import InputError, PruneError, Stopped
 from prunecli.files import output as place
 from prunecli.files import sidecar
 from prunecli.files.sidecar import Sidecar, SidecarBuilder
 from prunecli.files.tensorfile import TORCH_NAMES, torch_dtype
-from prunecli.model.checkpoint import Checkpoint, check_holds
+from prunecli.model.checkpoint import Checkpoint, check_buildable
 from prunecli.model.device import check_device
 from prunecli.model.sparsity import (
     FixedMask,
@@ -76,17 +76,17 @@ def train(
     recorder = SidecarBuilder("train", output.argv)
     checkpoint = Checkpoint(model, report)
     sources = (training.data, training.eval_data, training.teacher)
-    read = [place_of(source) for source in sources if source]
-    place.check_place(out, output, [checkpoint.folder, *read])
+    read = [source_path(source) for source in sources if source]
+    place.check_path(out, output, [checkpoint.folder, *read])
     job = jobs.prepare(checkpoint, training, report)
     dtype = jobs.dtype_of(compute)
     options = job.options(dtype)
-    checkpoint.tag_along()  # refused now or never
-    check_holds(checkpoint.stored(training.save_dtype)[0])
+    checkpoint.companion_files()  # refused now or never
+    check_buildable(checkpoint.stored(training.save_dtype)[0])
     held = _held(job, report)
     found = job.inputs(report)
-    key = sidecar.key("checkpoint", options, found)
-    if same := place.same_already(out, output, key):
+    key = sidecar.content_id("checkpoint", options, found)
+    if same := place.existing_result(out, output, key):
         return same
     weights = 4 * job.checkpoint.arch.total_params
     place.check_disk(out, 3 * weights * (training.keep_states + 1) + weights)
@@ -392,7 +392,7 @@ class _Run:
             written = write_tensors(temporary, self.shape, self.specs, shards, stream, pattern)
             made = record(written)
             place.write_text(temporary / LOG, (self.folder / state.LOG).read_text("utf-8"))
-            written.finish(made, checkpoint.tag_along())
+            written.finish(made, checkpoint.companion_files())
         place.remove(self.folder)
         return made
 
