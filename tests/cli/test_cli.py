@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from prunecli import errors
-from prunecli.settings import Amount, Compute, Data, Result
+from prunecli.settings import Amount, Compute, Data, Result, RunContext
 
 PRUNE = ("prune", "--method", "flap", "--ratio", "0.5")
 
@@ -24,7 +24,11 @@ def called(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     seen: dict[str, Any] = {}
 
     def stub(verb: str):
-        def act(model: str, *rest: Any, **given: Any) -> Result:
+        def act(model: Any, *rest: Any, **given: Any) -> Result:
+            if isinstance(rest[-1] if rest else None, RunContext):
+                # a request and its context: seen as the words that they are made of
+                given, run = {**vars(model), **vars(rest[-1])}, rest[-1]
+                model, rest = given.pop("model"), (run.output.path,) if run.output.path else ()
             paths = [*seen.get("paths", []), model]
             raises = seen.get("raises")
             seen.update(given, model=model, rest=rest, verb=verb, paths=paths)
