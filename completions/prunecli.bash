@@ -4,51 +4,53 @@ _prunecli() {
     local command=${COMP_WORDS[1]:-} words= flags=
     COMPREPLY=()
     if ((COMP_CWORD == 1)); then
-        COMPREPLY=($(compgen -W 'calibrate score prune search-arch init tokenize train eval speed table check methods families --help --version' -- "$current"))
+        COMPREPLY=($(compgen -W 'prune search-arch calibrate score init tokenize train eval speed table check methods families help --help --version' -- "$current"))
         return
     fi
-    case $previous in
-        --bias) words='keep drop' ;;
-        --bos) words='auto always never' ;;
-        --buffer) words='ram disk' ;;
-        --compat) words='official' ;;
-        --device) words='auto cpu cuda' ;;
-        --dtype) words='auto float32 bfloat16' ;;
-        --figure) words='1 3 4 5' ;;
-        --for) words='flap llm-pruner magnitude minitron-depth minitron-width sheared-llama shortened-llama shortgpt sleb slicegpt-global sparsegpt wanda wanda-sp' ;;
-        --format) words='rich md csv tex json' ;;
-        --hidden-score) words='ln-out block-out nvidia' ;;
-        --layout) words='models pairs table1 table2 table5 table6 table7 table5-7 table9 table10 table11 table12 table13 table14 table15 scaling table16' ;;
-        --masks) words='keep drop DIR' ;;
-        --method) words='flap llm-pruner magnitude minitron-depth minitron-width sheared-llama shortened-llama shortgpt sleb slicegpt-global sparsegpt wanda wanda-sp' ;;
-        --metric) words='WIFV IFV WIFN' ;;
-        --mlp-score) words='l2 nvidia' ;;
-        --plot) words='FILE.(png svg pdf)' ;;
-        --recipe) words='paper official' ;;
-        --sampler) words='docs concat-random concat-contiguous' ;;
-        --save-dtype) words='auto float32 bfloat16 float16' ;;
-        --scheme) words='hf depth-scaled mup' ;;
-        --scope) words='matrix row' ;;
-        --special-tokens) words='text ids' ;;
-        --structure) words='UL-UM UL-MM AL-MM AL-AM' ;;
-        --taylor) words='element1 element2 mix vector' ;;
-        --track) words='tensorboard wandb trackio' ;;
+    if ((COMP_CWORD == 2)) && [[ $command == help ]]; then
+        COMPREPLY=($(compgen -W 'prune search-arch calibrate score init tokenize train eval speed table check methods families' -- "$current"))
+        return
+    fi
+    case $command:$previous in
+        prune:--compat|search-arch:--compat|calibrate:--compat|score:--compat|init:--compat|eval:--compat|speed:--compat) words='official' ;;
+        prune:--sampler|search-arch:--sampler|calibrate:--sampler|score:--sampler|eval:--sampler) words='docs concat-random concat-contiguous' ;;
+        prune:--bos|search-arch:--bos|calibrate:--bos|score:--bos|tokenize:--bos|eval:--bos) words='auto always never' ;;
+        prune:--special-tokens|search-arch:--special-tokens|calibrate:--special-tokens|score:--special-tokens|tokenize:--special-tokens|eval:--special-tokens) words='text ids' ;;
+        prune:--recipe|train:--recipe) words='paper official' ;;
+        prune:--structure|search-arch:--structure|score:--structure) words='UL-UM UL-MM AL-MM AL-AM' ;;
+        prune:--metric|search-arch:--metric|score:--metric) words='WIFV IFV WIFN' ;;
+        prune:--bias|search-arch:--bias|score:--bias|init:--masks) words='keep drop' ;;
+        prune:--taylor|search-arch:--taylor|score:--taylor) words='element1 element2 mix vector' ;;
+        prune:--scope|search-arch:--scope|score:--scope) words='matrix row' ;;
+        prune:--hidden-score|search-arch:--hidden-score|score:--hidden-score) words='ln-out block-out nvidia' ;;
+        prune:--mlp-score|search-arch:--mlp-score|score:--mlp-score) words='l2 nvidia' ;;
+        prune:--device|search-arch:--device|calibrate:--device|score:--device|train:--device|eval:--device|speed:--device) words='auto cpu cuda' ;;
+        prune:--dtype|search-arch:--dtype|calibrate:--dtype|score:--dtype|init:--dtype|train:--dtype|eval:--dtype|speed:--dtype) words='auto float32 bfloat16' ;;
+        prune:--buffer|search-arch:--buffer|calibrate:--buffer|score:--buffer|eval:--buffer) words='ram disk' ;;
+        prune:--method|search-arch:--method|calibrate:--for|score:--method) words='flap llm-pruner magnitude minitron-depth minitron-width sheared-llama shortened-llama shortgpt sleb slicegpt-global sparsegpt wanda wanda-sp' ;;
+        search-arch:--format|table:--format) words='rich md csv tex json' ;;
+        init:--scheme) words='hf depth-scaled mup' ;;
+        train:--save-dtype) words='auto float32 bfloat16 float16' ;;
+        train:--track) words='tensorboard wandb trackio' ;;
+        eval:--suite|table:--reference) words='paper' ;;
+        table:--layout) words='models pairs table1 table2 table5 table6 table7 table5-7 table9 table10 table11 table12 table13 table14 table15 scaling table16' ;;
+        table:--figure) words='1 3 4 5' ;;
     esac
     if [[ -n $words ]]; then
         COMPREPLY=($(compgen -W "$words" -- "$current"))
         return
     fi
     case $command in
-        calibrate) flags='--for --ratio --layers --compat --data --sampler --nsamples --seq-len --tokenizer --text-column --skip-bad --bos --special-tokens --seed --device --dtype --threads --buffer --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
-        score) flags='--method --stats --ratio --layers --compat --data --sampler --nsamples --seq-len --tokenizer --text-column --skip-bad --bos --special-tokens --structure --metric --bias --taylor --protect --scope --hidden-score --mlp-score --tokens --batch-size --lr --mask-lr --domains --domain-weights --domain-every --freeze-weights --activation-checkpointing --block-size --damping --seed --device --dtype --threads --buffer --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
-        prune) flags='--method --recipe --stats --scores --plan --plan-only --keep --restart --compat --ratio --sparsity --layers --hidden --heads --ffn --params --arch --data --sampler --nsamples --seq-len --tokenizer --text-column --skip-bad --bos --special-tokens --structure --metric --bias --taylor --protect --scope --hidden-score --mlp-score --tokens --batch-size --lr --mask-lr --domains --domain-weights --domain-every --freeze-weights --activation-checkpointing --block-size --damping --seed --device --dtype --threads --buffer --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
-        search-arch) flags='--method --params --flops --ratio --multiple --paper --eval-data --allow-overlap --format --restart --compat --data --sampler --nsamples --seq-len --tokenizer --text-column --skip-bad --bos --special-tokens --structure --metric --bias --taylor --protect --scope --hidden-score --mlp-score --tokens --batch-size --lr --mask-lr --domains --domain-weights --domain-every --freeze-weights --activation-checkpointing --block-size --damping --seed --device --dtype --threads --buffer --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
-        init) flags='--like --config --masks --scheme --from --compat --tokenizer --seed --dtype --force --skip-existing --dry-run --json --quiet --verbose --help' ;;
-        tokenize) flags='--seq-len --tokenizer --train-tokenizer --separator --bos --special-tokens --tokens --shard-tokens --workers --restart --text-column --skip-bad --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
-        train) flags='--data --tokens --steps --batch-size --lr --recipe --repeat --allow-overlap --masks --teacher --kd-weight --temperature --eval-data --eval-every --save-every --keep-states --save-dtype --restart --sweep-steps --warmup --floor --weight-decay --beta1 --beta2 --eps --clip --micro-batch --activation-checkpointing --compile --track --seed --dtype --text-column --skip-bad --device --threads --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
-        eval) flags='--data --tasks --suite --include-path --allow-code --limit --batch-size --compat --out --allow-overlap --restart --repeat --sampler --nsamples --seq-len --tokenizer --text-column --skip-bad --bos --special-tokens --seed --device --dtype --threads --buffer --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
-        speed) flags='--base --flops-only --seq-len --sparsity --compat --measure --batch-size --decode-tokens --warmup --rounds --compile --out --seed --device --dtype --threads --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
-        table) flags='--format --layout --reference --figure --plot --html --advise --budget --force --json --quiet --verbose --config --print-config --help' ;;
+        prune) flags='--method --ratio --sparsity --layers --hidden --heads --ffn --params --arch --compat --data --sampler --nsamples --seq-len --tokenizer --text-column --skip-bad --bos --special-tokens --recipe --stats --scores --plan --plan-only --keep --structure --metric --bias --taylor --protect --scope --hidden-score --mlp-score --tokens --batch-size --lr --mask-lr --domains --domain-weights --domain-every --freeze-weights --activation-checkpointing --block-size --damping --device --dtype --threads --seed --buffer --force --skip-existing --dry-run --restart --json --quiet --verbose --config --print-config --help' ;;
+        search-arch) flags='--method --paper --format --params --ratio --flops --multiple --compat --data --sampler --nsamples --seq-len --tokenizer --text-column --skip-bad --bos --special-tokens --eval-data --allow-overlap --structure --metric --bias --taylor --protect --scope --hidden-score --mlp-score --tokens --batch-size --lr --mask-lr --domains --domain-weights --domain-every --freeze-weights --activation-checkpointing --block-size --damping --device --dtype --threads --seed --buffer --force --skip-existing --dry-run --restart --json --quiet --verbose --config --print-config --help' ;;
+        calibrate) flags='--for --ratio --layers --compat --data --sampler --nsamples --seq-len --tokenizer --text-column --skip-bad --bos --special-tokens --device --dtype --threads --seed --buffer --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
+        score) flags='--method --ratio --layers --compat --data --sampler --nsamples --seq-len --tokenizer --text-column --skip-bad --bos --special-tokens --stats --structure --metric --bias --taylor --protect --scope --hidden-score --mlp-score --tokens --batch-size --lr --mask-lr --domains --domain-weights --domain-every --freeze-weights --activation-checkpointing --block-size --damping --device --dtype --threads --seed --buffer --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
+        init) flags='--like --config --masks --scheme --from --compat --tokenizer --dtype --seed --force --skip-existing --dry-run --json --quiet --verbose --help' ;;
+        tokenize) flags='--seq-len --separator --bos --special-tokens --tokens --tokenizer --train-tokenizer --text-column --skip-bad --workers --shard-tokens --restart --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
+        train) flags='--data --tokens --steps --batch-size --recipe --repeat --allow-overlap --lr --sweep-steps --warmup --floor --weight-decay --beta1 --beta2 --eps --clip --masks --teacher --kd-weight --temperature --eval-data --eval-every --text-column --skip-bad --micro-batch --activation-checkpointing --compile --device --dtype --threads --seed --save-dtype --save-every --keep-states --track --force --skip-existing --dry-run --restart --json --quiet --verbose --config --print-config --help' ;;
+        eval) flags='--data --suite --compat --allow-overlap --repeat --sampler --nsamples --seq-len --tokenizer --text-column --skip-bad --bos --special-tokens --tasks --include-path --allow-code --limit --batch-size --device --dtype --threads --seed --buffer --out --restart --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
+        speed) flags='--base --flops-only --seq-len --sparsity --compat --measure --batch-size --decode-tokens --warmup --rounds --compile --device --dtype --threads --seed --out --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
+        table) flags='--format --layout --reference --html --figure --plot --advise --budget --force --json --quiet --verbose --config --print-config --help' ;;
         check) flags='--deep --json --quiet --verbose --config --print-config --help' ;;
         methods) flags='--json --help' ;;
         families) flags='--json --help' ;;

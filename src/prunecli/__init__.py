@@ -5,21 +5,42 @@ use, so that `import prunecli` costs nothing.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prunecli.api import (
+        calibrate,
+        check,
+        evaluate,
+        init,
+        prune,
+        score,
+        search_arch,
+        speed,
+        table,
+        tokenize,
+        train,
+    )
 
 __version__ = "0.1.0"
 
-
-_VERBS = (
-    "calibrate", "score", "prune", "search_arch", "init", "tokenize", "train", "evaluate", "speed",
-    "table", "check",
-)  # fmt: skip
-
-
-__all__ = ["__version__", *_VERBS]
+__all__ = [
+    "__version__",
+    "calibrate",
+    "check",
+    "evaluate",
+    "init",
+    "prune",
+    "score",
+    "search_arch",
+    "speed",
+    "table",
+    "tokenize",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _VERBS:
+    if name not in __all__:
         raise AttributeError(f"module 'prunecli' has no attribute {name!r}")
     return getattr(import_module("prunecli.api"), name)
