@@ -31,48 +31,63 @@ Kind = Literal[
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
 class Producer(_Strict):
     """The prunecli version and command that wrote this."""
 
     version: str
+    """Version of prunecli."""
     command: str
+    """Command, as in `prunecli COMMAND`."""
 
 
 class Input(_Strict):
     """One input: its role, the id of its sidecar if it has one, and the digest of its content."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
     role: str
+    """What the input is to the command: model, calibration, evaluation, rows, plan..."""
     id: str | None = None
+    """Id of its sidecar, if it has one."""
     digest: str
+    """SHA-256 of its content."""
 
 
 class Trained(_Strict):
     """Token rows that a model was trained on."""
 
     rows: str
+    """Digest of the set of rows."""
     range: tuple[int, int]
+    """First row, and the row after the last."""
     count: int
+    """Tokens, counted as often as they were read."""
 
 
 class TokensSeen(_Strict):
     """Tokens seen along the whole ancestry."""
 
     calibration: int = 0
+    """Tokens read without training weights on them."""
     trained: list[Trained] = []
+    """Rows that weights were trained on, oldest first."""
 
 
 class HistoryStep(_Strict):
     """One step of an artefact's history, oldest first; `parent` is the id of the step before."""
 
     id: str
+    """Id of what the step made."""
     parent: str | None
+    """Id of the step before."""
     command: str
+    """Command of the step."""
     options: dict[str, Any]
+    """Every option that decides the result, with its value."""
     inputs: list[Input]
+    """What the step read."""
 
 
 class RunInfo(_Strict):
@@ -83,34 +98,56 @@ class RunInfo(_Strict):
     """
 
     argv: list[str]
+    """Command line."""
     started: str
+    """Time of the start, UTC."""
     seconds: float
+    """Wall-clock seconds."""
     device: str
+    """Device, as torch names it."""
     threads: int
+    """CPU threads of torch."""
     cpu: str | None = None
+    """CPU capability that torch's kernels used."""
     dtype: str | None = None
+    """Compute type."""
     batch: int | None = None
+    """Tokens that went through a layer at once."""
     ranks: int = 1
+    """Processes that took part."""
     libraries: dict[str, str]
+    """Versions of the libraries that were loaded."""
     peak_bytes: int
+    """Largest resident memory of the process."""
 
 
 class Sidecar(_Strict):
     """The whole record; its JSON Schema is docs/sidecar.schema.json."""
 
     schema_: int = SCHEMA
+    """Number of this format."""
     kind: Kind
+    """What kind of artefact this is."""
     id: str
+    """Hash of kind, options and inputs: equal ids, equal artefacts."""
     made_by: Producer
+    """Program that wrote it."""
     options: dict[str, Any]
+    """Every option that decides the result, with its value."""
     inputs: list[Input]
+    """What was read, by role and digest."""
     outputs: dict[str, Any]
+    """Digest and size of what was written."""
     results: dict[str, Any]
+    """What was measured or decided, by kind."""
     tokens: TokensSeen = TokensSeen()
+    """Tokens seen by the model and its ancestors."""
     history: list[HistoryStep]
+    """Steps that led here, oldest first; the last is this one."""
     run: RunInfo
+    """What may differ between identical runs."""
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, use_attribute_docstrings=True)
 
     def last(self, command: str) -> HistoryStep | None:
         """Return the last step of the history that was this command."""
