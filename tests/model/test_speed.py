@@ -251,3 +251,12 @@ def test_every_family_is_counted(models, family):
     assert told["params"] == arch.total_params == sum(told["params_by_group"].values())
     cache = tiny.SIZES["num_hidden_layers"] * arch.kv_heads * arch.head_dim * 2 * 4
     assert told["kv_bytes_per_token"] == cache
+
+
+def test_only_decoding_takes_positions_from_the_prompt(tmp_path):
+    """A model of 24 positions, fewer than the 32 tokens that decoding takes by default."""
+    model = str(tiny.make(tmp_path / "m", max_position_embeddings=24))
+    made = speed(model, timing=Timing(("prefill",), warmup=0, rounds=1))
+    assert made.results["measured"]["seq_len"] == 24
+    with pytest.raises(InputError, match="--decode-tokens 32 is more than the model has positions"):
+        speed(model, timing=Timing(("decode",), warmup=0, rounds=1))

@@ -162,15 +162,17 @@ def measure(
 
 
 def _decodable(models: "Sequence[SizedModel]", length: int, timing: Timing) -> int:
-    """Return the length of a prompt that leaves every model positions for the decoded tokens.
+    """Return the length of a prompt that leaves every model positions for the tokens it decodes.
 
     Raises InputError if there is none.
     """
+    if "decode" not in timing.quantities:
+        return length
     positions = min(model.arch.max_positions for model in models)
     if length + timing.decode_tokens <= positions:
         return length
     length = positions - timing.decode_tokens
-    if "decode" in timing.quantities and length < 1:
+    if length < 1:
         raise InputError(
             f"--decode-tokens {timing.decode_tokens} is more than the model has positions",
             "lower it",
