@@ -262,7 +262,7 @@ def test_the_official_recipe_is_the_published_run(tmp_path):
         model, tmp_path / "o", rows, options={}, recipe="official", output=Output(dry_run=True)
     ).results
     assert (told["steps"], told["tokens"]) == (3200, 3200 * 32 * 4096)
-    with pytest.raises(UsageError, match="or the --recipe that asks for it"):
+    with pytest.raises(UsageError, match="or the --recipe that sets it"):
         run(model, tmp_path / "o", short, options={}, recipe="official")
 
 
