@@ -129,16 +129,16 @@ def shares_of(options: Mapping[str, Any], domains: int) -> list[float] | None:
     """
     from prunecli.errors import UsageError
 
-    told = options.get("domain_weights", "")
-    if not told:
+    text = options.get("domain_weights", "")
+    if not text:
         return None
     try:
-        shares = [float(share) for share in told.split(",")]
+        shares = [float(share) for share in text.split(",")]
     except ValueError:
         shares = []
     if len(shares) != domains or not all(0 < share < inf for share in shares):
         raise UsageError(
-            f"--domain-weights '{told}': expected {domains} numbers above 0, separated by commas",
+            f"--domain-weights '{text}': expected {domains} numbers above 0, separated by commas",
             "one for --data, then one for each of --domains",
         )
     return shares
@@ -151,7 +151,7 @@ Formula = Callable[..., Any]
 class Method:
     """The record of one method; `name` is its file's name with `-` for `_`.
 
-    methods with `trains_masks` train what stays for a given shape, instead of scoring it.
+    methods with `trains_masks` train masks for given sizes, instead of scoring units.
     `rotates`: the scores hold a `rotation` [D, D] of the residual stream to carry out first.
     `protects` tells from the options how many of the first and of the last layers always stay.
     `check` raises UsageError for options that contradict a pattern of zeros.
@@ -180,7 +180,7 @@ class Method:
     check: Callable[[Mapping[str, Any], SparsityPattern], None] | None = None
     quirks: Callable[[Setting], str] | None = None
 
-    def resolve(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def resolve(self, explicit: Mapping[str, Any]) -> dict[str, Any]:
         """Return every option with its value, defaults filled in.
 
         Raises UsageError for an option that the method does not have, or a value that the option
@@ -189,7 +189,7 @@ class Method:
         from prunecli.errors import UsageError, suggest
 
         known = {option.name: option for option in self.options}
-        for name, value in given.items():
+        for name, value in explicit.items():
             if name not in known:
                 raise UsageError(f"method '{self.name}' has no option --{name.replace('_', '-')}")
             choices = known[name].choices
@@ -198,10 +198,10 @@ class Method:
                     f"{known[name].flag}: unknown value '{value}'"
                     f"{suggest(str(value), list(choices))}"
                 )
-        return {name: given.get(name, option.default) for name, option in known.items()}
+        return {name: explicit.get(name, option.default) for name, option in known.items()}
 
-    def refuse_idle(self, given: Mapping[str, Any], beside: Setting) -> None:
-        """Raise UsageError for what was given, other than by default, and changes nothing."""
+    def refuse_idle(self, explicit: Mapping[str, Any], beside: Setting) -> None:
+        """Raise UsageError for what is explicit, unlike its default, and changes nothing."""
         from prunecli.errors import UsageError
 
         if beside.compat:
@@ -213,10 +213,10 @@ class Method:
             if why := self.quirks(beside):
                 raise UsageError(f"--compat official changes nothing: {why}", "leave it out")
         for option in self.options:
-            value = given.get(option.name, option.default)
+            value = explicit.get(option.name, option.default)
             if value != option.default and (why := option.idle(beside)):
-                told = option.flag if value is True else f"{option.flag} {value}"
-                raise UsageError(f"{told} changes nothing: {why}", "leave it out")
+                flag = option.flag if value is True else f"{option.flag} {value}"
+                raise UsageError(f"{flag} changes nothing: {why}", "leave it out")
 
     def biased(self, options: Mapping[str, Any]) -> bool:
         """Return whether removed channels leave a bias."""

@@ -52,23 +52,23 @@ def budget(arch: Arch, params: float | None, flops: float | None, ratio: float |
 
     Raises UsageError unless exactly one is given, InputError if it is not below the parent's.
     """
-    given = {"--params": params, "--flops": flops, "--ratio": ratio}
-    named = {flag: value for flag, value in given.items() if value is not None}
+    budgets = {"--params": params, "--flops": flops, "--ratio": ratio}
+    named = {flag: value for flag, value in budgets.items() if value is not None}
     if len(named) != 1:
         raise UsageError(
-            f"search-arch takes one budget, got {len(named)}", f"of {', '.join(given)}"
+            f"search-arch takes one budget, got {len(named)}", f"of {', '.join(budgets)}"
         )
     ((flag, value),) = named.items()
     if ratio is not None:
         if not 0 < ratio < 1:
             raise UsageError(f"--ratio {ratio:g} is not between 0 and 1", "0.5 removes half")
         return Budget("block_params", round((1 - ratio) * arch.block_params))
-    found = Budget("params" if params is not None else "flops", value)
+    budget = Budget("params" if params is not None else "flops", value)
     if not (isfinite(value) and value > 0):
         raise UsageError(f"{flag} {value:g}: expected a positive number")
-    if value >= found.cost(arch):
-        raise InputError(f"{flag} {value:g} is not below the model's {found.cost(arch):.0f}")
-    return found
+    if value >= budget.cost(arch):
+        raise InputError(f"{flag} {value:g} is not below the model's {budget.cost(arch):.0f}")
+    return budget
 
 
 def size_multiple(arch: Arch) -> int:
@@ -94,7 +94,7 @@ def candidates(
     `axes` are those that a method cuts; layers stay. `biased` shapes have FLAP's biases.
     """
     near: list[Arch] = []
-    found: list[Arch] = []
+    shapes: list[Arch] = []
     unsupported: list[str] = []
     for hidden, kv_heads in _grid(axes, arch, multiple):
         least, most = _widths(axes, arch, hidden)
@@ -110,20 +110,20 @@ def candidates(
         if not fits:
             near.append(child)
         elif child.sizes != arch.sizes:
-            found.append(child)
-    if found:
-        return Grid(found, unsupported)
+            shapes.append(child)
+    if shapes:
+        return Grid(shapes, unsupported)
     if unsupported and not near:
         raise InputError(f"no shape can be written: {unsupported[0]}")
     nearest = min(near, key=lambda child: abs(budget.cost(child) - budget.most), default=None)
-    told = "choose a smaller --multiple"
+    remedy = "choose a smaller --multiple"
     if nearest is not None:
-        told = (
+        remedy = (
             f"the nearest has {budget.cost(nearest):.0f}: hidden {nearest.hidden}, heads "
             f"{nearest.heads}, ffn {nearest.ffn}"
         )
     raise InputError(
-        f"no shape has {LEAST:.0%} to 100% of {budget.most:.0f} {UNITS[budget.quantity]}", told
+        f"no shape has {LEAST:.0%} to 100% of {budget.most:.0f} {UNITS[budget.quantity]}", remedy
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prunecli.errors import InputError, UsageError
-from prunecli.files.strict import told
+from prunecli.files.strict import told as shown
 from prunecli.methods._base import Method
 from prunecli.model.arch import Arch
 from prunecli.model.families._base import CONFIG_KEYS
@@ -89,22 +89,22 @@ def _sizes(
     shape = {axis: getattr(amount, axis) for axis in SHAPE_AXES if getattr(amount, axis)}
     if amount.arch is not None:
         shape = _read_shape(amount.arch, arch)
-    given = [bool(shape), amount.ratio is not None, amount.params is not None]
-    if sum(given) != 1:
+    amounts = [bool(shape), amount.ratio is not None, amount.params is not None]
+    if sum(amounts) != 1:
         raise UsageError(
-            "no amount was given" if not any(given) else "more than one amount was given",
+            "no amount was given" if not any(amounts) else "more than one amount was given",
             f"use one of --ratio, --params, --arch, {_flags(method)}",
         )
     if shape:
-        found = _exact(method, shape, arch)
+        sizes = _exact(method, shape, arch)
     elif amount.ratio is not None:
         target = round(arch.block_params * (1 - _in_range(amount.ratio)), 6)
-        found = _for_block_params(method, target, amount.ratio, arch, structure)
+        sizes = _for_block_params(method, target, amount.ratio, arch, structure)
     else:
         assert amount.params is not None
-        found = _for_params(method, options, amount.params, arch)
-    _check_protected(method, options, found.layers, arch)
-    return found if found.ratio is None else _reached(found, method, arch, structure, cut)
+        sizes = _for_params(method, options, amount.params, arch)
+    _check_protected(method, options, sizes.layers, arch)
+    return sizes if sizes.ratio is None else _reached(sizes, method, arch, structure, cut)
 
 
 def resolve_sizes(method: Method, options: Mapping[str, Any], amount: Amount, arch: Arch) -> Sizes:
@@ -133,8 +133,8 @@ def resolve_sizes(method: Method, options: Mapping[str, Any], amount: Amount, ar
                 f"protect fewer, or stay below {cut / arch.layers:g}",
             )
         amount = replace(amount, ratio=inner)
-    found = _sizes(method, options, amount, arch, cut / arch.layers)
-    return replace(found, ratio=None, untouched=ends)
+    sizes = _sizes(method, options, amount, arch, cut / arch.layers)
+    return replace(sizes, ratio=None, untouched=ends)
 
 
 def protected_layers(method: Method, options: Mapping[str, Any]) -> tuple[int, int]:
@@ -181,7 +181,7 @@ def _read_shape(path: str, arch: Arch) -> dict[str, int]:
     shape = {axes[k]: v for k, v in record.items() if k in axes} if isinstance(record, dict) else {}
     for axis, size in shape.items():
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise InputError(f"'{path}': {axis} is {told(size)}, expected a positive integer")
+            raise InputError(f"'{path}': {axis} is {shown(size)}, expected a positive integer")
     changed = {axis: size for axis, size in shape.items() if size != getattr(arch, axis)}
     if not changed:
         raise InputError(f"'{path}' names no size of {', '.join(SHAPE_AXES)} unlike the model's")
@@ -198,8 +198,8 @@ def _exact(method: Method, shape: dict[str, int], arch: Arch) -> Sizes:
         if not 1 <= size <= getattr(arch, axis):
             raise InputError(f"--{axis} {size}: the model has {getattr(arch, axis)}")
     if all(size == getattr(arch, axis) for axis, size in shape.items()):
-        told = ", ".join(f"--{axis} {size}" for axis, size in shape.items())
-        raise InputError(f"{told}: the model has this size already", "ask for less")
+        asked = ", ".join(f"--{axis} {size}" for axis, size in shape.items())
+        raise InputError(f"{asked}: the model has this size already", "ask for less")
     heads = shape.get("heads", arch.heads)
     if heads % arch.group:
         nearest = max(1, round(heads / arch.group)) * arch.group
@@ -252,11 +252,11 @@ def _for_ratio(method: Method, ratio: float, arch: Arch, structure: str | None) 
     return _for_block_params(method, target, ratio, arch, structure)
 
 
-def _fill_ffn(found: Sizes, per_layer: float, arch: Arch) -> Sizes:
-    """Return `found` with the FFN width that leaves at least `per_layer` parameters a layer."""
-    rest = per_layer - _layer_params(arch, found.hidden, found.kv_heads, 0)
-    removed = floor(arch.ffn - rest / (3 * found.hidden) + 1e-9)
-    return replace(found, ffn=min(arch.ffn, arch.ffn - removed))
+def _fill_ffn(sizes: Sizes, per_layer: float, arch: Arch) -> Sizes:
+    """Return `sizes` with the FFN width that leaves at least `per_layer` parameters a layer."""
+    rest = per_layer - _layer_params(arch, sizes.hidden, sizes.kv_heads, 0)
+    removed = floor(arch.ffn - rest / (3 * sizes.hidden) + 1e-9)
+    return replace(sizes, ffn=min(arch.ffn, arch.ffn - removed))
 
 
 def _nearest_width(arch: Arch, hidden: float) -> int:
@@ -269,20 +269,20 @@ def _width_step(arch: Arch) -> int:
     return arch.heads if arch.family.hidden_divides else 1
 
 
-def _possible(found: Sizes, arch: Arch) -> bool:
-    kept = (found.layers, found.hidden, found.kv_heads, found.ffn)
+def _possible(sizes: Sizes, arch: Arch) -> bool:
+    kept = (sizes.layers, sizes.hidden, sizes.kv_heads, sizes.ffn)
     return min(kept) >= 1 and kept != (arch.layers, arch.hidden, arch.kv_heads, arch.ffn)
 
 
-def _reached(found: Sizes, method: Method, arch: Arch, structure: str | None, cut: float) -> Sizes:
-    """Return `found`, or raise InputError with the nearest ratio that can be reached.
+def _reached(sizes: Sizes, method: Method, arch: Arch, structure: str | None, cut: float) -> Sizes:
+    """Return `sizes`, or raise InputError with the nearest ratio that can be reached.
 
-    Ratios told are those of the whole model, of whose layers the share `cut` is cut.
+    Ratios in the message are those of the whole model, of whose layers the share `cut` is cut.
     """
-    ratio = found.ratio
+    ratio = sizes.ratio
     assert ratio is not None
-    if _possible(found, arch):
-        return found
+    if _possible(sizes, arch):
+        return sizes
     nearest = _nearest(ratio, method, arch, structure)
     if nearest is None:
         raise InputError(f"--ratio {ratio * cut:g} cannot be reached: the model is too small")
@@ -309,19 +309,19 @@ def _nearest(ratio: float, method: Method, arch: Arch, structure: str | None) ->
     return at(inside)
 
 
-def block_params(found: Sizes, arch: Arch) -> float:
+def block_params(sizes: Sizes, arch: Arch) -> float:
     """Return the block-linear parameters of a model of these sizes."""
-    whole = sum(found.untouched)
-    cut = _layer_params(arch, found.hidden, found.kv_heads, found.ffn)
-    return (found.layers - whole) * cut + whole * arch.block_params / arch.layers
+    whole = sum(sizes.untouched)
+    cut = _layer_params(arch, sizes.hidden, sizes.kv_heads, sizes.ffn)
+    return (sizes.layers - whole) * cut + whole * arch.block_params / arch.layers
 
 
-def _total(found: Sizes, arch: Arch) -> int:
+def _total(sizes: Sizes, arch: Arch) -> int:
     return arch.child(
-        layers=list(range(found.layers)),
-        hidden=found.hidden,
-        kv_heads=found.kv_heads,
-        ffn=found.ffn,
+        layers=list(range(sizes.layers)),
+        hidden=sizes.hidden,
+        kv_heads=sizes.kv_heads,
+        ffn=sizes.ffn,
     ).total_params
 
 
@@ -336,21 +336,21 @@ def _for_params(method: Method, options: Mapping[str, Any], params: float, arch:
     def at(ratio: float) -> Sizes:
         return _for_ratio(method, ratio, arch, structure)
 
-    def fits(found: Sizes) -> bool:
-        smallest = min(found.layers, found.hidden, found.kv_heads, found.ffn)
-        return smallest < 1 or _total(found, arch) <= params
+    def fits(sizes: Sizes) -> bool:
+        smallest = min(sizes.layers, sizes.hidden, sizes.kv_heads, sizes.ffn)
+        return smallest < 1 or _total(sizes, arch) <= params
 
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (low, middle) if fits(at(middle)) else (middle, high)
-    found = at(high)
-    if not _possible(found, arch) or _total(found, arch) > params:
+    sizes = at(high)
+    if not _possible(sizes, arch) or _total(sizes, arch) > params:
         nearest = _nearest(1.0, method, arch, structure)
         if nearest:
             _check_protected(method, options, nearest.layers, arch)
-        told = f"the nearest is {_total(nearest, arch)}" if nearest else "the model is too small"
+        remedy = f"the nearest is {_total(nearest, arch)}" if nearest else "the model is too small"
         raise InputError(
-            f"--params {params:g} cannot be reached by '{method.name}' on this model", told
+            f"--params {params:g} cannot be reached by '{method.name}' on this model", remedy
         )
-    return found
+    return sizes
