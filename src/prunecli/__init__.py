@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prunecli import errors, report, settings
     from prunecli.api import (
         calibrate,
         check,
@@ -28,11 +29,14 @@ __all__ = [
     "__version__",
     "calibrate",
     "check",
+    "errors",
     "evaluate",
     "init",
     "prune",
+    "report",
     "score",
     "search_arch",
+    "settings",
     "speed",
     "table",
     "tokenize",
@@ -40,7 +44,17 @@ __all__ = [
 ]
 
 
+# modules that a caller needs beside the functions: errors to catch, records, and a report to extend
+_MODULES = ("errors", "report", "settings")
+
+
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"prunecli.{name}")
     if name not in __all__:
         raise AttributeError(f"module 'prunecli' has no attribute {name!r}")
     return getattr(import_module("prunecli.api"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -5,6 +5,7 @@ verb, which is what the command line does too. A record can be given as a whole 
 (`amount=Amount(ratio=0.5)`); what is not given has the record's default.
 """
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
@@ -27,6 +28,7 @@ from prunecli.settings import (
 if TYPE_CHECKING:
     from prunecli.tables.render import Table
 
+Path = str | os.PathLike[str]
 R = TypeVar("R")
 
 
@@ -78,32 +80,52 @@ class WindowWords(TypedDict, total=False):
 class DataWords(WindowWords, total=False):
     """Keywords for what is read: `data`, a source or a whole record, and fields of Data."""
 
-    data: str | Data | None
+    data: Path | Data | None
 
 
-def _taken(record: R, words: dict[str, Any]) -> R:
-    """Return `record` with the fields that `words` name, which are taken out of it."""
+def _taken(record: R, words: dict[str, Any], keywords: type | None = None) -> R:
+    """Return `record` with the fields that `words` name, which are taken out of it.
+
+    Where `keywords` are given, of these alone.
+    """
     names = {field.name for field in fields(record)} & words.keys()  # type: ignore[arg-type]
+    if keywords is not None:
+        names &= keywords.__annotations__.keys()
     return replace(record, **{name: words.pop(name) for name in names})  # type: ignore[type-var]
 
 
-def _run(out: str, words: dict[str, Any]) -> RunContext:
+def _whole(words: dict[str, Any], name: str, kind: type[R]) -> R:
+    """Return the record that the keyword `name` gives as a whole, else one of defaults."""
+    record = words.pop(name, None)
+    if record is None:
+        return kind()
+    if not isinstance(record, kind):
+        raise UsageError(f"{name} is {record!r:.60}: expected a record {kind.__name__}(...)")
+    return record
+
+
+def _run(out: Path, words: dict[str, Any]) -> RunContext:
     """Return the context that keywords ask for, which are taken out of them."""
-    output = _taken(words.pop("output", None) or Output(), words)
-    compute = _taken(words.pop("compute", None) or Compute(), words)
-    return _taken(RunContext(replace(output, path=out), compute), words)
+    output = _whole(words, "output", Output)
+    if output.path:
+        raise UsageError(f"output has the path '{output.path}'", "give OUT by itself")
+    output = _taken(replace(output, path=os.fspath(out)), words, RunWords)
+    compute = _taken(_whole(words, "compute", Compute), words, RunWords)
+    context = RunContext(output, compute)
+    return _taken(context, words, RunWords)
 
 
 def _data(words: dict[str, Any]) -> Data:
     """Return the Data that keywords ask for, which are taken out of them."""
     given = words.pop("data", None)
-    data = given if isinstance(given, Data) else Data(**({"source": given} if given else {}))
-    return _taken(data, words)
+    if given is not None and not isinstance(given, Data):
+        given = Data(given)
+    return _taken(given or Data(), words, DataWords)
 
 
 def _amount(words: dict[str, Any]) -> Amount:
     """Return the Amount that keywords ask for, which are taken out of them."""
-    return _taken(words.pop("amount", None) or Amount(), words)
+    return _taken(_whole(words, "amount", Amount), words, AmountWords)
 
 
 def _built(record: type[R], keywords: type, words: dict[str, Any], **known: Any) -> R:
@@ -113,13 +135,15 @@ def _built(record: type[R], keywords: type, words: dict[str, Any], **known: Any)
     """
     takes = {field.name for field in fields(record)} - known.keys()  # type: ignore[arg-type]
     _refuse_unknown(words.keys() - takes, keywords)
+    if words.get("compat") == "official":  # as the command line spells it
+        words["compat"] = True
     return record(**known, **words)
 
 
 def _refuse_unknown(words: Iterable[str], keywords: type) -> None:
     """Raise UsageError for a word that is none of a function's `keywords`."""
     for name in words:
-        if name in _method_options():
+        if "options" in keywords.__annotations__ and name in _method_options():
             raise UsageError(f"'{name}' is an option of a method", f"use options={{'{name}': ...}}")
         near = suggest(name, sorted(keywords.__annotations__))
         raise UsageError(f"unknown keyword '{name}'{near}")
@@ -140,7 +164,7 @@ class CalibrateWords(AmountWords, DataWords, RunWords, total=False):
 
 
 def calibrate(
-    model: str, out: str, methods: str | list[str], **words: Unpack[CalibrateWords]
+    model: Path, out: Path, methods: str | Sequence[str], **words: Unpack[CalibrateWords]
 ) -> Result:
     """Collect what `methods` need, of the dense model on `data`, into OUT.safetensors."""
     from prunecli.pruning.calibrate import CalibrateRequest
@@ -148,7 +172,9 @@ def calibrate(
 
     rest: dict[str, Any] = dict(words)
     run, amount, data = _run(out, rest), _amount(rest), _data(rest)
-    names = [methods] if isinstance(methods, str) else methods
+    names = [name.strip() for name in methods.split(",")] if isinstance(methods, str) else methods
+    if not names:
+        raise UsageError("methods names no method", "see `prunecli methods`")
     request = _built(
         CalibrateRequest, CalibrateWords, rest, model=model, methods=names, data=data, amount=amount
     )
@@ -163,7 +189,7 @@ class ScoreWords(AmountWords, DataWords, RunWords, total=False):
     compat: bool
 
 
-def score(model: str, out: str, method: str, **words: Unpack[ScoreWords]) -> Result:
+def score(model: Path, out: Path, method: str, **words: Unpack[ScoreWords]) -> Result:
     """Turn statistics into importances, higher = keep, into OUT.safetensors."""
     from prunecli.pruning.score import ScoreRequest
     from prunecli.pruning.score import score as verb
@@ -190,7 +216,7 @@ class PruneWords(AmountWords, DataWords, RunWords, total=False):
     compat: bool
 
 
-def prune(model: str, out: str, **words: Unpack[PruneWords]) -> Result:
+def prune(model: Path, out: Path, **words: Unpack[PruneWords]) -> Result:
     """Prune a model folder, or `hf:org/name`, into the folder OUT."""
     from prunecli.pruning.prune import prune as verb
     from prunecli.pruning.request import PruneRequest
@@ -209,12 +235,12 @@ class SearchWords(DataWords, RunWords, total=False):
     flops: float | None
     ratio: float | None
     multiple: int | None
-    eval_data: str | Data
+    eval_data: Path | Data
     allow_overlap: bool
     compat: bool
 
 
-def search_arch(model: str, out: str, method: str, **words: Unpack[SearchWords]) -> Result:
+def search_arch(model: Path, out: Path, method: str, **words: Unpack[SearchWords]) -> Result:
     """Find the lowest-loss architecture within a budget, and write it to OUT.json."""
     from prunecli.pruning.search_arch import SearchRequest
     from prunecli.pruning.search_arch import search_arch as verb
@@ -241,7 +267,7 @@ class InitWords(RunWords, total=False):
     compat: bool
 
 
-def init(out: str, **words: Unpack[InitWords]) -> Result:
+def init(out: Path, **words: Unpack[InitWords]) -> Result:
     """Create a randomly initialized checkpoint, of a config.json or `like` another, in OUT."""
     from prunecli.training.init import init as verb
 
@@ -257,7 +283,7 @@ class TrainWords(RunWords, total=False):
     tokens: float | None
     steps: int | None
     batch_size: int | None
-    lr: str | None
+    lr: str | float | None
     recipe: str | None
     repeat: bool
     allow_overlap: bool
@@ -287,12 +313,14 @@ class TrainWords(RunWords, total=False):
     floor: float
 
 
-def train(model: str, out: str, data: str, **words: Unpack[TrainWords]) -> Result:
+def train(model: Path, out: Path, data: Path, **words: Unpack[TrainWords]) -> Result:
     """Train a model on the token rows `data`, from scratch or after pruning, into OUT."""
     from prunecli.training.train import train as verb
 
     rest: dict[str, Any] = dict(words)
     run = _run(out, rest)
+    if isinstance(rest.get("lr"), float):
+        rest["lr"] = repr(rest["lr"])
     return verb(_built(Training, TrainWords, rest, model=model, data=data), run)
 
 
@@ -312,7 +340,7 @@ class TokenizeWords(RunWords, total=False):
     skip_bad: int
 
 
-def tokenize(source: str, out: str, seq_len: int, **words: Unpack[TokenizeWords]) -> Result:
+def tokenize(source: Path, out: Path, seq_len: int, **words: Unpack[TokenizeWords]) -> Result:
     """Write text as token rows of `seq_len` tokens into the folder OUT, to train on."""
     from prunecli.data.tokenize import TokenizeRequest
     from prunecli.data.tokenize import tokenize as verb
@@ -329,7 +357,7 @@ class EvalWords(WindowWords, RunWords, total=False):
     Fields of Data hold for every source.
     """
 
-    data: str | Data | Sequence[str | Data] | None
+    data: Path | Data | Sequence[Path | Data] | None
     tasks: str | Sequence[str] | Tasks | None
     include_path: str | None
     limit: int | None
@@ -339,7 +367,7 @@ class EvalWords(WindowWords, RunWords, total=False):
     repeat: int
 
 
-def evaluate(model: str, out: str | None = None, **words: Unpack[EvalWords]) -> Result:
+def evaluate(model: Path, out: Path | None = None, **words: Unpack[EvalWords]) -> Result:
     """Measure losses on held-out data and accuracies on tasks; with OUT.json, record them there."""
     from prunecli.measuring.eval import EvalRequest
     from prunecli.measuring.eval import evaluate as verb
@@ -350,8 +378,11 @@ def evaluate(model: str, out: str | None = None, **words: Unpack[EvalWords]) -> 
     tasks, sources = rest.pop("tasks", None) or (), rest.pop("data", None) or ()
     if not isinstance(tasks, Tasks):
         tasks = Tasks((tasks,) if isinstance(tasks, str) else tuple(tasks))
-    tasks = _taken(_taken(tasks, rest), dict(shared))
-    sources = [sources] if isinstance(sources, str | Data) else list(sources)
+    idle = [name for name in ("limit", "batch_size", "include_path") if name in rest]
+    tasks = _taken(_taken(tasks, rest, EvalWords), dict(shared))
+    if idle and not tasks.names:
+        raise UsageError(f"{idle[0]} is for tasks, and none is named", "remove it, or add tasks=")
+    sources = [sources] if isinstance(sources, str | os.PathLike | Data) else list(sources)
     data = tuple(
         _data({"data": source, **shared})
         for source in sources or ([] if tasks.names else [Data.source])
@@ -365,7 +396,7 @@ class SpeedWords(RunWords, total=False):
 
     base: str | None
     timing: Timing | None
-    quantities: tuple[str, ...]
+    quantities: str | tuple[str, ...]
     batch_size: int
     decode_tokens: int
     warmup: int
@@ -378,27 +409,29 @@ class SpeedWords(RunWords, total=False):
     official: bool
 
 
-def speed(model: str, out: str | None = None, **words: Unpack[SpeedWords]) -> Result:
+def speed(model: Path, out: Path | None = None, **words: Unpack[SpeedWords]) -> Result:
     """Count what a model costs and time it, beside `base` if given; with OUT.json, record it."""
     from prunecli.measuring.speed import SpeedRequest
     from prunecli.measuring.speed import speed as verb
 
     rest: dict[str, Any] = dict(words)
     run = _run(out or "", rest)
-    timing = _taken(rest.pop("timing", None) or Timing(), rest)
+    if isinstance(rest.get("quantities"), str):
+        rest["quantities"] = (rest["quantities"],)
+    timing = _taken(_whole(rest, "timing", Timing), rest, SpeedWords)
     request = _built(SpeedRequest, SpeedWords, rest, model=model, timing=timing)
     return verb(request, run)
 
 
-def check(path: str, *, deep: bool = False, report: Report = SILENT) -> list[str]:
+def check(path: Path, *, deep: bool = False, report: Report = SILENT) -> list[str]:
     """Return what is wrong with a model, a folder of rows, or a file; `deep` reads every byte."""
     from prunecli.measuring.check import check as verb
 
-    return verb(path, deep=deep, report=report)
+    return verb(os.fspath(path), deep=deep, report=report)
 
 
 def table(
-    paths: Sequence[str] = (), layout: str | None = None, reference: str | None = None
+    paths: Path | Sequence[Path] = (), layout: str | None = None, reference: str | None = None
 ) -> "Table":
     """Return one table of the sidecars in files and folders, which are searched to any depth.
 
@@ -411,6 +444,7 @@ def table(
     from prunecli.tables.table import TableRequest
     from prunecli.tables.table import table as verb
 
-    made = verb(TableRequest(tuple(paths), layout, reference)).table
+    several = [paths] if isinstance(paths, str | os.PathLike) else paths
+    made = verb(TableRequest(tuple(os.fspath(one) for one in several), layout, reference)).table
     assert made is not None  # no advice was asked for
     return made

@@ -4,71 +4,73 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from prunecli.record import Record, limited
 from prunecli.report import SILENT, Report
 
 SHARD_TOKENS = 1 << 24  # per file of token rows
+LARGEST_SEED = 2**32 - 1
 BATCH_TOKENS = 1024  # through a layer at once, in walks over a model
 
 
 @dataclass(frozen=True)
-class Data:
-    """Which tokens to read: D of the command line, and how windows are drawn from it.
+class Data(Record):
+    """Which tokens to read: DATA of the command line, and how windows are drawn from it.
 
-    `None` means that the source or the sampler decides (io/tokens.py). `asked` are the fields that
-    stand for themselves whatever their values: where one is the default, a recipe has no say in it.
+    `None` means that the source or the sampler decides (data/windows.py). `asked` are the fields
+    that stand for themselves whatever their values: where one is the default, a recipe has no say.
     """
 
     source: str = "builtin"
     sampler: str | None = None
-    nsamples: int | None = None
-    seq_len: int | None = None
-    seed: int = 0
+    nsamples: int | None = limited(None, least=1)
+    seq_len: int | None = limited(None, least=2)
+    seed: int = limited(0, least=0, most=LARGEST_SEED)
     tokenizer: str | None = None
     bos: str | None = None
     special_tokens: str | None = None
     up_to: bool = False  # take as many windows as there are, and no more positions than there are
     text_column: str | None = None  # 'text', or else the only one of strings
-    skip_bad: int = 0  # lines without text to pass over before one stops the run
+    skip_bad: int = limited(0, least=0)  # lines without text to pass over before one stops the run
     asked: frozenset[str] = field(default=frozenset(), compare=False)
 
 
 @dataclass(frozen=True)
-class Tasks:
+class Tasks(Record):
     """Which tasks of lm-eval to run. `None` for the batch size means that the device decides."""
 
     names: tuple[str, ...] = ()
     include_path: str | None = None
-    limit: int | None = None
-    batch_size: int | None = None
+    limit: int | None = limited(None, least=1)
+    batch_size: int | None = limited(None, least=1)
     allow_code: bool = False
     tokenizer: str | None = None
     bos: str | None = None
 
 
 @dataclass(frozen=True)
-class Compute:
+class Compute(Record):
     """Where and in which type to compute; statistics and losses are float32 or better anyway."""
 
     device: str = "auto"
-    dtype: str = "auto"
-    buffer: str = "ram"
+    dtype: str = limited("auto", choices=("auto", "float32", "bfloat16"))
+    buffer: str = limited("ram", choices=("ram", "disk"))
 
 
 @dataclass(frozen=True)
-class Timing:
+class Timing(Record):
     """What to time, and how often. `rounds` are counted, `warmup` passes are not."""
 
     quantities: tuple[str, ...] = ("prefill", "decode", "train")
-    batch_size: int = 1
-    decode_tokens: int = 32
-    warmup: int = 1
-    rounds: int = 7
+    batch_size: int = limited(1, least=1)
+    decode_tokens: int = limited(32, least=1)
+    warmup: int = limited(1, least=0)
+    rounds: int = limited(7, least=1)
     compile: bool = False
-    seed: int = 0
+    seed: int = limited(0, least=0, most=LARGEST_SEED)
 
 
 @dataclass(frozen=True)
-class Amount:
+class Amount(Record):
     """How much to remove. `ratio` is the fraction of the decoder-block linear parameters."""
 
     ratio: float | None = None
@@ -82,7 +84,7 @@ class Amount:
 
 
 @dataclass(frozen=True)
-class Output:
+class Output(Record):
     """Where the result goes, what may happen to what is there, and the recorded command line.
 
     `restart` clears the state of an unfinished run instead of going on from it.
@@ -106,7 +108,7 @@ def never() -> bool:
 
 
 @dataclass(frozen=True)
-class RunContext:
+class RunContext(Record):
     """What every verb is handed beside its request.
 
     `stop` is asked between steps of long work; where it says so, the state is saved and Stopped
@@ -129,7 +131,7 @@ class Result:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optimization:
+class Optimization(Record):
     """AdamW, the clipping of its gradients, and the schedule of its learning rate.
 
     Attributes:
@@ -139,7 +141,7 @@ class Optimization:
         floor: fraction of the peak learning rate at which the cosine ends.
     """
 
-    seed: int = 0
+    seed: int = limited(0, least=0, most=LARGEST_SEED)
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
@@ -169,7 +171,7 @@ class Training(Optimization):
     temperature: float | None = None
     eval_data: str | None = None
     text_column: str | None = Data.text_column  # of eval_data, as is skip_bad
-    skip_bad: int = Data.skip_bad
+    skip_bad: int = limited(Data.skip_bad, least=0)
     eval_every: int | None = None
     save_every: int | None = None
     keep_states: int = 2
@@ -181,7 +183,7 @@ class Training(Optimization):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InitRequest:
+class InitRequest(Record):
     """Which checkpoint to initialize: the architecture of `config` or of `like`, one of them.
 
     Attributes:
@@ -203,7 +205,7 @@ class InitRequest:
     masks: str = "keep"
     scheme: str = "hf"
     warm: str | None = None
-    seed: int = 0
+    seed: int = limited(0, least=0, most=LARGEST_SEED)
     dtype: str = "auto"
     tokenizer: str = "auto"
     compat: bool = False

@@ -18,7 +18,7 @@ ROOMS = (
     "cli", "tables", "pruning", "measuring", "training", "methods", "data", "model", "files", "top",
 )  # fmt: skip
 # what lies flat beside the rooms, each using those before it
-TOP = ("__init__", "errors", "report", "settings", "registry")
+TOP = ("__init__", "errors", "record", "report", "settings", "registry")
 # the library's front door, above the rooms as the command line is
 API = "api"
 
@@ -62,7 +62,7 @@ def test_imports_go_down(path):
 
 def test_files_at_the_top_use_those_before_them():
     assert {path.stem for path in ROOT.glob("*.py")} == {*TOP, API}
-    for name in TOP:
+    for name in TOP[1:]:  # the first shows what is behind the front door
         used = {module[0] for module in imports(ROOT / f"{name}.py")} - {API}
         assert used <= set(TOP[: TOP.index(name)])
 

@@ -39,12 +39,13 @@ from prunecli.files import output, sidecar
 from prunecli.files.artefact import Artefact
 from prunecli.files.sidecar import Input, Sidecar, SidecarBuilder
 from prunecli.model import companions
+from prunecli.record import Record, limited
 from prunecli.report import SILENT, Report
 from prunecli.settings import SHARD_TOKENS, Data, Result, RunContext
 
 
 @dataclass(frozen=True)
-class TokenizeRequest:
+class TokenizeRequest(Record):
     """Which text becomes rows, and how.
 
     Attributes:
@@ -71,7 +72,7 @@ class TokenizeRequest:
     tokens: float | None = None
     split: str = "calibration"
     shard_tokens: int = SHARD_TOKENS
-    workers: int | None = None
+    workers: int | None = limited(None, least=1)
     text_column: str | None = Data.text_column
     skip_bad: int = Data.skip_bad
 

@@ -23,6 +23,7 @@ from prunecli.measuring.tasks import Group, Task, load
 from prunecli.model.arch import FLOPS_TOKENS
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.device import check_device, settled
+from prunecli.record import Record, limited
 from prunecli.report import Report
 from prunecli.settings import Compute, Data, Result, RunContext, Tasks
 
@@ -36,7 +37,7 @@ Results = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class EvalRequest:
+class EvalRequest(Record):
     """What to measure of one checkpoint: `data`, or `tasks`, or both; without either built-in text.
 
     `allow_overlap` accepts windows that the model was calibrated or trained on. Everything is
@@ -47,7 +48,7 @@ class EvalRequest:
     data: tuple[Data, ...] = ()
     tasks: Tasks = field(default_factory=Tasks)
     allow_overlap: bool = False
-    repeat: int = 1
+    repeat: int = limited(1, least=1)
 
 
 def evaluate(request: EvalRequest, run: RunContext = RunContext()) -> Result:

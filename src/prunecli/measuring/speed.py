@@ -17,11 +17,12 @@ from prunecli.measuring.costs import (
 )
 from prunecli.model.arch import FLOPS_TOKENS
 from prunecli.model.device import check_device, settled
+from prunecli.record import Record
 from prunecli.settings import Result, RunContext, Timing
 
 
 @dataclass(frozen=True)
-class SpeedRequest:
+class SpeedRequest(Record):
     """What to count of a model, and to time unless `flops_only`; beside `base` if there is one.
 
     `sparsity` (N:M or a fraction of zeros) is that of the block linears, by default the sidecar's.

@@ -191,8 +191,14 @@ class Method:
         known = {option.name: option for option in self.options}
         for name, value in explicit.items():
             if name not in known:
-                raise UsageError(f"method '{self.name}' has no option --{name.replace('_', '-')}")
-            choices = known[name].choices
+                flag = f"--{name.replace('_', '-')}"
+                raise UsageError(
+                    f"method '{self.name}' has no option {flag}{suggest(name, [*known])}"
+                )
+            kind, choices = known[name].type, known[name].choices
+            numeric = kind is float and isinstance(value, int) and not isinstance(value, bool)
+            if value is not None and not (isinstance(value, kind) or numeric):
+                raise UsageError(f"{known[name].flag}: expected {kind.__name__}, got {value!r:.60}")
             if choices and value not in choices:
                 raise UsageError(
                     f"{known[name].flag}: unknown value '{value}'"

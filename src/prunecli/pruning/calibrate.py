@@ -17,6 +17,7 @@ from prunecli.pruning.calibration import Calibration, check_tensor_file, read_wi
 from prunecli.pruning.sizes import resolve_sizes
 from prunecli.pruning.stats import registry as statistics
 from prunecli.pruning.stats._base import GRADIENTS, INPUTS, MODEL, Statistic
+from prunecli.record import Record
 from prunecli.settings import BATCH_TOKENS, Amount, Data, Result, RunContext
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ Required = tuple[RequiredStatistic, ...]
 
 
 @dataclass(frozen=True)
-class CalibrateRequest:
+class CalibrateRequest(Record):
     """What to calibrate: for which methods, on which text.
 
     `amount` is for methods that try out what they remove (minitron-depth). `compat` collects what

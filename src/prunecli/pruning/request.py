@@ -17,6 +17,7 @@ from prunecli.pruning import rotate
 from prunecli.pruning.plan import plan_results, read_plan
 from prunecli.pruning.recipe import with_recipe
 from prunecli.pruning.sizes import Sizes, block_params, resolve_pattern, resolve_sizes
+from prunecli.record import Record
 from prunecli.settings import Amount, Data, Output
 from prunecli.training import world
 
@@ -26,7 +27,7 @@ STATS, SCORES, PLAN = "stats.safetensors", "scores.safetensors", "plan.json"
 
 
 @dataclass(frozen=True)
-class PruneRequest:
+class PruneRequest(Record):
     """What to prune, how, and by how much.
 
     Attributes:

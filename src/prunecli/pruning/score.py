@@ -31,6 +31,7 @@ from prunecli.pruning.calibration import (
     read_windows,
 )
 from prunecli.pruning.sizes import Sizes
+from prunecli.record import Record
 from prunecli.settings import BATCH_TOKENS, Amount, Data, Result, RunContext
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ScoreRequest:
+class ScoreRequest(Record):
     """What to score: by which method, from a file of statistics or from text.
 
     `amount` is for methods that try out what they remove, where statistics are yet to be collected.

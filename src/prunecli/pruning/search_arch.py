@@ -35,6 +35,7 @@ from prunecli.pruning.grid import Budget
 from prunecli.pruning.request import SCORES
 from prunecli.pruning.score import score_model, score_options, scores_artefact
 from prunecli.pruning.sizes import Sizes, protected_layers, resolve_sizes
+from prunecli.record import Record
 from prunecli.report import Report
 from prunecli.settings import BATCH_TOKENS, Amount, Data, Output, Result, RunContext
 from prunecli.training import world
@@ -47,7 +48,7 @@ GRID, DEFAULT = "grid", "default"
 
 
 @dataclass(frozen=True)
-class SearchRequest:
+class SearchRequest(Record):
     """What to search: shapes of a model for a method, within one budget.
 
     Attributes:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from prunecli.errors import InputError, OutputExists, UsageError, suggest
+from prunecli.record import Record
 from prunecli.settings import Output, RunContext
 from prunecli.tables import advice, figures, own_layouts, terminal
 from prunecli.tables.collect import Models, collect
@@ -19,7 +20,7 @@ FIGURE_WIDTH = 100  # characters, where there is no terminal
 
 
 @dataclass(frozen=True)
-class TableRequest:
+class TableRequest(Record):
     """What to show of the sidecars in some files and folders, and how.
 
     Attributes:
