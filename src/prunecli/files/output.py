@@ -212,10 +212,10 @@ def move_in(whole: Path, path: Path) -> None:
     """
     if sidecar.is_ours(whole):
         remove(whole / MARK)
-        # in an exchange the old OUT goes there, and is no finished one any more
-        temporary = _sibling(path, "tmp")
-        whole.rename(temporary)
-        publish(temporary, path)
+        if path.exists():
+            # in an exchange the old OUT gets this name, and is no finished one any more
+            whole = whole.rename(_sibling(path, "tmp"))
+        publish(whole, path)
         return
     tensors, record = whole / path.name, sidecar.path_of(path)
     if tensors.exists():
