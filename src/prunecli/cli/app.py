@@ -28,7 +28,7 @@ from prunecli.cli import (
     train,
 )
 from prunecli.errors import PruneError, suggest
-from prunecli.training import world
+from prunecli.files import world
 
 PATIENCE = 20.0  # seconds
 

@@ -8,8 +8,8 @@ import typer
 from prunecli.cli import console, options, records
 from prunecli.cli.options import DATA_PANEL, STEPS_PANEL, option
 from prunecli.cli.signals import first_signal
+from prunecli.files import world
 from prunecli.methods import registry
-from prunecli.training import world
 
 RECIPE: options.Group = {
     "recipe": (

@@ -7,8 +7,8 @@ import typer
 from prunecli.cli import console, options, records
 from prunecli.cli.options import COMPUTE_PANEL, OUTPUT_PANEL, Text, of_record
 from prunecli.cli.signals import first_signal
+from prunecli.files import world
 from prunecli.settings import Compute, Training
-from prunecli.training import world
 
 DATA_PANEL = "Training data"
 EVAL_PANEL = "Evaluation data"

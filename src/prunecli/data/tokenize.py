@@ -37,6 +37,7 @@ from prunecli.data.tokenizer import (
 from prunecli.errors import InputError, OutputExists, UsageError
 from prunecli.files import output, sidecar
 from prunecli.files.artefact import Artefact
+from prunecli.files.claim import exclusive
 from prunecli.files.sidecar import Input, Sidecar, SidecarBuilder
 from prunecli.model import companions
 from prunecli.record import Record, limited
@@ -77,6 +78,7 @@ class TokenizeRequest(Record):
     skip_bad: int = Data.skip_bad
 
 
+@exclusive
 def tokenize(request: TokenizeRequest, run: RunContext = RunContext()) -> Result:
     """Write the rows of a text into the folder OUT, with the tokenizer that made them.
 
@@ -280,9 +282,8 @@ def _publish(
                 "use --restart",
             )
     output.write_text(folder / sidecar.FOLDER_SIDECAR, record.text())
-    for name in (shards.STATE, output.MARK):
-        output.remove(folder / name)
-    output.publish(folder, Path(out).resolve())
+    output.remove(folder / shards.STATE)
+    output.publish_partial(out)
 
 
 def _copy_tokenizer(source: str, folder: Path) -> None:

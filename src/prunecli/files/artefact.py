@@ -135,16 +135,14 @@ class Artefact:
             for name, tensor in first.items()
         } | dict(whole_model or {})
         output.check_disk(self.path, sum(spec.bytes for spec in specs.values()))
-        with output.staged(self.path) as temporary:
-            with TensorWriter(temporary, specs) as writer:
+        with output.staged_pair(self.path) as (file, beside):
+            with TensorWriter(file, specs) as writer:
                 for part in chain([first], parts):
                     for name, tensor in part.items():
                         writer.write(name, tensor)
-            # with --force: no moment at which an old sidecar describes new tensors
-            sidecar.path_of(self.path).unlink(missing_ok=True)
-        record = self.sidecar(
-            {"digest": combined_digest(writer.digests), "tensors": len(specs)},
-            {"calibration_tokens": self.calibration},
-        )
-        output.write_json(str(sidecar.path_of(self.path)), record.text())
+            record = self.sidecar(
+                {"digest": combined_digest(writer.digests), "tensors": len(specs)},
+                {"calibration_tokens": self.calibration},
+            )
+            output.write_text(beside, record.text())
         return self.result(record)

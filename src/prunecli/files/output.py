@@ -1,8 +1,9 @@
 """Where results go: checked before any work, written to a temporary sibling, renamed at the end."""
 
-import fcntl
+import ctypes
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from prunecli.errors import InputError, OutputExists, PruneError
 from prunecli.files import sidecar
 from prunecli.settings import Output, Result
 
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's <fcntl.h> and <linux/fs.h>
 MARK = "key"
 LOGS = ".jsonl"
 SUFFIX = 24  # bytes at most by which names of temporary siblings are longer than OUT's
@@ -44,6 +46,19 @@ def check_path(out: str, output: Output, inputs: Sequence[Path | None]) -> None:
         _check_access(what, path)
 
 
+def check_beside(out: str) -> None:
+    """Refuse a file OUT where a folder is, or whose sidecar would replace what is not ours.
+
+    Raises InputError or OutputExists.
+    """
+    path = Path(out).resolve()
+    if path.is_dir():
+        raise InputError(f"'{out}' is a folder, expected a file", "choose another")
+    record = sidecar.path_of(path)
+    if occupied(record):
+        _check_ours(f"'{record.name}', the sidecar of OUT,", record)
+
+
 def check_kept(folder: str, names: Sequence[str], model: Path, out: str) -> None:
     """Refuse to keep these files in `folder` where that harms the input, OUT, or files of others.
 
@@ -59,6 +74,17 @@ def check_kept(folder: str, names: Sequence[str], model: Path, out: str) -> None
     for name in names:
         if occupied(path / name):
             _check_ours(f"'{Path(folder, name)}', which --keep would write,", path / name)
+        check_beside(f"{folder}/{name}")
+
+
+def can_be_written(path: Path) -> bool:
+    """Return whether `check_path` has nothing against the place of a path."""
+    try:
+        for check in (_check_parent, _check_access, _check_name):
+            check(str(path), path)
+    except InputError:
+        return False
+    return True
 
 
 def _check_parent(what: str, path: Path) -> None:
@@ -139,27 +165,105 @@ def staged(out: str) -> Iterator[Path]:
     The block makes a file or a folder there. On any failure it is removed, and OUT is untouched.
     """
     path = Path(out).resolve()
+    with _temporary(path) as temporary:
+        yield temporary
+        publish(temporary, path)
+
+
+@contextmanager
+def staged_pair(out: str) -> Iterator[tuple[Path, Path]]:
+    """Yield temporary paths of the file OUT and its sidecar, which appear when the block succeeds.
+
+    No system renames two files at once. So both are made in one folder, and a rename of that says
+    that they are whole: up to there OUT is untouched, and from there the next run that wants OUT
+    completes what a kill interrupted.
+    """
+    path = Path(out).resolve()
+    with _temporary(path) as temporary:
+        temporary.mkdir()
+        yield temporary / path.name, temporary / sidecar.path_of(path).name
+        sync(temporary)
+        whole = temporary.with_suffix(".new")
+        temporary.rename(whole)
+        sync(path.parent)
+        move_in(whole, path)
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _sibling(path, "tmp")
     remove(temporary)
     try:
         yield temporary
-        publish(temporary, path)
     finally:
         remove(temporary)
 
 
+def _sibling(path: Path, suffix: str) -> Path:
+    """Return the name under which this process keeps what is not, or no longer, at `path`."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{suffix}")
+
+
+def move_in(whole: Path, path: Path) -> None:
+    """Move a finished folder to its place, or a file and its sidecar out of their folder.
+
+    If that was interrupted, it goes on.
+    """
+    if sidecar.is_ours(whole):
+        remove(whole / MARK)
+        if path.exists():
+            # in an exchange the old OUT gets this name, and is no finished one any more
+            whole = whole.rename(_sibling(path, "tmp"))
+        publish(whole, path)
+        return
+    tensors, record = whole / path.name, sidecar.path_of(path)
+    if tensors.exists():
+        # no moment at which an old sidecar describes new tensors
+        record.unlink(missing_ok=True)
+        tensors.replace(path)
+        sync(path.parent)
+    if (whole / record.name).exists():
+        (whole / record.name).replace(record)
+    whole.rmdir()
+    sync(path.parent)
+
+
 def publish(temporary: Path, path: Path) -> None:
-    """Replace `path` by a complete sibling of it, by rename."""
-    _sync(temporary)
-    if path.is_dir():
-        old = path.with_name(f".{path.name}.{os.getpid()}.old")
-        path.rename(old)
-        temporary.rename(path)
-        remove(old)
-    else:
+    """Replace `path` by a complete sibling of it: in one step, where the system has that.
+
+    Elsewhere a folder needs two renames; the next run puts back what a kill between them moved.
+    """
+    sync(temporary)
+    if not path.exists() or not (path.is_dir() or temporary.is_dir()):
         temporary.replace(path)
-    _sync(path.parent)
+        sync(path.parent)
+        return
+    if _exchange(temporary, path):
+        sync(path.parent)
+        remove(temporary)
+        return
+    old = _sibling(path, "old")
+    path.rename(old)
+    try:
+        temporary.rename(path)
+    except BaseException:
+        old.rename(path)
+        raise
+    sync(path.parent)
+    remove(old)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two paths in one step, by Linux's renameat2; return whether the system could."""
+    if sys.platform != "linux":
+        return False
+    library = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(library, "renameat2"):
+        return False
+    paths = [os.fsencode(path) for path in (one, other)]
+    done: int = library.renameat2(AT_FDCWD, paths[0], AT_FDCWD, paths[1], RENAME_EXCHANGE)
+    return done == 0
 
 
 def partial_of(out: str) -> Path:
@@ -172,11 +276,11 @@ def check_partial(out: str, identity: str, restart: bool) -> None:
     """Raise OutputExists if OUT.partial is not what the run of this id may resume from or clear."""
     folder = partial_of(out)
     mark = folder / MARK
-    if not folder.exists():
+    if not folder.exists() or is_unmarked(folder):
         return
-    if not folder.is_dir() or (not mark.exists() and any(folder.iterdir())):
+    if not mark.exists():
         raise OutputExists(f"'{folder.name}' was not made by prunecli", "move it away")
-    state = mark.exists() and not restart and _holds(folder, LOGS)
+    state = not restart and _holds(folder, LOGS)
     if state and mark.read_text("utf-8").strip() != identity:
         raise OutputExists(
             f"'{folder.name}' is the state of a run with other inputs or options",
@@ -189,33 +293,53 @@ def partial(out: str, identity: str, restart: bool) -> Iterator[Path]:
     """Yield OUT.partial, the folder of an unfinished run; it is kept when the block fails.
 
     A folder without anything to resume from is no state: any run may take it. One that is left
-    without is removed when the block fails.
-    Raises OutputExists if it is the state of a run with another id, or of one that is still
-    running. `restart` clears it.
+    without is removed when the block fails. It appears with its mark in it, and disappears whole,
+    so that a kill at no moment leaves one that the next run cannot tell from a user's folder.
+    Raises OutputExists if it is the state of a run with another id. `restart` clears it.
     """
     folder = partial_of(out)
     check_partial(out, identity, restart)
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
+    if restart or not (folder / MARK).exists() or not _holds(folder, LOGS):
+        discard(folder)
+        with _temporary(folder) as temporary:
+            temporary.mkdir()
+            write_text(temporary / MARK, identity + "\n")
+            sync(temporary)
+            temporary.rename(folder)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputExists(f"another process is working in '{folder.name}'") from None
-        # another run may have taken it while this one waited
-        check_partial(out, identity, restart)
-        mark = folder / MARK
-        if restart or not mark.exists() or not _holds(folder, LOGS):
-            for path in folder.iterdir():
-                remove(path)
-            replace_text(mark, identity + "\n")
-        try:
-            yield folder
-        finally:
-            if folder.exists() and not _holds(folder):
-                remove(folder)
+        yield folder
     finally:
-        os.close(handle)
+        if folder.exists() and not _holds(folder):
+            discard(folder)
+
+
+def is_unmarked(folder: Path) -> bool:
+    """Return whether there is nothing in a folder but a mark that was not yet written whole.
+
+    Versions that made OUT.partial and its mark in two steps left such when they were killed.
+    """
+    if not folder.is_dir() or folder.is_symlink():
+        return False
+    return {path.name for path in folder.iterdir()} <= {f".{MARK}.tmp"}
+
+
+def discard(folder: Path) -> None:
+    """Remove OUT.partial, first under another name: no later run finds it in pieces."""
+    if folder.exists():
+        gone = _sibling(folder, "tmp")
+        remove(gone)
+        folder.rename(gone)
+        remove(gone)
+
+
+def publish_partial(out: str) -> None:
+    """Make OUT.partial, finished and with its sidecar in it, OUT."""
+    folder, path = partial_of(out), Path(out).resolve()
+    sync(folder)
+    whole = _sibling(path, "new")
+    folder.rename(whole)
+    sync(path.parent)
+    move_in(whole, path)
 
 
 def _holds(folder: Path, *beside: str) -> bool:
@@ -263,7 +387,8 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Flush a file, or the names in a folder, to disk; raise PruneError if there is none."""
     if not path.exists():
         raise PruneError(f"nothing was written for '{path.name}'")
     handle = os.open(path, os.O_RDONLY)

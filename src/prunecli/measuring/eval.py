@@ -17,6 +17,7 @@ from prunecli.data.tokenizer import AUTO
 from prunecli.data.windows import Tokens
 from prunecli.files import output, sidecar
 from prunecli.files.artefact import Artefact
+from prunecli.files.claim import exclusive
 from prunecli.files.sidecar import Computed, Input, SidecarBuilder
 from prunecli.measuring import harness, perplexity
 from prunecli.measuring.tasks import Group, Task, load
@@ -51,6 +52,7 @@ class EvalRequest(Record):
     repeat: int = limited(1, least=1)
 
 
+@exclusive
 def evaluate(request: EvalRequest, run: RunContext = RunContext()) -> Result:
     """Measure one checkpoint; with an OUT, write the sidecar there as JSON.
 
@@ -86,7 +88,7 @@ def evaluate(request: EvalRequest, run: RunContext = RunContext()) -> Result:
         of_data, of_tasks = _measure(material, request, checkpoint, run, folder)
         result = artefact.write_json({}, _results(checkpoint, of_data, of_tasks))
         if folder is not None:
-            output.remove(folder)
+            output.discard(folder)
     return result
 
 

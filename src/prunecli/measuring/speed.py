@@ -7,6 +7,7 @@ from typing import Any
 from prunecli.errors import InputError, UsageError, suggest
 from prunecli.files import output
 from prunecli.files.artefact import Artefact
+from prunecli.files.claim import exclusive
 from prunecli.files.sidecar import Computed, SidecarBuilder
 from prunecli.measuring.costs import (
     CPU_TOKENS,
@@ -39,6 +40,7 @@ class SpeedRequest(Record):
     official: bool = False
 
 
+@exclusive
 def speed(request: SpeedRequest, run: RunContext = RunContext()) -> Result:
     """Count and time one model, beside a base if asked; with an OUT, write the sidecar there.
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from prunecli.errors import UsageError
 from prunecli.files.artefact import Artefact
+from prunecli.files.claim import exclusive
 from prunecli.files.sidecar import Computed, SidecarBuilder
 from prunecli.files.tensorfile import Spec
 from prunecli.methods import registry
@@ -43,6 +44,7 @@ class CalibrateRequest(Record):
     compat: bool = False
 
 
+@exclusive
 def calibrate(request: CalibrateRequest, run: RunContext = RunContext()) -> Result:
     """Collect what methods read, of the dense model on DATA, into OUT.safetensors.
 

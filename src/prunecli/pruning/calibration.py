@@ -100,3 +100,4 @@ def check_tensor_file(output: Output, checkpoint: Checkpoint) -> None:
     if not output.path.endswith(".safetensors"):
         raise UsageError(f"OUT '{output.path}' must end in .safetensors")
     place.check_path(output.path, output, [checkpoint.folder])
+    place.check_beside(output.path)

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunecli.errors import InputError
-from prunecli.files import output, sidecar
+from prunecli.files import output, sidecar, world
 from prunecli.files.artefact import Artefact
+from prunecli.files.claim import claimed, exclusive
 from prunecli.files.sidecar import Computed, Input, SidecarBuilder
 from prunecli.files.tensorfile import TensorFile, Tensors
 from prunecli.methods._base import Method
@@ -55,7 +56,6 @@ from prunecli.pruning.score import (
 )
 from prunecli.report import Report
 from prunecli.settings import BATCH_TOKENS, Result, RunContext
-from prunecli.training import world
 
 if TYPE_CHECKING:
     import torch
@@ -91,6 +91,7 @@ class Pruning:
         return replace(self.run, output=self.run.output.for_intermediates(path))
 
 
+@exclusive
 def prune(request: PruneRequest, run: RunContext = RunContext()) -> Result:
     """Prune the model IN into the folder OUT (or, with `plan_only`, write the plan to OUT.json).
 
@@ -98,6 +99,12 @@ def prune(request: PruneRequest, run: RunContext = RunContext()) -> Result:
     `run.output.restart`. Under `torchrun`, which is for them alone, all processes call this; the
     first one writes. Raises UsageError, InputError, OutputExists, PruneError, Stopped.
     """
+    kept = [f"{request.keep}/{name}" for name in (STATS, SCORES, PLAN) if request.keep]
+    with claimed(run, *kept):
+        return _prune(request, run)
+
+
+def _prune(request: PruneRequest, run: RunContext) -> Result:
     check_device(run.compute)
     builder = SidecarBuilder("prune", run.output.argv)
     resolved = resolve(request, run.output)
@@ -289,7 +296,7 @@ def _train(pruning: Pruning, training: "ResolvedMaskTraining", artefact: Artefac
             return Result(artefact.path)
         selection = evaluate_masks(pruning.method, pruning.dense, training, trained, pruning.run)
         result = _write_selection(pruning, selection, artefact)
-        output.remove(folder)
+        output.discard(folder)
     return result
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from prunecli.data.rows import source_path
 from prunecli.errors import InputError, UsageError
-from prunecli.files import sidecar
+from prunecli.files import sidecar, world
 from prunecli.methods import registry
 from prunecli.methods._base import Method, Setting, domains_of
 from prunecli.model.arch import Arch
@@ -19,7 +19,6 @@ from prunecli.pruning.recipe import with_recipe
 from prunecli.pruning.sizes import Sizes, block_params, resolve_pattern, resolve_sizes
 from prunecli.record import Record
 from prunecli.settings import Amount, Data, Output
-from prunecli.training import world
 
 OTHER_SHAPE = "ask for other sizes, or remove layers instead"
 # files of the steps between, in the folder of --keep

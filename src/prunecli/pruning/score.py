@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunecli.errors import UsageError
 from prunecli.files.artefact import Artefact
+from prunecli.files.claim import exclusive
 from prunecli.files.sidecar import Computed, SidecarBuilder
 from prunecli.files.tensorfile import Tensors
 from prunecli.methods import registry
@@ -54,6 +55,7 @@ class ScoreRequest(Record):
     compat: bool = False
 
 
+@exclusive
 def score(request: ScoreRequest, run: RunContext = RunContext()) -> Result:
     """Turn statistics into importances, higher = keep, one vector per axis and layer.
 

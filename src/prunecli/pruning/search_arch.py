@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from prunecli.data import windows
 from prunecli.data.rows import source_path
 from prunecli.errors import InputError, NotANumber, UsageError
-from prunecli.files import output, sidecar
+from prunecli.files import output, sidecar, world
 from prunecli.files.artefact import Artefact
+from prunecli.files.claim import exclusive
 from prunecli.files.sidecar import Computed, SidecarBuilder
 from prunecli.files.tensorfile import Tensors
 from prunecli.measuring import perplexity
@@ -38,7 +39,6 @@ from prunecli.pruning.sizes import Sizes, protected_layers, resolve_sizes
 from prunecli.record import Record
 from prunecli.report import Report
 from prunecli.settings import BATCH_TOKENS, Amount, Data, Output, Result, RunContext
-from prunecli.training import world
 
 if TYPE_CHECKING:
     from prunecli.data.windows import Tokens
@@ -122,6 +122,7 @@ class Search:
         }
 
 
+@exclusive
 def search_arch(request: SearchRequest, run: RunContext = RunContext()) -> Result:
     """Search the shape of the lowest loss within a budget, and write it to OUT.json, for `--arch`.
 
@@ -172,7 +173,7 @@ def search_arch(request: SearchRequest, run: RunContext = RunContext()) -> Resul
             )
         }
         result = artefact.write_json({}, _results(search, losses, calibration, held_out))
-        output.remove(folder)
+        output.discard(folder)
     _summarise(result.results["candidates"], run.report)
     return result
 

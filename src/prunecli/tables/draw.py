@@ -11,6 +11,7 @@ from prunecli.errors import InputError
 from prunecli.files import output
 from prunecli.tables.entries import SCRATCH
 from prunecli.tables.figures import Drawing, Panel, Series
+from prunecli.tables.marks import METADATA
 from prunecli.tables.text import count, filled
 
 MARKERS = "osD^vPX*<>"
@@ -30,11 +31,13 @@ def save(drawing: Drawing, path: str) -> None:
     figure = _draw(pyplot, drawing)
     try:
         suffix = Path(path).suffix
-        # the date of drawing would make equal figures differ
-        undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {}}[suffix]
         with output.staged(path) as temporary:
             figure.savefig(
-                temporary, format=suffix[1:], dpi=150, metadata=undated, bbox_inches="tight"
+                temporary,
+                format=suffix[1:],
+                dpi=150,
+                metadata=METADATA[suffix],
+                bbox_inches="tight",
             )
     finally:
         pyplot.close(figure)

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from prunecli.errors import InputError, OutputExists, UsageError, suggest
+from prunecli.files.claim import claimed
 from prunecli.record import Record
 from prunecli.settings import Output, RunContext
-from prunecli.tables import advice, figures, own_layouts, terminal
+from prunecli.tables import advice, figures, marks, own_layouts, terminal
 from prunecli.tables.collect import Models, collect
 from prunecli.tables.layouts import LAYOUTS, build, rows_of_layout
 from prunecli.tables.render import Table
@@ -67,6 +68,11 @@ def table(request: TableRequest, run: RunContext = RunContext()) -> TableResult:
     without any sidecar, one that is damaged, or nothing that fits the layout; OutputExists.
     """
     _check(request)
+    with claimed(run, request.plot, request.html):
+        return _table(request, run)
+
+
+def _table(request: TableRequest, run: RunContext) -> TableResult:
     runs = Runs(collect(list(request.paths)) if request.paths else Models())
     if request.advise:
         advised = advice.advise(runs, request.reference, request.budget)
@@ -132,7 +138,8 @@ def _drawing(request: TableRequest, runs: Runs) -> figures.Drawing:
 def check_file(option: str, path: str, output: Output) -> None:
     """Raise an error if a figure or report cannot go to `path`.
 
-    UsageError for a name that says another kind of file, InputError for a folder, OutputExists.
+    UsageError for a name that says another kind of file, InputError for a folder, OutputExists for
+    what is there: without `force`, or made by another program.
     """
     file, suffixes = Path(path), SUFFIXES[option]
     if file.suffix not in suffixes:
@@ -141,3 +148,5 @@ def check_file(option: str, path: str, output: Output) -> None:
         raise InputError(f"'{path}' is a folder", "name a file")
     if file.exists() and not output.force:
         raise OutputExists(f"'{path}' exists", "use --force or move it away")
+    if file.exists() and not marks.is_ours(file):
+        raise OutputExists(f"'{path}' exists and was not made by prunecli", "move it away")

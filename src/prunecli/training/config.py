@@ -9,13 +9,12 @@ from prunecli.data import rows as row_sets
 from prunecli.data import tokenizer, windows
 from prunecli.data.rows import Rows
 from prunecli.errors import InputError, UsageError
-from prunecli.files import provenance, sidecar
+from prunecli.files import provenance, sidecar, world
 from prunecli.files.sidecar import Input, Trained
 from prunecli.files.tensorfile import STORAGE, Spec
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.report import Report
 from prunecli.settings import Compute, Data, Training
-from prunecli.training import world
 from prunecli.training.trackers import library
 
 SWEEP = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)

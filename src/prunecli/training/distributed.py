@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from prunecli.files import world
 from prunecli.model.device import device_of
 from prunecli.settings import Compute
-from prunecli.training import world
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from prunecli.data.tokenizer import AUTO, BYTES, END, alphabet, byte_level, file
 from prunecli.errors import InputError, UsageError, suggest
 from prunecli.files import output, strict
 from prunecli.files.artefact import Artefact
+from prunecli.files.claim import exclusive
 from prunecli.files.sidecar import Input, SidecarBuilder
 from prunecli.files.tensorfile import STORAGE, Spec, spec_of, torch_dtype
 from prunecli.model import companions, configs
@@ -99,6 +100,7 @@ class Target:
         return inputs
 
 
+@exclusive
 def init(request: InitRequest, run: RunContext = RunContext()) -> Result:
     """Write a checkpoint with random weights to OUT, and a tokenizer with it.
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from prunecli.data.rows import source_path
 from prunecli.errors import InputError
-from prunecli.files import output
+from prunecli.files import output, world
 from prunecli.files.artefact import Artefact
+from prunecli.files.claim import exclusive
 from prunecli.files.sidecar import Computed, SidecarBuilder
 from prunecli.files.tensorfile import torch_dtype
 from prunecli.model.checkpoint import Checkpoint, check_buildable
@@ -26,7 +27,6 @@ from prunecli.model.sparsity import (
 from prunecli.model.write import size_results, write_tensors
 from prunecli.report import Report
 from prunecli.settings import Result, RunContext, Training
-from prunecli.training import world
 from prunecli.training.config import ResolvedTraining, resolve_training
 from prunecli.training.log import LOG, loss_curve, tail_mean
 
@@ -41,6 +41,7 @@ KEPT_LOG = "train.jsonl"  # the log in OUT
 INHERITED = ("method", "granularity", "ratio", "ratio_total", "ratio_embedding")
 
 
+@exclusive
 def train(training: Training, run: RunContext = RunContext()) -> Result:
     """Train a checkpoint on token rows and write OUT, sharded and (by default) stored as IN.
 
@@ -174,7 +175,7 @@ def _write(
         )  # fmt: skip
         output.write_text(temporary / KEPT_LOG, (folder / LOG).read_text("utf-8"))
         written.finish(record, checkpoint.companion_files())
-    output.remove(folder)
+    output.discard(folder)
     artefact.run.report.info(
         f"{resolved.steps} steps, {resolved.tokens} tokens, loss {record.results['loss']:.4f}, "
         f"{record.run.seconds:.0f} s"
