@@ -28,9 +28,10 @@ from prunecli.files import seal
 from prunecli.measuring import agreement
 from prunecli.settings import Amount, Data
 
-FLIPS = 24  # of single bits, in each file of each artefact
+# of single bits, in each file of each artefact; a long run asks for more
+FLIPS = int(os.environ.get("PRUNECLI_TEST_FLIPS", "6"))
 CUTS = 2
-EDITS = 24
+EDITS = 12
 
 Artefacts = dict[str, Path]
 
@@ -210,11 +211,13 @@ def test_swapped_shards(artefacts, tmp_path) -> None:
         assert check(str(artefact), deep=True)
     index = copied(artefacts["sparse"], tmp_path / "copy") / "model.safetensors.index.json"
     record = json.loads(index.read_text())
-    names = sorted(record["weight_map"])
-    record["weight_map"][names[0]] = record["weight_map"][names[-1]]
+    shards = record["weight_map"]
+    names = sorted(shards)
+    one, other = next((n, m) for n in names for m in names if shards[n] != shards[m])
+    shards[one], shards[other] = shards[other], shards[one]
     index.write_text(json.dumps(record))
     (fault,) = check(str(index.parent))  # without --deep
-    assert f"index.json is not what the shards hold: of '{names[0]}'" in fault
+    assert f"index.json is not what the shards hold: of '{one}' and" in fault
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,11 @@ from prunecli.cli import (
     train,
 )
 from prunecli.errors import PruneError, suggest
+from prunecli.report import printable
 from prunecli.training import world
 
 PATIENCE = 20.0  # seconds
+LONGEST = 500  # characters of an error's line
 
 
 class Entry(NamedTuple):
@@ -160,12 +162,13 @@ def _unexpected(what: str) -> None:
     if "--verbose" in sys.argv or os.environ.get("PRUNECLI_VERBOSE"):
         import traceback
 
-        traceback.print_exc()
+        for line in traceback.format_exc().splitlines():
+            print(printable(line), file=sys.stderr)
         sys.exit(1)
     _fail(f"{what} (--verbose shows where)", 1)
 
 
 def _fail(message: Any, status: int) -> None:
-    line = " ".join(str(message).split())
-    print(f"prunecli: error: {line}", file=sys.stderr)
+    line = printable(f"prunecli: error: {' '.join(str(message).split())}")
+    print(line if len(line) <= LONGEST else line[: LONGEST - 3] + "...", file=sys.stderr)
     sys.exit(status)

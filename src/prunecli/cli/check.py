@@ -8,6 +8,7 @@ import typer
 from prunecli.cli import options, records
 from prunecli.cli.options import option
 from prunecli.errors import CheckFailed
+from prunecli.report import printable
 
 
 @options.with_options(options.VERBOSITY, options.CONFIG)
@@ -35,7 +36,8 @@ def check(
         print(jsonlib.dumps({"results": rows}))
     else:
         for path, messages in problems.items():
-            print("\n".join(f"{path}: {message}" for message in messages or ["ok"]))
+            for message in messages or ["ok"]:
+                print(printable(f"{path}: {message}"))
     failed = [path for path, messages in problems.items() if messages]
     if failed:
         raise CheckFailed(f"{len(failed)} of {len(problems)} paths failed the check")

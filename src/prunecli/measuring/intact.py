@@ -63,7 +63,7 @@ def index_faults(folder: Path) -> Iterator[str]:
     names = sorted(claimed.keys() | found.keys())
     wrong = [name for name in names if claimed.get(name) != found.get(name)]
     if wrong:
-        name, more = wrong[0], f", and of {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        name, more = wrong[0], f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         yield (
             f"{INDEX} is not what the shards hold: of '{name}'{more} it says "
             f"'{claimed.get(name, 'nothing')}', found '{found.get(name, 'nowhere')}'"
