@@ -18,13 +18,13 @@ def check(
         list[str], typer.Argument(metavar="IN...", help="model folders or files, or - for stdin")
     ],
     deep: Annotated[
-        bool, option("deep", "also read all data: digests, NaN, and the recorded zeros", "Check")
+        bool, option("deep", "also read all data: digests, history, NaN, zeros, logits", "Check")
     ] = False,
 ) -> None:
     """Verify models and files against headers and sidecars.
 
-    Checks headers, index, names, shapes, sidecar and id; fast unless --deep. The exit status is 3
-    if one has a problem.
+    Checks headers, index, names, shapes, sidecar and id; fast unless --deep, which finds any byte
+    that has changed. All paths are reported. The exit status is 3 if one has a problem.
     """
     report = records.setup(context)
     from prunecli.measuring.check import check as verb
