@@ -13,6 +13,7 @@ T = TypeVar("T")
 INVISIBLE = ("Cc", "Cs", "Zl", "Zp")
 BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 REPLACEMENT = "\ufffd"
+LONGEST = 500  # characters of a line about an error
 
 
 def printable(text: str) -> str:
@@ -25,6 +26,12 @@ def printable(text: str) -> str:
         # a bidirectional mark is not
         return text
     return "".join(map(_shown, text))
+
+
+def cut(text: str) -> str:
+    """Return a printable text of at most LONGEST characters."""
+    text = printable(text)
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
 
 
 def _shown(sign: str) -> str:

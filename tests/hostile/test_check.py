@@ -240,6 +240,24 @@ def test_what_no_seal_protects(artefacts, tmp_path, change, fault) -> None:
     assert any(fault in problem for problem in check(str(artefact), deep=True))
 
 
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda keep: keep["ffn"][0].pop(), "ffn, and records"),
+        (lambda keep: keep["ffn"][0].reverse(), "its ffn are not ascending"),
+        (lambda keep: keep.update(layers=[0, 0]), "its layers are not ascending"),
+        (lambda keep: keep.update(layers=[-1]), "its layers are not ascending"),
+        (lambda keep: keep.update(layers=[{}]), "cannot be checked"),
+    ],
+)
+def test_plans(artefacts, tmp_path, change, fault) -> None:
+    path = copied(artefacts["plan.json"], tmp_path / "copy")
+    record = json.loads(path.read_text())
+    change(record["results"]["keep"])
+    path.write_text(json.dumps(record))
+    assert any(fault in problem for problem in check(str(path)))
+
+
 def test_nan(artefacts, tmp_path) -> None:
     path = copied(artefacts["stats.safetensors"], tmp_path / "copy")
     tensors = load_file(path)

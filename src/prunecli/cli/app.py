@@ -28,11 +28,10 @@ from prunecli.cli import (
     train,
 )
 from prunecli.errors import PruneError, suggest
-from prunecli.report import printable
+from prunecli.report import cut, printable
 from prunecli.training import world
 
 PATIENCE = 20.0  # seconds
-LONGEST = 500  # characters of an error's line
 
 
 class Entry(NamedTuple):
@@ -169,6 +168,5 @@ def _unexpected(what: str) -> None:
 
 
 def _fail(message: Any, status: int) -> None:
-    line = printable(f"prunecli: error: {' '.join(str(message).split())}")
-    print(line if len(line) <= LONGEST else line[: LONGEST - 3] + "...", file=sys.stderr)
+    print(cut(f"prunecli: error: {' '.join(str(message).split())}"), file=sys.stderr)
     sys.exit(status)

@@ -8,7 +8,7 @@ import typer
 from prunecli.cli import options, records
 from prunecli.cli.options import option
 from prunecli.errors import CheckFailed
-from prunecli.report import printable
+from prunecli.report import cut, printable
 
 
 @options.with_options(options.VERBOSITY, options.CONFIG)
@@ -37,7 +37,7 @@ def check(
     else:
         for path, messages in problems.items():
             for message in messages or ["ok"]:
-                print(printable(f"{path}: {message}"))
+                print(f"{printable(path)}: {cut(message)}")
     failed = [path for path, messages in problems.items() if messages]
     if failed:
         raise CheckFailed(f"{len(failed)} of {len(problems)} paths failed the check")

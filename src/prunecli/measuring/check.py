@@ -12,6 +12,7 @@ from prunecli.data import rows
 from prunecli.errors import PruneError
 from prunecli.files import sidecar
 from prunecli.files.sidecar import Sidecar
+from prunecli.files.strict import told
 from prunecli.files.tensorfile import (
     TENSOR_FILE,
     Spec,
@@ -109,10 +110,11 @@ def _of_config(checkpoint: Checkpoint) -> Problems:
             yield f"config.json was written by prunecli, but {sidecar.FOLDER_SIDECAR} is missing"
         return
     if marked != record.id:
-        yield f"config.json has id {marked}, the sidecar {record.id}"
-    if record.outputs.get("params") != arch.total_params:
+        yield f"config.json has id {told(marked)}, the sidecar {told(record.id)}"
+    recorded = record.outputs.get("params")
+    if recorded != arch.total_params:
         yield (
-            f"the sidecar records {record.outputs.get('params')} parameters, config.json describes "
+            f"the sidecar records {told(recorded)} parameters, config.json describes "
             f"{arch.total_params}"
         )
     described = {"sizes": arch.sizes, "params_by_group": arch.params()}
@@ -147,8 +149,9 @@ def _of_rows(folder: Path, deep: bool, report: Report) -> Problems:
 def _of_tensors(path: Path, record: Sidecar, deep: bool) -> Problems:
     """Yield what is wrong with a file of statistics or scores."""
     specs = read_header(path)
-    if record.outputs.get("tensors") != len(specs):
-        yield f"the sidecar records {record.outputs.get('tensors')} tensors, found {len(specs)}"
+    recorded = record.outputs.get("tensors")
+    if recorded != len(specs):
+        yield f"the sidecar records {told(recorded)} tensors, found {len(specs)}"
     yield from _uneven(specs)
     if not deep:
         return
@@ -195,4 +198,4 @@ def _of_plan(results: Mapping[str, Any]) -> Problems:
         sizes = [len(one) for one in lists]
         recorded = kept.get(axis)
         if sizes != (recorded if isinstance(recorded, list) else [recorded] * len(sizes)):
-            yield f"it keeps {sizes} {axis}, and records {recorded}"
+            yield f"it keeps {told(sizes)} {axis}, and records {told(recorded)}"
