@@ -3,10 +3,41 @@
 The command line replaces it by one that writes to stderr (cli/console.py).
 """
 
+import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
+
+# controls, lone surrogates and separators of lines; and the marks that turn the order of writing
+INVISIBLE = ("Cc", "Cs", "Zl", "Zp")
+BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+REPLACEMENT = "\ufffd"
+LONGEST = 500  # characters of a line about an error
+
+
+def printable(text: str) -> str:
+    """Return a text as one line that cannot steer a terminal, nor turn what is written after it.
+
+    Names and sidecars may come from anybody. White space that breaks lines becomes a space,
+    and every other control character U+FFFD.
+    """
+    if text.isprintable():
+        # a bidirectional mark is not
+        return text
+    return "".join(map(_shown, text))
+
+
+def cut(text: str) -> str:
+    """Return a printable text of at most LONGEST characters."""
+    text = printable(text)
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
+
+
+def _shown(sign: str) -> str:
+    if sign in BIDI or unicodedata.category(sign) in INVISIBLE:
+        return " " if sign.isspace() else REPLACEMENT
+    return sign
 
 
 class Report:

@@ -455,6 +455,17 @@ def test_check_tells_what_is_wrong(run, monkeypatch) -> None:
     assert run("check", "good").code == 0
 
 
+def test_check_reports_all_paths(run, llama, tmp_path) -> None:
+    """One that cannot be read is a problem of its own, wherever it stands."""
+    (tmp_path / "bad.json").write_bytes(b"\xff\x00")
+    (tmp_path / "folder").mkdir()
+    bad = ["", "null\0", "x" * 300, str(tmp_path / "bad.json"), str(tmp_path / "folder")]
+    ended = run("check", *bad, str(llama))
+    assert ended.code == 3 and "5 of 6 paths" in ended.err
+    *lines, last = ended.out.splitlines()
+    assert len(lines) == 5 and last == f"{llama}: ok" and not any("ok" in line for line in lines)
+
+
 def test_methods_and_families(run) -> None:
     from prunecli.methods import registry as methods
     from prunecli.model.families import registry as families

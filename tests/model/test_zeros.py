@@ -126,7 +126,7 @@ def test_check_counts_the_pattern(sparse, tmp_path) -> None:
     name = "model.layers.1.mlp.up_proj.weight"
     wrong = rewritten(sparse, tmp_path / "wrong", name)
     assert check(str(wrong)) == []
-    broken, ratio = check(str(wrong), deep=True)
+    _, broken, ratio = check(str(wrong), deep=True)  # its sidecar was changed too
     groups = crowded(wrong, 2, 4)
     assert groups == 80 * 48 // 4
     assert broken == f"the sidecar records 2:4, but '{name}' breaks 2:4 in {groups} groups"
@@ -145,7 +145,8 @@ def test_check_counts_what_is_told(sparse, claim) -> None:
     else:
         record["results"]["ratio"] = json.loads(claim)
     (sparse / "prunecli.json").write_text(json.dumps(record))
-    nonzero, ratio = check(str(sparse), deep=True)
+    changed, nonzero, ratio = check(str(sparse), deep=True)
+    assert "prunecli.json was changed after it was written" in changed
     told = record["results"]["nonzero"]
     assert nonzero == f"the sidecar records {told} non-zero weights, found {told - 1}"
     assert ratio.endswith("but 0.5000 of block weights are zero")

@@ -29,6 +29,7 @@ from prunecli.cli import (
 )
 from prunecli.errors import PruneError, suggest
 from prunecli.files import world
+from prunecli.report import cut, printable
 
 PATIENCE = 20.0  # seconds
 
@@ -160,12 +161,12 @@ def _unexpected(what: str) -> None:
     if "--verbose" in sys.argv or os.environ.get("PRUNECLI_VERBOSE"):
         import traceback
 
-        traceback.print_exc()
+        for line in traceback.format_exc().splitlines():
+            print(printable(line), file=sys.stderr)
         sys.exit(1)
     _fail(f"{what} (--verbose shows where)", 1)
 
 
 def _fail(message: Any, status: int) -> None:
-    line = " ".join(str(message).split())
-    print(f"prunecli: error: {line}", file=sys.stderr)
+    print(cut(f"prunecli: error: {' '.join(str(message).split())}"), file=sys.stderr)
     sys.exit(status)

@@ -8,6 +8,7 @@ import typer
 from prunecli.cli import options, records
 from prunecli.cli.options import option
 from prunecli.errors import CheckFailed
+from prunecli.report import cut, printable
 
 
 @options.with_options(options.VERBOSITY, options.CONFIG)
@@ -17,13 +18,13 @@ def check(
         list[str], typer.Argument(metavar="IN...", help="model folders or files, or - for stdin")
     ],
     deep: Annotated[
-        bool, option("deep", "also read all data: digests, NaN, and the recorded zeros", "Check")
+        bool, option("deep", "also read all data: digests, history, NaN, zeros, logits", "Check")
     ] = False,
 ) -> None:
     """Verify models and files against headers and sidecars.
 
-    Checks headers, index, names, shapes, sidecar and id; fast unless --deep. The exit status is 3
-    if one has a problem.
+    Checks headers, index, names, shapes, sidecar and id; fast unless --deep, which finds any byte
+    that has changed. All paths are reported. The exit status is 3 if one has a problem.
     """
     report = records.setup(context)
     from prunecli.measuring.check import check as verb
@@ -35,7 +36,8 @@ def check(
         print(jsonlib.dumps({"results": rows}))
     else:
         for path, messages in problems.items():
-            print("\n".join(f"{path}: {message}" for message in messages or ["ok"]))
+            for message in messages or ["ok"]:
+                print(f"{printable(path)}: {cut(message)}")
     failed = [path for path, messages in problems.items() if messages]
     if failed:
         raise CheckFailed(f"{len(failed)} of {len(problems)} paths failed the check")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from prunecli.report import Report
+from prunecli.report import Report, printable
 from prunecli.settings import Result
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class StderrReport(Report):
     def info(self, message: str) -> None:
         """Print a line unless --quiet."""
         if not self.quiet:
-            print(f"prunecli: {message}", file=sys.stderr)
+            print(f"prunecli: {printable(message)}", file=sys.stderr)
 
     def debug(self, message: str) -> None:
         """Print a line if --verbose."""
@@ -57,23 +57,24 @@ class StderrReport(Report):
         )
 
         columns = (
-            TextColumn("{task.description}"),
+            # what is told may hold names: it is no markup
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn(unit),
-            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[rate]}", markup=False),
             TimeRemainingColumn(),
         )
         if total is None and hasattr(items, "__len__"):
             total = len(items)  # type: ignore[arg-type]
         self._status = ""
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task(what, total=total, rate="")
+            task = progress.add_task(printable(what), total=total, rate="")
             for item in items:
                 yield item
                 progress.advance(task)
                 speed = progress.tasks[0].speed
-                rate = self._status or (f"{speed:.2f} {unit}/s" if speed else "")
+                rate = printable(self._status) or (f"{speed:.2f} {unit}/s" if speed else "")
                 progress.update(task, rate=rate)
 
 
@@ -94,7 +95,8 @@ def print_made(made: Result, values: Mapping[str, Any]) -> None:
     if values["json"] or values["dry_run"]:
         print(json.dumps(as_object(made)))
     else:
-        print(made.path)
+        # a pipe gets the very name, for the next command
+        print(printable(made.path) if sys.stdout.isatty() else made.path)
 
 
 def plain(value: float) -> str:

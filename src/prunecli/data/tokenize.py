@@ -35,7 +35,7 @@ from prunecli.data.tokenizer import (
     well_formed,
 )
 from prunecli.errors import InputError, OutputExists, UsageError
-from prunecli.files import output, sidecar
+from prunecli.files import output, seal, sidecar
 from prunecli.files.artefact import Artefact
 from prunecli.files.claim import exclusive
 from prunecli.files.sidecar import Input, Sidecar, SidecarBuilder
@@ -281,6 +281,8 @@ def _publish(
                 f"the tokenizer in '{request.tokenizer}' has changed since this run began",
                 "use --restart",
             )
+    state = (shards.STATE, output.MARK)
+    record.seal(seal.of_folder(folder, apart=(*state, sidecar.FOLDER_SIDECAR)))
     output.write_text(folder / sidecar.FOLDER_SIDECAR, record.text())
     output.remove(folder / shards.STATE)
     output.publish_partial(out)

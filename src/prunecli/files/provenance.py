@@ -24,12 +24,15 @@ def integrity_error(record: Sidecar) -> str:
             return f"'{step.command}' in its history was not made from the step before"
         if step.id not in (content_id(kind, step.options, step.inputs) for kind in get_args(Kind)):
             return f"options or inputs of '{step.command}' in its history were changed"
-    counted = [
-        (entry.digest, tuple(extra["range"]), extra["passes"] * extra["seq_len"])
-        for step in record.history
-        for entry in step.inputs
-        if entry.role == "rows" and "passes" in (extra := entry.model_extra or {})
-    ]
+    try:
+        counted = [
+            (entry.digest, tuple(extra["range"]), extra["passes"] * extra["seq_len"])
+            for step in record.history
+            for entry in step.inputs
+            if entry.role == "rows" and "passes" in (extra := entry.model_extra or {})
+        ]
+    except (KeyError, TypeError):
+        return "the rows in its history have no range, or no length"
     if counted != [(t.rows, t.range, t.count) for t in record.tokens.trained]:
         return "the tokens that it was trained on are not those of its history"
     return ""

@@ -10,15 +10,18 @@ import platform
 import resource
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from prunecli import __version__
 from prunecli.errors import InputError
+from prunecli.files import seal
 
 SCHEMA = 1
 FOLDER_SIDECAR = "prunecli.json"
@@ -94,7 +97,7 @@ class RunInfo(_Strict):
     """Fields that may differ between identical runs, and those that decide how sums are rounded.
 
     `cpu` is the CPU capability that torch's kernels use, `dtype` the compute type; `batch` is how
-    many tokens went through a layer at once. Records of older versions lack them.
+    many tokens went through a layer at once. Records of older versions lack them, and the digests.
     """
 
     argv: list[str]
@@ -119,6 +122,10 @@ class RunInfo(_Strict):
     """Versions of the libraries that were loaded."""
     peak_bytes: int
     """Largest resident memory of the process."""
+    files: dict[str, str] = {}
+    """SHA-256 of each file in the folder that holds no tensors, by name."""
+    digest: str | None = None
+    """SHA-256 of this record without this field."""
 
 
 class Sidecar(_Strict):
@@ -152,6 +159,12 @@ class Sidecar(_Strict):
     def last(self, command: str) -> HistoryStep | None:
         """Return the last step of the history that was this command."""
         return next((step for step in self.history[::-1] if step.command == command), None)
+
+    def seal(self, files: Mapping[str, str] = MappingProxyType({})) -> "Sidecar":
+        """Record the digests of `files`, and last that of the record itself; return it."""
+        self.run.files = dict(files)
+        self.run.digest = seal.of_record(self.dump())
+        return self
 
     def dump(self) -> dict[str, Any]:
         """Return the record as written to JSON, `schema` first."""
@@ -289,7 +302,7 @@ class SidecarBuilder:
             ),
             history=[*(parent.history if parent else []), step],
             run=self._run(computed or Computed()),
-        )
+        ).seal()
 
     def _run(self, computed: Computed) -> RunInfo:
         unit = 1 if sys.platform == "darwin" else 1024

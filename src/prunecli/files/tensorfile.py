@@ -201,35 +201,42 @@ def _bytes(tensor: "torch.Tensor") -> memoryview:
     return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
+def layout(specs: Mapping[str, Spec]) -> tuple[bytes, dict[str, int]]:
+    """Return how a file of these tensors begins, and where after that each one is.
+
+    Types come by falling size, then names: what safetensors itself writes.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offsets, offset = {}, 0
+    for name in sorted(specs, key=lambda name: (-ITEM_BYTES[specs[name].dtype], name)):
+        spec = specs[name]
+        header[name] = {
+            "dtype": spec.dtype,
+            "shape": list(spec.shape),
+            "data_offsets": [offset, offset + spec.bytes],
+        }
+        offsets[name] = offset
+        offset += spec.bytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text, offsets
+
+
 class TensorWriter:
     """Write one safetensors file whose tensors come in any order, one at a time.
 
-    The layout (types by falling size, then names: what safetensors itself writes) is known from
-    `specs`, so each tensor goes to its place at once. Use as a context manager; leaving it checks
-    that every tensor came and flushes the file to disk.
+    The layout is known from `specs`, so each tensor goes to its place at once. Use as a context
+    manager; leaving it checks that every tensor came and flushes the file to disk.
     """
 
     def __init__(self, path: Path, specs: Mapping[str, Spec]) -> None:
         self.path, self.specs = path, dict(specs)
         self.digests: dict[str, str] = {}
-        names = sorted(specs, key=lambda name: (-ITEM_BYTES[specs[name].dtype], name))
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        self._offsets, offset = {}, 0
-        for name in names:
-            spec = specs[name]
-            header[name] = {
-                "dtype": spec.dtype,
-                "shape": list(spec.shape),
-                "data_offsets": [offset, offset + spec.bytes],
-            }
-            self._offsets[name] = offset
-            offset += spec.bytes
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
+        start, self._offsets = layout(specs)
         self._file = path.open("wb")
-        self._file.write(struct.pack("<Q", len(text)) + text)
-        self._start = 8 + len(text)
-        self._file.truncate(self._start + offset)
+        self._file.write(start)
+        self._start = len(start)
+        self._file.truncate(self._start + sum(spec.bytes for spec in specs.values()))
 
     def write(self, name: str, tensor: "torch.Tensor") -> None:
         """Write one tensor to its place; type and shape must be those announced."""

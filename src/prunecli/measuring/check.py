@@ -1,79 +1,201 @@
-"""The library verb `check`: is an artefact as its sidecar records it?"""
+"""The library verb `check`: is an artefact as its sidecar records it?
 
+What it is follows from its sidecar's `kind`; a model folder needs none. Each `_of_` function yields
+what is wrong with one kind, the cheapest first.
+"""
+
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from prunecli.data import rows
 from prunecli.errors import PruneError
 from prunecli.files import sidecar
-from prunecli.files.tensorfile import combined_digest, read_header, read_tensor, tensor_digest
+from prunecli.files.sidecar import Sidecar
+from prunecli.files.strict import told
+from prunecli.files.tensorfile import (
+    TENSOR_FILE,
+    Spec,
+    combined_digest,
+    read_header,
+    read_tensor,
+    tensor_digest,
+)
+from prunecli.measuring import intact
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.sparsity import faults
 from prunecli.report import SILENT, Report
 
+LAYER = "model.layers."  # what the names of a layer's tensors begin with, before its number
+
+Problems = Iterator[str]
+
 
 def check(path: str, *, deep: bool = False, report: Report = SILENT) -> list[str]:
-    """Return what is wrong with a checkpoint, a folder of rows, a tensor file or a JSON artefact.
+    """Return what is wrong with a model folder, a folder of rows, a tensor file or a JSON artefact.
 
-    Checks headers, index, names and shapes against config.json, the sidecar and its id in
-    config.json, and parameter counts. `deep` reads every byte: there must be no NaN or infinity,
-    and the digest, the number of zeros and their pattern must be those in the sidecar.
+    Checks headers, index, names and shapes against config.json and the sidecar, and parameter
+    counts. `deep` reads every byte: the sidecar must be as it was sealed and follow from its
+    history, files must have the digests in it; there must be no NaN, the zeros and their pattern
+    must be those recorded, and a model that fits in memory must compute what transformers does.
+    Whatever is met on the way is a problem of this path; nothing is raised.
     """
-    try:
-        if rows.is_rows(path):
-            return _check_rows(path, deep)
-        return _check_folder(path, deep, report) if Path(path).is_dir() else _check_file(path, deep)
-    except PruneError as error:
-        return [str(error)]
-
-
-def _check_folder(path: str, deep: bool, report: Report) -> list[str]:
-    checkpoint = Checkpoint(path)
     problems = []
-    record = checkpoint.sidecar
-    mark = checkpoint.arch.config.get("prunecli")
+    try:
+        for problem in _problems(path, deep, report):
+            problems.append(problem)
+    except PruneError as error:
+        problems.append(str(error))
+    except OSError as error:
+        problems.append(f"cannot be read: {error.strerror or error}")
+    except Exception as error:
+        # libraries raise anything on damaged files, and other paths are still to be checked
+        problems.append(f"cannot be checked: {type(error).__name__}: {error}")
+    return problems
+
+
+def _problems(path: str, deep: bool, report: Report) -> Problems:
+    if rows.is_rows(path) and not Path(path).exists():  # a range of rows, or a tensor in a file
+        rows.open_rows(path)
+        path = rows.split(path)[0]
+        if TENSOR_FILE in path:
+            return
+    place = _described(Path(path))
+    if not place.exists():
+        yield "no such file or folder"
+        return
+    is_model = place.is_dir() and not (place / rows.shard_name(0)).exists()
+    record = sidecar.read_if_any(place) if is_model else sidecar.read(place)
+    if record is not None and deep:
+        yield from intact.record_faults(place, record)
+    if place.is_dir():
+        yield from (_of_model if is_model else _of_rows)(place, deep, report)
+    elif place.suffix == TENSOR_FILE:
+        yield from _of_tensors(place, sidecar.read(place, ("stats", "scores")), deep)
+    elif record is not None and record.kind == "plan":
+        yield from _of_plan(record.results)
+
+
+def _described(path: Path) -> Path:
+    """Return what lies beside a sidecar; a path as it is if it is none, or an artefact itself."""
+    if path.name == sidecar.FOLDER_SIDECAR and path.is_file():
+        return path.parent
+    beside = path.with_suffix("")
+    return beside if path.suffix == ".json" and beside.suffix == TENSOR_FILE else path
+
+
+def _of_model(folder: Path, deep: bool, report: Report) -> Problems:
+    checkpoint = Checkpoint(str(folder))
+    yield from intact.index_faults(folder)
+    yield from _of_config(checkpoint)
+    if not deep:
+        return
+    sound = True
+    for problem in _of_weights(checkpoint, report):
+        sound = False
+        yield problem
+    if sound:
+        from prunecli.measuring import agreement
+
+        yield from agreement.faults(checkpoint, report)
+
+
+def _of_config(checkpoint: Checkpoint) -> Problems:
+    """Yield where the sidecar of a model is not that of its config.json."""
+    record, arch = checkpoint.sidecar, checkpoint.arch
+    mark = arch.config.get("prunecli")
     marked = mark.get("id") if isinstance(mark, dict) else None
     if record is None:
         if marked is not None:
-            problems.append(
-                f"config.json was written by prunecli, but {sidecar.FOLDER_SIDECAR} is missing"
-            )
-    else:
-        if marked != record.id:
-            problems.append(f"config.json has id {marked}, the sidecar {record.id}")
-        expected = record.outputs.get("params")
-        if expected != checkpoint.arch.total_params:
-            problems.append(
-                f"the sidecar records {expected} parameters, config.json describes "
-                f"{checkpoint.arch.total_params}"
-            )
-    if deep:
-        digest = checkpoint.digest(report)
-        if record is not None and record.outputs.get("digest") != digest:
-            problems.append("the weights are not those of the sidecar (digest differs)")
-        problems += faults(checkpoint)
-    return problems
-
-
-def _check_rows(path: str, deep: bool) -> list[str]:
-    whole = rows.open_rows(path)
-    if deep and whole.scan().hexdigest() != whole.digest:
-        return ["the rows are not those of the sidecar (digest differs)"]
-    return []
-
-
-def _check_file(path: str, deep: bool) -> list[str]:
-    if path.endswith(".json"):
-        sidecar.read(path)
-        return []
-    specs = read_header(Path(path))
-    record = sidecar.read(path)
-    problems = []
-    if record.outputs.get("tensors") != len(specs):
-        problems.append(
-            f"the sidecar records {record.outputs.get('tensors')} tensors, found {len(specs)}"
+            yield f"config.json was written by prunecli, but {sidecar.FOLDER_SIDECAR} is missing"
+        return
+    if marked != record.id:
+        yield f"config.json has id {told(marked)}, the sidecar {told(record.id)}"
+    recorded = record.outputs.get("params")
+    if recorded != arch.total_params:
+        yield (
+            f"the sidecar records {told(recorded)} parameters, config.json describes "
+            f"{arch.total_params}"
         )
-    if deep:
-        digests = {name: tensor_digest(read_tensor(Path(path), name)) for name in specs}
-        if combined_digest(digests) != record.outputs.get("digest"):
-            problems.append("the tensors are not those of the sidecar (digest differs)")
-    return problems
+    described = {"sizes": arch.sizes, "params_by_group": arch.params()}
+    for name, value in described.items():
+        if record.results.get(name, value) != value:
+            yield f"the sidecar's {name} are not those that config.json describes"
+
+
+def _of_weights(checkpoint: Checkpoint, report: Report) -> Problems:
+    """Yield where weights are not those of the sidecar; reads all of them."""
+    record = checkpoint.sidecar
+    digest = checkpoint.digest(report)
+    if record is not None:
+        if record.outputs.get("digest") != digest:
+            yield "the weights are not those of the sidecar (digest differs)"
+        for file in intact.weight_files(checkpoint.folder):
+            yield from intact.header_faults(file)
+    yield from faults(checkpoint)
+
+
+def _of_rows(folder: Path, deep: bool, report: Report) -> Problems:
+    whole = rows.open_rows(str(folder))
+    if not deep:
+        return
+    found = whole.scan()
+    if found.hexdigest() != whole.digest:
+        yield "the rows are not those of the sidecar (digest differs)"
+    if found.max_id != whole.max_id:
+        yield f"the sidecar records {whole.max_id} as the largest id, found {found.max_id}"
+
+
+def _of_tensors(path: Path, record: Sidecar, deep: bool) -> Problems:
+    """Yield what is wrong with a file of statistics or scores."""
+    specs = read_header(path)
+    recorded = record.outputs.get("tensors")
+    if recorded != len(specs):
+        yield f"the sidecar records {told(recorded)} tensors, found {len(specs)}"
+    yield from _uneven(specs)
+    if not deep:
+        return
+    yield from intact.header_faults(path)
+    digests = {}
+    for name in specs:
+        tensor = read_tensor(path, name)
+        digests[name] = tensor_digest(tensor)
+        # infinity is the score of what must stay
+        if bool(tensor.isnan().any()):
+            yield f"'{name}' has NaN"
+    if combined_digest(digests) != record.outputs.get("digest"):
+        yield "the tensors are not those of the sidecar (digest differs)"
+
+
+def _uneven(specs: Mapping[str, Spec]) -> Problems:
+    """Yield the layers whose tensors are not those of layer 0 by name, type and shape."""
+    layers: dict[str, dict[str, Spec]] = {}
+    for name, spec in specs.items():
+        if name.startswith(LAYER):
+            number, _, own = name.removeprefix(LAYER).partition(".")
+            layers.setdefault(number, {})[own] = spec
+    expected = {str(i) for i in range(len(layers))}
+    for number in sorted(expected ^ layers.keys()):
+        yield f"the tensors of layer {number} are {'missing' if number in expected else 'too many'}"
+    for number, found in layers.items():
+        if found != layers.get("0", found):
+            yield f"the tensors of layer {number} are not like those of layer 0"
+
+
+def _of_plan(results: Mapping[str, Any]) -> Problems:
+    """Yield the axes of a plan whose indices are no indices, or not as many as it records."""
+    keep, kept = results.get("keep"), results.get("kept")
+    if not isinstance(keep, dict) or not isinstance(kept, dict):
+        yield "it keeps nothing: 'keep' or 'kept' is missing in its results"
+        return
+    for axis, value in keep.items():
+        if value is None:
+            continue
+        nested = bool(value) and isinstance(value[0], list)
+        lists = value if nested else [value]
+        if any(one != sorted(set(one)) or min(one, default=-1) < 0 for one in lists):
+            yield f"its {axis} are not ascending and unique indices"
+        sizes = [len(one) for one in lists]
+        recorded = kept.get(axis)
+        if sizes != (recorded if isinstance(recorded, list) else [recorded] * len(sizes)):
+            yield f"it keeps {told(sizes)} {axis}, and records {told(recorded)}"

@@ -131,6 +131,17 @@ class LayerStream:
         total, target = self._scored(states, targets)
         return (total - target).double().view(len(ids), -1).sum(1).cpu()
 
+    @torch.no_grad()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the fp32 logits [B, T - 1, V] of all tokens but the last; of few tokens only.
+
+        `hidden` [B, T, D] left the last layer.
+        """
+        states = self._normed(hidden.to(self.device)).float()
+        anything = torch.zeros(1, dtype=torch.long, device=self.device)
+        chunks = (chunk for chunk, _, _ in self._head_chunks(anything))
+        return self._cap(torch.cat([states @ chunk.T for chunk in chunks], -1)).cpu()
+
     def loss_gradient(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """Return the gradient [B, T, D] of these sequences' summed loss in the compute type.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunecli.errors import PruneError
-from prunecli.files import output, sidecar
+from prunecli.files import output, seal, sidecar
 from prunecli.files.sidecar import Sidecar
 from prunecli.files.tensorfile import Spec
 from prunecli.model import memory
@@ -32,6 +32,7 @@ class WriteSummary:
         folder = self.writer.folder
         self.writer.finish(made.id, companion_files)
         check_loads(folder)
+        made.seal(seal.of_folder(folder, apart=()))
         output.write_text(folder / sidecar.FOLDER_SIDECAR, made.text())
 
 

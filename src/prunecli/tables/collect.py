@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from prunecli.data.textfiles import exists
 from prunecli.errors import InputError
 from prunecli.files import provenance, sidecar
 from prunecli.files.sidecar import Sidecar
@@ -74,10 +75,10 @@ def collect(paths: list[str]) -> Models:
 
 def _sidecars(given: str) -> list[tuple[Path, Sidecar]]:
     path = Path(given)
-    if path.is_file():
-        return [(path, sidecar.read(path))]
-    if not path.is_dir():
+    if not exists(path):
         raise InputError(f"no such file or folder: '{given}'")
+    if not path.is_dir():
+        return [(path, sidecar.read(path))]
     records = []
     for file in sorted(path.rglob("*.json")):
         try:

@@ -65,6 +65,7 @@ def _matplotlib() -> Any:
         ) from None
     matplotlib.use("agg")
     matplotlib.rcParams["svg.hashsalt"] = "prunecli"
+    matplotlib.rcParams["text.parse_math"] = False  # names are no formulas
     import matplotlib.pyplot
 
     return matplotlib.pyplot

@@ -5,10 +5,11 @@ pruning against size, 5 both models and their difference at equal total budget.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prunecli.errors import InputError
+from prunecli.report import printable
 from prunecli.tables import matching, reference
 from prunecli.tables.entries import AVERAGE, SCRATCH, ModelRow, columns_of, difference, pairs
 from prunecli.tables.layouts import MATCHED
@@ -87,7 +88,15 @@ def drawing(entries: list[ModelRow], number: str) -> Drawing:
         raise InputError(
             f"no token-matched runs for figure {number}", "see table --layout pairs for why"
         )
-    return Drawing(FIGURES[number].title, panels)
+    shown = [replace(panel, series=list(map(_printable, panel.series))) for panel in panels]
+    return Drawing(FIGURES[number].title, shown)
+
+
+def _printable(one: Series) -> Series:
+    """Return a line whose names are printable."""
+    x: Any = [printable(x) if isinstance(x, str) else x for x in one.x]
+    label, group, part = map(printable, (one.label, one.group, one.part))
+    return replace(one, label=label, x=x, group=group, part=part)
 
 
 def _shown(entries: list[ModelRow]) -> list[Column]:

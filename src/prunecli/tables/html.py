@@ -14,6 +14,7 @@ from prunecli import __version__
 from prunecli.errors import InputError
 from prunecli.files import output
 from prunecli.files.sidecar import HistoryStep, Sidecar
+from prunecli.report import printable
 from prunecli.tables import draw, figures, reference
 from prunecli.tables.layouts import rows_of_layout
 from prunecli.tables.render import Table, notes_below
@@ -35,6 +36,7 @@ def page(runs: Runs, table: Table, paper: str | None) -> str:
     environment = Environment(
         loader=PackageLoader("prunecli.tables"),
         autoescape=True,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
@@ -50,6 +52,13 @@ def page(runs: Runs, table: Table, paper: str | None) -> str:
         inconsistencies=reference.inconsistencies() if paper is not None else [],
         version=__version__,
     )
+
+
+def _shown(value: Any) -> Any:
+    """Return what the template prints: figures as they are, texts without control characters."""
+    from markupsafe import Markup
+
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _figures(runs: Runs, paper: str | None) -> Iterator[dict[str, Any]]:

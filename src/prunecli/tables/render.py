@@ -3,15 +3,30 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from prunecli.errors import UsageError, suggest
+from prunecli.report import printable
 from prunecli.tables.text import aligned
 
 FORMATS = ("rich", "md", "csv", "tex", "json")
+FORMULA = ("=", "+", "-", "@")  # with which spreadsheets let a formula begin
+# what is markup in Markdown wherever it stands; an underscore inside a word is none
+MARKDOWN = re.compile(r"([\\`*\[\]<>|~$&]|(?<!\w)_|_(?!\w))")
+LATEX = str.maketrans(
+    {
+        **{sign: f"\\{sign}" for sign in "&%#_{}$"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "±": r"$\pm$",
+        "…": r"\dots",
+    }
+)
 GREY = "within one standard deviation of its noise"
 
 
@@ -67,7 +82,7 @@ class Cell:
         if isinstance(self.value, Decimal):
             return format(self.value, "+" if self.signed and self.value else "")
         if not isinstance(self.value, float):
-            return str(self.value)
+            return printable(str(self.value))
         shown = _plain(self.value, style)
         if self.signed and self.value > 0:
             shown = f"+{shown}"
@@ -160,7 +175,7 @@ def _csv(table: Table) -> str:
     spread = any(cell.spread is not None for row in rows for cell in row)
     noted = any(cell.note for row in rows for cell in row)
     extra = ["spread"] * spread + ["within_noise"] * greyed + ["notes"] * noted
-    writer.writerow(keys + extra)
+    writer.writerow(map(_literal, keys + extra))
     for row in rows:
         record = _object(table.columns, row)
         texts = {
@@ -169,19 +184,42 @@ def _csv(table: Table) -> str:
             "notes": "; ".join(f"{k}: {v}" for k, v in record.get("notes", {}).items()),
         }
         values = [cell.text("") if isinstance(cell.value, Decimal) else cell.value for cell in row]
-        writer.writerow(values + [texts[name] for name in extra])
+        row_values = values + [texts[name] for name in extra]
+        writer.writerow(map(_literal, row_values))
     return text.getvalue().rstrip("\n")
 
 
-def shown_cells(table: Table, grey: str, mark: str) -> list[list[str]]:
+def _literal(value: Value) -> Value:
+    """Return a value of CSV that no spreadsheet takes for a formula: such text gets a quote."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.lstrip().startswith(FORMULA) and not _is_number(text) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        Decimal(text)
+    except InvalidOperation:
+        return False
+    return True
+
+
+def _unchanged(text: str) -> str:
+    return text
+
+
+def shown_cells(
+    table: Table, grey: str, mark: str, escaped: Callable[[str], str] = _unchanged
+) -> list[list[str]]:
     """Return the text of every cell as [rows][columns].
 
-    `grey` and `mark` say how noise and notes look in this format.
+    `grey` and `mark` say how noise and notes look in this format, `escaped` makes texts literal.
     """
     letters = table.footnotes()
 
     def show(cell: Cell, column: Column) -> str:
-        text = column.text(cell)
+        text = escaped(column.text(cell))
         if cell.grey:
             text = grey.format(text)
         return text + (mark.format(letters[cell.note]) if cell.note else "")
@@ -192,18 +230,19 @@ def shown_cells(table: Table, grey: str, mark: str) -> list[list[str]]:
     ]
 
 
-def notes_below(table: Table) -> list[str]:
+def notes_below(table: Table, escaped: Callable[[str], str] = _unchanged) -> list[str]:
     """Return the lines below a table: its own notes, then those of single cells."""
     grey = any(cell.grey for row in table.cells() for cell in row)
+    notes = {escaped(printable(note)): letter for note, letter in table.footnotes().items()}
     return [
-        *table.notes,
+        *(escaped(printable(note)) for note in table.notes),
         *([f"(…) {GREY}"] if grey else []),
-        *(f"[{letter}] {note}" for note, letter in table.footnotes().items()),
+        *(f"[{letter}] {note}" for note, letter in notes.items()),
     ]
 
 
 def _headings(table: Table) -> list[str]:
-    return [column.heading for column in table.columns]
+    return [printable(column.heading) for column in table.columns]
 
 
 def _text(table: Table) -> str:
@@ -212,17 +251,19 @@ def _text(table: Table) -> str:
 
 
 def _markdown(table: Table) -> str:
-    cells = shown_cells(table, "({})", "[{}]")
-    lines = [_headings(table), ["---"] * len(table.columns), *cells]
-    body = ["| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines]
-    return "\n".join([*body, *(f"\n{line}" for line in notes_below(table))])
+    def escaped(text: str) -> str:
+        return MARKDOWN.sub(r"\\\1", text)
+
+    headings = [escaped(heading) for heading in _headings(table)]
+    cells = shown_cells(table, "({})", "[{}]", escaped)
+    lines = [headings, ["---"] * len(table.columns), *cells]
+    body = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([*body, *(f"\n{line}" for line in notes_below(table, escaped))])
 
 
 def _latex(table: Table) -> str:
     def escaped(text: str) -> str:
-        for sign in "&%#_":
-            text = text.replace(sign, f"\\{sign}")
-        return text.replace("±", r"$\pm$").replace("…", r"\dots")
+        return text.translate(LATEX)
 
     def line(row: list[str]) -> str:
         return " & ".join(row) + r" \\"

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from textwrap import wrap
 
+from prunecli.report import printable
+
 GAP = "  "
 COMFORTABLE, NARROWEST = 12, 6  # characters to which text is narrowed before, and after, folding
 
@@ -19,6 +21,8 @@ def aligned(
     Without a width no line is wrapped and nothing cut. With one, headings wrap, then text does; and
     columns that still do not fit follow in blocks, each led by the first `repeated` columns.
     """
+    headings = [printable(head) for head in headings]
+    cells = [[printable(cell) for cell in row] for row in cells]
     columns = [list(column) for column in zip(*cells, strict=True)] or [[] for _ in headings]
     numbers = [all(map(_numeric, column)) for column in columns]
     content = [max(map(len, column), default=0) for column in columns]
@@ -101,6 +105,7 @@ def _numeric(cell: str) -> bool:
 
 def filled(text: str, width: int | None, indent: str = "    ") -> str:
     """Return a sentence wrapped at `width`, further lines indented; as it is without one."""
+    text = printable(text)
     if width is None:
         return text
     lead = text[: len(text) - len(text.lstrip())]
