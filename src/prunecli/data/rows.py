@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunecli.data.textfiles import exists
 from prunecli.errors import InputError
-from prunecli.files import sidecar
+from prunecli.files import regular, sidecar
 from prunecli.files.sidecar import Trained
 from prunecli.files.tensorfile import TENSOR_FILE, Spec, check_integers, read_header
 
@@ -169,9 +169,9 @@ def _folder(path: str) -> Rows:
     results = record.results
     for index in range(results["shards"]):
         file = folder / shard_name(index)
-        if not file.is_file():
+        if not file.exists():
             raise InputError(f"'{path}' lacks its shard {file.name}", "make the rows again")
-        spec = read_header(file).get(NAME, Spec("", ()))
+        spec = read_header(regular.inside(folder, file)).get(NAME, Spec("", ()))
         if len(spec.shape) != 2 or spec.shape[1] != results["seq_len"]:
             raise InputError(f"'{file}' has no rows of {results['seq_len']} tokens")
         total += spec.shape[0]

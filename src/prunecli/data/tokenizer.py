@@ -9,6 +9,8 @@ from re import fullmatch
 from typing import TYPE_CHECKING, Any
 
 from prunecli.errors import InputError, UsageError, suggest
+from prunecli.files import regular
+from prunecli.model import companions
 from prunecli.model.companions import FAST, SENTENCEPIECE, vocabulary
 
 if TYPE_CHECKING:
@@ -123,6 +125,7 @@ class Tokenizer:
 
     def __init__(self, folder: str, special_tokens: str = TEXT) -> None:
         check_choice("special-tokens", special_tokens, SPELLED_OUT)
+        companions.find(folder, companions.OPENED)  # raises now or never
         self.digest = digest(folder)
         _check_library(folder)
         from transformers import AutoTokenizer
@@ -254,5 +257,5 @@ def digest(folder: str) -> str:
         )
     sha = sha256()
     for path in files:
-        sha.update(path.read_bytes())
+        sha.update(regular.content(path))
     return sha.hexdigest()

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from prunecli import __version__
 from prunecli.errors import InputError
+from prunecli.files import regular, strict
 
 SCHEMA = 1
 FOLDER_SIDECAR = "prunecli.json"
@@ -195,18 +196,20 @@ def read(artefact: str | Path, kinds: tuple[str, ...] = ()) -> Sidecar:
     """Read the sidecar of an artefact; raise InputError unless it is one of these `kinds`."""
     path = path_of(artefact)
     try:
-        record = json.loads(path.read_text("utf-8"))
-        record["schema_"] = record.pop("schema")
-        sidecar = Sidecar.model_validate(record)
+        record = strict.read_object(regular.inside(path.parent, path))
     except FileNotFoundError:
         raise InputError(
             f"'{artefact}' has no sidecar ({path.name})", "was it made by prunecli, and finished?"
         ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"'{path}' is not readable as JSON: {error}") from None
-    except (ValidationError, KeyError, AttributeError, TypeError) as error:
-        what = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"'{path}' is not a prunecli sidecar: {what}") from None
+    if "schema" not in record or "schema_" in record:
+        raise InputError(f"'{path}' is not a prunecli sidecar: it has no schema")
+    record["schema_"] = record.pop("schema")
+    try:
+        sidecar = Sidecar.model_validate(record)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the record"
+        raise InputError(f"'{path}' is not a prunecli sidecar: {where}: {first['msg']}") from None
     if kinds and sidecar.kind not in kinds:
         raise InputError(
             f"wrong kind of sidecar: '{artefact}' is '{sidecar.kind}', "
@@ -223,10 +226,10 @@ def read_if_any(artefact: str | Path) -> Sidecar | None:
 def is_ours(artefact: str | Path) -> bool:
     """Return whether an artefact has a sidecar, of whatever version."""
     try:
-        record = json.loads(path_of(artefact).read_text("utf-8"))
-    except (OSError, ValueError):
+        record = strict.read_object(path_of(artefact))
+    except (FileNotFoundError, InputError):
         return False
-    return isinstance(record, dict) and {"schema", "kind", "id"} <= record.keys()
+    return {"schema", "kind", "id"} <= record.keys()
 
 
 @dataclass(frozen=True)

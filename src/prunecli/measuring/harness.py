@@ -15,6 +15,7 @@ from typing import Any
 
 from prunecli.data import tokenizer
 from prunecli.errors import InputError, NotANumber
+from prunecli.files import regular
 from prunecli.measuring import suite
 from prunecli.measuring.perplexity import spread
 from prunecli.measuring.tasks import Group, Task, quiet, refuse_absent, seed
@@ -47,7 +48,7 @@ def tokenizer_digest(checkpoint: Checkpoint, folder: str | None) -> str:
         raise InputError(f"'{found}' has no tokenizer, which tasks need", "add --tokenizer DIR")
     sha = sha256()
     for path in companions.find(found, (*companions.TOKENIZER, "generation_config.json")):
-        sha.update(path.name.encode() + b"\0" + sha256(path.read_bytes()).digest())
+        sha.update(path.name.encode() + b"\0" + sha256(regular.content(path)).digest())
     return sha.hexdigest()
 
 

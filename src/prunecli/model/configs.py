@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prunecli.errors import InputError, suggest
-from prunecli.files import strict
+from prunecli.files import regular, strict
 from prunecli.model.families._base import CONFIG_KEYS
 from prunecli.model.families._wrappers import WRAPPERS
 
@@ -64,7 +64,7 @@ def read(folder: str | Path, counted: bool = False) -> Config:
     """
     path = Path(folder) / "config.json"
     try:
-        values = strict.read_object(path)
+        values = strict.read_object(regular.inside(Path(folder), path))
     except FileNotFoundError:
         raise InputError(
             f"'{folder}' is not a checkpoint: it has no config.json",
