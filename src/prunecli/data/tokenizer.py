@@ -84,6 +84,26 @@ def check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
         raise UsageError(f"--{option}: unknown value '{value}'{suggest(value, list(choices))}")
 
 
+def stock(folder: str) -> Any:
+    """Return the tokenizer of a folder as transformers' AutoTokenizer reads it.
+
+    Code beside it is never run. Raises InputError for one that cannot be read, or needs code.
+    """
+    from transformers import AutoTokenizer
+
+    companions.find(folder, companions.OPENED)  # raises now or never
+    try:
+        return AutoTokenizer.from_pretrained(
+            Path(folder), local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:
+        # a broken file can make the library raise anything
+        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"cannot read the tokenizer in '{folder}': {why}", "give another with --tokenizer"
+        ) from None
+
+
 def marks_of(tokenizer: Any) -> Marks:
     """Return what a tokenizer of transformers has to begin and to end a text with."""
     plain = tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"]
@@ -125,21 +145,9 @@ class Tokenizer:
 
     def __init__(self, folder: str, special_tokens: str = TEXT) -> None:
         check_choice("special-tokens", special_tokens, SPELLED_OUT)
-        companions.find(folder, companions.OPENED)  # raises now or never
         self.digest = digest(folder)
         _check_library(folder)
-        from transformers import AutoTokenizer
-
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(
-                Path(folder), local_files_only=True, trust_remote_code=False
-            )
-        except Exception as error:
-            # a broken file can make the library raise anything
-            why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise InputError(
-                f"cannot read the tokenizer in '{folder}': {why}", "give another with --tokenizer"
-            ) from None
+        self._tokenizer = stock(folder)
         self._as_text = special_tokens == TEXT
         self.marks = marks_of(self._tokenizer)
 

@@ -380,7 +380,9 @@ class CheckpointWriter:
     ) -> None:
         self.folder, self.specs = folder, specs
         folder.mkdir(parents=True)
-        self._config = {key: value for key, value in config.items() if key != companions.CODE}
+        self._config = {
+            key: value for key, value in config.items() if key not in configs.PREFERENCES
+        }
         used = sorted(set(shards))
         if len(used) == 1:
             names = [ONE_FILE]
