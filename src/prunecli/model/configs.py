@@ -54,7 +54,8 @@ SHARED = ("dtype", "torch_dtype", "bos_token_id", "eos_token_id", "pad_token_id"
 # keys that transformers' classes take beside those that the class of a family declares
 PASSED = (
     *NUMBERS, "layer_types", "model_type", "dtype", "torch_dtype", "rope_theta", "rope_scaling",
-    "rope_local_base_freq", "partial_rotary_factor", "original_max_position_embeddings", "sliding_window_pattern",
+    "rope_local_base_freq", "partial_rotary_factor", "original_max_position_embeddings",
+    "sliding_window_pattern",
 )  # fmt: skip
 
 
