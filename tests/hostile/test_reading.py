@@ -9,15 +9,16 @@ import pytest
 from typer.testing import CliRunner
 
 import tiny
-from prunecli import init, prune, score, speed
+from prunecli import init, prune, score, speed, tokenize
 from prunecli.cli.app import app
+from prunecli.data.rows import open_rows
 from prunecli.errors import PruneError
 from prunecli.files import regular, sidecar, strict
 from prunecli.files.tensorfile import MAX_TENSORS, read_header
 from prunecli.model import companions
 from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint
-from prunecli.settings import Amount, Data
+from prunecli.settings import Amount, Data, Output
 
 DEEP = "[" * 50_000 + "]" * 50_000
 TEXTS = {
@@ -286,3 +287,55 @@ def test_config_files_that_do_harm(name, text, tmp_path):
     assert isinstance(result.exception, PruneError), (result.exception, result.output)
     assert result.exception.exit_code == 2
     assert "\n" not in str(result.exception)
+
+
+ODD = [None, True, -1, 10**30, 1.5, "", "x", [], [1], {}, {"a": [1]}]
+
+
+def changes(record, keys=("options", "results", "outputs", "inputs", "history", "tokens")):
+    """Yield copies of a sidecar in which one value is odd, or is not there."""
+    for key in keys:
+        parts = record[key] if isinstance(record[key], dict) else {}
+        for name in parts:
+            for odd in (..., *ODD):
+                rest = {k: v for k, v in parts.items() if k != name}
+                yield {**record, key: rest if odd is ... else {**rest, name: odd}}
+        yield from ({**record, key: odd} for odd in ODD)
+
+
+@pytest.mark.parametrize("kind", ["rows", "scores", "plan", "checkpoint"])
+def test_a_sidecar_with_an_odd_value_is_used_or_refused(kind, model, calibration, tmp_path):
+    data, half = Data(calibration), Amount(ratio=0.5)
+    scores, plan = str(tmp_path / "s.safetensors"), str(tmp_path / "p.json")
+    if kind == "scores":
+        score(str(model), scores, method="shortgpt", data=data)
+        file = sidecar.path_of(scores)
+    elif kind == "plan":
+        prune(str(model), plan, method="shortgpt", data=data, amount=half, plan_only=True)
+        file = sidecar.path_of(plan)
+    elif kind == "rows":
+        init(str(tmp_path / "bytes"), config=str(model / "config.json"))
+        tokenize("builtin", str(tmp_path / "rows"), tokenizer=str(tmp_path / "bytes"), seq_len=64)
+        file = sidecar.path_of(tmp_path / "rows")
+    else:
+        prune(str(model), str(tmp_path / "pruned"), method="magnitude", amount=half)
+        file = sidecar.path_of(tmp_path / "pruned")
+    uses = {
+        "scores": lambda: prune(
+            str(model), str(tmp_path / "out"), method="shortgpt", scores=scores, amount=half,
+            output=Output(dry_run=True),
+        ),
+        "plan": lambda: prune(
+            str(model), str(tmp_path / "out"), plan=plan, output=Output(dry_run=True)
+        ),
+        "rows": lambda: open_rows(str(tmp_path / "rows")),
+        "checkpoint": lambda: speed(str(tmp_path / "pruned"), flops_only=True),
+    }  # fmt: skip
+    uses[kind]()
+    for changed in changes(json.loads(file.read_text())):
+        file.write_text(json.dumps(changed))
+        try:
+            uses[kind]()
+        except PruneError as error:
+            assert error.exit_code in (2, 4), error
+            assert "\n" not in str(error)

@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -207,15 +207,43 @@ def read(artefact: str | Path, kinds: tuple[str, ...] = ()) -> Sidecar:
     try:
         sidecar = Sidecar.model_validate(record)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the record"
-        raise InputError(f"'{path}' is not a prunecli sidecar: {where}: {first['msg']}") from None
+        raise InputError(f"'{path}' is not a prunecli sidecar: {_first(error)}") from None
     if kinds and sidecar.kind not in kinds:
         raise InputError(
             f"wrong kind of sidecar: '{artefact}' is '{sidecar.kind}', "
             f"expected {' or '.join(repr(kind) for kind in kinds)}"
         )
     return sidecar
+
+
+class Part(BaseModel):
+    """A part of a sidecar that its readers rely on; it may hold more."""
+
+    model_config = ConfigDict(strict=True)
+
+
+AnyPart = TypeVar("AnyPart", bound=Part)
+
+
+def part(artefact: str | Path, values: Any, form: type[AnyPart]) -> AnyPart:
+    """Return a part of an artefact's sidecar as `form`; raise InputError unless it has that form.
+
+    The sidecar itself says nothing of what options and results hold, which each kind decides.
+    """
+    try:
+        return form.model_validate(values)
+    except ValidationError as error:
+        raise InputError(
+            f"the sidecar of '{artefact}' lacks what its kind records: {_first(error)}",
+            "make it again",
+        ) from None
+
+
+def _first(error: ValidationError) -> str:
+    """Return where a record is not as it should be, and why."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"])) or "the record"
+    return f"{where}: {first['msg']}"
 
 
 def read_if_any(artefact: str | Path) -> Sidecar | None:
