@@ -335,4 +335,4 @@ def test_init_check_and_table(tmp_path):
     assert check(str(tmp_path / "a")) == []
     assert "digest" in check(str(tmp_path / "a"), deep=True)[0]
     configure(tmp_path / "b", num_hidden_layers=5)
-    assert "missing" in check(str(tmp_path / "b"))[0]
+    assert "num_hidden_layers is 5" in check(str(tmp_path / "b"))[0]

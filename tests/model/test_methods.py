@@ -79,7 +79,7 @@ def test_what_always_holds(method, family, models, calibration, tmp_path, record
     model = models(family)
     record_property(CELL, [method, family, "r" if (method, family) in REFUSED else "+"])
     if (method, family) in REFUSED:
-        with pytest.raises(PruneError, match=f"'{method}' cannot serve {family}"):
+        with pytest.raises(PruneError, match=f"'{method}' does not support {family}"):
             cut(model, tmp_path / "a", method, calibration)
         return
     before = {path.name: path.read_bytes() for path in model.iterdir()}

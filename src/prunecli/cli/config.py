@@ -5,13 +5,14 @@ the defaults.
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 import typer
 
-from prunecli.errors import UsageError, suggest
-from prunecli.files.strict import told
+from prunecli.errors import InputError, UsageError, suggest
+from prunecli.files import regular, strict
+
+MAX_CONFIG = 1_000_000
 
 
 def load_config(context: typer.Context, path: str | None) -> str | None:
@@ -25,7 +26,7 @@ def load_config(context: typer.Context, path: str | None) -> str | None:
     name = context.info_name or ""
     commands = getattr(context.parent.command, "commands", {}) if context.parent else {}
     own = record.get(name, {})
-    if not isinstance(own, dict):
+    if not isinstance(own, dict) or not all(isinstance(key, str) for key in own):
         raise UsageError(f"--config '{path}': '{name}' is not a table of options")
     values = {key: value for key, value in record.items() if key not in commands} | own
     known = {
@@ -49,13 +50,15 @@ def _checked(context: typer.Context, path: str, parameter: Any, key: str, value:
     text = parameter.display_type(context) == "<str>" and not parameter.multiple
     if text and not isinstance(value, str):
         # YAML reads 2:4 as a number of base 60
-        raise UsageError(f"--config '{path}': {key} is {told(value)}, expected text in quotes")
+        raise UsageError(
+            f"--config '{path}': {key} is {strict.told(value)}, expected text in quotes"
+        )
     return value
 
 
 def _read_config(path: str) -> dict[str, Any]:
     try:
-        text = Path(path).read_text("utf-8")
+        text = regular.content(path, MAX_CONFIG).decode()
         if path.endswith(".toml"):
             import tomllib
 
@@ -65,14 +68,17 @@ def _read_config(path: str) -> dict[str, Any]:
 
             record = yaml.safe_load(text)
         else:
-            record = json.loads(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read --config '{path}': {error}") from None
+            record = strict.parsed(text)
+        strict.check_depth(record)
+    except FileNotFoundError:
+        raise UsageError(f"no such --config: '{path}'", "check the path") from None
+    except InputError as error:
+        raise UsageError(f"--config: {error.what}", error.remedy) from None
     except Exception as error:
         # each format has an error class of its own
-        why = str(error).splitlines()[0]
+        why = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(f"--config '{path}' is not valid: {why}") from None
-    if not isinstance(record, dict):
+    if not isinstance(record, dict) or not all(isinstance(key, str) for key in record):
         raise UsageError(f"--config '{path}' is not a table of options")
     return record
 

@@ -1,6 +1,5 @@
 """What the options of a command came to: records for the verbs, paths from stdin, the listener."""
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -13,6 +12,7 @@ from prunecli.cli.config import resolved
 from prunecli.cli.console import StderrReport
 from prunecli.cli.options import OUTPUT, RESTART, WINDOWS, method_options
 from prunecli.errors import UsageError
+from prunecli.files import strict
 from prunecli.methods import registry
 from prunecli.report import Report
 from prunecli.settings import Amount, Compute, Data, Output, RunContext, never
@@ -55,9 +55,9 @@ def read_paths() -> list[str]:
         )
     if text.startswith("{"):
         try:
-            record = json.loads(text)
+            record = strict.parsed(text)
             found = [record["path"]] if "path" in record else [r["path"] for r in record["results"]]
-        except (json.JSONDecodeError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             raise UsageError("stdin holds neither paths nor the JSON object of --json") from None
         return [str(path) for path in found]
     return [line.strip() for line in text.splitlines() if line.strip()]

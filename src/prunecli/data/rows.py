@@ -12,9 +12,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import Field
+
 from prunecli.data.textfiles import exists
 from prunecli.errors import InputError
-from prunecli.files import sidecar
+from prunecli.files import regular, sidecar
 from prunecli.files.sidecar import Trained
 from prunecli.files.tensorfile import TENSOR_FILE, Spec, check_integers, read_header
 
@@ -50,6 +52,18 @@ class Digest:
     def hexdigest(self) -> str:
         """Return the digest of all ids so far."""
         return self._sha.hexdigest()
+
+
+class _Outputs(sidecar.Part):
+    digest: str
+
+
+class _Results(sidecar.Part):
+    shards: int = Field(ge=1, le=100_000)
+    rows: int = Field(ge=1)
+    seq_len: int = Field(ge=1)
+    max_id: int
+    tokenizer: str | None
 
 
 @dataclass(frozen=True)
@@ -166,28 +180,28 @@ def _folder(path: str) -> Rows:
         raise InputError(f"no such rows: '{path}'", "make them with `prunecli tokenize`")
     record = sidecar.read(folder, ("rows",))
     files, ends, total = [], [], 0
-    results = record.results
-    for index in range(results["shards"]):
+    results = sidecar.part(path, record.results, _Results)
+    for index in range(results.shards):
         file = folder / shard_name(index)
-        if not file.is_file():
+        if not file.exists():
             raise InputError(f"'{path}' lacks its shard {file.name}", "make the rows again")
-        spec = read_header(file).get(NAME, Spec("", ()))
-        if len(spec.shape) != 2 or spec.shape[1] != results["seq_len"]:
-            raise InputError(f"'{file}' has no rows of {results['seq_len']} tokens")
+        spec = read_header(regular.inside(folder, file)).get(NAME, Spec("", ()))
+        if len(spec.shape) != 2 or spec.shape[1] != results.seq_len:
+            raise InputError(f"'{file}' has no rows of {results.seq_len} tokens")
         total += spec.shape[0]
         files.append((file, NAME))
         ends.append(total)
-    if total != results["rows"]:
-        raise InputError(f"'{path}' has {total} rows, its sidecar records {results['rows']}")
+    if total != results.rows:
+        raise InputError(f"'{path}' has {total} rows, its sidecar records {results.rows}")
     return Rows(
         folder.resolve().name,
-        record.outputs["digest"],
-        results["seq_len"],
+        sidecar.part(path, record.outputs, _Outputs).digest,
+        results.seq_len,
         0,
         total,
-        results["tokenizer"],
+        results.tokenizer,
         0,
-        results["max_id"],
+        results.max_id,
         record.id,
         tuple(files),
         tuple(ends),

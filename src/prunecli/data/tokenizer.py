@@ -9,6 +9,8 @@ from re import fullmatch
 from typing import TYPE_CHECKING, Any
 
 from prunecli.errors import InputError, UsageError, suggest
+from prunecli.files import regular
+from prunecli.model import companions
 from prunecli.model.companions import FAST, SENTENCEPIECE, vocabulary
 
 if TYPE_CHECKING:
@@ -82,6 +84,26 @@ def check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
         raise UsageError(f"--{option}: unknown value '{value}'{suggest(value, list(choices))}")
 
 
+def stock(folder: str) -> Any:
+    """Return the tokenizer of a folder as transformers' AutoTokenizer reads it.
+
+    Code beside it is never run. Raises InputError for one that cannot be read, or needs code.
+    """
+    from transformers import AutoTokenizer
+
+    companions.find(folder, companions.OPENED)  # raises now or never
+    try:
+        return AutoTokenizer.from_pretrained(
+            Path(folder), local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:
+        # a broken file can make the library raise anything
+        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"cannot read the tokenizer in '{folder}': {why}", "give another with --tokenizer"
+        ) from None
+
+
 def marks_of(tokenizer: Any) -> Marks:
     """Return what a tokenizer of transformers has to begin and to end a text with."""
     plain = tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"]
@@ -125,18 +147,7 @@ class Tokenizer:
         check_choice("special-tokens", special_tokens, SPELLED_OUT)
         self.digest = digest(folder)
         _check_library(folder)
-        from transformers import AutoTokenizer
-
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(
-                Path(folder), local_files_only=True, trust_remote_code=False
-            )
-        except Exception as error:
-            # a broken file can make the library raise anything
-            why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise InputError(
-                f"cannot read the tokenizer in '{folder}': {why}", "give another with --tokenizer"
-            ) from None
+        self._tokenizer = stock(folder)
         self._as_text = special_tokens == TEXT
         self.marks = marks_of(self._tokenizer)
 
@@ -254,5 +265,5 @@ def digest(folder: str) -> str:
         )
     sha = sha256()
     for path in files:
-        sha.update(path.read_bytes())
+        sha.update(regular.content(path))
     return sha.hexdigest()

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from prunecli import __version__
 from prunecli.errors import InputError
-from prunecli.files import seal
+from prunecli.files import regular, seal, strict
 
 SCHEMA = 1
 FOLDER_SIDECAR = "prunecli.json"
@@ -208,24 +208,54 @@ def read(artefact: str | Path, kinds: tuple[str, ...] = ()) -> Sidecar:
     """Read the sidecar of an artefact; raise InputError unless it is one of these `kinds`."""
     path = path_of(artefact)
     try:
-        record = json.loads(path.read_text("utf-8"))
-        record["schema_"] = record.pop("schema")
-        sidecar = Sidecar.model_validate(record)
+        record = strict.read_object(regular.inside(path.parent, path))
     except FileNotFoundError:
         raise InputError(
             f"'{artefact}' has no sidecar ({path.name})", "was it made by prunecli, and finished?"
         ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"'{path}' is not readable as JSON: {error}") from None
-    except (ValidationError, KeyError, AttributeError, TypeError) as error:
-        what = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"'{path}' is not a prunecli sidecar: {what}") from None
+    if "schema" not in record or "schema_" in record:
+        raise InputError(f"'{path}' is not a prunecli sidecar: it has no schema")
+    record["schema_"] = record.pop("schema")
+    try:
+        sidecar = Sidecar.model_validate(record)
+    except ValidationError as error:
+        raise InputError(f"'{path}' is not a prunecli sidecar: {_first(error)}") from None
     if kinds and sidecar.kind not in kinds:
         raise InputError(
             f"wrong kind of sidecar: '{artefact}' is '{sidecar.kind}', "
             f"expected {' or '.join(repr(kind) for kind in kinds)}"
         )
     return sidecar
+
+
+class Part(BaseModel):
+    """A part of a sidecar that its readers rely on; it may hold more."""
+
+    model_config = ConfigDict(strict=True)
+
+
+AnyPart = TypeVar("AnyPart", bound=Part)
+
+
+def part(artefact: str | Path, values: Any, form: type[AnyPart]) -> AnyPart:
+    """Return a part of an artefact's sidecar as `form`; raise InputError unless it has that form.
+
+    The sidecar itself says nothing of what options and results hold, which each kind decides.
+    """
+    try:
+        return form.model_validate(values)
+    except ValidationError as error:
+        raise InputError(
+            f"the sidecar of '{artefact}' lacks what its kind records: {_first(error)}",
+            "make it again",
+        ) from None
+
+
+def _first(error: ValidationError) -> str:
+    """Return where a record is not as it should be, and why."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"])) or "the record"
+    return f"{where}: {first['msg']}"
 
 
 def read_if_any(artefact: str | Path) -> Sidecar | None:
@@ -236,10 +266,10 @@ def read_if_any(artefact: str | Path) -> Sidecar | None:
 def is_ours(artefact: str | Path) -> bool:
     """Return whether an artefact has a sidecar, of whatever version."""
     try:
-        record = json.loads(path_of(artefact).read_text("utf-8"))
-    except (OSError, ValueError):
+        record = strict.read_object(path_of(artefact))
+    except (FileNotFoundError, InputError):
         return False
-    return isinstance(record, dict) and {"schema", "kind", "id"} <= record.keys()
+    return {"schema", "kind", "id"} <= record.keys()
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,16 @@
 """JSON from untrusted files: bounded, and strictly JSON."""
 
 import json
-from collections.abc import Callable
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from prunecli.errors import InputError
+from prunecli.files import regular
 
-MAX_BYTES = 100_000_000
 MAX_DIGITS = 300
+MAX_DEPTH = 100
+MAX_VALUES = 5_000_000  # of some 60 bytes each
 
 
 # the beginning of what Git leaves in place of a large file that was not fetched
@@ -17,39 +18,66 @@ LFS = "version https://git-lfs.github.com/spec/"
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file.
-
-    Raises InputError, of one line, for everything else: no JSON, NaN and infinity (which JSON has
-    not), too many digits, too deep nesting; FileNotFoundError for a missing file.
-    """
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"'{path}' has more than {MAX_BYTES / 1e6:g} MB, too much for JSON")
-        text = path.read_text("utf-8")
-        refuse_pointer(path, text)
-        record = parsed(text)
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
-        raise InputError(f"'{path}' is not readable as JSON: {why}") from None
+    """Return the JSON object in a file; raise what `read_value` does, InputError for no object."""
+    record = read_value(path)
     if not isinstance(record, dict):
         raise InputError(f"'{path}' is not a JSON object")
     return record
 
 
-def parsed(text: str | bytes, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
-    """Return the value of a JSON text; `pairs` makes its objects. Raises ValueError."""
+def read_value(path: Path) -> Any:
+    """Return the JSON value in a regular file.
+
+    Raises InputError, of one line, for everything that `parsed` refuses and for files that are no
+    JSON or too large; FileNotFoundError for a missing file.
+    """
+    content = regular.content(path)
     try:
-        return json.loads(
+        text = content.decode()
+        refuse_pointer(path, text)
+        return parsed(text)
+    except ValueError as error:
+        why = str(error).splitlines()[0]
+        raise InputError(f"'{path}' is not readable as JSON: {why}") from None
+
+
+def parsed(content: str | bytes) -> Any:
+    """Return the value of a JSON text.
+
+    Raises ValueError, of one line, for no JSON and for what can only do harm: NaN and infinity
+    (which JSON has not), halves of surrogate pairs (which UTF-8 has not), a name twice in an object
+    (another library may take the other one), too many digits or values, too deep nesting.
+    """
+    text = content.decode() if isinstance(content, bytes) else content
+    if sum(map(text.count, ",[{")) > MAX_VALUES:
+        raise ValueError(f"it has more than {MAX_VALUES} values")
+    try:
+        value = json.loads(
             text,
             parse_int=_integer,
             parse_float=_finite,
             parse_constant=_finite,
-            object_pairs_hook=pairs,
+            object_pairs_hook=_object,
         )
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    check_depth(value)
+    if "\\u" in text:
+        _check_surrogates(value)
+    return value
+
+
+def check_depth(value: Any) -> None:
+    """Raise ValueError for a value that holds others in too many levels, or itself."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(MAX_DEPTH):
+        nested = (v.values() if isinstance(v, dict) else v for v in level)
+        level = [v for values in nested for v in values if isinstance(v, dict | list)]
+        if not level:
+            return
+        if len(level) > MAX_VALUES:
+            break
+    raise ValueError("it is nested too deeply")
 
 
 def refuse_pointer(path: Path, start: str) -> None:
@@ -60,8 +88,22 @@ def refuse_pointer(path: Path, start: str) -> None:
 
 def told(value: Any) -> str:
     """Return a value as JSON, cut to 60 characters, to show it in a message."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    text = json.dumps(value, ensure_ascii=False, default=str, skipkeys=True)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _check_surrogates(value: Any) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("it holds half of a surrogate pair") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) != len(pairs):
+        raise ValueError("a name occurs twice in one of its objects")
+    return record
 
 
 def _integer(text: str) -> int:

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prunecli.errors import InputError
-from prunecli.files import strict
+from prunecli.files import regular, strict
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,9 @@ STORAGE = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 # of quantised weights, or complex: what safetensors also stores
 NOT_READ = ("F4", "F6_E2M3", "F6_E3M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "C64")
-MAX_HEADER = 100_000_000
+MAX_HEADER = 25_000_000
+MAX_TENSORS = 100_000
+MAX_DIMENSIONS = 16
 TENSOR_FILE = ".safetensors"
 INTEGERS = ("I64", "U64", "I32", "U32", "I16", "U16", "I8", "U8")
 
@@ -61,61 +63,85 @@ class Spec(NamedTuple):
 def read_header(path: Path) -> dict[str, Spec]:
     """Return the specs of all tensors in a file, in name order, after checking the whole header.
 
-    Raises InputError if the file is truncated, has bytes left over, or is no safetensors file.
+    It is checked before any library sees it. Raises InputError if the file is truncated, has bytes
+    left over, or is no safetensors file.
     """
-
-    def corrupt(why: str) -> InputError:
-        return InputError(f"'{path}' is not a valid safetensors file: {why}", "copy it again")
-
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(8)
+        with regular.opened(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            start = file.read(8 + len(strict.LFS))
+            strict.refuse_pointer(path, start.decode("latin-1"))
             if len(start) < 8:
-                raise corrupt(f"{size} bytes are too few")
-            strict.refuse_pointer(path, (start + file.read(len(strict.LFS))).decode("latin-1"))
+                raise _corrupt(path, f"{size} bytes are too few")
+            (length,) = struct.unpack("<Q", start[:8])
+            if length > size - 8:
+                raise _corrupt(path, f"its header claims {length} bytes, the file has {size}")
+            if length > MAX_HEADER:
+                raise InputError(f"'{path}' has a header of more than {MAX_HEADER / 1e6:g} MB")
             file.seek(8)
-            (length,) = struct.unpack("<Q", start)
-            if length > min(MAX_HEADER, size - 8):
-                raise corrupt(f"its header claims {length} bytes, the file has {size}")
-            header = strict.parsed(file.read(length), _no_duplicates)
+            header = strict.parsed(file.read(length))
     except OSError as error:
-        raise InputError(f"cannot read '{path}': {error.strerror}") from None
+        raise regular.unreadable(path, error) from None
     except ValueError as error:
-        raise corrupt(str(error)) from None
-    try:
-        specs, ranges = {}, []
-        header.pop("__metadata__", None)
-        for name in sorted(header):
-            begin, end = header[name]["data_offsets"]
-            spec = Spec(header[name]["dtype"], tuple(header[name]["shape"]))
-            if not all(type(number) is int and number >= 0 for number in (begin, end, *spec.shape)):
-                raise corrupt(f"sizes of tensor '{name}' are no whole numbers")
-            if spec.dtype in NOT_READ:
-                raise InputError(
-                    f"'{path}': tensor '{name}' is of type {spec.dtype}, which is not read",
-                    "if its model is quantised, dequantise it first",
-                )
-            if spec.dtype not in ITEM_BYTES:
-                known = ", ".join(ITEM_BYTES)
-                raise corrupt(f"tensor '{name}' is of type '{spec.dtype}', expected one of {known}")
-            if end - begin != spec.bytes:
-                raise corrupt(
-                    f"tensor '{name}' has {end - begin} bytes, {spec.dtype} {list(spec.shape)} "
-                    f"takes {spec.bytes}"
-                )
-            specs[name] = spec
-            ranges.append((begin, end))
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise corrupt("its header does not describe tensors") from None
+        raise _corrupt(path, str(error)) from None
+    specs, ranges = _described(path, header)
     reached = 0
     for begin, end in sorted(ranges):
         if begin != reached:
-            raise corrupt("its tensors overlap or leave holes")
+            raise _corrupt(path, "its tensors overlap or leave holes")
         reached = end
     if 8 + length + reached != size:
-        raise corrupt(f"expected {8 + length + reached} bytes, got {size}: truncated?")
+        raise _corrupt(path, f"expected {8 + length + reached} bytes, got {size}: truncated?")
     return specs
+
+
+def _corrupt(path: Path, why: str) -> InputError:
+    return InputError(f"'{path}' is not a valid safetensors file: {why}", "copy it again")
+
+
+def _described(path: Path, header: Any) -> tuple[dict[str, Spec], list[tuple[int, int]]]:
+    """Return the spec of each tensor, in name order, and the ranges of their bytes."""
+    if not isinstance(header, dict):
+        raise _corrupt(path, "its header does not describe tensors")
+    notes = header.pop("__metadata__", {})
+    if not isinstance(notes, dict) or not all(isinstance(text, str) for text in notes.values()):
+        raise _corrupt(path, "its metadata are not texts")
+    if len(header) > MAX_TENSORS:
+        raise InputError(f"'{path}' has {len(header)} tensors, more than {MAX_TENSORS}")
+    specs, ranges = {}, []
+    for name in sorted(header):
+        entry = header[name]
+        if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+            raise _corrupt(path, "its header does not describe tensors")
+        dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if not _are_sizes(shape, MAX_DIMENSIONS) or not _are_sizes(offsets, 2) or len(offsets) != 2:
+            raise _corrupt(path, f"sizes of tensor '{name}' are no whole numbers")
+        if dtype in NOT_READ:
+            raise InputError(
+                f"'{path}': tensor '{name}' is of type {dtype}, which is not read",
+                "if its model is quantised, dequantise it first",
+            )
+        if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+            known = ", ".join(ITEM_BYTES)
+            raise _corrupt(path, f"tensor '{name}' is of type '{dtype}', expected one of {known}")
+        specs[name] = spec = Spec(dtype, tuple(shape))
+        begin, end = offsets
+        if end - begin != spec.bytes:
+            raise _corrupt(
+                path,
+                f"tensor '{name}' has {end - begin} bytes, {dtype} {shape} takes {spec.bytes}",
+            )
+        ranges.append((begin, end))
+    return specs, ranges
+
+
+def _are_sizes(numbers: Any, most: int) -> bool:
+    """Return whether these are at most so many whole numbers, each of 64 bits."""
+    return (
+        isinstance(numbers, list)
+        and len(numbers) <= most
+        and all(type(number) is int and 0 <= number < 2**63 for number in numbers)
+    )
 
 
 def check_integers(source: str) -> tuple[Path, str, Spec]:
@@ -142,12 +168,6 @@ def check_integers(source: str) -> tuple[Path, str, Spec]:
     if spec.shape[0] == 0 or spec.shape[1] < 2:
         raise InputError(f"'{source}' is too short: [sequences, length] is {list(spec.shape)}")
     return path, name, spec
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len({key for key, _ in pairs}) != len(pairs):
-        raise ValueError("a name occurs twice in its header")
-    return dict(pairs)
 
 
 def spec_of(tensor: "torch.Tensor") -> Spec:

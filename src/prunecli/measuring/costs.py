@@ -6,7 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from prunecli.errors import UsageError
+from prunecli.errors import InputError, UsageError
 from prunecli.files import sidecar
 from prunecli.files.sidecar import Input, Sidecar
 from prunecli.model.arch import Arch
@@ -17,6 +17,10 @@ from prunecli.report import Report
 QUANTITIES = ("prefill", "decode", "train")
 CPU_TOKENS = 512
 KV_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+class _Results(sidecar.Part):
+    nonzero: int | None = None
 
 
 @dataclass(frozen=True)
@@ -50,11 +54,20 @@ class SizedModel:
         return claimed(self.record.results) if self.record else None
 
     def density(self) -> float:
-        """Return the share of block-linear weights that are not zero, by its sidecar."""
-        nonzero = self.record.results.get("nonzero") if self.record else None
-        if nonzero is None:
-            return 1.0
-        return 1 - (self.arch.total_params - int(nonzero)) / self.arch.block_params
+        """Return the share of block-linear weights that are not zero, by its sidecar.
+
+        Raises InputError where it records what cannot be.
+        """
+        results = self.record.results if self.record else {}
+        nonzero = sidecar.part(self.path, results, _Results).nonzero
+        zeros = 0 if nonzero is None else self.arch.total_params - nonzero
+        if not 0 <= zeros <= self.arch.block_params:
+            raise InputError(
+                f"the sidecar of '{self.path}' records {nonzero} non-zero weights of "
+                f"{self.arch.total_params}",
+                "make it again",
+            )
+        return 1 - zeros / self.arch.block_params
 
     def as_input(self, role: str, report: Report) -> Input:
         """Return the model as an input: by its weights, or where only counted by its config."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from prunecli.data import tokenizer
 from prunecli.errors import InputError, NotANumber
+from prunecli.files import regular
 from prunecli.measuring import suite
 from prunecli.measuring.perplexity import spread
 from prunecli.measuring.tasks import Group, Task, quiet, refuse_absent, seed
@@ -47,7 +48,7 @@ def tokenizer_digest(checkpoint: Checkpoint, folder: str | None) -> str:
         raise InputError(f"'{found}' has no tokenizer, which tasks need", "add --tokenizer DIR")
     sha = sha256()
     for path in companions.find(found, (*companions.TOKENIZER, "generation_config.json")):
-        sha.update(path.name.encode() + b"\0" + sha256(path.read_bytes()).digest())
+        sha.update(path.name.encode() + b"\0" + sha256(regular.content(path)).digest())
     return sha.hexdigest()
 
 
@@ -148,19 +149,13 @@ class Harness:
     def _load(self) -> Any:
         import torch
         from lm_eval.models.huggingface import HFLM
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-        from transformers.utils import logging as of_transformers
 
+        from prunecli.model import stock
         from prunecli.model.device import device_of, dtype_of
 
-        of_transformers.disable_progress_bar()
-        folder = str(self.checkpoint.folder)
         device = device_of(self.compute)
         dtype = dtype_of(self.compute, self.checkpoint)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True
-        )
-        words = AutoTokenizer.from_pretrained(self.tokenizer or folder)
+        words = tokenizer.stock(self.tokenizer or str(self.checkpoint.folder))
         bos = self.wanted.bos or tokenizer.AUTO
         if bos == tokenizer.ALWAYS:
             tokenizer.begin_with_bos(words)
@@ -168,7 +163,7 @@ class Harness:
         begins = words.bos_token_id is not None or words.eos_token_id is not None
         with torch.no_grad():
             return HFLM(
-                pretrained=model.to(device).eval(),
+                pretrained=stock.loaded(self.checkpoint, dtype, device),
                 tokenizer=words,
                 prefix_token_id=None if begins else 0,
                 add_bos_token=None if bos == tokenizer.AUTO else bos == tokenizer.ALWAYS,

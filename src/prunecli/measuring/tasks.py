@@ -18,6 +18,7 @@ from typing import Any
 
 from prunecli.data.records import first_line
 from prunecli.errors import InputError, PruneError, UsageError, suggest
+from prunecli.files import regular
 from prunecli.files.sidecar import Input
 from prunecli.report import Report
 from prunecli.settings import Tasks
@@ -190,7 +191,7 @@ def _check_folder(wanted: Tasks) -> None:
     if wanted.allow_code:
         return
     for path in sorted(folder.rglob("*.y*ml")):
-        code = CODE.search(path.read_text("utf-8", "replace"))
+        code = CODE.search(regular.content(path).decode("utf-8", "replace"))
         if code is not None:
             raise InputError(
                 f"task file '{path.name}' can run code ('{code[0]}' in it)",
@@ -305,7 +306,7 @@ def _asked(name: str, task: Any, wanted: Tasks) -> tuple[str, int]:
     config = task.dump_config()
     add({key: config.get(key) for key in JUDGING})
     for path in _code(config, wanted):
-        sha.update(path.read_bytes())
+        sha.update(regular.content(path))
     return sha.hexdigest(), count
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.errors import InputError
+from prunecli.model import stock
 from prunecli.model.device import device_of, dtype_of
 from prunecli.report import Report
 from prunecli.settings import Compute, Timing
@@ -32,19 +33,10 @@ class TimedModel:
     """One model on the device, with its optimizer and what its passes read."""
 
     def __init__(self, model: "SizedModel", timing: Timing, length: int, compute: Compute) -> None:
-        from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
         assert model.checkpoint is not None
         self.device, self.timing = device_of(compute), timing
-        automatic: Any = AutoModelForCausalLM
-        self.model: Any = automatic.from_pretrained(
-            str(model.checkpoint.folder),
-            dtype=dtype_of(compute, model.checkpoint),
-            use_safetensors=True,
-            local_files_only=True,
-        ).to(self.device)
+        dtype = dtype_of(compute, model.checkpoint)
+        self.model: Any = stock.loaded(model.checkpoint, dtype, self.device)
         self.bytes = sum(p.numel() * p.element_size() for p in self.model.parameters())
         if timing.compile:
             self.model.compile()

@@ -149,11 +149,15 @@ class Arch:
             start = stop
         return found
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return every tensor by name: embedding first, then layer by layer, then the rest."""
+    def _templates(self) -> dict[str, Axes]:
         templates = self.family.templates(self.config)
         if self.tied:
             templates.pop("lm_head.weight")
+        return templates
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return every tensor by name: embedding first, then layer by layer, then the rest."""
+        templates = self._templates()
         root = {name: axes for name, axes in templates.items() if "{i}" not in name}
         inside = {name: axes for name, axes in templates.items() if "{i}" in name}
         first = next(iter(root))
@@ -187,8 +191,9 @@ class Arch:
     def params(self) -> dict[str, int]:
         """Return parameter counts by group; tied weights count once."""
         groups = dict.fromkeys(GROUPS, 0)
-        for name, tensor in self.tensors().items():
-            groups[_group(name, tensor)] += prod(tensor.shape)
+        for name, axes in self._templates().items():
+            times = self.layers if "{i}" in name else 1
+            groups[_group(name, axes)] += times * prod(map(self.axis_size, axes))
         return groups
 
     @property
@@ -302,12 +307,12 @@ def _bias_flags(family: Family, wanted: set[str]) -> dict[str, bool] | None:
     return flags if wanted <= held else None
 
 
-def _group(name: str, tensor: Tensor) -> str:
-    if tensor.layer is None and len(tensor.axes) == 2:
+def _group(name: str, axes: Axes) -> str:
+    if "{i}" not in name and len(axes) == 2:
         return "head" if name.startswith("lm_head") else "embedding"
-    if len(tensor.axes) == 1:
+    if len(axes) == 1:
         return "biases" if name.endswith(".bias") else "norms"
-    return "ffn" if "ffn" in "+".join(tensor.axes) else "attention"
+    return "ffn" if "ffn" in "+".join(axes) else "attention"
 
 
 FLOPS_TOKENS = 2048

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from prunecli.errors import InputError, PruneError
-from prunecli.files import provenance, sidecar, strict
+from prunecli.files import provenance, regular, sidecar, strict
 from prunecli.files.output import write_text
 from prunecli.files.tensorfile import (
     STORAGE,
@@ -28,6 +28,7 @@ from prunecli.files.tensorfile import (
 )
 from prunecli.model import companions, configs, foreign
 from prunecli.model.arch import Arch
+from prunecli.model.families._base import CONFIG_KEYS
 from prunecli.model.families._wrappers import PLAIN, WRAPPERS, Prefixes
 from prunecli.report import SILENT, Report
 
@@ -43,6 +44,7 @@ HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
 # computed by transformers from the config, but stored by older versions of it
+LAYER = re.compile(r"\blayers\.(\d{1,9})\.")
 BUFFER = "rotary_emb.inv_freq"
 SHOWN = ("layers", "hidden", "heads", "kv_heads", "ffn")
 CHUNK = 8192  # rows of a matrix compared at once
@@ -103,7 +105,7 @@ def _indexed(index: Path) -> list[str]:
     """
     if not index.exists():
         return []
-    weight_map = strict.read_object(index).get("weight_map")
+    weight_map = strict.read_object(regular.inside(index.parent, index)).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"'{index}' has no weight_map of names to files")
     files = sorted(set(map(str, weight_map.values())))
@@ -169,26 +171,34 @@ class Checkpoint(Reader):
             raise InputError(f"'{model}' is '{self.sidecar.kind}', expected 'checkpoint'")
 
     def _files(self) -> list[Path]:
-        """Return the files with weights, as transformers chooses them."""
-        if (self.folder / ONE_FILE).exists():
-            return [self.folder / ONE_FILE]
+        """Return the files with weights."""
         files = _indexed(self.folder / INDEX)
+        if (self.folder / ONE_FILE).exists():
+            if files not in ([], [ONE_FILE]):
+                # transformers would read the one file, other programs the others
+                raise InputError(
+                    f"'{self.folder}' has {ONE_FILE}, and an {INDEX} of other files",
+                    "remove the one that is out of date",
+                )
+            files = [ONE_FILE]
         if not files:
             raise InputError(
                 f"'{self.folder}' is not a checkpoint: it has no {ONE_FILE} and no {INDEX}"
             )
         for file in files:
-            if not (self.folder / file).is_file():
+            if not (self.folder / file).exists():
                 raise InputError(f"{INDEX} names a missing shard: '{file}'", "download it again")
-        return [self.folder / file for file in files]
+        return [regular.inside(self.folder, self.folder / file) for file in files]
 
     def _find_tensors(self, report: Report) -> None:
         """Find each tensor in the files; these count, not what an index says of them."""
+        headers = {path: read_header(path) for path in self._files()}
+        self._check_layers([name for header in headers.values() for name in header])
         expected = {*self.arch.tensors(), HEAD}
         prefixes = PLAIN if self.part_of is None else WRAPPERS[self.part_of]
         others = set()
-        for path in self._files():
-            for stored, spec in read_header(path).items():
+        for path, header in headers.items():
+            for stored, spec in header.items():
                 if BUFFER in stored:
                     continue
                 name = _own_name(stored, prefixes, expected)
@@ -213,6 +223,20 @@ class Checkpoint(Reader):
             report.info(
                 f"'{self.folder.name}' is a multimodal '{self.part_of}': its language model is "
                 f"read, a '{self.arch.config['model_type']}'; parts left out: {parts}"
+            )
+
+    def _check_layers(self, names: list[str]) -> None:
+        """Raise InputError for more layers in config.json than in weights with these names.
+
+        It is asked before any list of layers is made.
+        """
+        stored = len({match[1] for match in map(LAYER.search, names) if match})
+        if self.arch.layers > stored:
+            foreign.refuse_names(names)
+            raise InputError(
+                f"config.json: {CONFIG_KEYS['layers']} is {self.arch.layers}, but the weights are "
+                f"of {stored} layers",
+                "check that the download is complete",
             )
 
     def _tie(self, report: Report) -> None:
@@ -356,7 +380,9 @@ class CheckpointWriter:
     ) -> None:
         self.folder, self.specs = folder, specs
         folder.mkdir(parents=True)
-        self._config = {key: value for key, value in config.items() if key != companions.CODE}
+        self._config = {
+            key: value for key, value in config.items() if key not in configs.PREFERENCES
+        }
         used = sorted(set(shards))
         if len(used) == 1:
             names = [ONE_FILE]

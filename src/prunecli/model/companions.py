@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from prunecli.errors import InputError
+from prunecli.files import regular, strict
 
 FAST = "tokenizer.json"
 
@@ -33,6 +34,10 @@ SETTINGS = (
 
 
 TOKENIZER = (FAST, *OLDER, *SETTINGS)
+
+
+# what transformers opens to read a tokenizer
+OPENED = (*TOKENIZER, "config.json", "processor_config.json", "preprocessor_config.json")
 ALL = (
     *TOKENIZER, "generation_config.json", "LICENSE*", "LICENCE*", "License*", "license*",
     "COPYING*", "NOTICE*", "Notice*", "USE_POLICY*",
@@ -44,9 +49,17 @@ CODE = "auto_map"
 
 
 def find(folder: str | Path, patterns: tuple[str, ...] = ALL) -> list[Path]:
-    """Return the files of a folder that match, in the order of the patterns, each once."""
-    paths = (path for pattern in patterns for path in sorted(Path(folder).glob(pattern)))
-    return list(dict.fromkeys(path for path in paths if path.is_file()))
+    """Return the files of a folder that match, in the order of the patterns, each once.
+
+    Raises InputError for what is no file, cannot be read, or is a link to elsewhere.
+    """
+    home = Path(folder)
+    paths = (path for pattern in patterns for path in sorted(home.glob(pattern)))
+    found = dict.fromkeys(path for path in paths if path.exists() and not path.is_dir())
+    for path in found:
+        # libraries open these by themselves, and would wait for a pipe
+        regular.opened(regular.inside(home, path)).close()
+    return list(found)
 
 
 def vocabulary(folder: str | Path) -> list[Path]:
@@ -58,41 +71,21 @@ def contents(folder: str | Path, patterns: tuple[str, ...] = ALL) -> dict[str, b
     """Return the content of files by name, to be written beside other weights.
 
     Only references to code, which is not copied, are removed. tokenizer.json comes last, so that a
-    folder that has it has all. Raises InputError for files that cannot be read, or that links bring
-    in from elsewhere.
+    folder that has it has all. Raises InputError as `find` does.
     """
-    _refuse_links(Path(folder), find(folder, patterns))
     paths = sorted(find(folder, patterns), key=lambda path: (path.name == FAST, str(path)))
     return {path.relative_to(folder).as_posix(): _copied(path) for path in paths}
 
 
-def _refuse_links(folder: Path, paths: list[Path]) -> None:
-    """Raise InputError for a link that would copy a file from elsewhere.
-
-    A hub's cache is made of links, from snapshots into the blobs of the same repository.
-    """
-    allowed = [folder.resolve()]
-    if allowed[0].parent.name == "snapshots":
-        allowed.append(allowed[0].parent.parent / "blobs")
-    for path in paths:
-        if not any(path.resolve().is_relative_to(parent) for parent in allowed):
-            raise InputError(
-                f"'{path}' is a link to a file outside its folder, which is not copied",
-                "replace the link by the file itself, or remove it",
-            )
-
-
 def _copied(path: Path) -> bytes:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read '{path}': {error.strerror}") from None
-    if path.name not in SETTINGS or f'"{CODE}"'.encode() not in content:
+    content = regular.content(path)
+    is_record = path.name in SETTINGS and path.suffix == ".json"
+    if not is_record or f'"{CODE}"'.encode() not in content:
         return content
     try:
-        record = json.loads(content)
-    except ValueError:
-        return content
+        record = strict.parsed(content)
+    except ValueError as error:
+        raise InputError(f"'{path}' is not readable as JSON: {error}") from None
     if not isinstance(record, dict) or CODE not in record:
         return content
     del record[CODE]

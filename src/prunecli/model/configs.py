@@ -7,11 +7,13 @@ import copy
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from prunecli.errors import InputError, suggest
-from prunecli.files import strict
+from prunecli.files import regular, strict
+from prunecli.model import companions
 from prunecli.model.families._base import CONFIG_KEYS
 from prunecli.model.families._wrappers import WRAPPERS
 
@@ -49,6 +51,31 @@ FILLED = tuple(CONFIG_KEYS[axis] for axis in ("layers", "hidden", "ffn", "heads"
 SHARED = ("dtype", "torch_dtype", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
+# keys that transformers' classes take beside those that the class of a family declares
+PASSED = (
+    *NUMBERS, "layer_types", "model_type", "dtype", "torch_dtype", "rope_theta", "rope_scaling",
+    "rope_local_base_freq", "partial_rotary_factor", "original_max_position_embeddings",
+    "sliding_window_pattern",
+)  # fmt: skip
+
+
+# keys that choose code, or how it runs, and not what a model computes: they go no further
+PREFERENCES = (
+    companions.CODE, "attn_implementation", "_attn_implementation", "experts_implementation",
+    "_experts_implementation", "use_kernels", "_attn_implementation_internal",
+    "_experts_implementation_internal", "distributed_config", "fusion_config",
+)  # fmt: skip
+
+
+# keys by which any class of transformers becomes another model, and what they may be
+ORDINARY: Mapping[str, tuple[Any, ...]] = {
+    "per_layer_config": (None,),
+    "transformers_weights": (None,),
+    "is_causal": (None, True),
+    "is_encoder_decoder": (None, False),
+}
+
+
 class Config(NamedTuple):
     """The config of a language model, and the `model_type` of the multimodal model around it."""
 
@@ -64,7 +91,7 @@ def read(folder: str | Path, counted: bool = False) -> Config:
     """
     path = Path(folder) / "config.json"
     try:
-        values = strict.read_object(path)
+        values = strict.read_object(regular.inside(Path(folder), path))
     except FileNotFoundError:
         raise InputError(
             f"'{folder}' is not a checkpoint: it has no config.json",
@@ -94,7 +121,13 @@ def of_language_model(values: dict[str, Any], counted: bool = False) -> Config:
     if not isinstance(text, dict):
         raise InputError(f"config.json: text_config is {strict.told(text)}, expected an object")
     check_numbers(text)
-    multimodal = transformers_config({**values, "text_config": text})
+    if "model_type" not in text:
+        usual = transformers_config({"model_type": kind}).get_text_config(decoder=True)
+        text = {**text, "model_type": usual.model_type}
+    tie = {key: values[key] for key in ("tie_word_embeddings",) if key in values}
+    with refusals("transformers rejects the text_config of config.json"):
+        known = _passed_on(text)
+    multimodal = transformers_config({"model_type": kind, **tie, "text_config": known})
     own = multimodal.get_text_config(decoder=True)
     shared = {key: values[key] for key in SHARED if key in values}
     if "dtype" in text or "torch_dtype" in text:
@@ -130,6 +163,13 @@ def _filled(values: dict[str, Any], counted: bool) -> dict[str, Any]:
             "config.json has a quantization_config",
             "dequantise the model first, or remove the key if its weights are not quantised",
         )
+    for key, allowed in ORDINARY.items():
+        if values.get(key) not in allowed:
+            raise InputError(
+                f"config.json: {key} is {strict.told(values[key])}, which makes it another kind of "
+                "model",
+                "give a causal language model with layers of one shape",
+            )
     check_numbers(values)
     absent = [key for key in FILLED if values.get(key) is None]
     if counted and not absent:
@@ -160,14 +200,14 @@ def check_numbers(values: Mapping[str, Any]) -> None:
 
 
 def transformers_config(values: Mapping[str, Any]) -> Any:
-    """Return the config as transformers' own class; raise InputError if that rejects it."""
+    """Return the config as transformers' own class; raise InputError if that rejects it.
+
+    It takes any key, and some choose code; only those that say what the model is are passed on.
+    """
     from transformers import AutoConfig
 
-    # the version is written by transformers, and not among its arguments; its classes change
-    # nested values in place
-    arguments = {k: copy.deepcopy(v) for k, v in values.items() if k != "transformers_version"}
     with refusals("transformers rejects config.json"):
-        config = AutoConfig.for_model(**arguments)
+        config = AutoConfig.for_model(**_passed_on(values))
     kinds = getattr(config, "layer_types", None) or ()
     if "sliding_attention" in kinds and getattr(config, "sliding_window", None) is None:
         raise InputError(
@@ -175,6 +215,22 @@ def transformers_config(values: Mapping[str, Any]) -> Any:
             "is it as it came with the model?",
         )
     return config
+
+
+def _passed_on(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what transformers is told of a config: the keys that the class of its kind declares.
+
+    Raises ValueError for a kind that it does not know.
+    """
+    from transformers import CONFIG_MAPPING, PretrainedConfig
+
+    kind = values["model_type"]
+    if kind not in CONFIG_MAPPING:
+        raise ValueError(f"it knows no model_type {strict.told(kind)}")
+    declared = signature(CONFIG_MAPPING[kind]).parameters.keys()
+    known = {*declared, *PASSED} - (signature(PretrainedConfig).parameters.keys() - {*PASSED})
+    # its classes change nested values in place
+    return {key: copy.deepcopy(value) for key, value in values.items() if key in known}
 
 
 def shapes(values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

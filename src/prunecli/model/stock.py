@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from prunecli.model import configs
+from prunecli.files import strict
+from prunecli.model import companions, configs
 from prunecli.model.arch import Arch
+from prunecli.model.checkpoint import Checkpoint
 
 
 class LogitSoftcap(NamedTuple):
@@ -42,6 +44,17 @@ class LogitSoftcap(NamedTuple):
         return of_cap / self.scaling
 
 
+# what a generation_config.json may say: where texts begin and end, and how tokens are chosen
+GENERATION = (
+    "bos_token_id", "eos_token_id", "pad_token_id", "max_length", "max_new_tokens", "min_length",
+    "min_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p",
+    "epsilon_cutoff", "eta_cutoff", "num_beams", "early_stopping", "length_penalty",
+    "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "suppress_tokens",
+    "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id",
+    "exponential_decay_length_penalty", "remove_invalid_values", "renormalize_logits",
+)  # fmt: skip
+
+
 def meta_model(arch: Arch, device: torch.device) -> Any:
     """Return transformers' model of an architecture in evaluation mode, its parameters on meta.
 
@@ -62,3 +75,30 @@ def meta_model(arch: Arch, device: torch.device) -> Any:
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
     return model.eval()
+
+
+def loaded(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Any:
+    """Return transformers' model with the weights of a checkpoint, in evaluation mode.
+
+    Its own loader would follow whatever config.json and an adapter beside it say. Raises InputError
+    for a config.json or generation_config.json that transformers refuses.
+    """
+    from transformers import GenerationConfig
+
+    model = meta_model(checkpoint.arch, device)
+    if checkpoint.arch.tied:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    for name, _ in list(model.named_parameters()):
+        module, _, leaf = name.rpartition(".")
+        weight = checkpoint.tensor(name).to(device, dtype, copy=True)
+        setattr(model.get_submodule(module), leaf, nn.Parameter(weight))
+    if checkpoint.arch.tied:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    model.config.dtype = dtype
+    for path in companions.find(checkpoint.folder, ("generation_config.json",)):
+        record = strict.read_object(path)
+        with configs.refusals("transformers rejects generation_config.json"):
+            model.generation_config = GenerationConfig(
+                **{key: record[key] for key in GENERATION if key in record}
+            )
+    return model

@@ -56,6 +56,14 @@ def read_windows(checkpoint: Checkpoint, data: Data, report: Report) -> Calibrat
     return Calibration([entry], read.ids.numel(), windows=read)
 
 
+class _Outputs(sidecar.Part):
+    digest: str
+
+
+class _Results(sidecar.Part):
+    calibration_tokens: int = 0
+
+
 def open_file(path: str, kind: Kind, digest: str) -> Calibration:
     """Open a file of statistics or scores made from the model with this digest.
 
@@ -66,12 +74,13 @@ def open_file(path: str, kind: Kind, digest: str) -> Calibration:
         raise InputError(f"no such file: '{path}'", f"make it with `prunecli {PRODUCERS[kind]}`")
     record = sidecar.read(file, (kind,))
     roles = {entry.role: entry for entry in record.inputs}
-    if roles["model"].digest != digest:
+    if "model" not in roles or roles["model"].digest != digest:
         raise InputError(f"'{path}' was made from another model", "make it again from this one")
-    inputs = [Input(role=kind, id=record.id, digest=record.outputs["digest"])]
+    outputs = sidecar.part(path, record.outputs, _Outputs)
+    inputs = [Input(role=kind, id=record.id, digest=outputs.digest)]
     if "calibration" in roles:
         inputs.append(roles["calibration"])
-    num_tokens = record.results.get("calibration_tokens", 0)
+    num_tokens = sidecar.part(path, record.results, _Results).calibration_tokens
     return Calibration(inputs, num_tokens, tensors=TensorFile(file), options=record.options)
 
 

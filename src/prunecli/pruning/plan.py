@@ -4,15 +4,13 @@
 heads of the parent and, where it is not given, follows `kv_heads`. `None` keeps everything.
 """
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from prunecli.errors import InputError
-from prunecli.files import sidecar
+from prunecli.files import sidecar, strict
 from prunecli.files.sidecar import Sidecar
-from prunecli.files.strict import told
 from prunecli.files.tensorfile import Tensors
 from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Reader, check_buildable
@@ -154,7 +152,7 @@ def _indices(axis: str, value: Any) -> Any:
         raise InputError(f"the plan's {axis} are not lists of indices")
     for index in (index for entry in lists for index in entry):
         if not isinstance(index, int) or isinstance(index, bool):
-            raise InputError(f"the plan's {axis} hold {told(index)}, expected integers")
+            raise InputError(f"the plan's {axis} hold {strict.told(index)}, expected integers")
     frozen = tuple(tuple(entry) for entry in lists)
     return frozen if lists is value else frozen[0]
 
@@ -173,9 +171,9 @@ def _ascending(what: str, indices: Indices | None, limit: int) -> None:
 def read_plan(path: str) -> tuple[Plan, Sidecar | None]:
     """Read a plan, hand-written or made by `--plan-only`."""
     try:
-        record = json.loads(Path(path).read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"cannot read the plan in '{path}': {error}") from None
+        record = strict.read_value(Path(path))
+    except FileNotFoundError:
+        raise InputError(f"no such plan: '{path}'", "check the path") from None
     if isinstance(record, dict) and "kind" in record:
         made = sidecar.read(path, ("plan",))
         return Plan.from_json(made.results), made

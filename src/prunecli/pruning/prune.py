@@ -147,7 +147,8 @@ def open_calibration(pruning: Pruning) -> Calibration:
     seen: list[Input] = []
     if asked.plan is not None:
         plan, record = read_plan(asked.plan)
-        if record is not None and record.inputs[0].digest != pruning.digest:
+        made_from = None if record is None else next(iter(record.inputs), None)
+        if made_from is not None and made_from.digest != pruning.digest:
             raise InputError(f"the plan in '{asked.plan}' was made from another model")
         content = sidecar.content_id("plan", plan.to_json(), [])
         of_plan = [Input(role="plan", id=record.id if record else None, digest=content)]
@@ -159,7 +160,7 @@ def open_calibration(pruning: Pruning) -> Calibration:
         return Calibration([], tensors={})
     if asked.scores is not None:
         calibration = open_file(asked.scores, "scores", pruning.digest)
-        scored = (calibration.options or {})["options"]["compat"]
+        scored = sidecar.part(asked.scores, calibration.options, _Scored).options.compat
         if scored != asked.compat:
             raise InputError(
                 f"'{asked.scores}' was scored {'with' if scored else 'without'} --compat official",
@@ -395,7 +396,20 @@ def _summarise(dense: Arch, results: dict[str, Any], report: Report) -> None:
     )
 
 
+class _Compat(sidecar.Part):
+    compat: bool
+
+
+class _Scored(sidecar.Part):
+    options: _Compat
+
+
+class _Windows(sidecar.Part):
+    nsamples: int
+    seq_len: int
+
+
 def _num_tokens(entry: Input) -> int:
     """Return how many tokens a calibration input has."""
-    recorded = entry.model_extra or {}
-    return int(recorded["nsamples"]) * int(recorded["seq_len"])
+    recorded = sidecar.part("the plan", entry.model_extra, _Windows)
+    return recorded.nsamples * recorded.seq_len

@@ -189,14 +189,19 @@ def _check_method(asked: PruneRequest, method: Method) -> None:
         raise UsageError(f"'{name}' reads no statistics", "remove --stats")
 
 
+class _Choices(sidecar.Part):
+    method: str | None
+    options: dict[str, Any]
+
+
 def _those_of_scores(path: str, method: Method, explicit: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that the scores in `path` were made with; explicit ones must agree."""
     if not Path(path).is_file():
         raise InputError(f"no such file: '{path}'", "make it with `prunecli score`")
-    recorded = sidecar.read(path, ("scores",)).options
-    if recorded["method"] != method.name:
-        raise InputError(f"'{path}' has scores of '{recorded['method']}', not of '{method.name}'")
-    options = {name: value for name, value in recorded["options"].items() if name != "compat"}
+    recorded = sidecar.part(path, sidecar.read(path, ("scores",)).options, _Choices)
+    if recorded.method != method.name:
+        raise InputError(f"'{path}' has scores of '{recorded.method}', not of '{method.name}'")
+    options = {name: value for name, value in recorded.options.items() if name != "compat"}
     for name, value in options.items():
         if explicit.get(name, value) != value:
             raise InputError(
@@ -214,8 +219,9 @@ def _with_those_of_plan(path: str, method: Method, explicit: Mapping[str, Any]) 
     no part in the plan.
     """
     record, recorded = read_plan(path)[1], {}
-    if record is not None and record.options["method"] == method.name:
-        recorded = {k: v for k, v in record.options["options"].items() if k != "bias"}
+    made = None if record is None else sidecar.part(path, record.options, _Choices)
+    if made is not None and made.method == method.name:
+        recorded = {k: v for k, v in made.options.items() if k != "bias"}
     for name, value in explicit.items():
         if name != "bias" and (name not in recorded or recorded[name] != value):
             raise UsageError(

@@ -1,6 +1,5 @@
 """From an amount to exact sizes, or to a pattern of zeros."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import floor, isfinite, sqrt
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prunecli.errors import InputError, UsageError
-from prunecli.files.strict import told as shown
+from prunecli.files import sidecar, strict
 from prunecli.methods._base import Method
 from prunecli.model.arch import Arch
 from prunecli.model.families._base import CONFIG_KEYS
@@ -170,18 +169,18 @@ def _in_range(ratio: float) -> float:
 def _read_shape(path: str, arch: Arch) -> dict[str, int]:
     """Return the sizes in an arch.json: our own, or plain `{"hidden": …}`, or config.json keys."""
     try:
-        record = json.loads(Path(path).read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"cannot read the shape in '{path}': {error}") from None
+        record = strict.read_value(Path(path))
+    except FileNotFoundError:
+        raise InputError(f"no such shape: '{path}'", "check the path") from None
     if isinstance(record, dict) and "kind" in record:
-        if record["kind"] != "arch":
-            raise InputError(f"wrong kind of sidecar: '{path}' is '{record['kind']}', not 'arch'")
-        record = record.get("results", {}).get("arch", {})
+        record = sidecar.read(path, ("arch",)).results.get("arch")
     axes = {CONFIG_KEYS[axis]: axis for axis in SHAPE_AXES} | {axis: axis for axis in SHAPE_AXES}
     shape = {axes[k]: v for k, v in record.items() if k in axes} if isinstance(record, dict) else {}
     for axis, size in shape.items():
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise InputError(f"'{path}': {axis} is {shown(size)}, expected a positive integer")
+            raise InputError(
+                f"'{path}': {axis} is {strict.told(size)}, expected a positive integer"
+            )
     changed = {axis: size for axis, size in shape.items() if size != getattr(arch, axis)}
     if not changed:
         raise InputError(f"'{path}' names no size of {', '.join(SHAPE_AXES)} unlike the model's")

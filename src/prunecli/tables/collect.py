@@ -4,14 +4,13 @@ A checkpoint's sidecar records how it was made, an evaluation's what was measure
 matched by the model's id or, for models from elsewhere, by the digest of their weights.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from prunecli.data.textfiles import exists
 from prunecli.errors import InputError
-from prunecli.files import provenance, sidecar
+from prunecli.files import provenance, sidecar, strict
 from prunecli.files.sidecar import Sidecar
 from prunecli.model.checkpoint import Checkpoint
 
@@ -82,10 +81,10 @@ def _sidecars(given: str) -> list[tuple[Path, Sidecar]]:
     records = []
     for file in sorted(path.rglob("*.json")):
         try:
-            content = json.loads(file.read_text("utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+            content = strict.read_object(file)
+        except (FileNotFoundError, InputError):
             continue
-        if isinstance(content, dict) and "made_by" in content and "kind" in content:
+        if "made_by" in content and "kind" in content:
             records.append((file, sidecar.read(file)))
     if not records:
         raise InputError(f"no sidecar in '{given}'", "give files or folders made by prunecli")

@@ -1,0 +1,81 @@
+"""Files that others wrote: regular ones only, of bounded size, in the folder that they came in."""
+
+import os
+from pathlib import Path
+from stat import S_ISCHR, S_ISDIR, S_ISFIFO, S_ISREG, S_ISSOCK
+from typing import BinaryIO
+
+from prunecli.errors import InputError
+
+MAX_BYTES = 100_000_000
+KINDS = (
+    (S_ISDIR, "a folder"),
+    (S_ISFIFO, "a pipe"),
+    (S_ISCHR, "a device"),
+    (S_ISSOCK, "a socket"),
+)
+
+
+def opened(path: str | Path) -> BinaryIO:
+    """Open a regular file for reading bytes; the caller closes it.
+
+    A pipe is never waited for and a device never read. Raises InputError for them and for what
+    cannot be opened, FileNotFoundError where nothing is there.
+    """
+    try:
+        # without O_NONBLOCK a pipe that nobody writes to is waited for
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(*error.args) from None
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from None
+    mode = os.fstat(descriptor).st_mode
+    if S_ISREG(mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    kind = next((kind for is_kind, kind in KINDS if is_kind(mode)), "something else")
+    raise InputError(f"'{path}' is {kind}, expected a file")
+
+
+def content(path: str | Path, most: int = MAX_BYTES) -> bytes:
+    """Return the bytes of a regular file.
+
+    Raises InputError for more than `most`, and for what `opened` refuses; FileNotFoundError where
+    nothing is there.
+    """
+    with opened(path) as file:
+        try:
+            found = file.read(most + 1)
+        except OSError as error:
+            raise unreadable(path, error) from None
+    if len(found) > most:
+        raise InputError(f"'{path}' has more than {most / 1e6:g} MB, too much for such a file")
+    return found
+
+
+def inside(folder: Path, path: Path) -> Path:
+    """Return a path in a folder, which may be a link to a file of this folder only.
+
+    A hub's cache is made of links, from snapshots into the blobs of the same repository. Raises
+    InputError for links to elsewhere.
+    """
+    home = folder.resolve()
+    allowed = [home]
+    if home.parent.name == "snapshots":
+        allowed.append(home.parent.parent / "blobs")
+    try:
+        target = path.resolve()
+    except (OSError, RuntimeError):
+        raise InputError(f"'{path}' is a link to itself", "download it again") from None
+    if not any(target.is_relative_to(parent) for parent in allowed):
+        raise InputError(
+            f"'{path}' is a link to a file outside its folder, which is not followed",
+            "replace the link by the file itself, or remove it",
+        )
+    return path
+
+
+def unreadable(path: str | Path, error: Exception) -> InputError:
+    """Return the refusal of a file that the system does not read."""
+    why = error.strerror if isinstance(error, OSError) else str(error)
+    return InputError(f"cannot read '{path}': {why}")
