@@ -102,6 +102,7 @@ def _terminated(number: int, frame: FrameType | None) -> None:
 def main() -> None:
     """Run the command line; errors become one line on stderr and the documented exit status."""
     signal.signal(signal.SIGTERM, _terminated)
+    _replace_closed_streams()
     arguments = sys.argv[1:]
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:], "--help"]
@@ -131,6 +132,16 @@ def main() -> None:
         if hasattr(error, "format_message"):  # a usage error of the parser
             _fail(_parsing(error), 2)
         _unexpected(f"internal error: {type(error).__name__}: {error}")
+
+
+def _replace_closed_streams() -> None:
+    """Put the null device in the place of standard streams that are closed.
+
+    Nothing else may get their numbers: what is printed would go into the next file opened.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 
 
 def _parsing(error: Any) -> str:
