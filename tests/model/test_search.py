@@ -278,5 +278,5 @@ def test_candidates_in_a_table(llama, calibration, held_out, tmp_path):
     assert sorted(row["loss"].value for row in ours) == [entry["loss"] for entry in candidates]
     best = [row["loss"].value for row in ours if row["selected"].value == "yes"]
     assert best == [made.results["loss"]]
-    with pytest.raises(InputError, match="nothing for layout 'table5'"):
+    with pytest.raises(InputError, match="no sidecar here has what layout 'table5' shows"):
         table([str(tmp_path / "runs")], "table5")

@@ -395,7 +395,7 @@ def test_bad_requests(runs, tmp_path):
         table([], "table16", "papers")
     with pytest.raises(UsageError, match="has no rows of the paper"):
         table([], "pairs", "paper")
-    with pytest.raises(InputError, match="nothing for layout 'table6'"):
+    with pytest.raises(InputError, match="no sidecar here has what layout 'table6' shows"):
         table([str(runs.folder)], "table6")
     (tmp_path / "x.svg").write_text("mine")
     from prunecli.settings import Output

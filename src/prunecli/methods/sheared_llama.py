@@ -2,13 +2,13 @@
 
 Hard-concrete gates on hidden channels, layers, KV groups and FFN channels are trained with the
 weights by the language-modelling loss, under an augmented Lagrangian that holds their expected
-shares to a given shape (training/shearing.py, training/gates.py). Not a score: what stays, and the
+shares to a given shape (pruning/sheared.py, pruning/gates.py). Not a score: what stays, and the
 weights that it was trained with, come out of the run. `--freeze-weights` trains the masks alone,
 for machines that cannot hold optimiser state; that variant is not the method, and is called so.
 
 `--compat official` learns as the official code does: embedding without gates, output head times
 the gates when they are folded in, one clipping for everything that is trained, learning rates one
-step later. training/shearing.py tells what else differs.
+step later. pruning/sheared.py says what else differs.
 """
 
 from prunecli.methods._base import Method, Option

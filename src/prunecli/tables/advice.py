@@ -78,7 +78,7 @@ def advise(runs: Runs, reference: str | None, budget: float | None) -> Advice:
         rows += paper.entries("token-scaling") + paper.entries("equal-total")
     column = next((c for c in columns_of(rows) if c.lower_is_better), None)
     if column is None:
-        raise InputError("no loss was measured on these models", "prunecli eval --data D each")
+        raise InputError("no loss was measured on these models", "evaluate each with `prunecli eval --out FILE.json`")
     cases = _cases(rows, column)
     if not cases:
         raise InputError(
@@ -293,7 +293,7 @@ def _sentences(case: dict[str, Any], metric: str) -> Iterable[str]:
             f"  next: train {case['method']} {case['ratio']} and its scratch twin on the same "
             f"{tokens} tokens, then evaluate both:"
         )
-        yield f"    prunecli train --tokens {case['next_tokens']:.4g} --data D IN OUT"
+        yield f"    prunecli train --tokens {case['next_tokens']:.4g} --data ROWS IN OUT"
 
 
 def _percent(chance: float) -> str:

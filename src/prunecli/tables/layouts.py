@@ -336,5 +336,5 @@ def rows_of_layout(runs: Runs, name: str, paper: str | None) -> list[ModelRow]:
     layout = LAYOUTS[name]
     ours = select(layout, layout.ours(runs))
     if not ours and paper is None:
-        raise InputError(f"nothing for layout '{name}' among these sidecars")
+        raise InputError(f"no sidecar here has what layout '{name}' shows")
     return ([] if paper is None else layout.published()) + ours
