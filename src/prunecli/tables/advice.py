@@ -78,7 +78,10 @@ def advise(runs: Runs, reference: str | None, budget: float | None) -> Advice:
         rows += paper.entries("token-scaling") + paper.entries("equal-total")
     column = next((c for c in columns_of(rows) if c.lower_is_better), None)
     if column is None:
-        raise InputError("no loss was measured on these models", "evaluate each with `prunecli eval --out FILE.json`")
+        raise InputError(
+            "no loss was measured on these models",
+            "evaluate each with `prunecli eval --out FILE.json`",
+        )
     cases = _cases(rows, column)
     if not cases:
         raise InputError(
