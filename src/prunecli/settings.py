@@ -22,8 +22,8 @@ class Data(Record):
 
     source: str = "builtin"
     sampler: str | None = None
-    nsamples: int | None = limited(None, least=1)
-    seq_len: int | None = limited(None, least=2)
+    nsamples: int | None = None
+    seq_len: int | None = None
     seed: int = limited(0, least=0, most=LARGEST_SEED)
     tokenizer: str | None = None
     bos: str | None = None

@@ -22,9 +22,9 @@ from prunecli.tables.render import FORMATS, Cell, Column, Table
 # a title of a terminal, a line of its own, a turned direction, HTML, Markdown, LaTeX
 HOSTILE = (
     "\x1b]0;x\x07\x9b2J\r\nprunecli: ok\u2028\u202etxt<img src=x onerror=a()>[x](javascript:a)"
-    "|`*_b_*$x^2$\\input{x}~&%#\ud800"
+    "|`*_b_*$x^2$\\input{x}~&%#"
 )
-NAME = HOSTILE.replace("\ud800", "").replace("/", "")
+NAME = HOSTILE.replace("/", "")
 FORMULA = "=HYPERLINK(1)"
 
 

@@ -59,6 +59,12 @@ def check_beside(out: str) -> None:
         _check_ours(f"'{record.name}', the sidecar of OUT,", record)
 
 
+def lies_in(path: str | Path, folder: str | Path) -> bool:
+    """Return whether a path is a folder, or below it."""
+    path, folder = Path(path).resolve(), Path(folder).resolve()
+    return folder == path or folder in path.parents
+
+
 def check_kept(folder: str, names: Sequence[str], model: Path, out: str) -> None:
     """Refuse to keep these files in `folder` where that harms the input, OUT, or files of others.
 
@@ -66,7 +72,7 @@ def check_kept(folder: str, names: Sequence[str], model: Path, out: str) -> None
     """
     path, what = Path(folder).resolve(), f"--keep '{folder}'"
     for owner, other in (("the input", model.resolve()), ("OUT", Path(out).resolve())):
-        if path == other or other in path.parents:
+        if lies_in(path, other):
             raise InputError(f"{what} lies in {owner}", "choose another folder")
     _check_parent(what, path / "file")
     _check_access(what, path / "file")

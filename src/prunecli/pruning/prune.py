@@ -99,7 +99,10 @@ def prune(request: PruneRequest, run: RunContext = RunContext()) -> Result:
     `run.output.restart`. Under `torchrun`, which is for them alone, all processes call this; the
     first one writes. Raises UsageError, InputError, OutputExists, PruneError, Stopped.
     """
+    out = run.output.path
     kept = [f"{request.keep}/{name}" for name in (STATS, SCORES, PLAN) if request.keep]
+    if any(output.lies_in(file, folder) for file in kept for folder in (request.model, out)):
+        kept = []  # which is refused, without a lock there
     with claimed(run, *kept):
         return _prune(request, run)
 
