@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from forks import begun, ended, in_child
 
 import prunecli
 from prunecli.errors import OutputExists
@@ -19,19 +20,6 @@ from prunecli.tables.table import TableRequest, table
 
 STEPS = ("open", "mkdir", "rename", "replace", "fsync", "unlink", "rmdir")
 KILLED = 9
-
-
-def in_child(work) -> int:
-    """Return the exit status of a process that does `work` and nothing else: 1 if that raised."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            work()
-            status = 0
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def dying(work, point: int, exchange=True):
@@ -247,29 +235,17 @@ def pair(first, second) -> list[int]:
     reader, writer = os.pipe()
 
     def ready(work):
-        def wait():
-            os.close(writer)
-            os.read(reader, 1)  # until the last writer is closed
-            try:
-                work()
-            except OutputExists:
-                os._exit(5)
+        os.close(writer)
+        os.read(reader, 1)  # until the last writer is closed
+        try:
+            work()
+        except OutputExists:
+            os._exit(5)
 
-        return wait
-
-    children = []
-    for work in (first, second):
-        child = os.fork()
-        if child == 0:
-            try:
-                ready(work)()
-                os._exit(0)
-            finally:
-                os._exit(1)
-        children.append(child)
+    children = [begun(partial(ready, work)) for work in (first, second)]
     os.close(writer)
     os.close(reader)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    return [ended(child) for child in children]
 
 
 @pytest.mark.parametrize("command", ["score", "init"])
