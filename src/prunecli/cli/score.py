@@ -16,6 +16,7 @@ from prunecli.methods import registry
     options.METHOD,
     options.STREAM,
     options.OUTPUT,
+    options.PROBE,
     options.VERBOSITY,
     options.CONFIG,
 )

@@ -22,6 +22,7 @@ from prunecli.methods._base import Method
 from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint, Reader
 from prunecli.model.device import check_device, settled
+from prunecli.model.memory import MemoryNeed
 from prunecli.model.pattern import SparsityPattern
 from prunecli.model.write import WriteSummary, size_results, write_tensors
 from prunecli.pruning import surgery
@@ -30,6 +31,7 @@ from prunecli.pruning.calibrate import (
     collect_all,
     collect_statistics,
     depends_on_amount,
+    memory_need,
     required_statistics,
     statistics_artefact,
     write_statistics,
@@ -134,7 +136,7 @@ def _prune(request: PruneRequest, run: RunContext) -> Result:
         else open_calibration(pruning)
     )
     artefact = _artefact(builder, pruning, calibration, training)
-    if existing := artefact.settled(expected):
+    if existing := _need(pruning, calibration, training).settled(artefact, expected, run.compute):
         return existing
     if target.pattern is not None:
         return _write_masked(pruning, target.pattern, calibration, artefact)
@@ -256,6 +258,19 @@ def _resolve_training(
     return resolve_mask_training(
         dense, resolved.data, resolved.options, run.compute, run.report, resolved.asked.compat
     )
+
+
+def _need(
+    pruning: Pruning, calibration: Calibration, training: "ResolvedMaskTraining | None"
+) -> MemoryNeed:
+    """Return what the run holds in memory; nothing where tensors only stream by."""
+    if training is not None:
+        return training.memory_need(pruning.dense.arch)
+    method = pruning.resolved.method
+    if method is None:
+        return MemoryNeed()
+    required = required_statistics([method], pruning.resolved.asked.compat)
+    return memory_need(pruning.dense, calibration, required, pruning.run)
 
 
 def _artefact(

@@ -22,6 +22,7 @@ from prunecli.pruning.allocate import best
 from prunecli.pruning.calibrate import (
     collect_all,
     collect_statistics,
+    memory_need,
     num_removed_layers,
     required_statistics,
 )
@@ -79,11 +80,12 @@ def score(request: ScoreRequest, run: RunContext = RunContext()) -> Result:
     calibration = _calibration(request, method, dense, digest, run)
     used = score_options(method, options, request.compat)
     artefact = scores_artefact(dense, digest, calibration, method, used, num_removed, run)
-    if existing := artefact.settled(artefact.options):
+    required = required_statistics([method], request.compat)
+    need = memory_need(dense, calibration, required, run)
+    if existing := need.settled(artefact, artefact.options, run.compute):
         return existing
     statistics = calibration.tensors
     if calibration.windows is not None:
-        required = required_statistics([method], request.compat)
         statistics = collect_all(
             collect_statistics(dense, calibration.windows, required, num_removed, run)
         )
