@@ -19,6 +19,7 @@ from prunecli.errors import InputError, NotANumber, UsageError
 from prunecli.files import output, sidecar, world
 from prunecli.files.artefact import Artefact
 from prunecli.files.claim import exclusive
+from prunecli.files.keeping import Keeper
 from prunecli.files.sidecar import Computed, SidecarBuilder
 from prunecli.files.tensorfile import Tensors
 from prunecli.measuring import perplexity
@@ -30,7 +31,7 @@ from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.device import check_device, settled
 from prunecli.pruning import grid, surgery
 from prunecli.pruning.allocate import allocate
-from prunecli.pruning.calibrate import collect_all, collect_statistics, required_statistics
+from prunecli.pruning.calibrate import collect_all, required_statistics
 from prunecli.pruning.calibration import Calibration, open_file, read_windows
 from prunecli.pruning.grid import Budget
 from prunecli.pruning.request import SCORES
@@ -343,7 +344,7 @@ def _scores(
         if calibration.windows is not None:
             required = required_statistics([search.method], search.request.compat)
             statistics = collect_all(
-                collect_statistics(search.dense, calibration.windows, required, None, run)
+                search.dense, calibration.windows, required, None, run, Keeper(run)
             )
         artefact = scores_artefact(
             search.dense, digest, calibration, search.method, options, None, to_file
