@@ -12,6 +12,7 @@ digests. So a state is whole, or it is the one before.
 A run that ends soon never keeps anything, and keeping takes a small share of any other.
 """
 
+import json
 import re
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -19,13 +20,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import Field, ValidationError
 
 from prunecli import __version__
 from prunecli.errors import InputError, PruneError, Stopped
-from prunecli.files import output, sidecar, strict
+from prunecli.files import output, seal, sidecar, strict
 from prunecli.files.tensorfile import (
     TORCH_NAMES,
     Spec,
@@ -37,6 +38,7 @@ from prunecli.files.tensorfile import (
     spec_of,
     tensor_digest,
 )
+from prunecli.report import Report
 from prunecli.settings import RunContext
 
 if TYPE_CHECKING:
@@ -244,6 +246,7 @@ class Keeper:
         assert self.folder is not None
         began, changed = monotonic(), self._changed()
         try:
+            self.folder.mkdir(exist_ok=True)
             for writer in self._writers.values():
                 writer.flush()
             small = {key: one for key, one in changed.items() if one.nbytes < LARGE}
@@ -361,13 +364,34 @@ class Keeper:
         return path.name in self._resumed.written
 
 
+def result(file: Path | None, make: Callable[[], dict[str, Any]], report: Report) -> dict[str, Any]:
+    """Return the JSON object that `make` makes, kept in a file; that of a stopped run is taken.
+
+    Without a file nothing is kept. One that is not as it was written is told, and made anew.
+    """
+    if file is None:
+        return make()
+    try:
+        record = strict.read_object(file)
+        content: dict[str, Any] = record.get("result", {})
+        if record.get("digest") == seal.of_value(content):
+            return content
+        report.info(f"making '{file.name}' anew: it is not as it was written")
+    except FileNotFoundError:
+        pass
+    except InputError as error:
+        report.info(f"making '{file.name}' anew: {error.what}")
+    made = make()
+    output.replace_text(file, json.dumps({"result": made, "digest": seal.of_value(made)}))
+    return made
+
+
 def _clear(folder: Path, files: set[str]) -> None:
     """Remove the tensor files of a folder but these, and what was being written."""
-    for path in folder.glob("*.safetensors"):
-        if path.name not in files:
+    for path in folder.glob("*.safetensors*"):
+        name = path.name.removeprefix(".").removesuffix(".tmp")
+        if path.name not in files and re.fullmatch(FILE, name):
             output.remove(path)
-    for path in folder.glob(".*.tmp"):
-        output.remove(path)
 
 
 def _check(folder: Path, state: State) -> None:

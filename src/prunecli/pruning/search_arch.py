@@ -6,7 +6,6 @@ held-out text: a shape is judged by what pruning to it does, not by its sizes. A
 masks has a run of its own for every candidate.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import inf
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from prunecli.data import windows
 from prunecli.data.rows import source_path
 from prunecli.errors import InputError, NotANumber, UsageError
-from prunecli.files import output, sidecar, world
+from prunecli.files import keeping, output, sidecar, world
 from prunecli.files.artefact import Artefact
 from prunecli.files.claim import exclusive
 from prunecli.files.keeping import Keeper
@@ -361,7 +360,8 @@ def _try(
 ) -> dict[str, Any]:
     """Return the loss of a shape, or why there is none; from its file if it was tried before."""
     file, state = folder / f"{candidate.name}.json", folder / candidate.name
-    if not file.exists():
+
+    def tried() -> dict[str, Any]:
         state.mkdir(exist_ok=True)
         outcome: dict[str, Any] = {"loss": None}
         try:
@@ -370,10 +370,11 @@ def _try(
             # this shape will not do, others may
             outcome["failed"] = str(error)
             run.report.info(f"{candidate.name}: {error}")
-        output.replace_text(file, json.dumps(outcome))
-        output.remove(state)
-    recorded: dict[str, Any] = json.loads(file.read_text("utf-8"))
-    return recorded
+        return outcome
+
+    outcome = keeping.result(file, tried, run.report)
+    output.remove(state)
+    return outcome
 
 
 def _loss(pruned: surgery.PrunedModel, held_out: "Tokens", run: RunContext) -> float:
