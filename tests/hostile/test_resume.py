@@ -14,6 +14,7 @@ from forks import in_child
 from test_publish import contents, names
 
 import prunecli
+import tiny
 from prunecli.errors import OutputExists, PruneError, Stopped
 from prunecli.files import keeping
 from prunecli.methods import registry
@@ -318,3 +319,71 @@ def test_what_did_not_change_is_not_written_again(tmp_path, always):
     assert [*again.steps(range(3), "walking", "steps", found)] == []
     assert found.keys() == state.keys()
     assert all(torch.equal(found[name], state[name]) for name in state)
+
+
+def test_the_disk_must_have_room_for_a_state(llama, calibration, tmp_path, monkeypatch):
+    """It is looked at before the first layer, and as ever a state that is there counts as free."""
+    from prunecli.files import output
+
+    wanted = []
+    monkeypatch.setattr(output, "check_disk", lambda out, needed: wanted.append(needed))
+    hidden = 3 * 32 * 48 * 4  # bytes of [N, T, D] in float32
+    for case, streams in ((("calibrate", "flap"), 2), (("score", "llm-pruner"), 4 + 2)):
+        run_of(case, llama, calibration)(out_of(case, tmp_path / case[0]), dry_run=True)
+        assert wanted[-1] == streams * hidden
+    run_of(("prune", "sparsegpt"), llama, calibration)(tmp_path / "o", dry_run=True)
+    assert wanted[-1] == 2 * hidden
+
+
+def test_evaluations_are_killed_and_stopped(llama, tmp_path, layers, always):
+    """Each turn of each data set goes on within its layers, and finished ones are not repeated."""
+    sources = [tiny.tokens(tmp_path / f"{n}.safetensors", rows=4, seed=n) for n in range(2)]
+    expected, out = tmp_path / "expected" / "e.json", tmp_path / "out" / "e.json"
+
+    def run(path, **more):
+        return prunecli.evaluate(str(llama), data=sources, repeat=2, out=str(path), **more)
+
+    total = layers.of(lambda: run(expected))
+    assert total == 2 * 2 * 4
+    done = 0
+    for number in (3, 4, 5):
+        layers.killed(number, lambda: run(out))
+        done += number - 1
+
+    def asked():
+        with pytest.raises(Stopped, match="rerun the same command to resume"):
+            run(out, stop=lambda: True)
+
+    done += layers.of(asked)
+    with pytest.raises(OutputExists, match="use --restart"):
+        prunecli.evaluate(str(llama), data=sources, out=str(out))
+    assert done + layers.of(lambda: run(out)) == total
+    assert contents(out) == contents(expected) and names(out.parent) == {"e.json"}
+
+
+def test_results_that_were_damaged_are_made_again(llama, tmp_path, layers, always):
+    sources = [tiny.tokens(tmp_path / f"{n}.safetensors", rows=4, seed=n) for n in range(2)]
+    expected = tmp_path / "expected" / "e.json"
+    prunecli.evaluate(str(llama), data=sources, out=str(expected))
+    for number, damage in enumerate(
+        (
+            lambda text: text[: len(text) // 2],
+            lambda text: text.replace('"loss": ', '"loss": 1'),
+            lambda text: "[]",
+            lambda text: "[" * 9999,
+        )
+    ):
+        out, listener = tmp_path / str(number) / "e.json", Listener()
+        layers.killed(6, lambda o=out: prunecli.evaluate(str(llama), data=sources, out=str(o)))
+        (file,) = out.with_name(f"{out.name}.partial").glob("data-0-0.json")
+        file.write_text(damage(file.read_text()))
+        prunecli.evaluate(str(llama), data=sources, out=str(out), report=listener)
+        assert [line for line in listener.told if "making 'data-0-0.json' anew" in line]
+        assert contents(out) == contents(expected)
+
+
+def test_without_an_out_nothing_is_kept(llama, calibration, tmp_path, always, monkeypatch):
+    monkeypatch.setattr(keeping.Keeper, "_save", None)
+    monkeypatch.chdir(tmp_path)
+    prunecli.evaluate(str(llama), data=[calibration], stop=lambda: pytest.fail("was asked"))
+    assert not names(tmp_path)

@@ -21,6 +21,7 @@ from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.device import check_device, settled
 from prunecli.pruning.allocate import best
 from prunecli.pruning.calibrate import (
+    check_room,
     collect_all,
     num_removed_layers,
     required_statistics,
@@ -80,12 +81,13 @@ def score(request: ScoreRequest, run: RunContext = RunContext()) -> Result:
     calibration = _calibration(request, method, dense, digest, run)
     used = score_options(method, options, request.compat)
     artefact = scores_artefact(dense, digest, calibration, method, used, num_removed, run)
+    required = required_statistics([method], request.compat)
+    check_room(artefact.path, dense, calibration, required, run.compute)
     if existing := artefact.settled(artefact.options):
         return existing
     with artefact.keeping() as keeper:
         statistics = calibration.tensors
         if calibration.windows is not None:
-            required = required_statistics([method], request.compat)
             statistics = collect_all(dense, calibration.windows, required, num_removed, run, keeper)
         scores = score_model(method, dense, statistics or {}, used)
         return artefact.write_tensors(iter([scores]), keeper=keeper)
