@@ -7,6 +7,7 @@ after every step. The runs that follow compute what is left: no layer twice but 
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -387,3 +388,45 @@ def test_without_an_out_nothing_is_kept(llama, calibration, tmp_path, always, mo
     monkeypatch.chdir(tmp_path)
     prunecli.evaluate(str(llama), data=[calibration], stop=lambda: pytest.fail("was asked"))
     assert not names(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.golden
+@pytest.mark.skipif("PRUNECLI_SMOLLM2" not in os.environ, reason="PRUNECLI_SMOLLM2 is not set")
+def test_sparsegpt_on_a_real_model(tmp_path, layers, monkeypatch):
+    """SparseGPT on SmolLM2, killed in each third of its run; what keeping costs it is printed."""
+    model, depth = os.environ["PRUNECLI_SMOLLM2"], 30
+    sparse = {"method": "sparsegpt", "ratio": 0.5, "nsamples": 32, "seq_len": 256}
+    spent, real = [], keeping.Keeper._save
+
+    def timed(self):
+        began = time.monotonic()
+        real(self)
+        spent.append(time.monotonic() - began)
+
+    def run(out):
+        began = time.monotonic()
+        prunecli.prune(model, str(out), **sparse)
+        return time.monotonic() - began
+
+    monkeypatch.setattr(keeping.Keeper, "_save", timed)
+    seconds = run(tmp_path / "plain")
+    by_rule, saves = sum(spent) / seconds, len(spent)
+    monkeypatch.setattr(keeping, "LEAST", 0.0)
+    monkeypatch.setattr(keeping, "SHARE", float("inf"))
+    spent.clear()
+    out = tmp_path / "o"
+    # layers of this process: the second and the third run begin where the one before was killed
+    layers.killed(depth // 6, lambda: run(out))
+    layers.killed(depth // 3, lambda: run(out))
+    layers.killed(depth // 3, lambda: run(out))
+    done = depth // 6 - 1 + 2 * (depth // 3 - 1)
+    assert layers.of(lambda: run(out)) == depth - done
+    assert contents(out) == contents(tmp_path / "plain")
+    assert names(tmp_path) == {"plain", "o"}
+    print(
+        f"\nSparseGPT, {depth} layers, {seconds:.0f} s: 3 kills, equal bytes, no layer twice; "
+        f"keeping took {by_rule:.2%} ({saves} states), and {sum(spent) / len(spent):.2f} s a "
+        "state where every layer has one"
+    )
+    assert by_rule < 0.05
