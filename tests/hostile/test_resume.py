@@ -210,8 +210,8 @@ def damages(state: Path):
     yield told(walks={".0": {"what": "x", "total": 1, "done": 7, "tensors": {}}})
     yield told(files={})
     yield told(files={"../../etc.safetensors": "0"})
-    yield told(written={"../o": {"a": "0"}})
-    yield told(written={"missing.safetensors": {"a": "0"}})
+    yield told(written={"../o": {"layout": "0", "tensors": {"a": "0"}}})
+    yield told(written={"missing.safetensors": {"layout": "0", "tensors": {"a": "0"}}})
     for file in files:
         content = file.read_bytes()
         yield lambda file=file, content=content: file.write_bytes(content[: len(content) // 2])
@@ -220,6 +220,9 @@ def damages(state: Path):
         place = next(i for i in range(start, len(content)) if content[i])
         flipped = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
         yield lambda file=file, flipped=flipped: file.write_bytes(flipped)
+        renamed = content.replace(b'"model.layers.3.', b'"model.layers.4.', 1)
+        if renamed != content:  # of a tensor that is still to come
+            yield lambda file=file, renamed=renamed: file.write_bytes(renamed)
         yield lambda file=file: file.unlink()
 
 

@@ -12,6 +12,7 @@ digests. So a state is whole, or it is the one before.
 A run that ends soon never keeps anything, and keeping takes a small share of any other.
 """
 
+import hashlib
 import json
 import re
 import weakref
@@ -33,6 +34,7 @@ from prunecli.files.tensorfile import (
     TensorFile,
     TensorWriter,
     combined_digest,
+    layout,
     read_header,
     read_tensor,
     spec_of,
@@ -88,13 +90,20 @@ class KeptWalk(sidecar.Part):
     tensors: dict[str, KeptTensor]
 
 
+class KeptResult(sidecar.Part):
+    """An unfinished file of results: digests of its layout, and of the tensors that are written."""
+
+    layout: str
+    tensors: dict[str, str]
+
+
 class State(sidecar.Part):
-    """A state: walks by place, digests of its files, and of the tensors in unfinished results."""
+    """A state: walks by place, digests of its files, and unfinished results by name."""
 
     version: str = __version__
     walks: dict[str, KeptWalk] = Field(default_factory=dict)
     files: dict[str, str] = Field(default_factory=dict)
-    written: dict[str, dict[str, str]] = Field(default_factory=dict)
+    written: dict[str, KeptResult] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -297,7 +306,10 @@ class Keeper:
         }  # fmt: skip
         used = {tensor.file for walk in walks.values() for tensor in walk.tensors.values()}
         self._digests = {file: self._digests[file] for file in sorted(used)}
-        written = {name: writer.digests for name, writer in self._writers.items()}
+        written = {
+            name: KeptResult(layout=_layout(writer.specs), tensors=writer.digests)
+            for name, writer in self._writers.items()
+        }
         state = State(walks=walks, files=self._digests, written=written)
         output.sync(self.folder)
         output.replace_text(self.folder / STATE, state.model_dump_json())
@@ -355,7 +367,8 @@ class Keeper:
 
     def writer(self, path: Path, specs: Mapping[str, Spec]) -> TensorWriter:
         """Return a writer of a file that is staged, which goes on with what is in it."""
-        writer = TensorWriter(path, specs, self._resumed.written.get(path.name, {}))
+        kept = self._resumed.written.get(path.name)
+        writer = TensorWriter(path, specs, None if kept is None else kept.tensors)
         self._writers[path.name] = writer
         return writer
 
@@ -406,10 +419,14 @@ def _check(folder: Path, state: State) -> None:
         if combined_digest(digests) != digest:
             raise InputError(f"'{name}' is not as it was written")
         held[name] = digests.keys()
-    for name, digests in state.written.items():
+    for name, kept in state.written.items():
         if Path(name).name != name:
             raise InputError(f"it names a file '{name}'")
-        if _digests(folder / output.STAGE / name, digests) != digests:
+        path = folder / output.STAGE / name
+        if (
+            _layout(read_header(path)) != kept.layout
+            or _digests(path, kept.tensors) != kept.tensors
+        ):
             raise InputError(f"'{name}' is not as it was written")
     for walk in state.walks.values():
         if not 0 <= walk.done <= walk.total:
@@ -417,6 +434,11 @@ def _check(folder: Path, state: State) -> None:
         for tensor in walk.tensors.values():
             if tensor.name not in held.get(tensor.file, ()):
                 raise InputError(f"it lacks '{tensor.name}'")
+
+
+def _layout(specs: Mapping[str, Spec]) -> str:
+    start, _ = layout(specs)
+    return hashlib.sha256(start).hexdigest()
 
 
 def _digests(path: Path, names: Collection[str] | None = None) -> dict[str, str]:
