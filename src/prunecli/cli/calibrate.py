@@ -6,6 +6,7 @@ import typer
 
 from prunecli.cli import console, options, records
 from prunecli.cli.options import PRUNE_PANEL, option
+from prunecli.cli.signals import first_signal
 from prunecli.errors import UsageError
 from prunecli.methods import registry
 
@@ -16,6 +17,7 @@ from prunecli.methods import registry
     options.DATA,
     options.STREAM,
     options.OUTPUT,
+    options.RESTART,
     options.PROBE,
     options.VERBOSITY,
     options.CONFIG,
@@ -35,6 +37,9 @@ def calibrate(
 
     One pass serves any number of methods. --ratio or --layers is for minitron-depth, which tests
     removing every contiguous block of that many layers.
+
+    The progress of a long run is saved in OUT.safetensors.partial. Rerun the same command to
+    resume.
     """
     report = records.setup(context)
     values = context.params
@@ -55,7 +60,9 @@ def calibrate(
         records.amount_of(values),
         records.follows_official(context, collected),
     )
-    console.print_made(verb(request, records.run_context(values, out, report)), values)
+    with first_signal(report) as stop:
+        made = verb(request, records.run_context(values, out, report, stop))
+    console.print_made(made, values)
 
 
 EXAMPLES = (

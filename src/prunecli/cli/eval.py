@@ -8,6 +8,7 @@ import typer
 
 from prunecli.cli import console, options, records
 from prunecli.cli.options import OUTPUT_PANEL, option
+from prunecli.cli.signals import first_signal
 from prunecli.errors import UsageError
 from prunecli.settings import Data, Result, Tasks
 
@@ -179,14 +180,15 @@ def evaluate(
     )
     if not sources and not names:
         sources = [records.data_of(values, Data.source)]
-    run = records.run_context(values, values["out"], report)
     made: list[Result] = []
     try:
-        for folder in folders:
-            request = EvalRequest(
-                folder, tuple(sources), wanted, values["allow_overlap"], values["repeat"]
-            )
-            made.append(verb(request, run))
+        with first_signal(report) as stop:
+            run = records.run_context(values, values["out"], report, stop)
+            for folder in folders:
+                request = EvalRequest(
+                    folder, tuple(sources), wanted, values["allow_overlap"], values["repeat"]
+                )
+                made.append(verb(request, run))
     finally:
         # what was measured before a failure is not lost
         if made:

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from prunecli.cli import console, options, records
+from prunecli.cli.signals import first_signal
 from prunecli.methods import registry
 
 
@@ -16,6 +17,7 @@ from prunecli.methods import registry
     options.METHOD,
     options.STREAM,
     options.OUTPUT,
+    options.RESTART,
     options.PROBE,
     options.VERBOSITY,
     options.CONFIG,
@@ -33,6 +35,9 @@ def score(
     OUT has one vector per axis and layer. Methods that score single weights inside prune
     (magnitude, wanda, sparsegpt) have no scores to write. --ratio or --layers is for
     minitron-depth, which scores contiguous blocks of layers.
+
+    The progress of a long run is saved in OUT.safetensors.partial. Rerun the same command to
+    resume.
     """
     report = records.setup(context)
     values = context.params
@@ -40,6 +45,7 @@ def score(
     explicit = records.chosen_options(method, context, ("score",))
     if stats:
         records.refuse(context, options.DATA, "cannot be combined with --stats")
+        records.refuse(context, ["restart"], "is about statistics that are collected from --data")
     records.refuse_tokenizer(context, values["data"])
 
     from prunecli.pruning.score import ScoreRequest
@@ -54,7 +60,9 @@ def score(
         stats,
         records.follows_official(context, registry.get(method).quirks is not None),
     )
-    console.print_made(verb(request, records.run_context(values, out, report)), values)
+    with first_signal(report) as stop:
+        made = verb(request, records.run_context(values, out, report, stop))
+    console.print_made(made, values)
 
 
 EXAMPLES = (

@@ -128,7 +128,7 @@ def search_arch(
         compat=records.follows_official(context, chosen.quirks is not None),
         **{name: values[name] for name in (*BUDGET, "allow_overlap")},
     )
-    with first_signal(report, wanted=chosen.trains_masks) as stop:
+    with first_signal(report) as stop:
         made = verb(request, records.run_context(values, out, report, stop))
     console.print_made(made, values)
 

@@ -1,4 +1,7 @@
-"""Stopping between two steps: what runs long saves its state when it is asked to stop."""
+"""Stopping between two steps: what runs long saves its state when it is asked to stop.
+
+A signal ends a command at once until the first of these steps is done.
+"""
 
 import signal
 import sys
@@ -10,12 +13,14 @@ from prunecli.cli.console import StderrReport
 
 
 @contextmanager
-def first_signal(report: StderrReport, wanted: bool = True) -> Iterator[Callable[[], bool]]:
+def first_signal(report: StderrReport) -> Iterator[Callable[[], bool]]:
     """Yield a function that says whether Ctrl-C or SIGTERM came; the second one ends at once.
 
-    Where it is not `wanted`, they end the command at once as ever.
+    Before somebody asks it for the first time they end the command at once, as ever: not all work
+    is done in steps.
     """
     asked = False
+    before: dict[int, signal.Handlers | Callable[[int, FrameType | None], object] | int | None] = {}
 
     def ask(number: int, frame: FrameType | None) -> None:
         nonlocal asked
@@ -24,10 +29,14 @@ def first_signal(report: StderrReport, wanted: bool = True) -> Iterator[Callable
         asked = True
         report.info("stopping after this step; press Ctrl-C again to stop now")
 
-    numbers = (signal.SIGINT, signal.SIGTERM) if wanted else ()
-    before = {number: signal.signal(number, ask) for number in numbers}
+    def was_asked() -> bool:
+        if not before:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                before[number] = signal.signal(number, ask)
+        return asked
+
     try:
-        yield lambda: asked
+        yield was_asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

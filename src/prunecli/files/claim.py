@@ -139,8 +139,9 @@ def _repaired(path: Path) -> bool:
         else:
             output.remove(left)
     partial = output.partial_of(str(path))
-    if output.is_unmarked(partial):
-        output.remove(partial)
+    if completed and (partial / output.MARK).is_file():
+        output.discard(partial)  # the state of what is finished
+    output.clear_stateless(str(path))
     return completed
 
 

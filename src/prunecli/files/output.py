@@ -14,6 +14,7 @@ from prunecli.settings import Output, Result
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's <fcntl.h> and <linux/fs.h>
 MARK = "key"
+STAGE = ".new"  # in OUT.partial: the result that is being written
 LOGS = ".jsonl"
 SUFFIX = 24  # bytes at most by which names of temporary siblings are longer than OUT's
 
@@ -225,8 +226,9 @@ def move_in(whole: Path, path: Path) -> None:
         return
     tensors, record = whole / path.name, sidecar.path_of(path)
     if tensors.exists():
-        # no moment at which an old sidecar describes new tensors
-        record.unlink(missing_ok=True)
+        if record != path:
+            # no moment at which an old sidecar describes new tensors
+            record.unlink(missing_ok=True)
         tensors.replace(path)
         sync(path.parent)
     if (whole / record.name).exists():
@@ -348,6 +350,28 @@ def publish_partial(out: str) -> None:
     move_in(whole, path)
 
 
+def publish_stage(out: str) -> None:
+    """Make what stands in OUT.partial's stage, finished, OUT; the state is of no use then."""
+    folder, path = partial_of(out), Path(out).resolve()
+    sync(folder / STAGE)
+    whole = _sibling(path, "new")
+    (folder / STAGE).rename(whole)
+    sync(path.parent)
+    discard(folder)
+    move_in(whole, path)
+
+
+def clear_stateless(out: str) -> None:
+    """Remove OUT.partial if it is a run's that kept nothing to resume from."""
+    folder = partial_of(out)
+    if is_unmarked(folder):
+        discard(folder)
+    elif (folder / MARK).is_file() and not folder.is_symlink():
+        made = {path.name for path in folder.iterdir() if not path.match(".*.tmp")}
+        if made <= {MARK, STAGE}:
+            discard(folder)
+
+
 def _holds(folder: Path, *beside: str) -> bool:
     # hidden files were being written; a log is of use only beside the state that it belongs to
     return any(
@@ -377,12 +401,6 @@ def write_text(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def write_json(out: str, text: str) -> None:
-    """Write a JSON artefact, which is its own sidecar, by rename."""
-    with staged(out) as temporary:
-        write_text(temporary, text)
 
 
 def remove(path: Path) -> None:

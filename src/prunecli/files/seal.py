@@ -15,7 +15,12 @@ CHUNK = 1 << 20
 def of_record(record: Mapping[str, Any]) -> str:
     """Return the sha256 of a sidecar's JSON without its own `run.digest`, however it is set out."""
     run = {key: value for key, value in record["run"].items() if key != "digest"}
-    text = json.dumps({**record, "run": run}, sort_keys=True, separators=(",", ":"))
+    return of_value({**record, "run": run})
+
+
+def of_value(value: Any) -> str:
+    """Return the sha256 of a JSON value, however it is set out."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -246,14 +246,18 @@ class TensorWriter:
     """Write one safetensors file whose tensors come in any order, one at a time.
 
     The layout is known from `specs`, so each tensor goes to its place at once. Use as a context
-    manager; leaving it checks that every tensor came and flushes the file to disk.
+    manager; leaving it checks that every tensor came and flushes the file to disk. `written` are
+    the digests of what an earlier writer left in the file, which has this layout; without any the
+    file is made anew.
     """
 
-    def __init__(self, path: Path, specs: Mapping[str, Spec]) -> None:
+    def __init__(
+        self, path: Path, specs: Mapping[str, Spec], written: Mapping[str, str] | None = None
+    ) -> None:
         self.path, self.specs = path, dict(specs)
-        self.digests: dict[str, str] = {}
+        self.digests: dict[str, str] = dict(written or {})
         start, self._offsets = layout(specs)
-        self._file = path.open("wb")
+        self._file = path.open("r+b" if self.digests else "wb")
         self._file.write(start)
         self._start = len(start)
         self._file.truncate(self._start + sum(spec.bytes for spec in specs.values()))
@@ -266,6 +270,11 @@ class TensorWriter:
         self._file.seek(self._start + self._offsets[name])
         self._file.write(_bytes(tensor))
         self.digests[name] = tensor_digest(tensor)
+
+    def flush(self) -> None:
+        """Flush what was written to disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
     def __enter__(self) -> "TensorWriter":
         return self
@@ -281,8 +290,7 @@ class TensorWriter:
                 missing = self.specs.keys() - self.digests.keys()
                 if missing:
                     raise ValueError(f"{self.path.name}: never written: {sorted(missing)[:3]}")
-                self._file.flush()
-                os.fsync(self._file.fileno())
+                self.flush()
         finally:
             self._file.close()
 

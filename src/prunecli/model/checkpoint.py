@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -369,17 +369,22 @@ def _part(stored: str) -> str:
 
 
 class CheckpointWriter:
-    """Writes a model folder tensor by tensor into `folder`, which must not exist.
+    """Writes a model folder tensor by tensor into `folder`.
 
-    `shards` numbers the shard of each tensor. Use as a context manager: leaving it writes the
-    index.
+    `shards` numbers the shard of each tensor, `opened` makes the writer of a shard. Use as a
+    context manager: leaving it writes the index.
     """
 
     def __init__(
-        self, folder: Path, config: Mapping[str, object], specs: dict[str, Spec], shards: list[int]
+        self,
+        folder: Path,
+        config: Mapping[str, object],
+        specs: dict[str, Spec],
+        shards: list[int],
+        opened: Callable[[Path, Mapping[str, Spec]], TensorWriter] = TensorWriter,
     ) -> None:
         self.folder, self.specs = folder, specs
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         self._config = {
             key: value for key, value in config.items() if key not in configs.PREFERENCES
         }
@@ -392,7 +397,7 @@ class CheckpointWriter:
             name: used.index(shard) for name, shard in zip(specs, shards, strict=True)
         }
         self._writers = [
-            TensorWriter(
+            opened(
                 folder / file, {name: specs[name] for name in specs if self._shard_of[name] == i}
             )
             for i, file in enumerate(names)
@@ -401,6 +406,12 @@ class CheckpointWriter:
     def write(self, name: str, tensor: "torch.Tensor") -> None:
         """Write one tensor, in any order."""
         self._writers[self._shard_of[name]].write(name, tensor)
+
+    def written(self) -> "Iterator[tuple[str, torch.Tensor]]":
+        """Yield the tensors that are written already."""
+        for writer in self._writers:
+            for name in writer.digests:
+                yield name, read_tensor(writer.path, name)
 
     @property
     def digests(self) -> dict[str, str]:

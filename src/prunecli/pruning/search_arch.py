@@ -6,7 +6,6 @@ held-out text: a shape is judged by what pruning to it does, not by its sizes. A
 masks has a run of its own for every candidate.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import inf
@@ -16,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from prunecli.data import windows
 from prunecli.data.rows import source_path
 from prunecli.errors import InputError, NotANumber, UsageError
-from prunecli.files import output, sidecar, world
+from prunecli.files import keeping, output, sidecar, world
 from prunecli.files.artefact import Artefact
 from prunecli.files.claim import exclusive
+from prunecli.files.keeping import Keeper
 from prunecli.files.sidecar import Computed, SidecarBuilder
 from prunecli.files.tensorfile import Tensors
 from prunecli.measuring import perplexity
@@ -31,12 +31,7 @@ from prunecli.model.device import check_device, settled
 from prunecli.model.memory import MemoryNeed
 from prunecli.pruning import grid, surgery
 from prunecli.pruning.allocate import allocate
-from prunecli.pruning.calibrate import (
-    collect_all,
-    collect_statistics,
-    memory_need,
-    required_statistics,
-)
+from prunecli.pruning.calibrate import collect_all, memory_need, required_statistics
 from prunecli.pruning.calibration import Calibration, open_file, read_windows
 from prunecli.pruning.grid import Budget
 from prunecli.pruning.request import SCORES
@@ -369,7 +364,7 @@ def _scores(
         if calibration.windows is not None:
             required = required_statistics([search.method], search.request.compat)
             statistics = collect_all(
-                collect_statistics(search.dense, calibration.windows, required, None, run)
+                search.dense, calibration.windows, required, None, run, Keeper(run)
             )
         artefact = scores_artefact(
             search.dense, digest, calibration, search.method, options, None, to_file
@@ -386,7 +381,8 @@ def _try(
 ) -> dict[str, Any]:
     """Return the loss of a shape, or why there is none; from its file if it was tried before."""
     file, state = folder / f"{candidate.name}.json", folder / candidate.name
-    if not file.exists():
+
+    def tried() -> dict[str, Any]:
         state.mkdir(exist_ok=True)
         outcome: dict[str, Any] = {"loss": None}
         try:
@@ -395,10 +391,11 @@ def _try(
             # this shape will not do, others may
             outcome["failed"] = str(error)
             run.report.info(f"{candidate.name}: {error}")
-        output.replace_text(file, json.dumps(outcome))
-        output.remove(state)
-    recorded: dict[str, Any] = json.loads(file.read_text("utf-8"))
-    return recorded
+        return outcome
+
+    outcome = keeping.result(file, tried, run.report)
+    output.remove(state)
+    return outcome
 
 
 def _loss(pruned: surgery.PrunedModel, held_out: "Tokens", run: RunContext) -> float:
