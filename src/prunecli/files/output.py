@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from prunecli.errors import InputError, OutputExists, PruneError
+from prunecli.errors import InputError, OutputExists, PruneError, Stopped
 from prunecli.files import sidecar
+from prunecli.interruption import Interrupted, held
 from prunecli.settings import Output, Result
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's <fcntl.h> and <linux/fs.h>
@@ -211,6 +212,7 @@ def _sibling(path: Path, suffix: str) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.{suffix}")
 
 
+@held()
 def move_in(whole: Path, path: Path) -> None:
     """Move a finished folder to its place, or a file and its sidecar out of their folder.
 
@@ -301,7 +303,8 @@ def partial(out: str, identity: str, restart: bool) -> Iterator[Path]:
     A folder without anything to resume from is no state: any run may take it. One that is left
     without is removed when the block fails. It appears with its mark in it, and disappears whole,
     so that a kill at no moment leaves one that the next run cannot tell from a user's folder.
-    Raises OutputExists if it is the state of a run with another id. `restart` clears it.
+    Raises OutputExists if it is the state of a run with another id, which `restart` clears; and
+    Stopped where a signal interrupts the block and there is something to resume from.
     """
     folder = partial_of(out)
     check_partial(out, identity, restart)
@@ -314,6 +317,12 @@ def partial(out: str, identity: str, restart: bool) -> Iterator[Path]:
             temporary.rename(folder)
     try:
         yield folder
+    except Interrupted:
+        if _holds(folder, LOGS):
+            raise Stopped(
+                f"stopped; '{folder.name}' keeps what is done", "rerun the same command to resume"
+            ) from None
+        raise
     finally:
         if folder.exists() and not _holds(folder):
             discard(folder)

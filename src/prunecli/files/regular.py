@@ -6,6 +6,7 @@ from stat import S_ISCHR, S_ISDIR, S_ISFIFO, S_ISREG, S_ISSOCK
 from typing import BinaryIO
 
 from prunecli.errors import InputError
+from prunecli.interruption import safe_point
 
 MAX_BYTES = 100_000_000
 KINDS = (
@@ -22,6 +23,7 @@ def opened(path: str | Path) -> BinaryIO:
     A pipe is never waited for and a device never read. Raises InputError for them and for what
     cannot be opened, FileNotFoundError where nothing is there.
     """
+    safe_point()
     try:
         # without O_NONBLOCK a pipe that nobody writes to is waited for
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prunecli.errors import InputError
 from prunecli.files import regular, strict
+from prunecli.interruption import safe_point
 
 if TYPE_CHECKING:
     import torch
@@ -193,6 +194,7 @@ def read_tensor(path: Path, name: str) -> "torch.Tensor":
     """
     from safetensors import safe_open
 
+    safe_point()
     with safe_open(path, "pt") as file:
         tensor: torch.Tensor = file.get_tensor(name)
         return tensor
@@ -260,6 +262,7 @@ class TensorWriter:
 
     def write(self, name: str, tensor: "torch.Tensor") -> None:
         """Write one tensor to its place; type and shape must be those announced."""
+        safe_point()
         spec = spec_of(tensor)
         if self.specs.get(name) != spec:
             raise ValueError(f"{name}: announced {self.specs.get(name)}, got {spec}")
