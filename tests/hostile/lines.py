@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from forks import in_child
@@ -29,8 +30,8 @@ LINES = {
               "--seed WAY MODEL OUT"),
     "tokenize": ("o", "tokenize --seq-len 16 --tokenizer READER --shard-tokens 64 --workers 1 "
                  "--tokens WAY00 TEXT OUT"),
-    "search-arch": ("o.json", "search-arch --method minitron-width --ratio 0.WAY --data TOKENS "
-                    "--eval-data HELD --nsamples 2 --multiple 8 MODEL OUT"),
+    "search-arch": ("o.json", "search-arch --method minitron-width --ratio 0.2 --data TOKENS "
+                    "--eval-data HELD --nsamples WAY --multiple 4 MODEL OUT"),
     "eval": ("o.json", "eval --data TOKENS --data HELD --nsamples WAY --out OUT MODEL"),
 }  # fmt: skip
 # those that the eight above do not show
@@ -138,10 +139,10 @@ def made(folder: Path, name: str) -> dict[str, object]:
         files = [file for file in sorted(path.rglob("*")) if file.is_file()]
     found: dict[str, object] = {}
     for file in filter(Path.is_file, files):
-        content = TIMES.sub(b"", file.read_bytes())
+        content: object = TIMES.sub(b"", file.read_bytes())
         if file.suffix == ".json":
-            content = json.loads(content)
-            if isinstance(content, dict):
+            with suppress(ValueError):  # it may be torn
+                content = json.loads(content)
                 content.pop("run", None)
         found[file.relative_to(folder).as_posix()] = content
     return found

@@ -100,7 +100,7 @@ def _acquire(lock: Path, out: str) -> int:
     """Return the handle of a lock file that is locked and still has its name."""
     for _ in range(TRIES):
         try:
-            lock.parent.mkdir(parents=True, exist_ok=True)
+            output.make_folder(lock.parent)
             handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except FileNotFoundError:
             continue  # another process removed the folder that it had made

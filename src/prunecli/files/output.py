@@ -189,7 +189,7 @@ def staged_pair(out: str) -> Iterator[tuple[Path, Path]]:
     with _temporary(path) as temporary:
         temporary.mkdir()
         yield temporary / path.name, temporary / sidecar.path_of(path).name
-        sync(temporary)
+        sync_all(temporary)
         whole = temporary.with_suffix(".new")
         temporary.rename(whole)
         sync(path.parent)
@@ -198,7 +198,7 @@ def staged_pair(out: str) -> Iterator[tuple[Path, Path]]:
 
 @contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = _sibling(path, "tmp")
     remove(temporary)
     try:
@@ -242,7 +242,7 @@ def publish(temporary: Path, path: Path) -> None:
 
     Elsewhere a folder needs two renames; the next run puts back what a kill between them moved.
     """
-    sync(temporary)
+    sync_all(temporary)
     if not path.exists() or not (path.is_dir() or temporary.is_dir()):
         temporary.replace(path)
         sync(path.parent)
@@ -315,6 +315,7 @@ def partial(out: str, identity: str, restart: bool) -> Iterator[Path]:
             write_text(temporary / MARK, identity + "\n")
             sync(temporary)
             temporary.rename(folder)
+            sync(folder.parent)
     try:
         yield folder
     except Interrupted:
@@ -344,13 +345,14 @@ def discard(folder: Path) -> None:
         gone = _sibling(folder, "tmp")
         remove(gone)
         folder.rename(gone)
+        sync(gone.parent)
         remove(gone)
 
 
 def publish_partial(out: str) -> None:
     """Make OUT.partial, finished and with its sidecar in it, OUT."""
     folder, path = partial_of(out), Path(out).resolve()
-    sync(folder)
+    sync_all(folder)
     whole = _sibling(path, "new")
     folder.rename(whole)
     sync(path.parent)
@@ -371,13 +373,22 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def replace_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that it exists whole or not at all."""
+    """Write a file so that it exists whole or not at all, and stays when this returns."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+    sync(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it that are missing, so that they stay."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        _flush(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -402,10 +413,22 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def sync_all(path: Path) -> None:
+    """Flush a file, or a folder and all that is in it: whoever wrote it may not have."""
+    if path.is_dir():
+        for below in path.iterdir():
+            sync_all(below)
+    sync(path)
+
+
 def sync(path: Path) -> None:
     """Flush a file, or the names in a folder, to disk; raise PruneError if there is none."""
     if not path.exists():
         raise PruneError(f"nothing was written for '{path.name}'")
+    _flush(path)
+
+
+def _flush(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
