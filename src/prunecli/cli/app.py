@@ -27,7 +27,7 @@ from prunecli.cli import (
     tokenize,
     train,
 )
-from prunecli.errors import PruneError, suggest
+from prunecli.errors import PruneError, of_system, suggest
 from prunecli.files import world
 from prunecli.report import cut, printable
 
@@ -126,7 +126,9 @@ def main() -> None:
         # whoever read our results has left; do not complain again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (MemoryError, OSError) as error:
+    except OSError as error:
+        _unexpected(str(of_system(error)))
+    except MemoryError as error:
         _unexpected(f"{type(error).__name__}: {error}" if str(error) else "out of memory")
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error of the parser
