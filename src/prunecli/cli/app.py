@@ -27,7 +27,7 @@ from prunecli.cli import (
     tokenize,
     train,
 )
-from prunecli.errors import PruneError, Stopped, suggest
+from prunecli.errors import PruneError, Stopped, of_system, suggest
 from prunecli.files import world
 from prunecli.report import cut, printable
 
@@ -139,7 +139,9 @@ def _refuse(error: BaseException) -> None:
         # whoever read our results has left; do not complain again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    if isinstance(error, MemoryError | OSError):
+    if isinstance(error, OSError):
+        _unexpected(str(of_system(error)))
+    if isinstance(error, MemoryError):
         _unexpected(f"{type(error).__name__}: {error}" if str(error) else "out of memory")
     if hasattr(error, "format_message"):  # a usage error of the parser
         _fail(_parsing(error), 2)

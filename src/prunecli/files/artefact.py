@@ -136,7 +136,7 @@ class Artefact:
         } | dict(whole_model or {})
         output.check_disk(self.path, sum(spec.bytes for spec in specs.values()))
         with output.staged_pair(self.path) as (file, beside):
-            with TensorWriter(file, specs) as writer:
+            with TensorWriter(file, specs, marked=True) as writer:
                 for part in chain([first], parts):
                     for name, tensor in part.items():
                         writer.write(name, tensor)

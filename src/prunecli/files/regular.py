@@ -1,6 +1,8 @@
 """Files that others wrote: regular ones only, of bounded size, in the folder that they came in."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from stat import S_ISCHR, S_ISDIR, S_ISFIFO, S_ISREG, S_ISSOCK
 from typing import BinaryIO
@@ -81,3 +83,14 @@ def unreadable(path: str | Path, error: Exception) -> InputError:
     """Return the refusal of a file that the system does not read."""
     why = error.strerror if isinstance(error, OSError) else str(error)
     return InputError(f"cannot read '{path}': {why}")
+
+
+@contextmanager
+def named(path: str | Path) -> Iterator[None]:
+    """Name the file in the system's errors about it: those of an open file name none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise

@@ -96,6 +96,16 @@ def read_header(path: Path) -> dict[str, Spec]:
     return specs
 
 
+def is_marked(path: Path) -> bool:
+    """Return whether a file is one of tensors that `TensorWriter` wrote with a mark."""
+    start = f'{{"__metadata__":{json.dumps(_notes(True), separators=(",", ":"))}'.encode()
+    try:
+        with regular.opened(path) as file:
+            return file.read(8 + len(start))[8:] == start
+    except (OSError, InputError):
+        return False
+
+
 def _corrupt(path: Path, why: str) -> InputError:
     return InputError(f"'{path}' is not a valid safetensors file: {why}", "copy it again")
 
@@ -223,12 +233,17 @@ def _bytes(tensor: "torch.Tensor") -> memoryview:
     return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
-def layout(specs: Mapping[str, Spec]) -> tuple[bytes, dict[str, int]]:
+def _notes(marked: bool) -> dict[str, str]:
+    """Return what a header says beside its tensors."""
+    return {"format": "pt", **({"made_by": "prunecli"} if marked else {})}
+
+
+def layout(specs: Mapping[str, Spec], marked: bool = False) -> tuple[bytes, dict[str, int]]:
     """Return how a file of these tensors begins, and where after that each one is.
 
     Types come by falling size, then names: what safetensors itself writes.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": _notes(marked)}
     offsets, offset = {}, 0
     for name in sorted(specs, key=lambda name: (-ITEM_BYTES[specs[name].dtype], name)):
         spec = specs[name]
@@ -248,17 +263,19 @@ class TensorWriter:
     """Write one safetensors file whose tensors come in any order, one at a time.
 
     The layout is known from `specs`, so each tensor goes to its place at once. Use as a context
-    manager; leaving it checks that every tensor came and flushes the file to disk.
+    manager; leaving it checks that every tensor came and flushes the file to disk. `marked` files
+    say that they are prunecli's, for the case that they stay without a sidecar.
     """
 
-    def __init__(self, path: Path, specs: Mapping[str, Spec]) -> None:
+    def __init__(self, path: Path, specs: Mapping[str, Spec], marked: bool = False) -> None:
         self.path, self.specs = path, dict(specs)
         self.digests: dict[str, str] = {}
-        start, self._offsets = layout(specs)
-        self._file = path.open("wb")
-        self._file.write(start)
+        start, self._offsets = layout(specs, marked)
         self._start = len(start)
-        self._file.truncate(self._start + sum(spec.bytes for spec in specs.values()))
+        self._file = path.open("wb")
+        with regular.named(path):
+            self._file.write(start)
+            self._file.truncate(self._start + sum(spec.bytes for spec in specs.values()))
 
     def write(self, name: str, tensor: "torch.Tensor") -> None:
         """Write one tensor to its place; type and shape must be those announced."""
@@ -266,8 +283,9 @@ class TensorWriter:
         spec = spec_of(tensor)
         if self.specs.get(name) != spec:
             raise ValueError(f"{name}: announced {self.specs.get(name)}, got {spec}")
-        self._file.seek(self._start + self._offsets[name])
-        self._file.write(_bytes(tensor))
+        with regular.named(self.path):
+            self._file.seek(self._start + self._offsets[name])
+            self._file.write(_bytes(tensor))
         self.digests[name] = tensor_digest(tensor)
 
     def __enter__(self) -> "TensorWriter":
@@ -284,10 +302,12 @@ class TensorWriter:
                 missing = self.specs.keys() - self.digests.keys()
                 if missing:
                     raise ValueError(f"{self.path.name}: never written: {sorted(missing)[:3]}")
-                self._file.flush()
-                os.fsync(self._file.fileno())
+                with regular.named(self.path):
+                    self._file.flush()
+                    os.fsync(self._file.fileno())
         finally:
-            self._file.close()
+            with regular.named(self.path):
+                self._file.close()
 
 
 Tensors = Mapping[str, "torch.Tensor"]
