@@ -234,6 +234,7 @@ def move_in(whole: Path, path: Path) -> None:
     exchanged = (path / MARK).exists() or not (whole / MARK).exists()
     if path.exists() and (exchanged or _exchange(whole, path)):
         remove(path / MARK)
+        sync(path)
         # from here on, no run must take the old one for something else
         old = whole.rename(sibling(path, TEMPORARY))
         sync(path.parent)
@@ -242,6 +243,7 @@ def move_in(whole: Path, path: Path) -> None:
     if path.exists():
         path.rename(sibling(path, OLD))
     remove(whole / MARK)
+    sync(whole)
     whole.rename(path)
     sync(path.parent)
     remove(sibling(path, OLD))
