@@ -160,7 +160,9 @@ class Disk:
         return names
 
 
-Files = dict[str, bytes | None]  # by path; None is a folder
+Part = tuple[str, int]  # the digest of what a file held, and how many bytes of that are left
+FOLDER: Part = ("", -1)
+Files = dict[str, Part]  # by path
 
 
 def crashes(trace: Trace) -> Iterator[tuple[int, Files]]:
@@ -184,13 +186,12 @@ def crashes(trace: Trace) -> Iterator[tuple[int, Files]]:
         orders += [[one] for one in pending]
         for order in orders:
             for kind in DATA:
-                files = dict(
-                    _files(disk, disk.with_names(order), folders, written, kind, trace.store)
-                )
-                key = tuple(sorted((path, hash(content)) for path, content in files.items()))
+                names = disk.with_names(order)
+                files = dict(_files(disk, names, folders, written, kind, trace.store))
                 # at the end of a run more is promised than before it
-                if (key, number == len(steps) - 1) not in seen:
-                    seen.add((key, number == len(steps) - 1))
+                key = (*sorted(files.items()), number == len(steps) - 1)
+                if key not in seen:
+                    seen.add(key)
                     yield number, files
 
 
@@ -211,35 +212,35 @@ def _files(
     written: dict[int, str],
     kind: str,
     store: dict[str, bytes],
-) -> Iterator[tuple[str, bytes | None]]:
+) -> Iterator[tuple[str, Part]]:
     waiting = [(ROOT, "")]
     while waiting:
         folder, path = waiting.pop()
         for name, number in names.get(folder, {}).items():
             here = path + name
             if number in folders:
-                yield here, None
+                yield here, FOLDER
                 waiting.append((number, here + "/"))
             else:
                 yield here, _content(disk.data.get(number), written.get(number), kind, store)
 
 
-def _content(durable: str | None, written: str | None, kind: str, store: dict[str, bytes]) -> bytes:
+def _content(durable: str | None, written: str | None, kind: str, store: dict[str, bytes]) -> Part:
     """Return what is left of a file: what is durable of it is never lost."""
-    kept = b"" if durable is None else store[durable]
+    kept = 0 if durable is None else len(store[durable])
     if kind == "missing" or written is None or written == durable:
-        return kept
+        return (durable or "", kept)
     now = store[written]
-    start = len(kept) if now.startswith(kept) else 0
-    return now if kind == "whole" else now[: start + (len(now) - start) // 2]
+    start = kept if durable is not None and now.startswith(store[durable]) else 0
+    return (written, len(now) if kind == "whole" else start + (len(now) - start) // 2)
 
 
-def build(files: Files, folder: Path) -> None:
+def build(files: Files, store: dict[str, bytes], folder: Path) -> None:
     """Make a state on disk."""
     folder.mkdir()
-    for path, content in sorted(files.items()):
-        if content is None:
+    for path, (digest, length) in sorted(files.items()):
+        if length < 0:
             (folder / path).mkdir(parents=True, exist_ok=True)
         else:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).write_bytes(content)
+            (folder / path).write_bytes(store[digest][:length] if length else b"")

@@ -38,7 +38,7 @@ class Case:
 
     def __post_init__(self) -> None:
         self.results = []
-        for way in (OLD, NEW):
+        for way in (OLD, NEW) if self.force else (NEW,):
             folder = self.root / str(way)
             folder.mkdir(parents=True)
             assert lines.run(self.line(folder, way), self.talk) == 0
@@ -68,17 +68,17 @@ class Case:
         trace = recorded(
             root, lambda: lines.as_program(self.line(folder, NEW), self.talk, before), fsyncs
         )
-        states = list(crashes(trace))
+        self.store, states = trace.store, list(crashes(trace))
         last = max(number for number, _ in states)
         return [(number == last, files) for number, files in states]
 
     def judge(self, ended: bool, files: Files, folder: Path) -> str:
         """Return what is wrong after this crash, or what was found and made good."""
         shutil.rmtree(folder, ignore_errors=True)
-        build(files, folder)
+        build(files, self.store, folder)
         at = folder if self.force else folder / "new"
         at.mkdir(exist_ok=True)
-        old, new = self.results
+        old, new = self.results[0], self.results[-1]
         out = LINES[self.name][0]
         found = made(at, self.name)
         state = "old" if found == old else "new" if found == new else "none"
@@ -114,12 +114,12 @@ def wrong(counts: Counter[str]) -> dict[str, int]:
     return {kind: counts[kind] for kind in COUNTS if counts[kind]}
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", ["calibrate", "prune", "train", "tokenize"])
 def test_some_crashes(name, words, tmp_path):
     for mode in MODES[:2]:
         case = Case(name, mode, words, tmp_path / f"at{mode}")
         states = case.crashes()
-        assert not wrong(walk(case, random.Random(0).sample(states, 3)))
+        assert not wrong(walk(case, random.Random(0).sample(states, 2)))
 
 
 def test_without_fsync_there_are_losses(words, tmp_path):
@@ -137,7 +137,7 @@ def test_all_crashes(words, tmp_path):
         for mode in MODES:
             case = Case(name, mode, words, tmp_path / name / f"at{mode}")
             states = case.crashes()
-            some = random.Random(0).sample(states, min(len(states), 60))
+            some = random.Random(0).sample(states, min(len(states), 20))
             counts = walk(case, some, show=True)
             print(f"\n{name}{mode}: {len(states)} states, {dict(counts)}")
             total += counts
