@@ -258,6 +258,7 @@ def _move_pair(whole: Path, path: Path) -> None:
         sync(path.parent)
     if (whole / record.name).exists():
         (whole / record.name).replace(record)
+        sync(path.parent)
     whole.rmdir()
     sync(path.parent)
 
