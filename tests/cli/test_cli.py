@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from prunecli import errors
+from prunecli import errors, interruption
 from prunecli.settings import Amount, Compute, Data, Result, RunContext
 
 PRUNE = ("prune", "--method", "flap", "--ratio", "0.5")
@@ -227,7 +227,7 @@ def test_terminated_cleans_up(run, called) -> None:
     def terminate() -> None:
         try:
             os.kill(os.getpid(), signal.SIGTERM)
-            signal.pause()
+            interruption.safe_point()
         finally:
             cleaned.append(True)
 

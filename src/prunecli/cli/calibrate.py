@@ -6,7 +6,6 @@ import typer
 
 from prunecli.cli import console, options, records
 from prunecli.cli.options import PRUNE_PANEL, option
-from prunecli.cli.signals import first_signal
 from prunecli.errors import UsageError
 from prunecli.methods import registry
 
@@ -60,9 +59,7 @@ def calibrate(
         records.amount_of(values),
         records.follows_official(context, collected),
     )
-    with first_signal(report) as stop:
-        made = verb(request, records.run_context(values, out, report, stop))
-    console.print_made(made, values)
+    console.print_made(verb(request, records.run_context(values, out, report)), values)
 
 
 EXAMPLES = (

@@ -8,7 +8,6 @@ import typer
 
 from prunecli.cli import console, options, records
 from prunecli.cli.options import OUTPUT_PANEL, option
-from prunecli.cli.signals import first_signal
 from prunecli.errors import UsageError
 from prunecli.settings import Data, Result, Tasks
 
@@ -182,13 +181,12 @@ def evaluate(
         sources = [records.data_of(values, Data.source)]
     made: list[Result] = []
     try:
-        with first_signal(report) as stop:
-            run = records.run_context(values, values["out"], report, stop)
-            for folder in folders:
-                request = EvalRequest(
-                    folder, tuple(sources), wanted, values["allow_overlap"], values["repeat"]
-                )
-                made.append(verb(request, run))
+        run = records.run_context(values, values["out"], report)
+        for folder in folders:
+            request = EvalRequest(
+                folder, tuple(sources), wanted, values["allow_overlap"], values["repeat"]
+            )
+            made.append(verb(request, run))
     finally:
         # what was measured before a failure is not lost
         if made:

@@ -7,7 +7,6 @@ import typer
 
 from prunecli.cli import console, options, records
 from prunecli.cli.options import DATA_PANEL, STEPS_PANEL, option
-from prunecli.cli.signals import first_signal
 from prunecli.files import world
 from prunecli.methods import registry
 
@@ -135,8 +134,7 @@ def prune(
         keep=values["keep"],
         compat=records.follows_official(context, quirks),
     )
-    with first_signal(report) as stop:
-        made = verb(request, records.run_context(values, out, report, stop))
+    made = verb(request, records.run_context(values, out, report))
     if first:
         console.print_made(made, values)
 

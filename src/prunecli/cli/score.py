@@ -5,7 +5,6 @@ from typing import Annotated
 import typer
 
 from prunecli.cli import console, options, records
-from prunecli.cli.signals import first_signal
 from prunecli.methods import registry
 
 
@@ -60,9 +59,7 @@ def score(
         stats,
         records.follows_official(context, registry.get(method).quirks is not None),
     )
-    with first_signal(report) as stop:
-        made = verb(request, records.run_context(values, out, report, stop))
-    console.print_made(made, values)
+    console.print_made(verb(request, records.run_context(values, out, report)), values)
 
 
 EXAMPLES = (

@@ -19,6 +19,7 @@ from prunecli.errors import InputError
 from prunecli.files import regular, sidecar
 from prunecli.files.sidecar import Trained
 from prunecli.files.tensorfile import TENSOR_FILE, Spec, check_integers, read_header
+from prunecli.interruption import safe_point
 
 if TYPE_CHECKING:
     import numpy as np
@@ -121,6 +122,7 @@ class Rows:
         step = max(1, CHUNK // self.seq_len)
         for shard, end in enumerate(self._ends):
             for start in range(0, end - begin, step):
+                safe_point()
                 digest.update(self._slice(shard)[start : min(start + step, end - begin)])
             begin = end
         return digest

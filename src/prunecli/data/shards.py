@@ -7,9 +7,11 @@ interruptions.
 import hashlib
 import json
 import os
+import signal
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from multiprocessing import get_context
@@ -255,7 +257,9 @@ def encoded(
             failed.set_exception(batch)
             return failed
 
-        waiting = deque(submitted(batch) for batch in first)
+        with _no_signals():
+            # the first starts the processes
+            waiting = deque(submitted(batch) for batch in first)
         try:
             while waiting:
                 yield waiting.popleft().result()
@@ -263,6 +267,16 @@ def encoded(
         finally:
             for future in waiting:
                 future.cancel()
+
+
+@contextmanager
+def _no_signals() -> Iterator[None]:
+    """Start processes that a terminal's Ctrl-C does not reach: they end when this one stops."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Shards:

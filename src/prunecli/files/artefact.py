@@ -160,7 +160,7 @@ class Artefact:
                     for name, tensor in first.items()
                 } | dict(whole_model or {})
                 output.check_disk(self.path, sum(spec.bytes for spec in specs.values()))
-            with keeper.writer(file, specs) as writer:
+            with keeper.writer(file, specs, marked=True) as writer:
                 for part in parts:
                     for name, tensor in part.items():
                         writer.write(name, tensor)

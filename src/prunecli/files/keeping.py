@@ -17,7 +17,7 @@ import json
 import re
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -40,6 +40,7 @@ from prunecli.files.tensorfile import (
     spec_of,
     tensor_digest,
 )
+from prunecli.interruption import held
 from prunecli.report import Report
 from prunecli.settings import RunContext
 
@@ -166,7 +167,9 @@ class Keeper:
             self.run.report.info(f"resuming '{what}' after {walk.done} of {walk.total} {unit}")
         left = items[walk.done :]
         for item in self.run.report.progress(left, what, len(left), unit):
-            yield item
+            # what is kept is asked for between two steps: one that is begun is finished
+            with nullcontext() if self.folder is None else held():
+                yield item
             walk.done += 1
             walk.inside = 0
             for inner in [key for key in self._walks if key.startswith(f"{walk.place}.")]:
@@ -365,10 +368,10 @@ class Keeper:
         yield file, file.with_name(sidecar.path_of(file).name)
         output.publish_stage(out)
 
-    def writer(self, path: Path, specs: Mapping[str, Spec]) -> TensorWriter:
+    def writer(self, path: Path, specs: Mapping[str, Spec], marked: bool = False) -> TensorWriter:
         """Return a writer of a file that is staged, which goes on with what is in it."""
         kept = self._resumed.written.get(path.name)
-        writer = TensorWriter(path, specs, None if kept is None else kept.tensors)
+        writer = TensorWriter(path, specs, None if kept is None else kept.tensors, marked)
         self._writers[path.name] = writer
         return writer
 

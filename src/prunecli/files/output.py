@@ -8,14 +8,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from prunecli.errors import InputError, OutputExists, PruneError
-from prunecli.files import sidecar
+from prunecli.errors import InputError, OutputExists, PruneError, Stopped
+from prunecli.files import regular, sidecar, tensorfile
+from prunecli.interruption import Interrupted, held
 from prunecli.settings import Output, Result
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's <fcntl.h> and <linux/fs.h>
 MARK = "key"
 STAGE = ".new"  # in OUT.partial: the result that is being written
 LOGS = ".jsonl"
+# what is beside OUT while it is written: finished, replaced, and all else
+NEW, OLD, TEMPORARY = "new", "old", "tmp"
 SUFFIX = 24  # bytes at most by which names of temporary siblings are longer than OUT's
 
 
@@ -128,8 +131,14 @@ def _check_ours(what: str, path: Path) -> None:
 
 
 def occupied(path: Path) -> bool:
-    """Return whether something exists there that must not be lost; an empty folder is nothing."""
-    return path.is_file() or (path.is_dir() and any(path.iterdir()))
+    """Return whether something exists there that must not be lost.
+
+    An empty folder is nothing, nor are tensors of ours whose sidecar never came: nothing reads
+    them.
+    """
+    if path.is_file():
+        return sidecar.path_of(path).exists() or not tensorfile.is_marked(path)
+    return path.is_dir() and any(path.iterdir())
 
 
 def existing_result(out: str, output: Output, identity: str) -> Result | None:
@@ -189,8 +198,9 @@ def staged_pair(out: str) -> Iterator[tuple[Path, Path]]:
     with _temporary(path) as temporary:
         temporary.mkdir()
         yield temporary / path.name, temporary / sidecar.path_of(path).name
-        sync(temporary)
-        whole = temporary.with_suffix(".new")
+        sync_all(temporary)
+        whole = sibling(path, NEW)
+        remove(whole)  # nobody had come back to complete it
         temporary.rename(whole)
         sync(path.parent)
         move_in(whole, path)
@@ -198,8 +208,8 @@ def staged_pair(out: str) -> Iterator[tuple[Path, Path]]:
 
 @contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _sibling(path, "tmp")
+    make_folder(path.parent)
+    temporary = sibling(path, TEMPORARY)
     remove(temporary)
     try:
         yield temporary
@@ -207,23 +217,40 @@ def _temporary(path: Path) -> Iterator[Path]:
         remove(temporary)
 
 
-def _sibling(path: Path, suffix: str) -> Path:
-    """Return the name under which this process keeps what is not, or no longer, at `path`."""
-    return path.with_name(f".{path.name}.{os.getpid()}.{suffix}")
+def sibling(path: Path, kind: str) -> Path:
+    """Return the name beside `path` of what is not, or no longer, there: NEW, OLD or TEMPORARY."""
+    return path.with_name(f".{path.name}.prunecli-{kind}")
 
 
+@held()
 def move_in(whole: Path, path: Path) -> None:
     """Move a finished folder to its place, or a file and its sidecar out of their folder.
 
-    If that was interrupted, it goes on.
+    If that was interrupted, it goes on. A finished folder bears its mark until it has its place, so
+    that after an exchange it is known from the old one.
     """
-    if sidecar.is_ours(whole):
-        remove(whole / MARK)
-        if path.exists():
-            # in an exchange the old OUT gets this name, and is no finished one any more
-            whole = whole.rename(_sibling(path, "tmp"))
-        publish(whole, path)
+    if whole.is_dir() and not (whole / sidecar.FOLDER_SIDECAR).exists():
+        _move_pair(whole, path)
         return
+    exchanged = (path / MARK).exists() or not (whole / MARK).exists()
+    if path.exists() and (exchanged or _exchange(whole, path)):
+        remove(path / MARK)
+        sync(path)
+        # from here on, no run must take the old one for something else
+        old = whole.rename(sibling(path, TEMPORARY))
+        sync(path.parent)
+        remove(old)
+        return
+    if path.exists():
+        path.rename(sibling(path, OLD))
+    remove(whole / MARK)
+    sync(whole)
+    whole.rename(path)
+    sync(path.parent)
+    remove(sibling(path, OLD))
+
+
+def _move_pair(whole: Path, path: Path) -> None:
     tensors, record = whole / path.name, sidecar.path_of(path)
     if tensors.exists():
         if record != path:
@@ -233,6 +260,7 @@ def move_in(whole: Path, path: Path) -> None:
         sync(path.parent)
     if (whole / record.name).exists():
         (whole / record.name).replace(record)
+        sync(path.parent)
     whole.rmdir()
     sync(path.parent)
 
@@ -242,7 +270,7 @@ def publish(temporary: Path, path: Path) -> None:
 
     Elsewhere a folder needs two renames; the next run puts back what a kill between them moved.
     """
-    sync(temporary)
+    sync_all(temporary)
     if not path.exists() or not (path.is_dir() or temporary.is_dir()):
         temporary.replace(path)
         sync(path.parent)
@@ -251,7 +279,7 @@ def publish(temporary: Path, path: Path) -> None:
         sync(path.parent)
         remove(temporary)
         return
-    old = _sibling(path, "old")
+    old = sibling(path, OLD)
     path.rename(old)
     try:
         temporary.rename(path)
@@ -303,7 +331,8 @@ def partial(out: str, identity: str, restart: bool) -> Iterator[Path]:
     A folder without anything to resume from is no state: any run may take it. One that is left
     without is removed when the block fails. It appears with its mark in it, and disappears whole,
     so that a kill at no moment leaves one that the next run cannot tell from a user's folder.
-    Raises OutputExists if it is the state of a run with another id. `restart` clears it.
+    Raises OutputExists if it is the state of a run with another id, which `restart` clears; and
+    Stopped where a signal interrupts the block and there is something to resume from.
     """
     folder = partial_of(out)
     check_partial(out, identity, restart)
@@ -314,8 +343,15 @@ def partial(out: str, identity: str, restart: bool) -> Iterator[Path]:
             write_text(temporary / MARK, identity + "\n")
             sync(temporary)
             temporary.rename(folder)
+            sync(folder.parent)
     try:
         yield folder
+    except Interrupted:
+        if _holds(folder, LOGS):
+            raise Stopped(
+                f"stopped; '{folder.name}' keeps what is done", "rerun the same command to resume"
+            ) from None
+        raise
     finally:
         if folder.exists() and not _holds(folder):
             discard(folder)
@@ -331,20 +367,32 @@ def is_unmarked(folder: Path) -> bool:
     return {path.name for path in folder.iterdir()} <= {f".{MARK}.tmp"}
 
 
+def is_done(folder: Path, path: Path) -> bool:
+    """Return whether OUT.partial is the state of the very run whose result is at OUT."""
+    mark = folder / MARK
+    if not (mark.exists() and sidecar.is_ours(path)):
+        return False
+    try:
+        return sidecar.read(path).id == mark.read_text("utf-8").strip()
+    except (InputError, UnicodeDecodeError):
+        return False
+
+
 def discard(folder: Path) -> None:
     """Remove OUT.partial, first under another name: no later run finds it in pieces."""
     if folder.exists():
-        gone = _sibling(folder, "tmp")
+        gone = sibling(folder, TEMPORARY)
         remove(gone)
         folder.rename(gone)
+        sync(gone.parent)
         remove(gone)
 
 
 def publish_partial(out: str) -> None:
     """Make OUT.partial, finished and with its sidecar in it, OUT."""
     folder, path = partial_of(out), Path(out).resolve()
-    sync(folder)
-    whole = _sibling(path, "new")
+    sync_all(folder)
+    whole = sibling(path, NEW)
     folder.rename(whole)
     sync(path.parent)
     move_in(whole, path)
@@ -353,9 +401,13 @@ def publish_partial(out: str) -> None:
 def publish_stage(out: str) -> None:
     """Make what stands in OUT.partial's stage, finished, OUT; the state is of no use then."""
     folder, path = partial_of(out), Path(out).resolve()
-    sync(folder / STAGE)
-    whole = _sibling(path, "new")
+    if (folder / STAGE / sidecar.FOLDER_SIDECAR).exists():
+        write_text(folder / STAGE / MARK, (folder / MARK).read_text("utf-8"))
+    sync_all(folder / STAGE)
+    whole = sibling(path, NEW)
+    remove(whole)  # nobody had come back to complete it
     (folder / STAGE).rename(whole)
+    sync(folder)
     sync(path.parent)
     discard(folder)
     move_in(whole, path)
@@ -386,37 +438,69 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def replace_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that it exists whole or not at all."""
+    """Write a file so that it exists whole or not at all, and stays when this returns."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        write_bytes(temporary, content)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it that are missing, so that they stay."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        _flush(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file and flush it to disk."""
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file and flush it to disk."""
+    with regular.named(path), path.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if it exists."""
-    if path.is_dir():
-        shutil.rmtree(path)
+    """Remove a file, a folder or a link, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            error.filename = str(path)  # which is the name of a file in it, alone
+            raise
     else:
         path.unlink(missing_ok=True)
+
+
+def sync_all(path: Path) -> None:
+    """Flush a file, or a folder and all that is in it: whoever wrote it may not have."""
+    if path.is_dir():
+        for below in path.iterdir():
+            sync_all(below)
+    sync(path)
 
 
 def sync(path: Path) -> None:
     """Flush a file, or the names in a folder, to disk; raise PruneError if there is none."""
     if not path.exists():
         raise PruneError(f"nothing was written for '{path.name}'")
+    _flush(path)
+
+
+def _flush(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with regular.named(path):
+            os.fsync(handle)
     finally:
         os.close(handle)

@@ -1,11 +1,14 @@
 """Files that others wrote: regular ones only, of bounded size, in the folder that they came in."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from stat import S_ISCHR, S_ISDIR, S_ISFIFO, S_ISREG, S_ISSOCK
 from typing import BinaryIO
 
 from prunecli.errors import InputError
+from prunecli.interruption import safe_point
 
 MAX_BYTES = 100_000_000
 KINDS = (
@@ -22,6 +25,7 @@ def opened(path: str | Path) -> BinaryIO:
     A pipe is never waited for and a device never read. Raises InputError for them and for what
     cannot be opened, FileNotFoundError where nothing is there.
     """
+    safe_point()
     try:
         # without O_NONBLOCK a pipe that nobody writes to is waited for
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -79,3 +83,14 @@ def unreadable(path: str | Path, error: Exception) -> InputError:
     """Return the refusal of a file that the system does not read."""
     why = error.strerror if isinstance(error, OSError) else str(error)
     return InputError(f"cannot read '{path}': {why}")
+
+
+@contextmanager
+def named(path: str | Path) -> Iterator[None]:
+    """Name the file in the system's errors about it: those of an open file name none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise

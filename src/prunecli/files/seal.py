@@ -9,6 +9,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from prunecli.interruption import safe_point
+
 CHUNK = 1 << 20
 
 
@@ -29,6 +31,7 @@ def of_file(path: Path) -> str:
     sha = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
+            safe_point()
             sha.update(chunk)
     return sha.hexdigest()
 

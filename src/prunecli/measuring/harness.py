@@ -16,6 +16,7 @@ from typing import Any
 from prunecli.data import tokenizer
 from prunecli.errors import InputError, NotANumber, Stopped
 from prunecli.files import regular
+from prunecli.interruption import safe_point
 from prunecli.measuring import suite
 from prunecli.measuring.perplexity import spread
 from prunecli.measuring.tasks import Group, Task, quiet, refuse_absent, seed
@@ -165,10 +166,18 @@ class Harness:
             tokenizer.begin_with_bos(words)
         # what a text without context begins with; tokenizers of bytes have nothing made for it
         begins = words.bos_token_id is not None or words.eos_token_id is not None
-        model = stock.loaded(self.checkpoint, dtype, device)
-        model.register_forward_pre_hook(self._ask)
+
+        class Harnessed(HFLM):  # type: ignore[misc]
+            """With a safe point at every text that is encoded."""
+
+            def tok_encode(self, *texts: Any, **how: Any) -> Any:
+                safe_point()
+                return super().tok_encode(*texts, **how)
+
         with torch.no_grad():
-            return HFLM(
+            model = stock.loaded(self.checkpoint, dtype, device)
+            model.register_forward_pre_hook(self._ask)
+            return Harnessed(
                 pretrained=model,
                 tokenizer=words,
                 prefix_token_id=None if begins else 0,
@@ -180,6 +189,7 @@ class Harness:
             )
 
     def _ask(self, model: Any, inputs: Any) -> None:
+        safe_point()
         if self.stop():
             raise Stopped("stopped within a task", "rerun the same command to resume")
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from prunecli.errors import InputError, PruneError
 from prunecli.files import provenance, regular, sidecar, strict
-from prunecli.files.output import write_text
+from prunecli.files.output import write_bytes, write_text
 from prunecli.files.tensorfile import (
     STORAGE,
     Spec,
@@ -430,7 +430,7 @@ class CheckpointWriter:
         write_text(self.folder / "config.json", json.dumps(config, indent=2) + "\n")
         for name, content in companion_files.items():
             (self.folder / name).parent.mkdir(exist_ok=True)
-            (self.folder / name).write_bytes(content)
+            write_bytes(self.folder / name, content)
 
     def __enter__(self) -> "CheckpointWriter":
         return self

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.files.keeping import Keeper
+from prunecli.interruption import safe_point
 from prunecli.model import memory
 from prunecli.model.checkpoint import Reader
 from prunecli.model.device import device_of, dtype_of
@@ -228,6 +229,7 @@ def batches(ids: Tensor) -> Iterator[slice]:
     """Yield slices of rows [N, T] of about 1024 tokens: what goes through a layer at once."""
     step = max(1, BATCH_TOKENS // ids.shape[1])
     for start in range(0, len(ids), step):
+        safe_point()
         yield slice(start, min(start + step, len(ids)))
 
 

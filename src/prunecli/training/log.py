@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from prunecli.files import output
+from prunecli.files import output, regular
 
 LOG = "log.jsonl"
 POINTS = 1000
@@ -37,12 +37,14 @@ class Log:
     def add(self, line: dict[str, Any]) -> None:
         """Write a line at once."""
         self.lines.append(line)
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        with regular.named(self.path):
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
 
     def sync(self) -> None:
         """Flush to disk, before a state is saved that counts on the lines."""
-        os.fsync(self._file.fileno())
+        with regular.named(self.path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""

@@ -12,6 +12,7 @@ import torch
 from prunecli.errors import NotANumber, PruneError, Stopped
 from prunecli.files import output
 from prunecli.files.tensorfile import TORCH_NAMES
+from prunecli.interruption import held
 from prunecli.model.sparsity import FixedMask
 from prunecli.settings import RunContext
 from prunecli.training import state
@@ -58,6 +59,7 @@ def no_record(step: int, metrics: StepMetrics) -> Line:
     return {}
 
 
+@held()
 def fit(
     loop: Loop,
     folder: StateFolder,
@@ -214,6 +216,7 @@ class Trainer:
             "curves": curves,
         }
 
+    @held()
     def _trial(self, lr: float) -> list[float]:
         """Return the losses of the steps of a trial, which ends early where one is not finite."""
         steps, losses = self.resolved.sweep_steps, []
