@@ -384,8 +384,10 @@ def discard(folder: Path) -> None:
         gone = sibling(folder, TEMPORARY)
         remove(gone)
         folder.rename(gone)
-        sync(gone.parent)
-        remove(gone)
+        try:
+            sync(gone.parent)
+        finally:
+            remove(gone)
 
 
 def publish_partial(out: str) -> None:
