@@ -40,6 +40,7 @@ class RunWords(TypedDict, total=False):
     skip_existing: bool
     dry_run: bool
     restart: bool
+    probe: bool
     argv: tuple[str, ...]
     compute: Compute
     device: str

@@ -87,7 +87,8 @@ class Amount(Record):
 class Output(Record):
     """Where the result goes, what may happen to what is there, and the recorded command line.
 
-    `restart` clears the state of an unfinished run instead of going on from it.
+    `restart` clears the state of an unfinished run instead of going on from it; `probe` tries
+    whether the memory that the run needs can be had, before any work.
     """
 
     path: str = ""
@@ -95,6 +96,7 @@ class Output(Record):
     skip_existing: bool = False
     dry_run: bool = False
     restart: bool = False
+    probe: bool = False
     argv: tuple[str, ...] = ()
 
     def for_intermediates(self, path: str) -> "Output":

@@ -24,15 +24,16 @@ COMMON = {"json", "quiet", "verbose", "config", "print-config"}
 WRITES = {"force", "skip-existing", "dry-run"}
 AMOUNT = {"ratio", "sparsity", "layers", "hidden", "heads", "ffn", "params", "arch"}
 EXPECTED = {
-    "calibrate": {"for", "compat"} | TOKENS | COMPUTING | COMMON | WRITES,
-    "score": {"method", "stats", "compat"} | TOKENS | COMPUTING | COMMON | WRITES,
-    "prune": {"method", "stats", "scores", "plan", "plan-only", "keep", "recipe", "compat"}
+    "calibrate": {"for", "compat", "probe"} | TOKENS | COMPUTING | COMMON | WRITES,
+    "score": {"method", "stats", "compat", "probe"} | TOKENS | COMPUTING | COMMON | WRITES,
+    "prune": {"method", "stats", "scores", "plan", "plan-only", "keep", "recipe", "compat", "probe"}
     | AMOUNT
     | TOKENS
     | COMPUTING
     | COMMON
     | WRITES,
     "search-arch": {"method", "params", "flops", "ratio", "paper", "eval-data", "restart", "compat"}
+    | {"probe"}
     | TOKENS
     | COMPUTING
     | COMMON
@@ -45,12 +46,12 @@ EXPECTED = {
     | COMMON
     | WRITES,
     "train": {"data", "tokens", "steps", "batch-size", "lr", "recipe", "teacher", "kd-weight"}
-    | {"temperature", "save-every", "repeat", "restart", "masks", "eval-data", "compile"}
+    | {"temperature", "save-every", "probe", "repeat", "restart", "masks", "eval-data", "compile"}
     | (COMPUTING - {"buffer"})
     | COMMON
     | WRITES,
     "eval": {"out", "allow-overlap", "tasks", "suite", "include-path", "allow-code", "limit"}
-    | {"batch-size", "compat", "restart"}
+    | {"batch-size", "compat", "restart", "probe"}
     | TOKENS
     | COMPUTING
     | COMMON

@@ -18,6 +18,7 @@ from prunecli.methods import registry
     options.STREAM,
     options.OUTPUT,
     options.RESTART,
+    options.PROBE,
     options.VERBOSITY,
     options.CONFIG,
 )

@@ -146,6 +146,7 @@ EVALUATION: options.Group = {
     options.under(DATA_PANEL, options.WINDOWS),
     options.STREAM,
     options.OUTPUT,
+    options.PROBE,
     options.VERBOSITY,
     options.CONFIG,
 )

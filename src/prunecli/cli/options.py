@@ -302,6 +302,9 @@ OUTPUT: Group = {
     ),
 }
 RESTART: Group = {"restart": (Restart, Output.restart)}
+PROBE: Group = of_record(
+    Output, OUTPUT_PANEL, probe=Text("first try to get the memory that the run needs")
+)
 
 VERBOSITY: Group = {
     "json": (Json, False),

@@ -77,6 +77,7 @@ STEPS: options.Group = {
     options.STREAM,
     options.OUTPUT,
     options.RESTART,
+    options.PROBE,
     options.VERBOSITY,
     options.CONFIG,
 )

@@ -10,7 +10,7 @@ import typer
 
 from prunecli.cli.config import resolved
 from prunecli.cli.console import StderrReport
-from prunecli.cli.options import OUTPUT, RESTART, WINDOWS, method_options
+from prunecli.cli.options import OUTPUT, PROBE, RESTART, WINDOWS, method_options
 from prunecli.errors import UsageError
 from prunecli.files import strict
 from prunecli.methods import registry
@@ -29,7 +29,7 @@ def setup(context: typer.Context, *, silent: bool = False) -> StderrReport:
 
 def output(values: Mapping[str, Any]) -> Output:
     """Return what may happen to OUT."""
-    flags = {name: values.get(name, False) for name in (*OUTPUT, *RESTART)}
+    flags = {name: values.get(name, False) for name in (*OUTPUT, *RESTART, *PROBE)}
     return Output(**flags, argv=tuple(sys.argv))
 
 

@@ -69,6 +69,7 @@ HELD_OUT: options.Group = {
     options.STREAM,
     options.OUTPUT,
     options.RESTART,
+    options.PROBE,
     options.VERBOSITY,
     options.CONFIG,
 )

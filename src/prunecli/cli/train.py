@@ -101,6 +101,7 @@ COMPUTE: options.Group = {
     COMPUTE,
     options.OUTPUT,
     options.RESTART,
+    options.PROBE,
     options.VERBOSITY,
     options.CONFIG,
 )

@@ -9,7 +9,7 @@ from re import fullmatch
 from typing import TYPE_CHECKING, Any
 
 from prunecli.errors import InputError, UsageError, suggest
-from prunecli.files import regular
+from prunecli.files import regular, strict
 from prunecli.model import companions
 from prunecli.model.companions import FAST, SENTENCEPIECE, vocabulary
 
@@ -92,9 +92,10 @@ def stock(folder: str) -> Any:
     from transformers import AutoTokenizer
 
     companions.find(folder, companions.OPENED)  # raises now or never
+    config = _config(Path(folder))
     try:
         return AutoTokenizer.from_pretrained(
-            Path(folder), local_files_only=True, trust_remote_code=False
+            Path(folder), config=config, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:
         # a broken file can make the library raise anything
@@ -102,6 +103,23 @@ def stock(folder: str) -> Any:
         raise InputError(
             f"cannot read the tokenizer in '{folder}': {why}", "give another with --tokenizer"
         ) from None
+
+
+def _config(folder: Path) -> Any:
+    """Return what AutoTokenizer asks of a model's config: its kind and its tokenizer's class.
+
+    It would read the rest of config.json too, where some keys choose code.
+    """
+    from transformers import CONFIG_MAPPING, PretrainedConfig
+
+    path = regular.inside(folder, folder / "config.json")
+    values = strict.read_object(path) if path.exists() else {}
+    kind, chosen = values.get("model_type"), values.get("tokenizer_class")
+    known = isinstance(kind, str) and kind in CONFIG_MAPPING
+    config = CONFIG_MAPPING[kind]() if known else PretrainedConfig()
+    if isinstance(chosen, str):
+        config.tokenizer_class = chosen
+    return config
 
 
 def marks_of(tokenizer: Any) -> Marks:

@@ -21,9 +21,11 @@ from prunecli.files.keeping import Keeper
 from prunecli.files.sidecar import Computed, Input, SidecarBuilder
 from prunecli.measuring import harness, perplexity
 from prunecli.measuring.tasks import Group, Task, load
+from prunecli.model import memory
 from prunecli.model.arch import FLOPS_TOKENS
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.device import check_device, settled
+from prunecli.model.memory import MemoryNeed
 from prunecli.record import Record, limited
 from prunecli.report import Report
 from prunecli.settings import Compute, Data, Result, RunContext, Tasks, never
@@ -80,7 +82,7 @@ def evaluate(request: EvalRequest, run: RunContext = RunContext()) -> Result:
         label=request.model,
         resumable=True,
     )
-    if done := artefact.settled(material.names):
+    if done := _need(material, checkpoint, run).settled(artefact, material.names, run.compute):
         return done
     with artefact.keeping() as keeper:
         of_data, of_tasks = _measure(material, request, checkpoint, run, keeper.folder)
@@ -131,6 +133,15 @@ def _read(request: EvalRequest, checkpoint: Checkpoint, report: Report) -> _Mate
             perplexity.refuse_overlap(checkpoint, tokens)
     names = {"data": [source.source for source in sources], "tasks": list(wanted.names)}
     return _Material(windows, loaded, groups, tokenizer, digest, names)
+
+
+def _need(material: _Material, checkpoint: Checkpoint, run: RunContext) -> MemoryNeed:
+    """Return what the largest of the windows needs; of tasks, which load the model, its weights."""
+    item = memory.WIDTHS[run.compute.dtype]
+    whole = item * checkpoint.arch.total_params if material.tasks else 0
+    walks = [memory.of_walk(checkpoint, run.compute, *one.ids.shape) for one in material.windows]
+    tasks = MemoryNeed({}, {"the model": whole}) if material.tasks else MemoryNeed()
+    return max([*walks, tasks], key=lambda need: need.total)
 
 
 def _options(request: EvalRequest, material: _Material, compute: Compute) -> dict[str, Any]:

@@ -188,6 +188,10 @@ class Arch:
         layer = f"model.layers.{i}"
         return f"{layer}:out" if point == "block" else f"{layer}.{self.module(point)}:in"
 
+    def point_width(self, point: str) -> int:
+        """Return how many channels a point has."""
+        return {"o": self.heads * self.head_dim, "down": self.ffn}.get(point, self.hidden)
+
     def params(self) -> dict[str, int]:
         """Return parameter counts by group; tied weights count once."""
         groups = dict.fromkeys(GROUPS, 0)

@@ -1,7 +1,34 @@
-"""Keeping a long stream's memory at what is alive."""
+"""Memory: that of a long stream is kept at what is alive, and that of a run is tried before it."""
 
 import ctypes
+import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from prunecli.errors import InputError
+from prunecli.files.artefact import Artefact
+from prunecli.model.checkpoint import Reader
+from prunecli.settings import BATCH_TOKENS, Compute, Result
+
+# of a run: from here on, at least minutes on the fastest of CPUs, its memory is tried by itself
+LONG_FLOPS = 1e14
+WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
+# touches every page in steps, as the system gives memory only then; if it is short of memory, it
+# is to end this process and no other
+TOUCH = """
+import mmap, sys
+size, step = int(sys.argv[1]), 1 << 26
+try:
+    with open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")
+except OSError:
+    pass
+held, filled = mmap.mmap(-1, size), bytes([1]) * step
+for start in range(0, size, step):
+    held[start : start + step] = filled[: size - start]
+"""
 
 
 def release() -> None:
@@ -13,3 +40,112 @@ def release() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """An estimate of what a run holds at its peak.
+
+    Attributes:
+        host, device: bytes by what takes them, in the host's memory and in the device's, which on
+            a CPU is the same.
+        flops: of the whole run.
+    """
+
+    host: Mapping[str, int] = field(default_factory=dict)
+    device: Mapping[str, int] = field(default_factory=dict)
+    flops: float = 0
+
+    @property
+    def total(self) -> int:
+        """All bytes."""
+        return sum(self.host.values()) + sum(self.device.values())
+
+    def settled(
+        self, artefact: Artefact, expected: Mapping[str, Any], compute: Compute
+    ) -> Result | None:
+        """Do as `Artefact.settled` does; with `--probe`, or before long work, try the memory.
+
+        A dry run tells the estimate. Raises InputError where the system does not give that much.
+        """
+        if artefact.run.output.probe:
+            self.attempt(compute)
+        found = artefact.settled({**expected, "memory_bytes": self.total})
+        if found is None and self.flops >= LONG_FLOPS and not artefact.run.output.probe:
+            self.attempt(compute)
+        return found
+
+    def attempt(self, compute: Compute) -> None:
+        """Allocate as much and give it back; raise InputError if that fails."""
+        on_cpu = compute.device == "cpu"
+        host = {**self.host, **(self.device if on_cpu else {})}
+        if not _fits_host(sum(host.values())):
+            raise _too_little("memory", host)
+        if not on_cpu and not _fits_device(sum(self.device.values()), compute.device):
+            raise _too_little(f"memory on '{compute.device}'", self.device)
+
+
+def of_walk(
+    checkpoint: Reader,
+    compute: Compute,
+    rows: int,
+    length: int,
+    statistics: int = 0,
+    passes: float = 1,
+) -> MemoryNeed:
+    """Return what a walk over the layers needs, of windows [rows, length] in its compute type.
+
+    `statistics` are bytes that the collectors of a layer hold, and formulas make of them; `passes`
+    is how often the windows go through the model.
+    """
+    arch, item = checkpoint.arch, WIDTHS[compute.dtype]
+    matrices = ["model.embed_tokens.weight", *([] if arch.tied else ["lm_head.weight"])]
+    stored = sum(checkpoint.specs[name].bytes for name in matrices if name in checkpoint.specs)
+    hidden = rows * length * arch.hidden * item if compute.buffer == "ram" else 0
+    # a batch is at least one window: what enters and leaves the linears, and a residual stream
+    batch = max(BATCH_TOKENS, length)
+    activations = batch * (8 * arch.hidden + 3 * arch.ffn) * item
+    return MemoryNeed(
+        {"hidden states": hidden, "embeddings": stored},
+        {
+            "one layer": -(-arch.block_params // arch.layers) * item,
+            "a batch": activations,
+            "statistics": statistics,
+        },
+        passes * rows * arch.flops(length),
+    )
+
+
+def of_training(state_bytes: int, flops: float) -> MemoryNeed:
+    """Return what training needs: weights, moments and gradients; activations are not counted."""
+    return MemoryNeed({}, {"weights, moments and gradients": state_bytes}, flops)
+
+
+def _fits_host(size: int) -> bool:
+    if size == 0:
+        return True
+    try:
+        line = [sys.executable, "-S", "-c", TOUCH, str(size)]
+        return subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True).returncode == 0
+    except MemoryError:
+        return False
+
+
+def _fits_device(size: int, device: str) -> bool:
+    import torch
+
+    try:
+        held = torch.empty(size, dtype=torch.uint8, device=device)
+    except (RuntimeError, MemoryError):  # each kind of device has its own
+        return False
+    del held
+    return True
+
+
+def _too_little(what: str, need: Mapping[str, int]) -> InputError:
+    largest = sorted(((size, name) for name, size in need.items() if size), reverse=True)
+    told = ", ".join(f"{name} {size / 1e9:.3g}" for size, name in largest)
+    return InputError(
+        f"too little {what}: the run needs about {sum(need.values()) / 1e9:.3g} GB ({told})",
+        "try --buffer disk, fewer --nsamples or --dtype bfloat16, or a larger machine",
+    )

@@ -13,9 +13,11 @@ from prunecli.files.sidecar import Computed, SidecarBuilder
 from prunecli.files.tensorfile import ITEM_BYTES, STORAGE, Spec
 from prunecli.methods import registry
 from prunecli.methods._base import Method, RequiredStatistic
+from prunecli.model import memory
 from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.device import check_device, settled
+from prunecli.model.memory import MemoryNeed
 from prunecli.pruning.calibration import Calibration, check_tensor_file, read_windows
 from prunecli.pruning.sizes import resolve_sizes
 from prunecli.pruning.stats import registry as statistics
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from prunecli.data.windows import Tokens
 
 Required = tuple[RequiredStatistic, ...]
+# of the size of a layer's largest statistic: SparseGPT solves with a Gram matrix, a damped one, its
+# factor, that turned around, an identity and the result
+WORKING_COPIES = 6
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,8 @@ def calibrate(request: CalibrateRequest, run: RunContext = RunContext()) -> Resu
     digest = dense.digest(run.report)
     artefact = statistics_artefact(dense, digest, calibration, required, num_removed, run)
     check_room(artefact.path, dense, calibration, required, run.compute)
-    return artefact.settled(artefact.options) or write_statistics(
+    need = memory_need(dense, calibration, required, run)
+    return need.settled(artefact, artefact.options, run.compute) or write_statistics(
         artefact, dense, calibration, required, num_removed
     )
 
@@ -126,6 +132,32 @@ def statistics_artefact(
         computed=Computed(run.compute.device, run.compute.dtype, BATCH_TOKENS),
         resumable=calibration.windows is not None,
     )  # fmt: skip
+
+
+def statistics_bytes(required: Required, arch: Arch) -> int:
+    """Return the bytes that collectors of one layer hold, and what formulas make of the largest."""
+    import torch
+
+    sizes = [0]
+    for need in required:
+        record = statistics.get(need.name)
+        for point in need.points if record.scope == INPUTS else ():
+            collector = record.make()
+            seen = torch.empty(1, 1, arch.point_width(point), device="meta")
+            collector.update(seen, seen) if point == "block" else collector.update(seen)
+            sizes += [tensor.nbytes for tensor in collector.compute().values()]
+    return sum(sizes) + WORKING_COPIES * max(sizes)
+
+
+def memory_need(
+    dense: Checkpoint, calibration: Calibration, required: Required, run: RunContext
+) -> MemoryNeed:
+    """Return what collecting statistics needs; nothing where they are read from a file."""
+    if calibration.windows is None:
+        return MemoryNeed()
+    rows, length = calibration.windows.ids.shape
+    held = statistics_bytes(required, dense.arch)
+    return memory.of_walk(dense, run.compute, rows, length, held)
 
 
 def write_statistics(

@@ -14,7 +14,10 @@ from prunecli.errors import Stopped, UsageError
 from prunecli.files.sidecar import Input, Trained
 from prunecli.files.tensorfile import Spec, TensorWriter, read_tensor
 from prunecli.methods._base import Method, domains_of, shares_of
+from prunecli.model import memory
+from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint, Reader
+from prunecli.model.memory import MemoryNeed
 from prunecli.model.stream import LayerStream, sequence_losses
 from prunecli.pruning import gates, surgery
 from prunecli.pruning.gates import MaskValues
@@ -105,10 +108,19 @@ class ResolvedMaskTraining:
         return {
             "steps": self.steps,
             "tokens": self.tokens,
-            "state_bytes": (4 if frozen else 16) * params,
+            "state_bytes": self._state_bytes(params),
             # a new state is complete before the old one is removed; masks are next to nothing
             "disk_bytes": 0 if frozen else 4 * params * (2 * 3 + 1),
         }
+
+    def _state_bytes(self, params: int) -> int:
+        return (4 if self.options["freeze_weights"] else 16) * params
+
+    def memory_need(self, arch: Arch) -> MemoryNeed:
+        """Return what training holds in memory."""
+        length = self.rows.seq_len
+        flops = 3 * arch.flops(length) * (self.tokens // length)
+        return memory.of_training(self._state_bytes(arch.total_params), flops)
 
 
 def resolve_mask_training(

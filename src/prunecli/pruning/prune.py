@@ -23,6 +23,7 @@ from prunecli.methods._base import Method
 from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint, Reader
 from prunecli.model.device import check_device, settled
+from prunecli.model.memory import MemoryNeed
 from prunecli.model.pattern import SparsityPattern
 from prunecli.model.write import WriteSummary, size_results, write_tensors
 from prunecli.pruning import surgery
@@ -31,6 +32,7 @@ from prunecli.pruning.calibrate import (
     check_room,
     collect_all,
     depends_on_amount,
+    memory_need,
     required_statistics,
     statistics_artefact,
     write_statistics,
@@ -143,7 +145,7 @@ def _prune(request: PruneRequest, run: RunContext) -> Result:
     if calibration.windows is not None:
         required = required_statistics([pruning.method], request.compat)
         check_room(artefact.path, dense, calibration, required, run.compute)
-    if existing := artefact.settled(expected):
+    if existing := _need(pruning, calibration, training).settled(artefact, expected, run.compute):
         return existing
     if training is not None:
         return _train(pruning, training, artefact)
@@ -266,6 +268,19 @@ def _resolve_training(
     return resolve_mask_training(
         dense, resolved.data, resolved.options, run.compute, run.report, resolved.asked.compat
     )
+
+
+def _need(
+    pruning: Pruning, calibration: Calibration, training: "ResolvedMaskTraining | None"
+) -> MemoryNeed:
+    """Return what the run holds in memory; nothing where tensors only stream by."""
+    if training is not None:
+        return training.memory_need(pruning.dense.arch)
+    method = pruning.resolved.method
+    if method is None:
+        return MemoryNeed()
+    required = required_statistics([method], pruning.resolved.asked.compat)
+    return memory_need(pruning.dense, calibration, required, pruning.run)
 
 
 def _artefact(

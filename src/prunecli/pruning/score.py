@@ -23,6 +23,7 @@ from prunecli.pruning.allocate import best
 from prunecli.pruning.calibrate import (
     check_room,
     collect_all,
+    memory_need,
     num_removed_layers,
     required_statistics,
 )
@@ -83,7 +84,8 @@ def score(request: ScoreRequest, run: RunContext = RunContext()) -> Result:
     artefact = scores_artefact(dense, digest, calibration, method, used, num_removed, run)
     required = required_statistics([method], request.compat)
     check_room(artefact.path, dense, calibration, required, run.compute)
-    if existing := artefact.settled(artefact.options):
+    need = memory_need(dense, calibration, required, run)
+    if existing := need.settled(artefact, artefact.options, run.compute):
         return existing
     with artefact.keeping() as keeper:
         statistics = calibration.tensors

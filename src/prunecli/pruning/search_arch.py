@@ -24,13 +24,14 @@ from prunecli.files.tensorfile import Tensors
 from prunecli.measuring import perplexity
 from prunecli.methods import registry
 from prunecli.methods._base import Method, Setting, domains_of
-from prunecli.model import configs
+from prunecli.model import configs, memory
 from prunecli.model.arch import FLOPS_TOKENS, Arch
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.device import check_device, settled
+from prunecli.model.memory import MemoryNeed
 from prunecli.pruning import grid, surgery
 from prunecli.pruning.allocate import allocate
-from prunecli.pruning.calibrate import collect_all, required_statistics
+from prunecli.pruning.calibrate import collect_all, memory_need, required_statistics
 from prunecli.pruning.calibration import Calibration, open_file, read_windows
 from prunecli.pruning.grid import Budget
 from prunecli.pruning.request import SCORES
@@ -159,7 +160,8 @@ def search_arch(request: SearchRequest, run: RunContext = RunContext()) -> Resul
         parent=dense.sidecar, calibration=calibration.num_tokens,
         computed=Computed(run.compute.device, run.compute.dtype, BATCH_TOKENS), resumable=True,
     )  # fmt: skip
-    if existing := artefact.settled({**recorded, **expected}):
+    need = _memory_need(search, training, calibration, held_out, run)
+    if existing := need.settled(artefact, {**recorded, **expected}, run.compute):
         return existing
     with artefact.partial() as folder:
         if training is not None:
@@ -176,6 +178,25 @@ def search_arch(request: SearchRequest, run: RunContext = RunContext()) -> Resul
         output.discard(folder)
     _summarise(result.results["candidates"], run.report)
     return result
+
+
+def _memory_need(
+    search: Search,
+    training: "ResolvedMaskTraining | None",
+    calibration: Calibration,
+    held_out: windows.Tokens,
+    run: RunContext,
+) -> MemoryNeed:
+    """Return what the search holds in memory: the larger of scoring and trying the shapes."""
+    rows, length = held_out.ids.shape
+    trials = len(search.candidates)
+    tried = memory.of_walk(search.dense, run.compute, rows, length, passes=trials)
+    if training is not None:
+        before = training.memory_need(search.dense.arch)
+    else:
+        required = required_statistics([search.method], search.request.compat)
+        before = memory_need(search.dense, calibration, required, run)
+    return max(before, tried, key=lambda need: need.total)
 
 
 def _resolve(request: SearchRequest, run: RunContext) -> Search:

@@ -14,6 +14,7 @@ from prunecli.files.artefact import Artefact
 from prunecli.files.claim import exclusive
 from prunecli.files.sidecar import Computed, SidecarBuilder
 from prunecli.files.tensorfile import torch_dtype
+from prunecli.model import memory
 from prunecli.model.checkpoint import Checkpoint, check_buildable
 from prunecli.model.device import check_device, device_of
 from prunecli.model.sparsity import (
@@ -58,7 +59,9 @@ def train(training: Training, run: RunContext = RunContext()) -> Result:
         return existing
     weights = 4 * resolved.checkpoint.arch.total_params
     output.check_disk(artefact.path, 3 * weights * (training.keep_states + 1) + weights)
-    if dry_run := artefact.settled({**resolved.options, **resolved.expected}):
+    expected = resolved.expected
+    need = memory.of_training(expected["state_bytes"], expected["flops"])
+    if dry_run := need.settled(artefact, {**resolved.options, **expected}, run.compute):
         return dry_run
 
     from prunecli.training.trainer import Trainer

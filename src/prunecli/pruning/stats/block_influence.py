@@ -35,11 +35,8 @@ class BlockInfluence:
         """Return `block_influence` [1]."""
         import torch
 
-        return {
-            "block_influence": torch.tensor(
-                [1 - float(self.cosines) / self.count], dtype=torch.float64
-            )
-        }
+        mean = torch.as_tensor(self.cosines, dtype=torch.float64) / self.count
+        return {"block_influence": (1 - mean).reshape(1)}
 
 
 STATISTIC = Statistic(INPUTS, BlockInfluence)
