@@ -399,7 +399,7 @@ def test_without_an_out_nothing_is_kept(llama, calibration, tmp_path, always, mo
 def test_sparsegpt_on_a_real_model(tmp_path, layers, monkeypatch):
     """SparseGPT on SmolLM2, killed in each third of its run; what keeping costs it is printed."""
     model, depth = os.environ["PRUNECLI_SMOLLM2"], 30
-    sparse = {"method": "sparsegpt", "ratio": 0.5, "nsamples": 32, "seq_len": 256}
+    sparse = {"method": "sparsegpt", "ratio": 0.5, "nsamples": 8, "seq_len": 128}
     spent, real = [], keeping.Keeper._save
 
     def timed(self):

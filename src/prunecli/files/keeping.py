@@ -229,7 +229,7 @@ class Keeper:
         if self.run.stop():
             self._save()
             if self._failed:
-                raise PruneError(f"{where}; no state could be kept")
+                raise PruneError(f"{where}, and no state could be kept", "free some space")
             raise Stopped(where, "rerun the same command to resume")
         if self._failed:
             return

@@ -33,15 +33,15 @@ def gradients(stream: LayerStream, ids: Tensor, formulas: Sequence[Formula]) -> 
     The states [N, T, D] between layers are kept from a forward pass, and each layer runs once more
     in the backward pass, a sequence at a time.
     """
-    depth, steps = stream.arch.layers, list(batches(ids))
+    depth, steps, tokens = stream.arch.layers, list(batches(ids)), ids[:, 1:].numel()
     states = {"0": stream.embed(ids)}  # what enters each layer, and what leaves the last
     for i in stream.walk(range(depth), "forward pass", "layers", states):
-        layer, before = stream.layer(i), states[str(i)]
-        states[str(i + 1)] = stream.buffer(tuple(before.shape))
+        layer, here, there = stream.layer(i), str(i), str(i + 1)
+        states[there] = stream.buffer(tuple(states[here].shape))
         with torch.no_grad():
             for rows in steps:
-                after = stream.forward(layer, i, before[rows].to(stream.device))
-                states[str(i + 1)][rows] = after.to(before.device)
+                after = stream.forward(layer, i, states[here][rows].to(stream.device))
+                states[there][rows] = after.to(states[there].device)
     state: Stats = {}
     for i in stream.walk(range(depth + 1)[::-1], "backward pass", "layers", state):
         if i == depth:  # the first step: what left the last layer becomes the loss's gradient by it
@@ -50,8 +50,7 @@ def gradients(stream: LayerStream, ids: Tensor, formulas: Sequence[Formula]) -> 
                 gradient[rows] = stream.loss_gradient(gradient[rows], ids[rows]).to(gradient.device)
             continue
         layer = stream.layer(i).requires_grad_(True)
-        inputs = states.pop(str(i))
-        weights = _backward(stream, layer, i, inputs, state["gradient"], ids[:, 1:].numel())
+        weights = _backward(stream, layer, i, states.pop(str(i)), state["gradient"], tokens)
         for formula in formulas:
             for part, value in formula(weights, stream.arch).items():
                 state[f"{stream.arch.point(i, 'block')}.{part}"] = value.cpu()
