@@ -76,8 +76,7 @@ def check_kept(folder: str, names: Sequence[str], model: Path, out: str) -> None
     for owner, other in (("the input", model.resolve()), ("OUT", Path(out).resolve())):
         if lies_in(path, other):
             raise InputError(f"{what} lies in {owner}", "choose another folder")
-    _check_parent(what, path / "file")
-    _check_access(what, path / "file")
+    check_place(what, path / "file")
     _check_name(what, path)
     for name in names:
         if occupied(path / name):
@@ -85,11 +84,16 @@ def check_kept(folder: str, names: Sequence[str], model: Path, out: str) -> None
         check_beside(f"{folder}/{name}")
 
 
+def check_place(what: str, path: Path) -> None:
+    """Raise InputError where nothing can be written at `path`, which is absolute."""
+    for check in (_check_parent, _check_access, _check_name):
+        check(what, path)
+
+
 def can_be_written(path: Path) -> bool:
-    """Return whether `check_path` has nothing against the place of a path."""
+    """Return whether `check_place` has nothing against a path."""
     try:
-        for check in (_check_parent, _check_access, _check_name):
-            check(str(path), path)
+        check_place(str(path), path)
     except InputError:
         return False
     return True

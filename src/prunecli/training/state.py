@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from prunecli.errors import InputError, PruneError
-from prunecli.files import output
+from prunecli.files import output, regular
 from prunecli.training.loop import Loop
 
 NAME = "step-{:08}"
@@ -38,6 +38,9 @@ def save(folder: Path, step: int, loop: Loop, keep: int) -> None:
                 _state(loop), checkpoint_id=temporary, no_dist=loop.ranks.mesh is None
             )
     except CheckpointException as error:
+        if isinstance(cause := _first(error), OSError):
+            with regular.named(temporary):
+                raise cause from error
         raise PruneError(
             f"cannot save the state after step {step}: {_cause(error)}",
             "rerun the same command to resume from the state before",
@@ -83,9 +86,14 @@ def load(path: Path, loop: Loop, name: str) -> None:
     )
 
 
-def _cause(error: CheckpointException) -> str:
+def _first(error: CheckpointException) -> BaseException:
     """Return the error of the first process that failed."""
-    cause, _ = next(iter(error.failures.values()))
+    return next(iter(error.failures.values()))[0]
+
+
+def _cause(error: CheckpointException) -> str:
+    """Return the error of the first process that failed, in words."""
+    cause = _first(error)
     return f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
 
 
