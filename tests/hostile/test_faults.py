@@ -39,6 +39,7 @@ def walked(case: Case, kinds: tuple[str, ...]) -> Iterator[list[str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", COMMANDS)
 def test_kills_at_every_point_of_every_command(name, words, tmp_path):
     tried = []
@@ -49,6 +50,7 @@ def test_kills_at_every_point_of_every_command(name, words, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", COMMANDS)
 def test_refusals_at_every_point_of_every_command(name, words, tmp_path):
     tried = []
