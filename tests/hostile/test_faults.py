@@ -25,6 +25,7 @@ def judged(tried: list[list[str]], what: str) -> None:
     wrong = [one for trial in tried for one in trial]
     counts = Counter(one.split(":")[0] for one in wrong)
     print(f"\n{what}: {len(tried)} faults, " + ", ".join(f"{counts[c]} {c}" for c in COUNTS))
+    print("\n".join(wrong))
     assert not wrong, "\n".join(wrong[:20])
 
 

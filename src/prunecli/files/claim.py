@@ -151,7 +151,9 @@ def _repaired(path: Path, force: bool) -> bool:
     completed = new.exists()
     if completed:
         output.move_in(new, path)
-    if old.exists() and not path.exists():
+    if old.exists() and path.exists():
+        output.remove(path / output.MARK)  # of one that took its place in two steps
+    elif old.exists():
         old.rename(path)
     output.remove(old)
     if output.is_unmarked(partial):
