@@ -101,9 +101,11 @@ def _locked(path: Path, out: str) -> Iterator[bool]:
     try:
         yield True
     finally:
-        if os.fstat(handle).st_size == 0:  # a file that holds something is not ours
-            lock.unlink(missing_ok=True)
-        os.close(handle)
+        try:
+            if os.fstat(handle).st_size == 0:  # a file that holds something is not ours
+                lock.unlink(missing_ok=True)
+        finally:
+            os.close(handle)
         for folder in made:
             with suppress(OSError):  # something is in it, as it should be
                 folder.rmdir()
