@@ -4,13 +4,13 @@ Layers are transformers' own classes, built on meta and given the streamed weigh
 of all sequences live in one buffer that each layer overwrites in place.
 """
 
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from prunecli.files import scratch
 from prunecli.interruption import safe_point
 from prunecli.model import memory
 from prunecli.model.checkpoint import Reader
@@ -91,8 +91,8 @@ class LayerStream:
         """Return room for hidden states [N, T, D], in memory or in a file."""
         if self.buffer_kind == "ram":
             return torch.empty(shape, dtype=self.dtype)
-        with tempfile.NamedTemporaryFile(prefix="prunecli-hidden-") as file:
-            size = shape[0] * shape[1] * shape[2]
+        size = shape[0] * shape[1] * shape[2]
+        with scratch.file(size * self.dtype.itemsize) as file:
             flat = torch.from_file(file.name, shared=True, size=size, dtype=self.dtype)
         return flat.view(shape)
 
