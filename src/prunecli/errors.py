@@ -78,6 +78,15 @@ def of_system(error: OSError) -> PruneError:
     return PruneError(what, REMEDIES.get(error.errno or 0, ""))
 
 
+def refused(error: BaseException | None) -> PruneError | None:
+    """Return what the system refused, where an error came of that; None where it did not."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in REMEDIES and error.filename is not None:
+            return of_system(error)
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def suggest(name: str, known: list[str]) -> str:
     """Return `: did you mean 'x'?` for the nearest of `known`, else all of them if few."""
     from difflib import get_close_matches

@@ -10,6 +10,7 @@ import builtins
 import errno
 import io
 import os
+import resource
 import sys
 import traceback
 from collections.abc import Callable
@@ -161,9 +162,9 @@ def ended(line: list[str], layer: Layer, talk: Path, before: Callable = lambda: 
 
     def work() -> None:
         status = 70
-        with talk.open("w") as said:
-            sys.stdout, sys.stderr = io.StringIO(), said
-            sys.argv = ["prunecli", *line]
+        sys.stdout, sys.stderr = io.StringIO(), io.StringIO()
+        sys.argv = ["prunecli", *line]
+        with talk.open("w") as said, counted.open("w") as points:
             before()
             layer.install()
             try:
@@ -173,12 +174,12 @@ def ended(line: list[str], layer: Layer, talk: Path, before: Callable = lambda: 
                 status = end.code if isinstance(end.code, int) else 1
             except BaseException:
                 traceback.print_exc()
-            said.flush()
-            counted.write_text(" ".join(layer.points))
-            os._exit(status)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+            said.write(sys.stderr.getvalue())
+            points.write(" ".join(layer.points))
+        os._exit(status)
 
     counted = talk.with_suffix(".points")
-    counted.write_text("")
     status = in_child(work)
     return Ended(status, talk.read_text().splitlines(), counted.read_text().split())
 

@@ -279,6 +279,11 @@ def _no_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def token_bytes(vocab: int) -> int:
+    """Return how many bytes a token of such a vocabulary takes in a shard."""
+    return 2 if vocab <= NARROW else 4
+
+
 class Shards:
     """Takes ids as they come and writes rows; every full shard goes to disk at once.
 
@@ -293,7 +298,7 @@ class Shards:
 
         self.folder, self.seq_len, self.shard_rows = folder, seq_len, shard_rows
         self.most_rows = most_rows
-        self.dtype = "<u2" if vocab <= NARROW else "<i4"
+        self.dtype = {2: "<u2", 4: "<i4"}[token_bytes(vocab)]
         self.rows, self.count, self.digest = 0, 0, Digest(seq_len)
         self.rest = np.empty(0, np.int32)
 

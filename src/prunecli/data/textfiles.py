@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import IO, Any
 
 from prunecli.data.records import (
@@ -28,6 +27,7 @@ from prunecli.data.records import (
     texts,
 )
 from prunecli.errors import InputError, UsageError
+from prunecli.files import scratch
 
 FORMATS, CODECS = (".jsonl", ".json", ".parquet", ".txt"), (".gz", ".zst")
 
@@ -334,14 +334,16 @@ def _seekable(path: Path, codec: str) -> Iterator[IO[bytes]]:
         if not codec:
             yield stream
             return
-        with TemporaryFile() as copy:
+        with scratch.file() as copy:
             while part := stream.read(PIECE):
                 if copy.tell() + len(part) > LARGEST_FILE:
                     raise InputError(
                         f"'{path}' unpacks to more than {LARGEST_FILE >> 30} GiB", "unpack it first"
                     )
-                copy.write(part)
-            copy.seek(0)
+                with scratch.told():
+                    copy.write(part)
+            with scratch.told():
+                copy.seek(0)
             yield copy
 
 

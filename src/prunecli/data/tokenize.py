@@ -103,6 +103,9 @@ def tokenize(request: TokenizeRequest, run: RunContext = RunContext()) -> Result
     options = _options(request, text.name, size, tokenizer, front, separator)
     if run.output.skip_existing and output.occupied(Path(run.output.path)):
         return _existing(run.output.path, options)
+    if request.tokens is not None:  # else nobody knows yet how many there will be
+        num_bytes = int(request.tokens) * shards.token_bytes(marks.size)
+        output.check_disk(run.output.path, num_bytes)
     artefact = Artefact(builder, "rows", options, [], run, resumable=True)
     if done := artefact.settled(options):
         return done

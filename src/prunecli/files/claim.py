@@ -101,9 +101,11 @@ def _locked(path: Path, out: str) -> Iterator[bool]:
     try:
         yield True
     finally:
-        if os.fstat(handle).st_size == 0:  # a file that holds something is not ours
-            lock.unlink(missing_ok=True)
-        os.close(handle)
+        try:
+            if os.fstat(handle).st_size == 0:  # a file that holds something is not ours
+                lock.unlink(missing_ok=True)
+        finally:
+            os.close(handle)
         for folder in made:
             with suppress(OSError):  # something is in it, as it should be
                 folder.rmdir()
@@ -153,7 +155,9 @@ def _repaired(path: Path, force: bool) -> bool:
         output.move_in(new, path)
         if (partial / output.MARK).is_file():
             output.discard(partial)  # the state of what is finished
-    if old.exists() and not path.exists():
+    if old.exists() and path.exists():
+        output.remove(path / output.MARK)  # of one that took its place in two steps
+    elif old.exists():
         old.rename(path)
     output.remove(old)
     output.clear_stateless(str(path))

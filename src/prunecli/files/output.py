@@ -78,8 +78,7 @@ def check_kept(folder: str, names: Sequence[str], model: Path, out: str) -> None
     for owner, other in (("the input", model.resolve()), ("OUT", Path(out).resolve())):
         if lies_in(path, other):
             raise InputError(f"{what} lies in {owner}", "choose another folder")
-    _check_parent(what, path / "file")
-    _check_access(what, path / "file")
+    check_place(what, path / "file")
     _check_name(what, path)
     for name in names:
         if occupied(path / name):
@@ -87,11 +86,16 @@ def check_kept(folder: str, names: Sequence[str], model: Path, out: str) -> None
         check_beside(f"{folder}/{name}")
 
 
+def check_place(what: str, path: Path) -> None:
+    """Raise InputError where nothing can be written at `path`, which is absolute."""
+    for check in (_check_parent, _check_access, _check_name):
+        check(what, path)
+
+
 def can_be_written(path: Path) -> bool:
-    """Return whether `check_path` has nothing against the place of a path."""
+    """Return whether `check_place` has nothing against a path."""
     try:
-        for check in (_check_parent, _check_access, _check_name):
-            check(str(path), path)
+        check_place(str(path), path)
     except InputError:
         return False
     return True
@@ -226,28 +230,30 @@ def sibling(path: Path, kind: str) -> Path:
 def move_in(whole: Path, path: Path) -> None:
     """Move a finished folder to its place, or a file and its sidecar out of their folder.
 
-    If that was interrupted, it goes on. A finished folder bears its mark until it has its place, so
-    that after an exchange it is known from the old one.
+    If that was interrupted, it goes on. A finished folder bears its mark until the old one has made
+    room, so that after an exchange the one is known from the other.
     """
     if whole.is_dir() and not (whole / sidecar.FOLDER_SIDECAR).exists():
         _move_pair(whole, path)
         return
-    exchanged = (path / MARK).exists() or not (whole / MARK).exists()
-    if path.exists() and (exchanged or _exchange(whole, path)):
+    if not path.exists():
+        remove(whole / MARK)
+        sync(whole)
+        whole.rename(path)
+        old = sibling(path, OLD)
+    elif not (whole / MARK).exists() or _exchange(whole, path):
         remove(path / MARK)
         sync(path)
         # from here on, no run must take the old one for something else
         old = whole.rename(sibling(path, TEMPORARY))
+    else:
+        old = _in_two_steps(whole, path)
+        remove(path / MARK)
+        sync(path)
+    try:
         sync(path.parent)
+    finally:
         remove(old)
-        return
-    if path.exists():
-        path.rename(sibling(path, OLD))
-    remove(whole / MARK)
-    sync(whole)
-    whole.rename(path)
-    sync(path.parent)
-    remove(sibling(path, OLD))
 
 
 def _move_pair(whole: Path, path: Path) -> None:
@@ -279,15 +285,23 @@ def publish(temporary: Path, path: Path) -> None:
         sync(path.parent)
         remove(temporary)
         return
+    old = _in_two_steps(temporary, path)
+    try:
+        sync(path.parent)
+    finally:
+        remove(old)
+
+
+def _in_two_steps(new: Path, path: Path) -> Path:
+    """Replace `path` by a sibling of it; return where what was there is now."""
     old = sibling(path, OLD)
     path.rename(old)
     try:
-        temporary.rename(path)
+        new.rename(path)
     except BaseException:
         old.rename(path)
         raise
-    sync(path.parent)
-    remove(old)
+    return old
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -480,8 +494,8 @@ def remove(path: Path) -> None:
         except OSError as error:
             error.filename = str(path)  # which is the name of a file in it, alone
             raise
-    else:
-        path.unlink(missing_ok=True)
+    elif os.path.lexists(path):
+        path.unlink()
 
 
 def sync_all(path: Path) -> None:

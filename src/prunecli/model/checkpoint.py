@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from prunecli.errors import InputError, PruneError
+from prunecli.errors import InputError, PruneError, refused
 from prunecli.files import provenance, regular, sidecar, strict
 from prunecli.files.output import write_bytes, write_text
 from prunecli.files.tensorfile import (
@@ -92,7 +92,7 @@ def _from_hub(name: str) -> Path:
     except Exception as error:
         # the hub client's errors have no common base that is part of its interface
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(
+        raise refused(error) or InputError(
             f"cannot fetch 'hf:{name}' from the Hugging Face hub: {why}",
             "download the model elsewhere and give its folder",
         ) from None

@@ -4,7 +4,6 @@ Layers are transformers' own classes, built on meta and given the streamed weigh
 of all sequences live in one buffer that each layer overwrites in place.
 """
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any, TypeVar
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from prunecli.files import scratch
 from prunecli.files.keeping import Keeper
 from prunecli.interruption import safe_point
 from prunecli.model import memory
@@ -119,10 +119,9 @@ class LayerStream:
         """Return room for hidden states [N, T, D], in memory or in a file."""
         if self.buffer_kind == "ram":
             return torch.empty(shape, dtype=dtype or self.dtype)
-        with tempfile.NamedTemporaryFile(prefix="prunecli-hidden-") as file:
-            flat = torch.from_file(
-                file.name, shared=True, size=prod(shape), dtype=dtype or self.dtype
-            )
+        size, dtype = prod(shape), dtype or self.dtype
+        with scratch.file(size * dtype.itemsize) as file:
+            flat = torch.from_file(file.name, shared=True, size=size, dtype=dtype)
         return flat.view(shape)
 
     def layer(self, i: int) -> nn.Module:

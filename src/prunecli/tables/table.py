@@ -6,6 +6,7 @@ from typing import Any
 
 from prunecli.errors import InputError, OutputExists, UsageError, suggest
 from prunecli.files.claim import claimed
+from prunecli.files.output import check_place
 from prunecli.record import Record
 from prunecli.settings import Output, RunContext
 from prunecli.tables import advice, figures, marks, own_layouts, terminal
@@ -146,6 +147,7 @@ def check_file(option: str, path: str, output: Output) -> None:
         raise UsageError(f"--{option} '{path}': expected a name ending in {' or '.join(suffixes)}")
     if file.is_dir():
         raise InputError(f"'{path}' is a folder", "name a file")
+    check_place(f"--{option} '{path}'", file.resolve())
     if file.exists() and not output.force:
         raise OutputExists(f"'{path}' exists", "use --force or move it away")
     if file.exists() and not marks.is_ours(file):

@@ -13,7 +13,7 @@ from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-from prunecli.errors import InputError, PruneError
+from prunecli.errors import InputError, PruneError, of_system
 from prunecli.files import output
 from prunecli.training.loop import Loop
 
@@ -38,10 +38,7 @@ def save(folder: Path, step: int, loop: Loop, keep: int) -> None:
                 _state(loop), checkpoint_id=temporary, no_dist=loop.ranks.mesh is None
             )
     except CheckpointException as error:
-        raise PruneError(
-            f"cannot save the state after step {step}: {_cause(error)}",
-            "rerun the same command to resume from the state before",
-        ) from error
+        raise _unsaved(step, temporary, error) from error
     if loop.ranks.is_main:
         output.publish(temporary, final)
         for path in saved_states(folder)[:-keep]:
@@ -83,9 +80,25 @@ def load(path: Path, loop: Loop, name: str) -> None:
     )
 
 
-def _cause(error: CheckpointException) -> str:
+def _unsaved(step: int, folder: Path, error: CheckpointException) -> PruneError:
+    """Return what is told of a state that cannot be saved, and what to do about it."""
+    why, remedy = _cause(error), "rerun the same command to resume from the state before"
+    cause = _first(error)
+    if isinstance(cause, OSError):
+        cause.filename = cause.filename or str(folder)
+        refusal = of_system(cause)
+        why, remedy = refusal.what, "; ".join(filter(None, [refusal.remedy, remedy]))
+    return PruneError(f"cannot save the state after step {step}: {why}", remedy)
+
+
+def _first(error: CheckpointException) -> BaseException:
     """Return the error of the first process that failed."""
-    cause, _ = next(iter(error.failures.values()))
+    return next(iter(error.failures.values()))[0]
+
+
+def _cause(error: CheckpointException) -> str:
+    """Return the error of the first process that failed, in words."""
+    cause = _first(error)
     return f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
 
 
