@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 NAME = "rows"
 CHUNK = 1 << 24  # ids hashed at once
+MOST_SHARDS = 100_000
 RANGE = re.compile(r"(?P<path>.+?)(:(?P<start>\d{0,18}):(?P<stop>\d{0,18}))?", re.DOTALL)
 
 
@@ -59,7 +60,7 @@ class _Outputs(sidecar.Part):
 
 
 class _Results(sidecar.Part):
-    shards: int = Field(ge=1, le=100_000)
+    shards: int = Field(ge=1, le=MOST_SHARDS)
     rows: int = Field(ge=1)
     seq_len: int = Field(ge=1)
     max_id: int
@@ -104,7 +105,10 @@ class Rows:
         return self._open[shard]
 
     def read(self, indices: Sequence[int]) -> "torch.Tensor":
-        """Return rows by their numbers in the whole set: int64 [rows, length]."""
+        """Return rows by their numbers in the whole set: int64 [rows, length].
+
+        Raises InputError for ids beyond the bounds that are recorded of the set.
+        """
         import numpy as np
         import torch
 
@@ -113,7 +117,14 @@ class Rows:
             shard = bisect_right(self._ends, index)
             before = self._ends[shard - 1] if shard else 0
             rows.append(self._slice(shard)[index - before : index - before + 1])
-        return torch.from_numpy(np.concatenate(rows).astype(np.int64))
+        ids = np.concatenate(rows).astype(np.int64)
+        if ids.size and not self.min_id <= ids.min() <= ids.max() <= self.max_id:
+            raise InputError(
+                f"'{self.name}' has ids from {ids.min()} to {ids.max()}, recorded are "
+                f"{self.min_id} to {self.max_id}",
+                "make the rows again",
+            )
+        return torch.from_numpy(ids)
 
     def scan(self) -> Digest:
         """Read the whole set once, whatever the range, and return its digest and bounds."""

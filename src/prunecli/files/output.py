@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from prunecli.errors import InputError, OutputExists, PruneError
-from prunecli.files import sidecar
+from prunecli.files import regular, sidecar
 from prunecli.settings import Output, Result
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's <fcntl.h> and <linux/fs.h>
@@ -287,7 +287,7 @@ def check_partial(out: str, identity: str, restart: bool) -> None:
     if not mark.exists():
         raise OutputExists(f"'{folder.name}' was not made by prunecli", "move it away")
     state = not restart and _holds(folder, LOGS)
-    if state and mark.read_text("utf-8").strip() != identity:
+    if state and regular.content(mark).strip() != identity.encode():
         raise OutputExists(
             f"'{folder.name}' is the state of a run with other inputs or options",
             "use --restart to start over, or choose another OUT",

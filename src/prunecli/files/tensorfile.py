@@ -294,15 +294,15 @@ class TensorFile(Mapping[str, "torch.Tensor"]):
     """The tensors of one safetensors file by name, each read when it is asked for."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self._specs = path, read_header(path)
+        self.path, self.specs = path, read_header(path)
 
     def __getitem__(self, name: str) -> "torch.Tensor":
-        if name not in self._specs:
+        if name not in self.specs:
             raise KeyError(name)
         return read_tensor(self.path, name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._specs)
+        return iter(self.specs)
 
     def __len__(self) -> int:
-        return len(self._specs)
+        return len(self.specs)
