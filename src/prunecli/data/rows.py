@@ -18,7 +18,7 @@ from prunecli.data.textfiles import exists
 from prunecli.errors import InputError
 from prunecli.files import regular, sidecar
 from prunecli.files.sidecar import Trained
-from prunecli.files.tensorfile import TENSOR_FILE, Spec, check_integers, read_header
+from prunecli.files.tensorfile import INTEGERS, TENSOR_FILE, Spec, check_integers, read_header
 
 if TYPE_CHECKING:
     import numpy as np
@@ -197,7 +197,8 @@ def _folder(path: str) -> Rows:
         if not file.exists():
             raise InputError(f"'{path}' lacks its shard {file.name}", "make the rows again")
         spec = read_header(regular.inside(folder, file)).get(NAME, Spec("", ()))
-        if len(spec.shape) != 2 or spec.shape[1] != results.seq_len:
+        is_row = len(spec.shape) == 2 and spec.shape[1] == results.seq_len
+        if not is_row or spec.dtype not in INTEGERS:
             raise InputError(f"'{file}' has no rows of {results.seq_len} tokens")
         total += spec.shape[0]
         files.append((file, NAME))

@@ -8,7 +8,7 @@ from typing import Any
 from prunecli.errors import InputError
 from prunecli.files import regular
 
-MAX_DIGITS = 300
+MAX_DIGITS = 40  # three such numbers can be multiplied, and still be floats
 MAX_DEPTH = 100
 MAX_VALUES = 5_000_000  # of some 60 bytes each
 

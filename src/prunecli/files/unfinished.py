@@ -6,18 +6,17 @@ It may have been torn by a lost disk, or come from elsewhere with the folder aro
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from prunecli.errors import InputError
 from prunecli.files import regular, strict
 
-T = TypeVar("T")
 RESTART = "use --restart to start over"
 
 
-def read(path: Path, form: type[T] | Any) -> T:
+def read(path: Path, form: Any) -> Any:
     """Return the JSON value of a file as `form`, a type that pydantic knows.
 
     What a run computed may be infinite. Raises InputError unless the file has that form.
@@ -30,15 +29,14 @@ def read(path: Path, form: type[T] | Any) -> T:
             raise damaged(path, str(error)) from None
 
 
-def checked(value: Any, form: type[T] | Any) -> T:
+def checked(value: Any, form: Any) -> Any:
     """Return a value as `form`; raise ValueError, of one line, unless it has that form."""
     try:
-        found: T = TypeAdapter(form).validate_python(value, strict=True)
+        return TypeAdapter(form).validate_python(value, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"])) or "the value"
         raise ValueError(f"{where}: {first['msg']}") from None
-    return found
 
 
 def damaged(path: Path, why: str) -> InputError:

@@ -4,7 +4,7 @@ They are compared with the file's header before any is read. Names that end in a
 to remove are as many as there are numbers for which the file was made, one at least.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from prunecli.errors import InputError
@@ -34,11 +34,10 @@ def of_statistics(
         record = statistics.get(need.name)
         for point in need.points:
             what = f"{need.name} at {point}"
-            if record.scope == MODEL and record.depends_on_amount:
+            if record.depends_on_amount:
                 (start,) = record.parts(arch)
-                yield from _by_count(file, start, arch, what, lambda count, record=record: next(
-                    iter(record.shapes(arch, count).values())
-                ))  # fmt: skip
+                for count in _counts(file, start, arch):
+                    yield from (Expected(*one, what) for one in record.shapes(arch, count).items())
                 continue
             if record.scope == MODEL:
                 yield from (Expected(*one, what) for one in record.shapes(arch, 0).items())
@@ -56,9 +55,8 @@ def of_scores(file: TensorFile, method: Method, arch: Arch) -> Iterator[Expected
     layers = range(arch.layers)
     for axis in method.axes:
         if axis == "layers" and method.selection == "block":
-            yield from _by_count(
-                file, "blocks", arch, axis, lambda count: (arch.layers - count + 1,)
-            )
+            for count in _counts(file, "blocks", arch):
+                yield Expected(f"blocks.{count}", (arch.layers - count + 1,), axis)
         elif axis == "layers":
             yield Expected("layers", (arch.layers,), axis)
         elif axis == "hidden":
@@ -89,14 +87,9 @@ def check(path: str, file: TensorFile, expected: Iterable[Expected], remedy: str
             )
 
 
-def _by_count(
-    file: TensorFile, start: str, arch: Arch, what: str, shape: Callable[[int], Shape]
-) -> Iterator[Expected]:
-    """Yield what a file must have of tensors that are made for a number of layers to remove."""
-    counts = [name.partition(".")[2] for name in file if name.partition(".")[0] == start]
-    known = [str(count) for count in range(1, arch.layers)]
-    found = [count for count in counts if count in known] or ["1"]
-    yield from (Expected(f"{start}.{count}", shape(int(count)), what) for count in found)
+def _counts(file: TensorFile, start: str, arch: Arch) -> list[int]:
+    """Return for which numbers of layers to remove a file has such a tensor, 1 if for none."""
+    return [count for count in range(1, arch.layers) if f"{start}.{count}" in file.specs] or [1]
 
 
 def _width(arch: Arch, point: str) -> int:
