@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from prunecli.data.textfiles import exists
 from prunecli.errors import InputError
 from prunecli.files import regular, sidecar
 from prunecli.files.sidecar import Trained
@@ -154,7 +153,7 @@ def source_path(data: str) -> Path | None:
     """Return the file or folder of a source, None if it is a name or does not exist."""
     file, tensor, _ = data.partition(f"{TENSOR_FILE}:")
     path = Path(file + TENSOR_FILE if tensor else split(data)[0]) if data else None
-    return path if path is not None and exists(path) else None
+    return path if path is not None and regular.exists(path) else None
 
 
 def is_rows(data: str) -> bool:
@@ -162,7 +161,7 @@ def is_rows(data: str) -> bool:
     if data.endswith(TENSOR_FILE) or f"{TENSOR_FILE}:" in data:
         return True
     folder = Path(split(data)[0]) if data else None
-    return folder is not None and exists(folder) and (folder / shard_name(0)).is_file()
+    return folder is not None and regular.exists(folder) and (folder / shard_name(0)).is_file()
 
 
 def is_ranged(data: str) -> bool:
@@ -187,7 +186,7 @@ def open_rows(data: str) -> Rows:
 
 def _folder(path: str) -> Rows:
     folder = Path(path)
-    if not folder.is_dir():
+    if not regular.is_dir(folder):
         raise InputError(f"no such rows: '{path}'", "make them with `prunecli tokenize`")
     record = sidecar.read(folder, ("rows",))
     files, ends, total = [], [], 0

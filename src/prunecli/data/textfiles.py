@@ -28,7 +28,7 @@ from prunecli.data.records import (
     texts,
 )
 from prunecli.errors import InputError, UsageError
-from prunecli.files import strict
+from prunecli.files import regular, strict
 
 FORMATS, CODECS = (".jsonl", ".json", ".parquet", ".txt"), (".gz", ".zst")
 
@@ -66,15 +66,6 @@ def documents(path: Path, reading: Reading) -> Iterator[str]:
     return chain(list(islice(found, 1)), found)
 
 
-def exists(path: Path) -> bool:
-    """Return whether a file or folder exists; raise InputError where that cannot be known."""
-    try:
-        return path.exists()
-    except OSError as error:
-        # too long a name, or in a folder that may not be searched
-        raise InputError(f"cannot read '{path}': {error.strerror}") from None
-
-
 def size(path: Path) -> int:
     """Return the bytes of all files that `documents` would read."""
     return sum(file.stat().st_size for file in _found(path)[0])
@@ -90,13 +81,13 @@ def format_of(path: Path) -> tuple[str, str]:
 
 def _found(path: Path) -> tuple[list[Path], list[Path]]:
     """Return the files to read, in order, and the others; raise InputError for none to read."""
-    if not path.is_dir():
+    if not regular.is_dir(path):
         if not format_of(path)[0]:
             raise InputError(
                 f"cannot read '{path}' as text: {EXPECTED}",
                 "or FILE.safetensors:NAME for token ids",
             )
-        if not path.is_file():
+        if not regular.is_file(path):
             raise InputError(f"'{path}' is no regular file", "write the text into a file first")
         return [path], []
     try:

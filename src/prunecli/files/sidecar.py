@@ -201,7 +201,7 @@ def content_id(kind: str, options: dict[str, Any], inputs: list[Input]) -> str:
 def path_of(artefact: str | Path) -> Path:
     """Return the path of an artefact's sidecar."""
     path = Path(artefact)
-    if path.is_dir():
+    if regular.is_dir(path):
         return path / FOLDER_SIDECAR
     return path if path.suffix == ".json" else path.with_name(path.name + ".json")
 
@@ -269,7 +269,7 @@ def _first(error: ValidationError) -> str:
 
 def read_if_any(artefact: str | Path) -> Sidecar | None:
     """Return the sidecar of an artefact, None if it has none."""
-    return read(artefact) if path_of(artefact).exists() else None
+    return read(artefact) if regular.exists(path_of(artefact)) else None
 
 
 def is_ours(artefact: str | Path) -> bool:

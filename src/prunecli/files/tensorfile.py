@@ -151,7 +151,7 @@ def check_integers(source: str) -> tuple[Path, str, Spec]:
     """
     file, _, name = source.partition(f"{TENSOR_FILE}:")
     path = Path(file.removesuffix(TENSOR_FILE) + TENSOR_FILE)
-    if not path.is_file():
+    if not regular.is_file(path):
         raise InputError(f"no such file: '{path}'", "check the path")
     specs = read_header(path)
     if name not in specs:

@@ -55,7 +55,9 @@ def find(folder: str | Path, patterns: tuple[str, ...] = ALL) -> list[Path]:
     """
     home = Path(folder)
     paths = (path for pattern in patterns for path in sorted(home.glob(pattern)))
-    found = dict.fromkeys(path for path in paths if path.exists() and not path.is_dir())
+    found = dict.fromkeys(
+        path for path in paths if regular.exists(path) and not regular.is_dir(path)
+    )
     for path in found:
         # libraries open these by themselves, and would wait for a pipe
         regular.opened(regular.inside(home, path)).close()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from prunecli.data import windows
 from prunecli.errors import InputError, UsageError
 from prunecli.files import output as place
-from prunecli.files import sidecar
+from prunecli.files import regular, sidecar
 from prunecli.files.sidecar import Input, Kind
 from prunecli.files.tensorfile import TensorFile, Tensors
 from prunecli.methods._base import Method
@@ -71,7 +71,7 @@ def open_file(path: str, kind: Kind, digest: str) -> Calibration:
     Raises InputError if it is of another kind, of another model, or damaged.
     """
     file = Path(path)
-    if not file.is_file():
+    if not regular.is_file(file):
         raise InputError(f"no such file: '{path}'", f"make it with `prunecli {PRODUCERS[kind]}`")
     record = sidecar.read(file, (kind,))
     roles = {entry.role: entry for entry in record.inputs}
