@@ -1,8 +1,8 @@
 """Mutated files before the real command: what it says to each is a documented line, or success.
 
 `world` makes one of every kind of artefact, tiny and real. `COMMANDS` says which command reads
-which of them. `Trial` is one of these commands on one mutated file, and `run` tries it here, in
-this process, through the same function as the installed command.
+which of them. A `Trial` is one of these commands on one mutated file; `run` tries it here, in this
+process, through the same function as the installed command, and `installed` through that.
 """
 
 import copy
@@ -15,6 +15,7 @@ import re
 import shutil
 import signal
 import struct
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -22,6 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import pyarrow
@@ -35,7 +37,7 @@ import tiny
 from prunecli.cli import app
 from prunecli.data import shards
 from prunecli.errors import InputError, Stopped
-from prunecli.files import seal, strict
+from prunecli.files import seal
 from prunecli.files.sidecar import Input, content_id
 from prunecli.settings import Amount, Data
 
@@ -235,7 +237,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train on": (
         f"train {ROWS} --steps 1 --allow-overlap {{}}/trained {{}}/out", "trained rows"
     ),
-    "train resumed": (f"train {ROWS} --steps 4 --save-every 1 {{}}/in {{}}/t", "t.partial +in +rows"),
+    "train resumed": (
+        f"train {ROWS} --steps 4 --save-every 1 {{}}/in {{}}/t", "t.partial +in +rows"
+    ),
     "sweep resumed": (
         f"train {ROWS} --steps 4 --sweep-steps 1 --lr sweep {{}}/in {{}}/sweep",
         "sweep.partial +in +rows",
@@ -279,9 +283,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
 # how files are mutated
 
 ODD: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2, 2**31, 2**63, -(2**63), 10**30, 10**299, 0.5, -0.5, 1e308, 1e-320,
-    float("nan"), float("inf"), "", "x", "\ud800", "\x1b[31m", "../../x", "x" * 3000, "\0", "1", [],
-    [1], [[]], [None], ["x"], {}, {"a": 1}, {"": None}, [-1], [1.5], [10**20], ["x", 1, None],
+    None, True, False, 0, 1, -1, 2, 2**31, 2**63, -(2**63), 10**30, 10**299, 0.5, -0.5, 1e308,
+    1e-320, float("nan"), float("inf"), "", "x", "\ud800", "\x1b[31m", "../../x", "x" * 3000, "\0",
+    "1", [], [1], [[]], [None], ["x"], [-1], [1.5], [10**20], ["x", 1, None], {}, {"a": 1},
+    {"": None},
 )  # fmt: skip
 DEEP = 50_000
 DUPLICATE = "\u0000twice"
@@ -464,8 +469,10 @@ class Trial:
 
 @dataclass
 class Outcome:
-    """What a command did: its exit status, what it said, how long it took, and whether it read
-    headers and weights; `grown` is by how many bytes the peak of its memory lies above the start.
+    """What a command did: its exit status, what it said, how long it took.
+
+    `grown` is by how many bytes the peak of its memory lies above the start, `weights` how often it
+    opened a file to read tensors.
     """
 
     status: int
@@ -473,7 +480,6 @@ class Outcome:
     stdout: str
     seconds: float
     grown: int = 0
-    headers: int = 0
     weights: int = 0
 
     def faults(self) -> list[str]:
@@ -507,15 +513,37 @@ class Hang(BaseException):
     """A command took longer than it may."""
 
 
-def trial(artefacts: Path, work: Path, seed: int, commands: list[str] | None = None) -> Trial:
+def trial(artefacts: Path, work: Path, seed: int) -> Trial:
     """Put what a command reads into the folder `work`, one file of it mutated."""
     draw = random.Random(seed)
-    command = draw.choice(commands or list(COMMANDS))
-    line, read = COMMANDS[command]
+    command = draw.choice(list(COMMANDS))
+    targets = _laid_out(artefacts, work, command)
+    target = draw.choice(targets)
+    files = [target] if target.is_file() else sorted(f for f in target.rglob("*") if f.is_file())
+    chosen = draw.choice(files).relative_to(artefacts)
+    others = [f.read_bytes() for f in sorted(artefacts.glob(f"*{chosen.suffix}")) if f.is_file()]
+    path = work / chosen
+    path.write_bytes(mutated(path.read_bytes(), path.name, others, draw))
+    return Trial(seed, command, _arguments(command, work), str(chosen))
+
+
+def untouched(artefacts: Path, work: Path, command: str) -> Trial:
+    """Put what a command reads into the folder `work`, as it is."""
+    _laid_out(artefacts, work, command)
+    return Trial(0, command, _arguments(command, work), "")
+
+
+def _arguments(command: str, work: Path) -> list[str]:
+    line = COMMANDS[command][0]
+    return line.format(*[work] * line.count("{}")).split()
+
+
+def _laid_out(artefacts: Path, work: Path, command: str) -> list[Path]:
+    """Copy what a command reads into the folder `work`; return what may be mutated of it."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     targets = []
-    for name in read.split():
+    for name in COMMANDS[command][1].split():
         source = artefacts / name.lstrip("+")
         for part in (source, source.with_name(source.name + ".json")):
             if part.is_dir():
@@ -524,21 +552,14 @@ def trial(artefacts: Path, work: Path, seed: int, commands: list[str] | None = N
                 shutil.copy(part, work / part.name)
             if part.exists() and not name.startswith("+"):
                 targets.append(part)
-    target = draw.choice(targets)
-    files = [target] if target.is_file() else sorted(f for f in target.rglob("*") if f.is_file())
-    chosen = draw.choice(files).relative_to(artefacts)
-    kind = chosen.suffix
-    others = [f.read_bytes() for f in sorted(artefacts.glob(f"*{kind}")) if f.is_file()]
-    path = work / chosen
-    path.write_bytes(mutated(path.read_bytes(), path.name, others, draw))
-    return Trial(seed, command, line.format(*[work] * line.count("{}")).split(), str(chosen))
+    return targets
 
 
 @contextmanager
 def _watched(outcome: Outcome) -> Iterator[None]:
-    """Count the headers and the tensors that are read in the block, and end what hangs."""
+    """Count how often weights are opened in the block, and end what hangs."""
 
-    real_open, real_header = safetensors.safe_open, strict.parsed
+    real_open = safetensors.safe_open
 
     def opened(*args: Any, **kwargs: Any) -> Any:
         outcome.weights += 1
@@ -564,7 +585,7 @@ def run(one: Trial) -> Outcome:
     before = os.dup(2), sys.argv, sys.stdout, sys.stderr, signal.getsignal(signal.SIGTERM)
     rested = _memory(reset=True)
     out = io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace")
-    with open(os.memfd_create("stderr"), "w+", errors="replace", buffering=1) as err:
+    with TemporaryFile("w+", errors="replace", buffering=1) as err:
         os.dup2(err.fileno(), 2)  # libraries that are not Python's write there
         sys.argv, sys.stdout, sys.stderr = ["prunecli", *one.argv], out, err
         started = time.perf_counter()
@@ -590,11 +611,32 @@ def run(one: Trial) -> Outcome:
     return outcome
 
 
+def installed(one: Trial) -> Outcome:
+    """Run the command of a trial as the installed command, in a process of its own."""
+    command = Path(sys.executable).with_name("prunecli")
+    started = time.perf_counter()
+    try:
+        ended = subprocess.run(
+            [command, *one.argv], capture_output=True, text=True, errors="replace",
+            timeout=6 * PATIENCE,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return Outcome(-1, "Traceback: it hangs", "", time.perf_counter() - started)
+    # a new process spends seconds on imports before it reads anything
+    return Outcome(ended.returncode, ended.stderr, ended.stdout, 0.0)
+
+
 def _memory(reset: bool = False) -> int:
-    """Return the peak of this process's resident memory in bytes; with `reset` it begins anew."""
+    """Return the peak of this process's resident memory in bytes; with `reset` it begins anew.
+
+    Only Linux tells.
+    """
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return 0
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
     return int(found[1]) * 1024 if found else 0
 
 

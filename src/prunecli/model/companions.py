@@ -54,6 +54,8 @@ def find(folder: str | Path, patterns: tuple[str, ...] = ALL) -> list[Path]:
     Raises InputError for what is no file, cannot be read, or is a link to elsewhere.
     """
     home = Path(folder)
+    if not regular.is_dir(home):
+        return []
     paths = (path for pattern in patterns for path in sorted(home.glob(pattern)))
     found = dict.fromkeys(
         path for path in paths if regular.exists(path) and not regular.is_dir(path)
