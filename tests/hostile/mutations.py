@@ -429,7 +429,9 @@ def _tensors(content: bytes, draw: random.Random) -> bytes:
     elif kind == 5 and tensor.is_floating_point():
         tensors[name] = torch.full_like(tensor, draw.choice((float("nan"), float("inf"), -1e30, 0)))
     elif kind == 6 and not tensor.is_floating_point():
-        tensors[name] = torch.full_like(tensor, draw.choice((-1, 10**4, 258)))
+        # a type that does not hold it wraps around
+        value = torch.tensor(draw.choice((-1, 10**4, 258))).to(tensor.dtype)
+        tensors[name] = value.expand_as(tensor).clone()
     else:
         tensors[name] = torch.empty(0, *tensor.shape[1:], dtype=tensor.dtype)
     return safetensors.torch.save(tensors, {"format": "pt"})
