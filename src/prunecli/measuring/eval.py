@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from prunecli.data.tokenizer import AUTO
 from prunecli.data.windows import Tokens
-from prunecli.files import output, sidecar
+from prunecli.files import forms, output, sidecar, unfinished
 from prunecli.files.artefact import Artefact
 from prunecli.files.claim import exclusive
-from prunecli.files.sidecar import Computed, Input, SidecarBuilder
+from prunecli.files.sidecar import Computed, Input, Part, SidecarBuilder
 from prunecli.measuring import harness, perplexity
 from prunecli.measuring.tasks import Group, Task, load
 from prunecli.model.arch import FLOPS_TOKENS
@@ -159,27 +159,29 @@ def _measure(
     folder: Path | None,
 ) -> tuple[list[Results], list[Results]]:
     """Return the results of all data, and of all tasks and groups; finished ones from `folder`."""
-    measurements: list[tuple[str, Callable[[int], Results], Callable[[Any], Results]]] = []
+    measurements: list[
+        tuple[str, type[Part], Callable[[int], Results], Callable[[Any], Results]]
+    ] = []
     # by number: names may be alike as names of files, and two sources may have the same tokens
     if material.windows:
         from prunecli.model.stream import LayerStream
 
         stream = LayerStream(checkpoint, run.compute, run.report)
         measurements += [
-            (f"data-{number}", partial(_losses, stream, tokens), perplexity.noise)
+            (f"data-{number}", forms.Loss, partial(_losses, stream, tokens), perplexity.noise)
             for number, tokens in enumerate(material.windows)
         ]
     whole = harness.Harness(checkpoint, run.compute, request.tasks, material.tokenizer, run.report)
     measurements += [
-        (f"task-{number}", partial(whole.run, task), harness.noise)
+        (f"task-{number}", forms.Task, partial(whole.run, task), harness.noise)
         for number, task in enumerate(material.tasks)
     ]
     # one alone shows its own progress
     several = len(measurements) > 1
     watched = run.report.progress(measurements, "measuring", unit="measurement")
     results = [
-        _repeated(folder and folder / f"{name}.json", measure, noise, request.repeat)
-        for name, measure, noise in (watched if several else measurements)
+        _repeated(folder and folder / f"{name}.json", form, measure, noise, request.repeat)
+        for name, form, measure, noise in (watched if several else measurements)
     ]
     of_data, of_tasks = results[: len(material.windows)], results[len(material.windows) :]
     by_name = {task["name"]: task for task in of_tasks}
@@ -189,6 +191,7 @@ def _measure(
 
 def _repeated(
     file: Path | None,
+    form: type[Part],
     measure: Callable[[int], Results],
     noise: Callable[[list[Results]], Results],
     repeat: int,
@@ -200,7 +203,11 @@ def _repeated(
         if file is None:
             return made
         output.replace_text(file, json.dumps(made))
-    stored: Results = json.loads(file.read_text("utf-8"))
+    stored: Results = unfinished.read(file, dict[str, Any])
+    try:
+        unfinished.checked(stored, form)
+    except ValueError as error:
+        raise unfinished.damaged(file, str(error)) from None
     return stored
 
 
