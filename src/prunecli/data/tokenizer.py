@@ -275,7 +275,7 @@ def present(folder: str) -> bool:
 
 def digest(folder: str) -> str:
     """Return the digest of a folder's tokenizer; raise InputError if it has none."""
-    if not Path(folder).is_dir():
+    if not regular.is_dir(folder):
         raise InputError(f"no such tokenizer folder: '{folder}'", "check the path")
     files = vocabulary(folder)
     if not files:

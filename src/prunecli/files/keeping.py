@@ -23,11 +23,11 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from prunecli import __version__
 from prunecli.errors import InputError, PruneError, Stopped
-from prunecli.files import output, seal, sidecar, strict
+from prunecli.files import output, seal, sidecar, strict, unfinished
 from prunecli.files.tensorfile import (
     TORCH_NAMES,
     Spec,
@@ -380,19 +380,32 @@ class Keeper:
         return path.name in self._resumed.written
 
 
-def result(file: Path | None, make: Callable[[], dict[str, Any]], report: Report) -> dict[str, Any]:
+class KeptObject(sidecar.Part):
+    """A JSON object in a file of its own, with its digest."""
+
+    result: dict[str, Any]
+    digest: str
+
+
+def result(
+    file: Path | None, make: Callable[[], dict[str, Any]], form: type[BaseModel], report: Report
+) -> dict[str, Any]:
     """Return the JSON object that `make` makes, kept in a file; that of a stopped run is taken.
 
-    Without a file nothing is kept. One that is not as it was written is told, and made anew.
+    Without a file nothing is kept. One that is not as it was written, or has not the `form` that
+    it should have, is told, and made anew.
     """
     if file is None:
         return make()
     try:
-        record = strict.read_object(file)
-        content: dict[str, Any] = record.get("result", {})
-        if record.get("digest") == seal.of_value(content):
-            return content
-        report.info(f"making '{file.name}' anew: it is not as it was written")
+        kept: KeptObject = unfinished.read(file, KeptObject)
+        if kept.digest != seal.of_value(kept.result):
+            raise unfinished.damaged(file, "it is not as it was written")
+        try:
+            unfinished.checked(kept.result, form)
+        except ValueError as error:
+            raise unfinished.damaged(file, str(error)) from None
+        return kept.result
     except FileNotFoundError:
         pass
     except InputError as error:

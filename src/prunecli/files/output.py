@@ -19,6 +19,7 @@ STAGE = ".new"  # in OUT.partial: the result that is being written
 LOGS = ".jsonl"
 # what is beside OUT while it is written: finished, replaced, and all else
 NEW, OLD, TEMPORARY = "new", "old", "tmp"
+ROOM = 300  # bytes by which paths of files below OUT and of its siblings are longer
 SUFFIX = 24  # bytes at most by which names of temporary siblings are longer than OUT's
 
 
@@ -29,12 +30,14 @@ def check_path(out: str, output: Output, inputs: Sequence[Path | None]) -> None:
     """
     if not out.strip():
         raise InputError("OUT is empty", "name the output")
+    _check_text(f"OUT '{out}'", out)
     path, what = Path(out).resolve(), f"OUT '{out}'"
     for one in filter(None, inputs):
+        is_folder = regular.is_dir(one)
         source = one.resolve()
         if path == source:
             raise InputError(f"{what} is the input itself", "choose another OUT")
-        if source.is_dir() and source in path.parents:
+        if is_folder and source in path.parents:
             raise InputError(f"{what} lies inside the input", "choose another OUT")
         if path in source.parents:
             raise InputError(f"{what} contains the input", "choose another OUT")
@@ -64,7 +67,9 @@ def check_beside(out: str) -> None:
 
 
 def lies_in(path: str | Path, folder: str | Path) -> bool:
-    """Return whether a path is a folder, or below it."""
+    """Return whether a path is a folder, or below it; raise InputError for what names none."""
+    for one in (path, folder):
+        _check_text(f"'{one}'", str(one))
     path, folder = Path(path).resolve(), Path(folder).resolve()
     return folder == path or folder in path.parents
 
@@ -74,7 +79,9 @@ def check_kept(folder: str, names: Sequence[str], model: Path, out: str) -> None
 
     Raises InputError or OutputExists.
     """
-    path, what = Path(folder).resolve(), f"--keep '{folder}'"
+    what = f"--keep '{folder}'"
+    _check_text(what, folder)
+    path = Path(folder).resolve()
     for owner, other in (("the input", model.resolve()), ("OUT", Path(out).resolve())):
         if lies_in(path, other):
             raise InputError(f"{what} lies in {owner}", "choose another folder")
@@ -101,6 +108,11 @@ def can_be_written(path: Path) -> bool:
     return True
 
 
+def _check_text(what: str, path: str) -> None:
+    if "\0" in path:
+        raise InputError(f"{what} holds a null character, which no name does", "choose another")
+
+
 def _check_parent(what: str, path: Path) -> None:
     parent = _nearest_parent(path)
     if not parent.is_dir():
@@ -122,6 +134,9 @@ def _nearest_parent(path: Path) -> Path:
 def _check_name(what: str, path: Path) -> None:
     """Raise InputError for what is no file or folder, and for names too long to stage under."""
     parent = _nearest_parent(path)
+    longest = os.pathconf(parent, "PC_PATH_MAX") - ROOM
+    if len(os.fsencode(path)) > longest:
+        raise InputError(f"{what} is a path of more than {longest} bytes", "choose a shorter one")
     limit = os.pathconf(parent, "PC_NAME_MAX") - SUFFIX
     if any(len(os.fsencode(part)) > limit for part in path.relative_to(parent).parts):
         raise InputError(f"{what} has a name longer than {limit} bytes", "choose a shorter one")
@@ -331,7 +346,7 @@ def check_partial(out: str, identity: str, restart: bool) -> None:
     if not mark.exists():
         raise OutputExists(f"'{folder.name}' was not made by prunecli", "move it away")
     state = not restart and _holds(folder, LOGS)
-    if state and mark.read_text("utf-8").strip() != identity:
+    if state and regular.content(mark).strip() != identity.encode():
         raise OutputExists(
             f"'{folder.name}' is the state of a run with other inputs or options",
             "use --restart to start over, or choose another OUT",

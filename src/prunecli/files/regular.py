@@ -57,20 +57,48 @@ def content(path: str | Path, most: int = MAX_BYTES) -> bytes:
     return found
 
 
+def exists(path: str | Path) -> bool:
+    """Return whether something is at a path; raise InputError where that cannot be known."""
+    return _mode(path) is not None
+
+
+def is_file(path: str | Path) -> bool:
+    """Return whether a path is a regular file; raise InputError where that cannot be known."""
+    mode = _mode(path)
+    return mode is not None and S_ISREG(mode)
+
+
+def is_dir(path: str | Path) -> bool:
+    """Return whether a path is a folder; raise InputError where that cannot be known."""
+    mode = _mode(path)
+    return mode is not None and S_ISDIR(mode)
+
+
+def _mode(path: str | Path) -> int | None:
+    try:
+        return os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        # too long a name, no name at all, or in a folder that may not be searched
+        raise unreadable(path, error) from None
+
+
 def inside(folder: Path, path: Path) -> Path:
     """Return a path in a folder, which may be a link to a file of this folder only.
 
     A hub's cache is made of links, from snapshots into the blobs of the same repository. Raises
     InputError for links to elsewhere.
     """
-    home = folder.resolve()
+    try:
+        home, target = folder.resolve(), path.resolve()
+    except ValueError as error:
+        raise unreadable(path, error) from None
+    except (OSError, RuntimeError):
+        raise InputError(f"'{path}' is a link to itself", "download it again") from None
     allowed = [home]
     if home.parent.name == "snapshots":
         allowed.append(home.parent.parent / "blobs")
-    try:
-        target = path.resolve()
-    except (OSError, RuntimeError):
-        raise InputError(f"'{path}' is a link to itself", "download it again") from None
     if not any(target.is_relative_to(parent) for parent in allowed):
         raise InputError(
             f"'{path}' is a link to a file outside its folder, which is not followed",

@@ -162,7 +162,7 @@ def check_integers(source: str) -> tuple[Path, str, Spec]:
     """
     file, _, name = source.partition(f"{TENSOR_FILE}:")
     path = Path(file.removesuffix(TENSOR_FILE) + TENSOR_FILE)
-    if not path.is_file():
+    if not regular.is_file(path):
         raise InputError(f"no such file: '{path}'", "check the path")
     specs = read_header(path)
     if name not in specs:
@@ -329,15 +329,15 @@ class TensorFile(Mapping[str, "torch.Tensor"]):
     """The tensors of one safetensors file by name, each read when it is asked for."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self._specs = path, read_header(path)
+        self.path, self.specs = path, read_header(path)
 
     def __getitem__(self, name: str) -> "torch.Tensor":
-        if name not in self._specs:
+        if name not in self.specs:
             raise KeyError(name)
         return read_tensor(self.path, name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._specs)
+        return iter(self.specs)
 
     def __len__(self) -> int:
-        return len(self._specs)
+        return len(self.specs)

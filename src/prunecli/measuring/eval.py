@@ -14,11 +14,11 @@ from typing import Any
 
 from prunecli.data.tokenizer import AUTO
 from prunecli.data.windows import Tokens
-from prunecli.files import keeping, output, sidecar
+from prunecli.files import forms, keeping, output, sidecar
 from prunecli.files.artefact import Artefact
 from prunecli.files.claim import exclusive
 from prunecli.files.keeping import Keeper
-from prunecli.files.sidecar import Computed, Input, SidecarBuilder
+from prunecli.files.sidecar import Computed, Input, Part, SidecarBuilder
 from prunecli.measuring import harness, perplexity
 from prunecli.measuring.tasks import Group, Task, load
 from prunecli.model import memory
@@ -170,13 +170,18 @@ def _measure(
         checkpoint, run.compute, request.tasks, material.tokenizer, run.report, stop
     )
     # by number: names may be alike as names of files, and two sources may have the same tokens
-    measurements: list[tuple[str, Measure, Callable[[Any], Results]]] = [
+    measurements: list[tuple[str, type[Part], Measure, Callable[[Any], Results]]] = [
         *(
-            (f"data-{number}", partial(_losses, checkpoint, run, tokens), perplexity.noise)
+            (
+                f"data-{number}",
+                forms.Loss,
+                partial(_losses, checkpoint, run, tokens),
+                perplexity.noise,
+            )
             for number, tokens in enumerate(material.windows)
         ),
         *(
-            (f"task-{number}", partial(_answers, whole, task), harness.noise)
+            (f"task-{number}", forms.Task, partial(_answers, whole, task), harness.noise)
             for number, task in enumerate(material.tasks)
         ),
     ]
@@ -184,8 +189,8 @@ def _measure(
     several = len(measurements) > 1
     watched = run.report.progress(measurements, "measuring", unit="measurement")
     results = [
-        _repeated(folder and folder / name, measure, noise, request.repeat, run)
-        for name, measure, noise in (watched if several else measurements)
+        _repeated(folder and folder / name, form, measure, noise, request.repeat, run)
+        for name, form, measure, noise in (watched if several else measurements)
     ]
     of_data, of_tasks = results[: len(material.windows)], results[len(material.windows) :]
     by_name = {task["name"]: task for task in of_tasks}
@@ -195,6 +200,7 @@ def _measure(
 
 def _repeated(
     kept: Path | None,
+    form: type[Part],
     measure: Measure,
     noise: Callable[[list[Results]], Results],
     repeat: int,
@@ -209,7 +215,7 @@ def _repeated(
         unfinished = kept and kept.with_name(f"{kept.name}-{turn}")
         keeper = Keeper(run, unfinished)
         file = unfinished and unfinished.with_suffix(".json")
-        times.append(keeping.result(file, partial(measure, turn, keeper), run.report))
+        times.append(keeping.result(file, partial(measure, turn, keeper), form, run.report))
         if unfinished is not None:
             output.remove(unfinished)
     return {**times[0], **({"noise": noise(times)} if repeat > 1 else {})}

@@ -186,7 +186,7 @@ def _check_folder(wanted: Tasks) -> None:
     if wanted.include_path is None:
         return
     folder = Path(wanted.include_path)
-    if not folder.is_dir():
+    if not regular.is_dir(folder):
         raise InputError(f"no such folder: '{folder}'", "check --include-path")
     if wanted.allow_code:
         return

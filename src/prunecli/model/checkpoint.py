@@ -58,9 +58,9 @@ def locate(model: str) -> Path:
     if model.startswith("hf:"):
         return _from_hub(model[3:])
     path = Path(model)
-    if path.is_dir():
+    if regular.is_dir(path):
         return path
-    if path.exists():
+    if regular.exists(path):
         foreign.refuse_file(path)
         raise InputError(f"'{model}' is a file, expected a model folder")
     hint = f"for the Hugging Face hub write hf:{model}" if _is_id(model) else "check the path"

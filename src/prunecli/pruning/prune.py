@@ -37,7 +37,7 @@ from prunecli.pruning.calibrate import (
     statistics_artefact,
     write_statistics,
 )
-from prunecli.pruning.calibration import Calibration, open_file, open_statistics, read_windows
+from prunecli.pruning.calibration import Calibration, open_scores, open_statistics, read_windows
 from prunecli.pruning.masks import WeightMasker
 from prunecli.pruning.plan import Selection, plan_results, read_plan
 from prunecli.pruning.request import (
@@ -175,7 +175,7 @@ def open_calibration(pruning: Pruning) -> Calibration:
     if method is None or not method.needs:
         return Calibration([], tensors={})
     if asked.scores is not None:
-        calibration = open_file(asked.scores, "scores", pruning.digest)
+        calibration = open_scores(asked.scores, pruning.dense.arch, pruning.digest, method)
         scored = sidecar.part(asked.scores, calibration.options, _Scored).options.compat
         if scored != asked.compat:
             raise InputError(

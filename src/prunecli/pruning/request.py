@@ -7,7 +7,7 @@ from typing import Any
 
 from prunecli.data.rows import source_path
 from prunecli.errors import InputError, UsageError
-from prunecli.files import sidecar, world
+from prunecli.files import regular, sidecar, world
 from prunecli.methods import registry
 from prunecli.methods._base import Method, Setting, domains_of
 from prunecli.model.arch import Arch
@@ -204,7 +204,7 @@ class _Choices(sidecar.Part):
 
 def _those_of_scores(path: str, method: Method, explicit: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that the scores in `path` were made with; explicit ones must agree."""
-    if not Path(path).is_file():
+    if not regular.is_file(path):
         raise InputError(f"no such file: '{path}'", "make it with `prunecli score`")
     recorded = sidecar.part(path, sidecar.read(path, ("scores",)).options, _Choices)
     if recorded.method != method.name:

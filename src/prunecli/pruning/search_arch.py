@@ -12,10 +12,12 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, ConfigDict
+
 from prunecli.data import windows
 from prunecli.data.rows import source_path
 from prunecli.errors import InputError, NotANumber, UsageError
-from prunecli.files import keeping, output, sidecar, world
+from prunecli.files import keeping, output, sidecar, unfinished, world
 from prunecli.files.artefact import Artefact
 from prunecli.files.claim import exclusive
 from prunecli.files.keeping import Keeper
@@ -32,7 +34,7 @@ from prunecli.model.memory import MemoryNeed
 from prunecli.pruning import grid, surgery
 from prunecli.pruning.allocate import allocate
 from prunecli.pruning.calibrate import collect_all, memory_need, required_statistics
-from prunecli.pruning.calibration import Calibration, open_file, read_windows
+from prunecli.pruning.calibration import Calibration, open_scores, read_windows
 from prunecli.pruning.grid import Budget
 from prunecli.pruning.request import SCORES
 from prunecli.pruning.score import score_model, score_options, scores_artefact
@@ -371,7 +373,8 @@ def _scores(
         )
         scores = score_model(search.method, search.dense, statistics, options)
         artefact.write_tensors(iter([scores]))
-    tensors = open_file(path, "scores", digest).tensors
+    with unfinished.refusals():
+        tensors = open_scores(path, search.dense.arch, digest, search.method).tensors
     assert tensors is not None
     return tensors
 
@@ -393,9 +396,17 @@ def _try(
             run.report.info(f"{candidate.name}: {error}")
         return outcome
 
-    outcome = keeping.result(file, tried, run.report)
+    outcome = keeping.result(file, tried, _Tried, run.report)
     output.remove(state)
     return outcome
+
+
+class _Tried(BaseModel):
+    """What a shape came to: its loss, or why it has none."""
+
+    model_config = ConfigDict(extra="forbid")
+    loss: float | None
+    failed: str = ""
 
 
 def _loss(pruned: surgery.PrunedModel, held_out: "Tokens", run: RunContext) -> float:
@@ -417,12 +428,13 @@ def _results(
 
     def loss(candidate: Candidate) -> float:
         value = losses[candidate.name]["loss"]
-        return inf if value is None else float(value)
+        return inf if value is None else value
 
     parent, budget = search.dense.arch, search.budget
     ranked = sorted(search.candidates, key=loss)
     if loss(ranked[0]) == inf:
-        raise NotANumber(f"no shape has a loss: {losses[ranked[0].name]['failed']}")
+        why = losses[ranked[0].name].get("failed", "")
+        raise NotANumber(f"no shape has a loss: {why}")
     best = ranked[0].described(parent)
     return {
         "arch": {axis: best[axis] for axis in ("layers", "hidden", "heads", "kv_heads", "ffn")},

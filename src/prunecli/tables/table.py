@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from prunecli.errors import InputError, OutputExists, UsageError, suggest
+from prunecli.files import regular
 from prunecli.files.claim import claimed
 from prunecli.files.output import check_place
 from prunecli.record import Record
@@ -145,7 +146,7 @@ def check_file(option: str, path: str, output: Output) -> None:
     file, suffixes = Path(path), SUFFIXES[option]
     if file.suffix not in suffixes:
         raise UsageError(f"--{option} '{path}': expected a name ending in {' or '.join(suffixes)}")
-    if file.is_dir():
+    if regular.is_dir(file):
         raise InputError(f"'{path}' is a folder", "name a file")
     check_place(f"--{option} '{path}'", file.resolve())
     if file.exists() and not output.force:
