@@ -160,6 +160,7 @@ def evaluate(
 
     The loss is in nats per token of held-out text. Logits and log-probabilities are fp32. With
     --out FILE.json, progress is saved in FILE.json.partial. Rerun the same command to resume.
+    Without it nothing is kept.
     """
     report, values = records.setup(context), context.params
     folders = records.models_of(models, values["out"])
