@@ -170,7 +170,7 @@ def _opened(path: Path, codec: str) -> Iterator[Any]:
 class _Unpacked(io.RawIOBase):
     """What a compressed file unpacks to, up to where that is too much for what was read of it."""
 
-    def __init__(self, path: Path, unpacked: IO[bytes], packed: IO[bytes]) -> None:
+    def __init__(self, path: Path, unpacked: io.BufferedIOBase, packed: IO[bytes]) -> None:
         self._path, self._unpacked, self._packed, self._size = path, unpacked, packed, 0
 
     def readable(self) -> bool:
