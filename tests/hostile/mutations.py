@@ -620,7 +620,7 @@ def installed(one: Trial) -> Outcome:
     try:
         ended = subprocess.run(
             [command, *one.argv], capture_output=True, text=True, errors="replace",
-            timeout=6 * PATIENCE,
+            timeout=30 * PATIENCE,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return Outcome(-1, "Traceback: it hangs", "", time.perf_counter() - started)
