@@ -253,6 +253,7 @@ class Keeper:
             if key not in known or not known[key].is_of(tensor)
         }
 
+    @held()
     def _save(self) -> None:
         """Write a state, and remove what only the one before needed; tell if it cannot be done."""
         assert self.folder is not None
