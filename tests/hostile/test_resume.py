@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from forks import in_child
@@ -17,7 +18,7 @@ from test_publish import contents, names
 import prunecli
 import tiny
 from prunecli.errors import OutputExists, PruneError, Stopped
-from prunecli.files import keeping
+from prunecli.files import keeping, output
 from prunecli.methods import registry
 from prunecli.model.stream import LayerStream
 from prunecli.pruning.calibrate import depends_on_amount
@@ -257,13 +258,19 @@ def test_no_room_for_a_state(llama, calibration, tmp_path, layers, always, monke
     def full(self, tensors):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(keeping.Keeper, "_written", full)
-    listener = Listener()
-    with pytest.raises(PruneError, match="no state could be kept"):
-        run(out, stop=lambda: True)
-    run(out, report=listener)
-    assert contents(out) == expected and names(tmp_path) == {"expected", "o"}
-    assert len([line for line in listener.told if "No space left" in line]) == 1
+    def fuller(path):
+        return SimpleNamespace(free=10**10 if "partial" not in str(path) else 100)
+
+    for fault in ((keeping.Keeper, "_written", full), (shutil, "disk_usage", fuller)):
+        with monkeypatch.context() as faulty:
+            faulty.setattr(*fault)
+            listener = Listener()
+            with pytest.raises(PruneError, match="no state could be kept"):
+                run(out, stop=lambda: True)
+            run(out, report=listener)
+        assert contents(out) == expected and names(tmp_path) == {"expected", "o"}
+        assert len([line for line in listener.told if "No space left" in line]) == 1
+        output.remove(out)
 
 
 def test_kept_statistics_resume_too(llama, calibration, tmp_path, layers, always):
@@ -323,20 +330,6 @@ def test_what_did_not_change_is_not_written_again(tmp_path, always):
     assert [*again.steps(range(3), "walking", "steps", found)] == []
     assert found.keys() == state.keys()
     assert all(torch.equal(found[name], state[name]) for name in state)
-
-
-def test_the_disk_must_have_room_for_a_state(llama, calibration, tmp_path, monkeypatch):
-    """It is looked at before the first layer, and as ever a state that is there counts as free."""
-    from prunecli.files import output
-
-    wanted = []
-    monkeypatch.setattr(output, "check_disk", lambda out, needed: wanted.append(needed))
-    hidden = 3 * 32 * 48 * 4  # bytes of [N, T, D] in float32
-    for case, streams in ((("calibrate", "flap"), 2), (("score", "llm-pruner"), 4 + 2)):
-        run_of(case, llama, calibration)(out_of(case, tmp_path / case[0]), dry_run=True)
-        assert wanted[-1] == streams * hidden
-    run_of(("prune", "sparsegpt"), llama, calibration)(tmp_path / "o", dry_run=True)
-    assert wanted[-1] == 2 * hidden
 
 
 def test_evaluations_are_killed_and_stopped(llama, tmp_path, layers, always):

@@ -12,9 +12,12 @@ digests. So a state is whole, or it is the one before.
 A run that ends soon never keeps anything, and keeping takes a small share of any other.
 """
 
+import errno
 import hashlib
 import json
+import os
 import re
+import shutil
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -258,8 +261,11 @@ class Keeper:
         """Write a state, and remove what only the one before needed; tell if it cannot be done."""
         assert self.folder is not None
         began, changed = monotonic(), self._changed()
+        size = sum(tensor.nbytes for tensor in changed.values())
         try:
             self.folder.mkdir(exist_ok=True)
+            if size > shutil.disk_usage(self.folder).free:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             for writer in self._writers.values():
                 writer.flush()
             small = {key: one for key, one in changed.items() if one.nbytes < LARGE}
@@ -276,9 +282,8 @@ class Keeper:
             self.run.report.info(f"no state is kept in '{self.folder}': {why}")
             return
         self._since, self._failed = monotonic(), False
-        written = sum(tensor.nbytes for tensor in changed.values())
-        if written > LARGE:
-            self._speed = written / max(self._since - began, 1e-3)
+        if size > LARGE:
+            self._speed = size / max(self._since - began, 1e-3)
 
     def _written(self, tensors: "Mapping[str, torch.Tensor]") -> str:
         """Write tensors to a file of the state; return its name."""

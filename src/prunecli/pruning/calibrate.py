@@ -5,12 +5,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from prunecli.errors import UsageError
-from prunecli.files import output
 from prunecli.files.artefact import Artefact
 from prunecli.files.claim import exclusive
 from prunecli.files.keeping import Keeper
 from prunecli.files.sidecar import Computed, SidecarBuilder
-from prunecli.files.tensorfile import ITEM_BYTES, STORAGE, Spec
+from prunecli.files.tensorfile import Spec
 from prunecli.methods import registry
 from prunecli.methods._base import Method, RequiredStatistic
 from prunecli.model import memory
@@ -23,7 +22,7 @@ from prunecli.pruning.sizes import resolve_sizes
 from prunecli.pruning.stats import registry as statistics
 from prunecli.pruning.stats._base import GRADIENTS, INPUTS, MODEL, Statistic
 from prunecli.record import Record
-from prunecli.settings import BATCH_TOKENS, Amount, Compute, Data, Result, RunContext
+from prunecli.settings import BATCH_TOKENS, Amount, Data, Result, RunContext
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +68,6 @@ def calibrate(request: CalibrateRequest, run: RunContext = RunContext()) -> Resu
     required = required_statistics(methods, request.compat)
     digest = dense.digest(run.report)
     artefact = statistics_artefact(dense, digest, calibration, required, num_removed, run)
-    check_room(artefact.path, dense, calibration, required, run.compute)
     need = memory_need(dense, calibration, required, run)
     return need.settled(artefact, artefact.options, run.compute) or write_statistics(
         artefact, dense, calibration, required, num_removed
@@ -214,21 +212,6 @@ def _of_scope(required: Required, scope: str) -> list[Statistic]:
     """Return the records of those statistics that are made of `scope`."""
     records = (statistics.get(need.name) for need in required)
     return [record for record in records if record.scope == scope]
-
-
-def check_room(
-    out: str, dense: Checkpoint, calibration: Calibration, required: Required, compute: Compute
-) -> None:
-    """Raise InputError if the disk of OUT has no room for the state of a long run on these windows.
-
-    The old state is there until the new one is.
-    """
-    if calibration.windows is None:
-        return
-    item = ITEM_BYTES[STORAGE[compute.dtype]]
-    num_bytes = calibration.num_tokens * dense.arch.hidden * item  # of hidden states [N, T, D]
-    streams = dense.arch.layers + 1 if _of_scope(required, GRADIENTS) else 1
-    output.check_disk(out, (streams + 1) * num_bytes)
 
 
 def collect_all(

@@ -29,7 +29,6 @@ from prunecli.model.write import WriteSummary, size_results, write_tensors
 from prunecli.pruning import surgery
 from prunecli.pruning.allocate import allocate
 from prunecli.pruning.calibrate import (
-    check_room,
     collect_all,
     depends_on_amount,
     memory_need,
@@ -142,9 +141,6 @@ def _prune(request: PruneRequest, run: RunContext) -> Result:
         else open_calibration(pruning)
     )
     artefact = _artefact(builder, pruning, calibration, training)
-    if calibration.windows is not None:
-        required = required_statistics([pruning.method], request.compat)
-        check_room(artefact.path, dense, calibration, required, run.compute)
     if existing := _need(pruning, calibration, training).settled(artefact, expected, run.compute):
         return existing
     if training is not None:

@@ -21,7 +21,6 @@ from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.device import check_device, settled
 from prunecli.pruning.allocate import best
 from prunecli.pruning.calibrate import (
-    check_room,
     collect_all,
     memory_need,
     num_removed_layers,
@@ -83,7 +82,6 @@ def score(request: ScoreRequest, run: RunContext = RunContext()) -> Result:
     used = score_options(method, options, request.compat)
     artefact = scores_artefact(dense, digest, calibration, method, used, num_removed, run)
     required = required_statistics([method], request.compat)
-    check_room(artefact.path, dense, calibration, required, run.compute)
     need = memory_need(dense, calibration, required, run)
     if existing := need.settled(artefact, artefact.options, run.compute):
         return existing
