@@ -44,7 +44,7 @@ def of_statistics(
                 continue
             shapes = record.shapes(arch, 0)
             if record.scope == INPUTS:
-                shapes = record.observed(_width(arch, point))
+                shapes = record.observed(arch.point_width(point))
             for i in range(arch.layers):
                 for name, shape in shapes.items():
                     yield Expected(f"{arch.point(i, point)}.{name}", shape, what)
@@ -69,7 +69,7 @@ def of_scores(file: TensorFile, method: Method, arch: Arch) -> Iterator[Expected
     if method.compensates:
         for i in layers:
             for point in ("o", "down"):
-                width = _width(arch, point)
+                width = arch.point_width(point)
                 yield Expected(f"{arch.point(i, point)}.mean", (width,), "means for biases")
 
 
@@ -90,9 +90,3 @@ def check(path: str, file: TensorFile, expected: Iterable[Expected], remedy: str
 def _counts(file: TensorFile, start: str, arch: Arch) -> list[int]:
     """Return for which numbers of layers to remove a file has such a tensor, 1 if for none."""
     return [count for count in range(1, arch.layers) if f"{start}.{count}" in file.specs] or [1]
-
-
-def _width(arch: Arch, point: str) -> int:
-    """Return how many channels a point of a layer has."""
-    sizes = {"o": arch.heads * arch.head_dim, "down": arch.ffn}
-    return sizes.get(point, arch.hidden)
