@@ -27,7 +27,7 @@ WINDOWS = "--data {text} --nsamples 4 --seq-len 16"
 # in order, each with what it writes; {..} are paths
 CHAIN = {
     "in": "init --config {config} --tokenizer bytes {in}",
-    "flap": f"prune --method flap --ratio 0.4 {WINDOWS} {{in}} {{flap}}",
+    "flap": f"prune --method flap --heads 3 --ffn 40 {WINDOWS} {{in}} {{flap}}",
     "rows": "tokenize --tokenizer {in} --seq-len 16 --tokens 2000 --workers 1 {text} {rows}",
     "trained": "train --data {rows}:8:99 --steps 2 --batch-size 4 --lr 1e-3 --clip 0.5 {flap} "
     "{trained}",
@@ -39,11 +39,10 @@ CHAIN = {
     "plan": f"prune --method minitron-width --hidden 40 --ffn 64 --plan-only {WINDOWS} {{in}} "
     "{plan}.json",
     "planned": "prune --plan {plan}.json {in} {planned}",
-    "exact": f"prune --method wanda-sp --heads 3 --ffn 60 {WINDOWS} {{in}} {{exact}}",
     "twin": "init --like {again} --seed 3 {twin}",
     "distilled": "train --data {rows} --steps 2 --batch-size 2 --teacher {in} --masks drop {again} "
     "{distilled}",
-    "measured": f"eval {WINDOWS} --out {{measured}}.json {{distilled}}",
+    "measured": f"eval {WINDOWS} --allow-overlap --out {{measured}}.json {{distilled}}",
 }
 
 FILES = {"stats": ".safetensors", "scores": ".safetensors", "plan": ".json", "measured": ".json"}
@@ -132,7 +131,7 @@ def test_the_script_makes_it_again(run: Run, made, place, tmp_path) -> None:
         assert other.outputs == record.outputs and other.options == record.options, name
         assert other.results == record.results or name in ("trained", "distilled"), name
     folders = [name for name in made if (Path(made[name]) / "model.safetensors").exists()]
-    assert len(folders) == 9
+    assert len(folders) == 8
     for name in folders:
         assert tiny.same(made[name], again[sidecar.read(made[name]).id])
 
@@ -253,7 +252,7 @@ def test_order_and_ways_of_naming(run: Run, made, tmp_path) -> None:
 @pytest.mark.parametrize("width", [80, 100])
 def test_long_histories_fit(made, tmp_path, width: int) -> None:
     """Thousands of steps: the first and the last in a terminal, all of them in a pipe."""
-    count = 3000
+    count = 1500
     copy = tmp_path / "long"
     shutil.copytree(made["again"], copy)
     record = sidecar.read(copy)
@@ -282,13 +281,13 @@ def test_a_stranger_s_sidecar(run: Run, made, tmp_path) -> None:
     """What comes in a sidecar is neither markup nor a command, wherever it stands."""
     record = json.loads((Path(made["again"]) / "prunecli.json").read_text())
     places = strings(record)
-    assert len(places) > 150
+    assert len(places) > 100
     marks = {"id", "parent", "digest", "command", "source", "role", "sampler", "version"}
     chosen = [way for way in places if {*map(str, way)} & marks]
     folder = tmp_path / "m"
     folder.mkdir()
     served_ruin = 0
-    for way in [*chosen[:: max(1, len(chosen) // 30)], *places[:: max(1, len(places) // 30)]]:
+    for way in [*chosen[:: max(1, len(chosen) // 12)], *places[:: max(1, len(places) // 12)]]:
         for value in (EVIL, EVIL.replace("\n", " ").replace("\x1b", "").replace("\u202e", "")):
             (folder / "prunecli.json").write_text(json.dumps(replaced(record, way, value)))
             for words in (["log"], ["log", "--commands"]):

@@ -47,10 +47,10 @@ class Unknown(Exception):
 
 @dataclass(frozen=True)
 class Script:
-    """A shell script, the variables that it asks for, and the steps that it lacks, with why."""
+    """A shell script, the variables that must be set, and the steps that it lacks, with why."""
 
     text: str
-    variables: Mapping[str, str]
+    variables: list[str]
     missing: list[str]
 
 
@@ -62,10 +62,13 @@ class _Writer:
         number: of the step that is written.
         places: by the ids and digests of what the steps made, and of what variables stand for.
         variables: what each is to be set to, by name.
+        defaults: variables of texts by those of texts of the same name, of which other parts were
+            read: it may be one text.
     """
 
     history: History
     number: int = 0
+    defaults: dict[str, str] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
     variables: dict[str, str] = field(default_factory=dict)
 
@@ -112,7 +115,8 @@ def remake(history: History) -> Script:
             missing.append(cut(f"step {number}, {step.made.command}: {error}"))
             lines = [f"# cannot be made again from its record: {cut(str(error))}"]
         body += ["", f"# {cut(title)}", *lines]
-    return Script("\n".join([*_head(history, writer), *body, "", END]), writer.variables, missing)
+    text = "\n".join([*_head(history, writer), *body, "", END])
+    return Script(text, [n for n in writer.variables if n not in writer.defaults], missing)
 
 
 def _head(history: History, writer: _Writer) -> list[str]:
@@ -129,8 +133,12 @@ def _head(history: History, writer: _Writer) -> list[str]:
     ]
     if writer.variables:
         told.append("Set these to paths that are not recorded:")
-    told += [f"  {name}  {what}" for name, what in writer.variables.items()]
-    asked = [f': "${{{name}:?is not set: see the top}}"' for name in writer.variables]
+    asked = []
+    for name, what in writer.variables.items():
+        default = writer.defaults.get(name)
+        told.append(f"  {name}  {what}" + (f", {default} if not set" if default else ""))
+        value = f"=${default}" if default else "?is not set: see the top"
+        asked.append(f': "${{{name}:{value}}}"')
     start, *rest = START.splitlines()
     return ["#!/bin/sh", *(f"# {cut(line)}" for line in told), start, *asked, *rest]
 
@@ -224,7 +232,11 @@ def _source(writer: _Writer, name: str, key: str) -> str:
     kind = name.partition(":")[0]
     if kind in ("builtin", "hf", *hub.SETS):
         return _quoted(name)
-    return writer.place("text", f"{name} {key}", f"'{name}'")
+    place = writer.place("text", f"text {name} {key}", f"'{name}'")
+    first = writer.places.setdefault(f"text {name}", place)
+    if first != place:
+        writer.defaults[place.strip('"$')] = first.strip('"$')
+    return place
 
 
 def _rows(writer: _Writer, digest: str, span: list[int], id: str | None = None) -> str:
@@ -391,7 +403,7 @@ def _train(writer: _Writer, step: Step) -> list[str]:
     for role in ("teacher", "masks"):
         if entry := step.input(role):
             words += [f"--{role}", writer.input(entry)]
-            own.pop("masks", None)
+            own.pop(role, None)
     if held_out := step.input("evaluation"):
         of_text = _data(writer, held_out)
         words += ["--eval-data", of_text[1]]
