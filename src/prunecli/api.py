@@ -26,7 +26,7 @@ from prunecli.settings import (
 )
 
 if TYPE_CHECKING:
-    from prunecli.tables.log import History
+    from prunecli.tables.log import Log
     from prunecli.tables.render import Table
 
 Path = str | os.PathLike[str]
@@ -432,7 +432,7 @@ def check(path: Path, *, deep: bool = False, report: Report = SILENT) -> list[st
     return verb(os.fspath(path), deep=deep, report=report)
 
 
-def log(paths: Path | Sequence[Path]) -> "History":
+def log(paths: Path | Sequence[Path]) -> "Log":
     """Return the steps that led to models and files, oldest first, as their sidecars record them.
 
     `steps` are what is known of each, `table()` shows them, and `commands()` is a shell script that

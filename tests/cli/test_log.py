@@ -18,8 +18,7 @@ from conftest import Run
 from prunecli.errors import InputError
 from prunecli.files import sidecar
 from prunecli.files.sidecar import HistoryStep, Input
-from prunecli.tables.log import FIRST, LAST
-from prunecli.tables.remake import remake
+from prunecli.tables.history import FIRST, LAST
 from prunecli.tables.terminal import shown
 
 TEXT = "".join(f"The {n} numbers before {n} add up to {n * (n - 1) // 2}.\n" for n in range(700))
@@ -236,7 +235,7 @@ def test_order_and_ways_of_naming(run: Run, made, tmp_path) -> None:
         assert all(places[e.id] < places[step.made.id] for e in step.made.inputs if e.id in places)
     assert len(places) == len(history.steps) == 8
     assert prunecli.log(Path(made["again"])).steps[-1].digest == history.of(beside)[-1].digest
-    assert history.commands() == remake(history).text
+    assert history.commands() == history.script().text
     ended = run("log", "-", stdin=f"{made['again']}\n")
     assert ended.out == run("log", made["again"]).out
     ended = run("log", "--commands", "--json", made["again"])
@@ -271,7 +270,7 @@ def test_long_histories_fit(made, tmp_path, width: int) -> None:
     assert max(map(len, lines)) <= width
     assert f"{count + 1 - FIRST - LAST} steps after step {FIRST} are not shown" in "\n".join(lines)
     assert len(shown(history.table(), "rich", None).splitlines()) > count
-    assert len(remake(history).missing) == count
+    assert len(history.script().missing) == count
 
 
 EVIL = "x'; touch ruin; $(touch ruin) `touch ruin`\n touch ruin \x1b[2J\u202e [red]"

@@ -31,10 +31,9 @@ def log(
     if commands and context.params["json"]:
         raise UsageError("--commands prints a script, --json an object", "give one of them")
     from prunecli.tables.log import log as verb
-    from prunecli.tables.remake import remake
 
     history = verb(records.read_paths() if paths == ["-"] else paths)
-    script = remake(history) if commands else None
+    script = history.script() if commands else None
     if context.params["json"]:
         made = []
         for path, record in history.records.items():

@@ -16,7 +16,7 @@ from prunecli.methods import registry
 from prunecli.methods._base import Method
 from prunecli.report import cut, printable
 from prunecli.settings import InitRequest, Training
-from prunecli.tables.log import PLANNED, SHORT, History, Step
+from prunecli.tables.history import PLANNED, SHORT, History, Step
 
 WIDTH = 96
 SUFFIXES = {"stats": ".safetensors", "scores": ".safetensors"}
