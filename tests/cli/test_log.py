@@ -183,6 +183,19 @@ def test_a_model_of_somebody_else(run: Run, made, place, llama, tmp_path) -> Non
     assert tiny.same(out, tmp_path / "again" / "o" / "1-prune")
 
 
+def test_text_read_with_another_tokenizer(run: Run, made, place, llama, tmp_path) -> None:
+    """The parent has none: the script asks for the one that was named."""
+    out = str(tmp_path / "o1")
+    line = f"prune --method wanda --ratio 0.5 --tokenizer {{in}} {WINDOWS} {llama} {out}"
+    assert run(*line.format(**place).split()).code == 0
+    script = run("log", "--commands", out).out
+    named = {"MODEL": str(llama), "TOKENIZER": made["in"], "TEXT": place["text"]}
+    assert all(f': "${{{name}:?is not set' in script for name in named)
+    (tmp_path / "again").mkdir()
+    assert served(run, script, tmp_path / "again", **named) == (0, "")
+    assert tiny.same(out, tmp_path / "again" / "o" / "1-prune")
+
+
 def test_steps_that_no_record_tells(run: Run, made, tmp_path) -> None:
     speed = str(tmp_path / "s.json")
     run("speed", "--flops-only", "--out", speed, made["in"])

@@ -152,7 +152,7 @@ def _of_step(writer: _Writer, step: Step) -> list[str]:
         raise Unknown(UNRECORDED.get(command, "this version has no such command"))
     try:
         words = WORDS[command](writer, step)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise Unknown(f"its record lacks what '{command}' records ({error})") from None
     suffix = "" if kind in FOLDERS else SUFFIXES.get(kind, ".json")
     path = f"$OUT/{writer.number}-{command}{suffix}"
@@ -260,7 +260,20 @@ def _data(writer: _Writer, entry: Input) -> list[str]:
         _source(writer, meta["source"], meta["text"]),
         *_flags(**{name: meta[name] for name in names}, skip_bad=meta["skipped"] or None),
         *_flags(bos="always" if bos else "never"),
+        *_other_tokenizer(writer, meta["tokenizer"]),
     ]
+
+
+def _other_tokenizer(writer: _Writer, digest: str) -> list[str]:
+    """Return --tokenizer, if text was read with another one than the model's, which OUT has too."""
+    made = writer.history.steps[writer.number - 1].made.id
+    known = [
+        record.run.files.get(TOKENIZER)
+        for record in writer.history.records.values()
+        if record.kind == "checkpoint" and record.run.files
+        if made in (step.id for step in record.history)
+    ]
+    return ["--tokenizer", writer.tokenizer(digest)] if known and digest not in known else []
 
 
 def _calibrated(writer: _Writer, step: Step, from_text: bool = True) -> list[str]:
