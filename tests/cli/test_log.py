@@ -14,7 +14,6 @@ import pytest
 
 import prunecli
 import tiny
-from conftest import Run
 from prunecli.errors import InputError
 from prunecli.files import sidecar
 from prunecli.files.sidecar import HistoryStep, Input
@@ -68,7 +67,7 @@ def place(tmp_path_factory) -> dict[str, str]:
 
 
 @pytest.fixture
-def made(run: Run, place) -> dict[str, str]:
+def made(run, place) -> dict[str, str]:
     """Return the path of every artefact, made once, by the command line."""
     for name, line in CHAIN.items():
         path = place[name] + FILES.get(name, "")
@@ -78,7 +77,7 @@ def made(run: Run, place) -> dict[str, str]:
     return {name: place[name] + FILES.get(name, "") for name in CHAIN}
 
 
-def served(run: Run, script: str, folder: Path, **variables: str) -> tuple[int, str]:
+def served(run, script: str, folder: Path, **variables: str) -> tuple[int, str]:
     """Run a script with `sh`, and every `prunecli` in it here; return its status and messages."""
     address, program = str(folder / "s"), folder / "bin" / "prunecli"
     program.parent.mkdir()
@@ -114,7 +113,7 @@ def requests(server, shell) -> Iterator[tuple[list[str], socket.socket]]:
             yield json.loads(connection.makefile().readline()), connection
 
 
-def test_the_script_makes_it_again(run: Run, made, place, tmp_path) -> None:
+def test_the_script_makes_it_again(run, made, place, tmp_path) -> None:
     """Every kind of step, from a config and a text; digests and bytes are those of the first."""
     ended = run("log", "--commands", *made.values())
     assert (ended.code, ended.err) == (0, "prunecli: set CONFIG, TEXT before you run the script\n")
@@ -136,7 +135,7 @@ def test_the_script_makes_it_again(run: Run, made, place, tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_the_script_with_the_program_itself(run: Run, made, place, tmp_path) -> None:
+def test_the_script_with_the_program_itself(run, made, place, tmp_path) -> None:
     (tmp_path / "again.sh").write_text(run("log", "--commands", *made.values()).out)
     environment = {**os.environ, "CONFIG": place["config"], "TEXT": place["text"]}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
@@ -148,7 +147,7 @@ def test_the_script_with_the_program_itself(run: Run, made, place, tmp_path) -> 
         assert "not as recorded" not in ended.stderr
 
 
-def test_another_result_is_told(run: Run, made, place, tmp_path) -> None:
+def test_another_result_is_told(run, made, place, tmp_path) -> None:
     """A config with other weights makes another model: the script goes on, and fails at its end."""
     script = run("log", "--commands", made["in"]).out
     config = json.loads(Path(place["config"]).read_text())
@@ -160,7 +159,7 @@ def test_another_result_is_told(run: Run, made, place, tmp_path) -> None:
     assert messages == f'{tmp_path}/o/1-init/prunecli.json: not as recorded: "digest": "{digest}"\n'
 
 
-def test_variables_for_what_is_not_given(run: Run, made, tmp_path) -> None:
+def test_variables_for_what_is_not_given(run, made, tmp_path) -> None:
     """Of a checkpoint alone the whole chain is known, but for what its steps read beside it."""
     ended = run("log", "--commands", made["again"])
     assert ended.code == 0
@@ -172,7 +171,7 @@ def test_variables_for_what_is_not_given(run: Run, made, tmp_path) -> None:
     assert not (tmp_path / "o").exists()
 
 
-def test_a_model_of_somebody_else(run: Run, made, place, llama, tmp_path) -> None:
+def test_a_model_of_somebody_else(run, made, place, llama, tmp_path) -> None:
     out = str(tmp_path / "o1")
     run("prune", "--method", "magnitude", "--ratio", "0.5", str(llama), out)
     script = run("log", "--commands", out).out
@@ -183,7 +182,7 @@ def test_a_model_of_somebody_else(run: Run, made, place, llama, tmp_path) -> Non
     assert tiny.same(out, tmp_path / "again" / "o" / "1-prune")
 
 
-def test_text_read_with_another_tokenizer(run: Run, made, place, llama, tmp_path) -> None:
+def test_text_read_with_another_tokenizer(run, made, place, llama, tmp_path) -> None:
     """The parent has none: the script asks for the one that was named."""
     out = str(tmp_path / "o1")
     line = f"prune --method wanda --ratio 0.5 --tokenizer {{in}} {WINDOWS} {llama} {out}"
@@ -196,7 +195,7 @@ def test_text_read_with_another_tokenizer(run: Run, made, place, llama, tmp_path
     assert tiny.same(out, tmp_path / "again" / "o" / "1-prune")
 
 
-def test_steps_that_no_record_tells(run: Run, made, tmp_path) -> None:
+def test_steps_that_no_record_tells(run, made, tmp_path) -> None:
     speed = str(tmp_path / "s.json")
     run("speed", "--flops-only", "--out", speed, made["in"])
     ended = run("log", "--commands", speed, made["in"])
@@ -206,7 +205,7 @@ def test_steps_that_no_record_tells(run: Run, made, tmp_path) -> None:
     assert subprocess.run(["sh", "-n"], input=ended.out, text=True).returncode == 0
 
 
-def test_the_chain(run: Run, made) -> None:
+def test_the_chain(run, made) -> None:
     """Oldest first; results where the step's own sidecar is given."""
     ended = run("log", made["again"])
     _, _, *lines = ended.out.splitlines()
@@ -238,7 +237,7 @@ def test_the_chain(run: Run, made) -> None:
     assert [step["command"] for step in several[made["scores"]]] == ["score"]
 
 
-def test_order_and_ways_of_naming(run: Run, made, tmp_path) -> None:
+def test_order_and_ways_of_naming(run, made, tmp_path) -> None:
     """Steps follow what they read, in whichever order the paths are; a sidecar is its artefact."""
     beside = f"{made['again']}/prunecli.json"
     paths = [made["scored"], beside, made["scores"], made["rows"], f"{made['stats']}.json"]
@@ -289,7 +288,7 @@ def test_long_histories_fit(made, tmp_path, width: int) -> None:
 EVIL = "x'; touch ruin; $(touch ruin) `touch ruin`\n touch ruin \x1b[2J\u202e [red]"
 
 
-def test_a_stranger_s_sidecar(run: Run, made, tmp_path) -> None:
+def test_a_stranger_s_sidecar(run, made, tmp_path) -> None:
     """What comes in a sidecar is neither markup nor a command, wherever it stands."""
     record = json.loads((Path(made["again"]) / "prunecli.json").read_text())
     places = strings(record)
