@@ -37,6 +37,8 @@ CHAIN = {
     "plan": f"prune --method minitron-width --hidden 40 --ffn 64 --plan-only {WINDOWS} {{in}} "
     "{plan}.json",
     "planned": "prune --plan {plan}.json {in} {planned}",
+    "masks": "prune --method sheared-llama --layers 3 --hidden 36 --heads 3 --ffn 40 --tokens 128 "
+    "--batch-size 4 --seed 1 --data {rows}:60:99 {in} {masks}",
     "twin": "init --like {again} --seed 3 {twin}",
     "distilled": "train --data {rows} --steps 2 --batch-size 2 --teacher {in} --masks drop {again} "
     "{distilled}",
@@ -120,18 +122,24 @@ def test_the_script_makes_it_again(run, made, place, tmp_path) -> None:
     assert str(Path(place["text"]).parent) not in ended.out
     status, messages = served(run, ended.out, tmp_path, CONFIG=place["config"], TEXT=place["text"])
     assert (status, messages) == (0, "")
-    again = {
-        sidecar.read(path).id: path for path in (tmp_path / "o").iterdir() if sidecar.is_ours(path)
-    }
+    again = {known_by(path): path for path in (tmp_path / "o").iterdir() if sidecar.is_ours(path)}
     for name, path in made.items():
         record = sidecar.read(path)
-        other = sidecar.read(again[record.id])
+        other = sidecar.read(again[known_by(path)])
         assert other.outputs == record.outputs and other.options == record.options, name
-        assert other.results == record.results or name in ("trained", "distilled"), name
+        # the id of masks holds what the folder of rows is called; how many rows there are is not
+        # recorded of a training on some of them
+        assert other.id == record.id or name == "masks"
+        assert {**other.results, "epochs": 0} == {**record.results, "epochs": 0}, name
     folders = [name for name in made if (Path(made[name]) / "model.safetensors").exists()]
-    assert len(folders) == 8
+    assert len(folders) == 9
     for name in folders:
-        assert tiny.same(made[name], again[sidecar.read(made[name]).id])
+        assert tiny.same(made[name], again[known_by(made[name])])
+
+
+def known_by(path) -> str:
+    record = sidecar.read(path)
+    return record.outputs.get("digest", record.id)
 
 
 @pytest.mark.slow

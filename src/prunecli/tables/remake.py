@@ -13,7 +13,7 @@ from typing import Any
 from prunecli.data import hub
 from prunecli.files.sidecar import Input
 from prunecli.methods import registry
-from prunecli.methods._base import Method
+from prunecli.methods._base import Method, domains_of
 from prunecli.report import cut, printable
 from prunecli.settings import InitRequest, Training
 from prunecli.tables.history import PLANNED, SHORT, History, Step
@@ -312,8 +312,8 @@ def _prune(writer: _Writer, step: Step) -> list[str]:
         words += ["--plan", writer.input(plan)]
     if options["method"] is not None:
         method, own = _method(options["method"]), options["options"]
-        if method.trains_masks:
-            raise Unknown("its masks were trained on parts of a text that are not recorded as one")
+        if domains_of(own):
+            raise Unknown("it read several texts, and each is recorded in two parts")
         if plan is not None:  # which has the others
             own = {name: value for name, value in own.items() if name == "bias"}
         words += _method_words(method, own)
@@ -321,6 +321,8 @@ def _prune(writer: _Writer, step: Step) -> list[str]:
     if plan is None:
         words += _amount(writer, _method(options["method"]), options)
     words += _calibrated(writer, step, reads_text)
+    if "--seed" not in words:  # of training masks on rows, which are drawn without one
+        words += _flags(seed=options.get("seed"))
     return [*words, *_flags(compat=options["compat"], dtype=options["dtype"])]
 
 
