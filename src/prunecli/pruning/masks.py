@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from prunecli.files.keeping import Keeper
 from prunecli.files.tensorfile import Tensors, torch_dtype
 from prunecli.methods._base import Method
 from prunecli.model.checkpoint import Checkpoint
@@ -23,6 +24,7 @@ class WeightMasker:
 
     Attributes:
         options: what its formulas read, `compat` included.
+        keeper: keeps its work; tensors that a stopped run yielded do not come again.
         damping_retries: which inputs needed more damping than was asked for, and how often it was
             raised tenfold; known when the stream has ended.
     """
@@ -32,6 +34,7 @@ class WeightMasker:
     pattern: SparsityPattern
     dense: Checkpoint
     run: RunContext
+    keeper: Keeper
     damping_retries: dict[str, int] = field(default_factory=dict)
 
     def stream(self, calibration: Calibration) -> "Iterator[tuple[str, torch.Tensor]]":
@@ -39,18 +42,24 @@ class WeightMasker:
         from prunecli.model.device import device_of
 
         dense, device = self.dense, device_of(self.run.compute)
-        done = set()
+        retries = self.keeper.remembered("damping")
+        self.damping_retries.update({point: int(count) for point, count in retries.items()})
         for i, layer, statistics in self._layers(calibration):
             for modules in dense.arch.family.inputs:
                 point = f"model.layers.{i}.{modules[0]}:in"
                 at_input = {k: v.to(device) for k, v in at_point(statistics, point).items()}
-                precomputed = self._precompute(at_input, point)
+                precomputed = self._precompute(at_input, point, retries)
                 for module in modules:
                     name = f"model.layers.{i}.{module}.weight"
                     loaded = None if layer is None else layer.get_submodule(module)
-                    done.add(name)
                     yield name, self._pruned(name, loaded, precomputed, device).cpu()
-        for name in dense.specs.keys() - done:
+        linears = {
+            f"model.layers.{i}.{module}.weight"
+            for i in range(dense.arch.layers)
+            for modules in dense.arch.family.inputs
+            for module in modules
+        }
+        for name in dense.specs.keys() - linears:
             yield name, dense.tensor(name)
 
     def _layers(
@@ -65,7 +74,7 @@ class WeightMasker:
         from prunecli.model.stream import LayerStream
         from prunecli.pruning.stats import _hooks
 
-        stream = LayerStream(self.dense, self.run.compute, self.run.report)
+        stream = LayerStream(self.dense, self.run.compute, self.run.report, self.keeper)
         required = self.method.needed(bool(self.options["compat"]))
         yield from _hooks.layerwise(stream, calibration.windows.ids, required)
 
@@ -90,13 +99,18 @@ class WeightMasker:
             loaded.weight = torch.nn.Parameter(cast, requires_grad=False)
         return stored
 
-    def _precompute(self, statistics: Tensors, point: str) -> Any:
+    def _precompute(
+        self, statistics: Tensors, point: str, retries: "dict[str, torch.Tensor]"
+    ) -> Any:
         """Return what the method makes once per distinct input: norms, or a Hessian's factor."""
+        import torch
+
         if self.method.prepare is None:
             return None
         precomputed = self.method.prepare(statistics, self.options)
         if isinstance(precomputed, dict) and int(precomputed.get("retries", 0)):
             self.damping_retries[point] = int(precomputed["retries"])
+            retries[point] = torch.tensor(self.damping_retries[point])
             self.run.report.info(
                 f"{point}: damping was raised tenfold {self.damping_retries[point]} times"
             )
