@@ -26,6 +26,7 @@ from prunecli.settings import (
 )
 
 if TYPE_CHECKING:
+    from prunecli.tables.log import Log
     from prunecli.tables.render import Table
 
 Path = str | os.PathLike[str]
@@ -429,6 +430,19 @@ def check(path: Path, *, deep: bool = False, report: Report = SILENT) -> list[st
     from prunecli.measuring.check import check as verb
 
     return verb(os.fspath(path), deep=deep, report=report)
+
+
+def log(paths: Path | Sequence[Path]) -> "Log":
+    """Return the steps that led to models and files, oldest first, as their sidecars record them.
+
+    `steps` are what is known of each, `table()` shows them, and `commands()` is a shell script that
+    makes them again. The histories of several paths are one.
+    Raises InputError for a path without a sidecar, or one that is damaged.
+    """
+    from prunecli.tables.log import log as verb
+
+    several = [paths] if isinstance(paths, str | os.PathLike) else paths
+    return verb([os.fspath(one) for one in several])
 
 
 def table(

@@ -64,6 +64,7 @@ EXPECTED = {
     | COMMON
     | WRITES,
     "check": {"deep"} | COMMON,
+    "log": {"commands"} | COMMON,
     "methods": {"json"},
     "families": {"json"},
 }

@@ -47,6 +47,8 @@ COMMANDS = {
     "speed-flops": "speed --flops-only --out {out}/s.json {model}",
     "table": "table --html {out}/t.html {runs}",
     "check": "check --deep {model} {runs}/half",
+    "log": "log {runs}/half",
+    "log-commands": "log --commands {runs}/half",
     "methods": "methods flap",
     "families": "families",
 }

@@ -17,6 +17,7 @@ from prunecli.cli import (
     families,
     help,
     init,
+    log,
     methods,
     prune,
     score,
@@ -54,6 +55,7 @@ COMMANDS = {
     "speed": Entry(speed.speed, speed.EXAMPLES, "Measure"),
     "table": Entry(table.table, table.EXAMPLES, "Measure"),
     "check": Entry(check.check, check.EXAMPLES, "Inspect"),
+    "log": Entry(log.log, log.EXAMPLES, "Inspect"),
     "methods": Entry(methods.methods, methods.EXAMPLES, "Inspect"),
     "families": Entry(families.families, families.EXAMPLES, "Inspect"),
 }

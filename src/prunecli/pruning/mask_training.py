@@ -31,9 +31,9 @@ from prunecli.training import config
 from prunecli.training.distributed import Ranks, process_group
 from prunecli.training.domains import DomainMixture
 from prunecli.training.fixed_masks import Masks
-from prunecli.training.log import loss_curve, tail_mean
 from prunecli.training.loop import Loop, LoopSettings, StepMetrics
 from prunecli.training.objective import assemble, full_tensors
+from prunecli.training.run_log import loss_curve, tail_mean
 from prunecli.training.schedule import cosine_lr, delayed_cosine_lr
 from prunecli.training.trainer import Line, StateFolder, fit
 

@@ -29,7 +29,7 @@ from prunecli.model.write import size_results, write_tensors
 from prunecli.report import Report
 from prunecli.settings import Result, RunContext, Training
 from prunecli.training.config import ResolvedTraining, resolve_training
-from prunecli.training.log import LOG, loss_curve, tail_mean
+from prunecli.training.run_log import LOG, loss_curve, tail_mean
 
 if TYPE_CHECKING:
     import torch

@@ -19,9 +19,9 @@ from prunecli.training import state
 from prunecli.training.config import ResolvedTraining
 from prunecli.training.distributed import Ranks
 from prunecli.training.fixed_masks import Masks
-from prunecli.training.log import Log
 from prunecli.training.loop import Loop, LoopSettings, StepMetrics
 from prunecli.training.objective import Objective, build, load_weights, round_to
+from prunecli.training.run_log import Log
 from prunecli.training.trackers import open_tracker
 
 SWEEP_FILE = "sweep.json"
