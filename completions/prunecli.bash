@@ -4,11 +4,11 @@ _prunecli() {
     local command=${COMP_WORDS[1]:-} words= flags=
     COMPREPLY=()
     if ((COMP_CWORD == 1)); then
-        COMPREPLY=($(compgen -W 'prune search-arch calibrate score init tokenize train eval speed table check methods families help --help --version' -- "$current"))
+        COMPREPLY=($(compgen -W 'prune search-arch calibrate score init tokenize train eval speed table check log methods families help --help --version' -- "$current"))
         return
     fi
     if ((COMP_CWORD == 2)) && [[ $command == help ]]; then
-        COMPREPLY=($(compgen -W 'prune search-arch calibrate score init tokenize train eval speed table check methods families' -- "$current"))
+        COMPREPLY=($(compgen -W 'prune search-arch calibrate score init tokenize train eval speed table check log methods families' -- "$current"))
         return
     fi
     case $command:$previous in
@@ -52,6 +52,7 @@ _prunecli() {
         speed) flags='--base --flops-only --seq-len --sparsity --compat --measure --batch-size --decode-tokens --warmup --rounds --compile --device --dtype --threads --seed --out --force --skip-existing --dry-run --json --quiet --verbose --config --print-config --help' ;;
         table) flags='--format --layout --reference --html --figure --plot --advise --budget --force --json --quiet --verbose --config --print-config --help' ;;
         check) flags='--deep --json --quiet --verbose --config --print-config --help' ;;
+        log) flags='--commands --json --quiet --verbose --config --print-config --help' ;;
         methods) flags='--json --help' ;;
         families) flags='--json --help' ;;
     esac
