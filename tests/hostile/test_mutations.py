@@ -9,7 +9,6 @@ import mutations
 import pytest
 from mutations import COMMANDS, Count, Trial, installed, run, trial, untouched, world
 
-from prunecli.cli import app
 from prunecli.files import strict
 
 SHORT, LONG, INSTALLED = 200, 20_000, 500
@@ -158,5 +157,7 @@ def test_names_that_are_none(line, artefacts, tmp_path):
 def test_the_command_that_is_tried_is_the_installed_one():
     from importlib.metadata import entry_points
 
+    from prunecli import __main__
+
     (entry,) = entry_points(group="console_scripts", name="prunecli")
-    assert entry.load() is app.main
+    assert entry.load() is __main__.main

@@ -9,11 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 import tiny
-from prunecli import evaluate, init, prune, score, speed, tokenize
+from prunecli import init, prune, score, speed, tokenize
 from prunecli.cli.app import app
 from prunecli.data.rows import open_rows
 from prunecli.errors import PruneError
-from prunecli.files import output, regular, sidecar, strict
+from prunecli.files import regular, sidecar, strict
 from prunecli.files.tensorfile import MAX_TENSORS, read_header
 from prunecli.model import companions
 from prunecli.model.arch import Arch
@@ -171,7 +171,7 @@ def header(**changes):
         (header(data_offsets=[0, 2, 4]), "no whole numbers"),
         (header(data_offsets=None), "no whole numbers"),
         (header(data_offsets=[2, 4]), "overlap or leave holes"),
-        (header(data_offsets=[0, 10**200], shape=[10**200]), "no whole numbers"),
+        (header(data_offsets=[0, 10**39], shape=[10**39]), "no whole numbers"),
         (header(shape=[True]), "no whole numbers"),
         (header(shape={"0": 1}), "no whole numbers"),
         (header(shape=[1] * 1000), "no whole numbers"),
@@ -339,28 +339,3 @@ def test_a_sidecar_with_an_odd_value_is_used_or_refused(kind, model, calibration
         except PruneError as error:
             assert error.exit_code in (2, 4), error
             assert "\n" not in str(error)
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ("{", "damaged"),
-        ("[]", "damaged"),
-        ("{}", "source: Field required"),
-        ('{"source": 1}', "valid string"),
-        ('{"loss": "low"}', "damaged"),
-    ],
-)
-def test_results_in_a_state_that_are_none(content, words, model, tmp_path):
-    held = Data(tiny.tokens(tmp_path / "held.safetensors", seed=9))
-    out = tmp_path / "out.json"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(output, "write_json", lambda *_: pytest.fail("stopped here"))
-        with pytest.raises(pytest.fail.Exception):
-            evaluate(str(model), out=str(out), data=[held])
-    state = tmp_path / "out.json.partial" / "data-0.json"
-    whole = state.read_text()
-    state.write_text(content)
-    refused(lambda: evaluate(str(model), out=str(out), data=[held]), "data-0.json", words)
-    state.write_text(whole)
-    evaluate(str(model), out=str(out), data=[held])

@@ -18,7 +18,7 @@ from test_publish import contents, names
 import prunecli
 import tiny
 from prunecli.errors import OutputExists, PruneError, Stopped
-from prunecli.files import keeping, output
+from prunecli.files import keeping, output, seal
 from prunecli.methods import registry
 from prunecli.model.stream import LayerStream
 from prunecli.pruning.calibrate import depends_on_amount
@@ -358,6 +358,11 @@ def test_evaluations_are_killed_and_stopped(llama, tmp_path, layers, always):
     assert contents(out) == contents(expected) and names(out.parent) == {"e.json"}
 
 
+def sealed(result):
+    """Return a damage that puts something else in the place of a result, as prunecli would."""
+    return lambda _: json.dumps({"result": result, "digest": seal.of_value(result)})
+
+
 def test_results_that_were_damaged_are_made_again(llama, tmp_path, layers, always):
     sources = [tiny.tokens(tmp_path / f"{n}.safetensors", rows=4, seed=n) for n in range(2)]
     expected = tmp_path / "expected" / "e.json"
@@ -368,6 +373,8 @@ def test_results_that_were_damaged_are_made_again(llama, tmp_path, layers, alway
             lambda text: text.replace('"loss": ', '"loss": 1'),
             lambda text: "[]",
             lambda text: "[" * 9999,
+            sealed({}),
+            sealed({"source": 1}),
         )
     ):
         out, listener = tmp_path / str(number) / "e.json", Listener()

@@ -135,7 +135,7 @@ def test_check_counts_the_pattern(sparse, tmp_path) -> None:
         init(str(tmp_path / "twin"), like=str(wrong))
 
 
-@pytest.mark.parametrize("claim", ["none", "0.7", '"half"', "null"])
+@pytest.mark.parametrize("claim", ["none", "0.7", "null"])
 def test_check_counts_what_is_told(sparse, claim) -> None:
     record = tiny.sidecar(sparse)
     record["results"]["nonzero"] += 1
@@ -150,6 +150,14 @@ def test_check_counts_what_is_told(sparse, claim) -> None:
     told = record["results"]["nonzero"]
     assert nonzero == f"the sidecar records {told} non-zero weights, found {told - 1}"
     assert ratio.endswith("but 0.5000 of block weights are zero")
+
+
+def test_check_names_a_count_that_is_none(sparse) -> None:
+    record = tiny.sidecar(sparse)
+    record["results"]["ratio"] = "half"
+    (sparse / "prunecli.json").write_text(json.dumps(record))
+    (problem,) = check(str(sparse), deep=True)
+    assert "ratio: Input should be a valid number" in problem
 
 
 def test_a_rest_of_a_row_is_a_group() -> None:
