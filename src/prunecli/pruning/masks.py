@@ -1,10 +1,11 @@
 """Weights set to zero, matrix by matrix, as they stream by: what a sparse method's OUT holds."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from prunecli.files.tensorfile import Tensors, torch_dtype
+from prunecli.files.tensorfile import torch_dtype
 from prunecli.methods._base import Method
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.pattern import SparsityPattern
@@ -15,6 +16,8 @@ from prunecli.settings import RunContext
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    Take = Callable[[str], dict[str, torch.Tensor]]
 
 
 @dataclass
@@ -40,34 +43,37 @@ class WeightMasker:
 
         dense, device = self.dense, device_of(self.run.compute)
         done = set()
-        for i, layer, statistics in self._layers(calibration):
+        for i, layer, take in self._layers(calibration):
             for modules in dense.arch.family.inputs:
                 point = f"model.layers.{i}.{modules[0]}:in"
-                at_input = {k: v.to(device) for k, v in at_point(statistics, point).items()}
-                precomputed = self._precompute(at_input, point)
+                precomputed = self._precompute(take(point), point)
                 for module in modules:
                     name = f"model.layers.{i}.{module}.weight"
                     loaded = None if layer is None else layer.get_submodule(module)
                     done.add(name)
                     yield name, self._pruned(name, loaded, precomputed, device).cpu()
+                del precomputed  # a factor, before the next is made
         for name in dense.specs.keys() - done:
             yield name, dense.tensor(name)
 
-    def _layers(
-        self, calibration: Calibration
-    ) -> "Iterator[tuple[int, nn.Module | None, Tensors]]":
-        """Yield every layer with its statistics: run on pruned predecessors, or out of a file."""
+    def _layers(self, calibration: Calibration) -> "Iterator[tuple[int, nn.Module | None, Take]]":
+        """Yield every layer with what takes its statistics at a point, each once, by their names.
+
+        A layer is run on pruned predecessors, and what was taken is held no more; or statistics
+        are read from a file.
+        """
         if calibration.windows is None:
             depth = self.dense.arch.layers
             for i in self.run.report.progress(range(depth), "pruning", depth, "layers"):
-                yield i, None, calibration.tensors or {}
+                yield i, None, partial(at_point, calibration.tensors or {})
             return
         from prunecli.model.stream import LayerStream
         from prunecli.pruning.stats import _hooks
 
         stream = LayerStream(self.dense, self.run.compute, self.run.report)
         required = self.method.needed(bool(self.options["compat"]))
-        yield from _hooks.layerwise(stream, calibration.windows.ids, required)
+        for i, layer, statistics in _hooks.layerwise(stream, calibration.windows.ids, required):
+            yield i, layer, partial(_take, statistics)
 
     def _pruned(
         self, name: str, loaded: "nn.Module | None", precomputed: Any, device: "torch.device"
@@ -90,14 +96,26 @@ class WeightMasker:
             loaded.weight = torch.nn.Parameter(cast, requires_grad=False)
         return stored
 
-    def _precompute(self, statistics: Tensors, point: str) -> Any:
+    def _precompute(self, statistics: "Mapping[str, torch.Tensor]", point: str) -> Any:
         """Return what the method makes once per distinct input: norms, or a Hessian's factor."""
+        from prunecli.model.device import device_of
+
         if self.method.prepare is None:
             return None
-        precomputed = self.method.prepare(statistics, self.options)
+        device = device_of(self.run.compute)
+        on_device = {name: tensor.to(device) for name, tensor in statistics.items()}
+        precomputed = self.method.prepare(on_device, self.options)
         if isinstance(precomputed, dict) and int(precomputed.get("retries", 0)):
             self.damping_retries[point] = int(precomputed["retries"])
             self.run.report.info(
                 f"{point}: damping was raised tenfold {self.damping_retries[point]} times"
             )
         return precomputed
+
+
+def _take(statistics: "dict[str, torch.Tensor]", point: str) -> "dict[str, torch.Tensor]":
+    """Return the statistics of one point, by their own names, and hold them no more."""
+    taken = at_point(statistics, point)
+    for name in taken:
+        del statistics[f"{point}.{name}"]
+    return taken

@@ -29,7 +29,7 @@ class Gram:
         X_NI = at_least_float32(tensors[-1]).flatten(0, -2)
         if self.sum_II is None:
             self.sum_II = X_NI.new_zeros(X_NI.shape[1], X_NI.shape[1])
-        for rows in self._stripes():
+        for rows in _stripes(len(self.sum_II)):
             self.sum_II[rows, rows.start :].addmm_(X_NI[:, rows].T, X_NI[:, rows.start :])
 
     def merge(self, other: "Gram") -> None:
@@ -39,17 +39,17 @@ class Gram:
 
     def compute(self) -> "dict[str, torch.Tensor]":
         """Return `gram` [I, I]."""
-        for rows in self._stripes():
+        assert self.sum_II is not None, "no batch was observed"
+        for rows in _stripes(len(self.sum_II)):
             self.sum_II[rows.stop :, rows] = self.sum_II[rows, rows.stop :].T
         return {"gram": self.sum_II}
 
-    def _stripes(self) -> Iterator[slice]:
-        """Yield slices of rows, from the first to the last."""
-        assert self.sum_II is not None, "no batch was observed"
-        inputs = len(self.sum_II)
-        height = max(WIDTH, -(-inputs // STRIPES))
-        for start in range(0, inputs, height):
-            yield slice(start, min(start + height, inputs))
+
+def _stripes(inputs: int) -> Iterator[slice]:
+    """Yield slices of rows, from the first to the last."""
+    height = max(WIDTH, -(-inputs // STRIPES))
+    for start in range(0, inputs, height):
+        yield slice(start, min(start + height, inputs))
 
 
 STATISTIC = Statistic(INPUTS, Gram)
