@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import torch
 
 RETRIES = 5
-# columns after which what they change in the rest of their block is computed, as one product
+# so many columns are compensated one by one, and the rest of their block for all of them at once
 STEP = 16
 # numbers that are reversed at once
 CHUNK = 1 << 20
@@ -136,7 +136,7 @@ def sparsify(
         moved_BO = factor_II[block, visited] @ change_OI[:, visited].T
         # inputs are rows here: one input's weights lie side by side
         weight_BO = torch.addmm(weight_OI[:, block].T, inverse_BB, moved_BO)
-        weight_BO[factor["dead"][block]] = 0
+        weight_BO.masked_fill_(factor["dead"][block, None], 0)
         _prune_block(weight_BO, inverse_BB, factor["scale"][block], pattern, options)
         torch.sub(weight_OI[:, block], weight_BO.T, out=change_OI[:, block])
     return torch.sub(weight_OI, change_OI, out=change_OI)
