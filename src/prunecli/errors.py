@@ -1,5 +1,8 @@
 """The errors that a user can see. Each is one line: what, got / expected, remedy."""
 
+import errno
+import os
+
 LISTED = 80  # names in a message: there are thousands of tasks
 
 
@@ -49,6 +52,39 @@ class Stopped(PruneError):
     """Stopped on request, with a state from which a rerun resumes (exit status 75)."""
 
     exit_code = 75
+
+
+_FULL = "free some space, or choose another disk"
+_FORBIDDEN = "change the permissions there, or choose another place"
+REMEDIES = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f), or choose another disk",
+    errno.EIO: "check that disk, or choose another one",
+    errno.EROFS: "choose another disk",
+    errno.EACCES: _FORBIDDEN,
+    errno.EPERM: _FORBIDDEN,
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENOLCK: "choose another disk, which has locks",
+    errno.EOPNOTSUPP: "choose another disk, which has locks",
+}
+
+
+def of_system(error: OSError) -> PruneError:
+    """Return what the system refused, with the path and what to do about it."""
+    what = error.strerror or str(error) or type(error).__name__
+    if error.filename is not None:
+        what = f"'{os.fsdecode(error.filename)}': {what}"
+    return PruneError(what, REMEDIES.get(error.errno or 0, ""))
+
+
+def refused(error: BaseException | None) -> PruneError | None:
+    """Return what the system refused, where an error came of that; None where it did not."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in REMEDIES and error.filename is not None:
+            return of_system(error)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def suggest(name: str, known: list[str]) -> str:

@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+from prunecli.interruption import safe_point
+
 T = TypeVar("T")
 
 # controls, lone surrogates and separators of lines; and the marks that turn the order of writing
@@ -60,8 +62,13 @@ class Report:
     def progress(
         self, items: Iterable[T], what: str, total: int | None = None, unit: str = "it"
     ) -> Iterator[T]:
-        """Yield `items`, showing progress, rate and time left; `total` counts `unit`s."""
-        yield from items
+        """Yield `items`, showing progress, rate and time left; `total` counts `unit`s.
+
+        Before each is a safe point.
+        """
+        for item in items:
+            safe_point()
+            yield item
 
 
 SILENT = Report()

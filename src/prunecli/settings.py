@@ -101,7 +101,7 @@ class Output(Record):
 
     def for_intermediates(self, path: str) -> "Output":
         """Return where a file of a step between goes: one of the same run is taken as it is."""
-        return Output(path, force=self.force, skip_existing=not self.force)
+        return Output(path, force=self.force, skip_existing=not self.force, restart=self.restart)
 
 
 def never() -> bool:

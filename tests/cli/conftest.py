@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from prunecli.cli import app
+from prunecli.cli import app, signals
 
 
 @dataclass
@@ -24,8 +24,8 @@ Run = Callable[..., Ended]
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Return a function of arguments and stdin; SIGTERM is handled as before afterwards."""
-    before = signal.getsignal(signal.SIGTERM)
+    """Return a function of arguments and stdin; signals are handled as before afterwards."""
+    before = {number: signal.getsignal(number) for number in signals.SIGNALS}
 
     def call(*arguments: str, stdin: str = "") -> Ended:
         monkeypatch.setattr(sys, "argv", ["prunecli", *arguments])
@@ -39,7 +39,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
         return Ended(code, *capsys.readouterr())
 
     yield call
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from prunecli import errors
+from prunecli import errors, interruption
 from prunecli.settings import Amount, Compute, Data, Result, RunContext
 
 PRUNE = ("prune", "--method", "flap", "--ratio", "0.5")
@@ -227,7 +227,7 @@ def test_terminated_cleans_up(run, called) -> None:
     def terminate() -> None:
         try:
             os.kill(os.getpid(), signal.SIGTERM)
-            signal.pause()
+            interruption.safe_point()
         finally:
             cleaned.append(True)
 
@@ -509,3 +509,45 @@ def test_bad_lines_are_passed_over_if_asked(run, tmp_path) -> None:
     record = json.loads((tmp_path / "rows" / "prunecli.json").read_text())
     assert (record["options"]["text_column"], record["options"]["skip_bad"]) == ("body", 2)
     assert record["results"]["skipped"] == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda one: one.name)
+@pytest.mark.parametrize("command", ["prune", "calibrate", "score", "eval"])
+def test_a_signal_between_layers_can_be_resumed_from(
+    command, number, run, llama, calibration, tmp_path, monkeypatch
+) -> None:
+    """The layer under way is finished and kept, status 75; the rerun does the others."""
+    from prunecli.model.stream import LayerStream
+
+    def line(out: Path) -> list[str]:
+        given = ["--data", calibration, str(llama)]
+        if command == "eval":
+            return ["eval", "--out", f"{out}.json", *given]
+        how = {"prune": ["--method", "wanda", "--ratio", "0.5"], "calibrate": ["--for", "flap"]}
+        how["score"] = ["--method", "flap"]
+        suffix = "" if command == "prune" else ".safetensors"
+        return [command, *how[command], *given, f"{out}{suffix}"]
+
+    layers: list[int] = []
+    real, at = LayerStream.layer, [0]
+
+    def layer(self, i):
+        layers.append(i)
+        if len(layers) == at[0]:
+            signal.raise_signal(number)
+        return real(self, i)
+
+    monkeypatch.setattr(LayerStream, "layer", layer)
+    assert run(*line(tmp_path / "whole")).code == 0
+    layers.clear()
+    at[0] = 2
+    ended = run(*line(tmp_path / "o"))
+    assert (ended.code, ended.out) == (75, "")
+    assert ended.err.splitlines()[-1].endswith("2 of 4 layers; rerun the same command to resume")
+    assert [path.name.rpartition(".")[2] for path in tmp_path.glob("o*")] == ["partial"]
+    layers.clear()
+    at[0] = 0
+    ended = run(*line(tmp_path / "o"))
+    assert ended.code == 0 and layers == [2, 3] and "resuming" in ended.err
+    found = {path.name.replace("whole", "o") for path in tmp_path.glob("whole*")}
+    assert {path.name for path in tmp_path.glob("o*")} == found

@@ -14,7 +14,7 @@ from work import BATCH, LENGTH, REAL, ROWS
 import tiny
 from prunecli import evaluate, prune, train
 from prunecli.errors import Stopped
-from prunecli.files import sidecar
+from prunecli.files import keeping, sidecar
 from prunecli.methods import registry
 from prunecli.model import device, stream
 from prunecli.model.checkpoint import Checkpoint
@@ -75,6 +75,21 @@ def test_pruned_as_on_the_cpu(method, work, there, rel, tmp_path):
         # with other kernels, others may stay where two are worth the same but for rounding
         told = [losses(tmp_path / name, work) for name in ("there", "cpu")]
         assert told[0] == pytest.approx(told[1], rel=rel)
+
+
+WALKS = [name for name in registry.names() if registry.get(name).needs]
+
+
+@pytest.mark.parametrize("method", [n for n in WALKS if not registry.get(n).trains_masks])
+def test_stopped_between_layers(method, work, there, tmp_path, monkeypatch):
+    """What lay on the device is there again: the run ends as an undisturbed one."""
+    monkeypatch.setattr(keeping, "LARGE", 1 << 12)
+    work.prune(method, str(tmp_path / "whole"), there)
+    for _ in range(2):
+        with pytest.raises(Stopped):
+            work.prune(method, str(tmp_path / "o"), there, stop=tiny.stop_after(2))
+    work.prune(method, str(tmp_path / "o"), there)
+    assert tiny.same(tmp_path / "o", tmp_path / "whole")
 
 
 @pytest.mark.parametrize("command", ["calibrate", "score"])

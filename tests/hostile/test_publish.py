@@ -3,47 +3,19 @@
 import json
 import os
 import shutil
-import subprocess
 from functools import partial
 from pathlib import Path
 
 import pytest
+from faults import Layer, under
 from forks import begun, ended, in_child
 
 import prunecli
 from prunecli.errors import OutputExists
 from prunecli.files import output
 from prunecli.files.claim import claimed
-from prunecli.files.tensorfile import combined_digest, read_header, read_tensor, tensor_digest
 from prunecli.settings import Output, RunContext
 from prunecli.tables.table import TableRequest, table
-
-STEPS = ("open", "mkdir", "rename", "replace", "fsync", "unlink", "rmdir")
-KILLED = 9
-
-
-def dying(work, point: int, exchange=True):
-    """Return `work` that ends, as if by SIGKILL, right before its write point of this number."""
-
-    def killed():
-        left = iter(range(point))
-
-        def counted(real):
-            def step(*args, **kwargs):
-                writes = real is not os_open or args[1] & os.O_CREAT
-                if writes and next(left, None) is None:
-                    os._exit(KILLED)
-                return real(*args, **kwargs)
-
-            return step
-
-        os_open = os.open
-        for name in STEPS:
-            setattr(os, name, counted(getattr(os, name)))
-        output._exchange = counted(output._exchange) if exchange else lambda one, other: False
-        work()
-
-    return killed
 
 
 def names(folder: Path) -> set[str]:
@@ -65,15 +37,6 @@ def contents(path: Path) -> dict[str, object]:
     return found
 
 
-def whole(path: Path) -> bool:
-    """Return whether a file of tensors is there with the sidecar that describes it."""
-    beside = path.with_name(path.name + ".json")
-    if not (path.exists() and beside.exists()):
-        return False
-    digests = {name: tensor_digest(read_tensor(path, name)) for name in read_header(path)}
-    return json.loads(beside.read_text())["outputs"]["digest"] == combined_digest(digests)
-
-
 def runs(llama, calibration):
     """Return the verbs by name: each writes OUT, in a way that its second argument changes."""
     model = str(llama)
@@ -91,64 +54,28 @@ def runs(llama, calibration):
     }
 
 
-VERBS = ("calibrate", "score", "prune", "init")
-
-
 def out_of(verb_name: str, folder: Path) -> Path:
     return folder / ("o.safetensors" if verb_name in ("calibrate", "score") else "o")
 
 
-@pytest.mark.parametrize("force, exchange", [(False, True), (True, True), (True, False)])
-@pytest.mark.parametrize("command", VERBS)
-def test_killed_anywhere(command, force, exchange, llama, calibration, tmp_path):
-    """The next run makes what an undisturbed one does, and leaves nothing; nothing old is lost."""
-    run = runs(llama, calibration)[command]
-    expected = out_of(command, tmp_path / "expected")
-    old = out_of(command, tmp_path / "old")
-    run(str(expected), 1)
-    run(str(old), 0)
-    new_bytes, old_bytes = contents(expected), contents(old)
-    assert new_bytes != old_bytes
-    point = 0
-    while True:
-        folder = tmp_path / str(point)
-        folder.mkdir()
-        out = out_of(command, folder)
-        if force:
-            shutil.copytree(old.parent, folder, dirs_exist_ok=True)
-        status = in_child(dying(lambda o=out: run(str(o), 1, force=force), point, exchange))
-        if status == 0:
-            break
-        assert status == KILLED
-        if force and (out.is_dir() or whole(out)):
-            assert contents(out) in (old_bytes, new_bytes), f"point {point}"
-        elif force:  # between two steps: the one or the other is whole beside it
-            assert [n for n in names(folder) if n.endswith((".new", ".old"))], f"point {point}"
-        try:
-            run(str(out), 1, force=force)
-        except OutputExists:  # it was published before the kill
-            assert not force and contents(out) == new_bytes, f"point {point}"
-        assert contents(out) == new_bytes, f"point {point}"
-        assert names(folder) == names(expected.parent), f"point {point}"
-        point += 1
-    assert point > 5
-
-
 def test_killed_while_rows_become_out(llama, tmp_path):
     """`tokenize` turns OUT.partial itself into OUT: that is completed, or the old OUT stays."""
+    prunecli.init(str(tmp_path / "any"), like=str(llama), seed=1)
     for old in (False, True):
         for exchange in (True, False):
             for point in range(100):
                 folder = tmp_path / f"{old}{exchange}{point}"
                 out = folder / "o"
                 if old:
-                    prunecli.init(str(out), like=str(llama), seed=1)
+                    shutil.copytree(tmp_path / "any", out)
                 with output.partial(str(out), "id", False) as state:
                     (state / "rows").write_text("new")
-                    made = prunecli.init(str(tmp_path / "any"), like=str(llama), force=True)
-                    (state / "prunecli.json").write_text(json.dumps(made.sidecar))
+                    shutil.copy(tmp_path / "any" / "prunecli.json", state)
                 status = in_child(
-                    dying(lambda o=out: output.publish_partial(str(o)), point, exchange)
+                    under(
+                        Layer(folder, point, exchange=exchange),
+                        partial(output.publish_partial, str(out)),
+                    )
                 )
                 with claimed(RunContext(), str(out)):
                     pass
@@ -180,7 +107,7 @@ def test_killed_while_a_state_begins_or_ends(tmp_path):
         with output.partial(out, "id", False) as state:
             (state / "a").write_text("state")
             (state / "z").write_text("state")
-        status = in_child(dying(lambda out=out: work(out), point))
+        status = in_child(under(Layer(folder, point), partial(work, out)))
         with claimed(RunContext(), out):
             state = output.partial_of(out)
             assert not state.exists() or names(state) in (
@@ -212,22 +139,32 @@ def test_a_mark_that_was_never_written(tmp_path):
 
 
 def test_what_is_not_of_a_dead_run_stays(llama, tmp_path):
-    sleeper = subprocess.Popen(["sleep", "60"])
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    try:
-        kept = [f".o.{sleeper.pid}.tmp", ".o.tmp", ".o.12x.tmp", f".oo.{dead.pid}.tmp"]
-        kept += [f"o.{dead.pid}.tmp", f".o.{10**30}.tmp", ".o.prunecli-lock", "o.old"]
-        gone = [f".o.{dead.pid}.tmp", f".o.partial.{dead.pid}.tmp", f".o.{os.getpid()}.tmp"]
-        for name in (*kept, *gone):
-            (tmp_path / name).write_text("text")
-        (tmp_path / f".o.{dead.pid}.old").symlink_to(tmp_path / "o.old")
-        prunecli.init(str(tmp_path / "o"), like=str(llama))
-    finally:
-        sleeper.kill()
-        sleeper.wait()
-    assert names(tmp_path) == {*kept, f".o.{dead.pid}.old", "o"}
+    """Names of ours are known exactly; the lock says whether a run lives, no process number."""
+    kept = [".o.tmp", ".o.old", ".o.20240101.old", f".o.{os.getpid()}.tmp", ".oo.prunecli-tmp"]
+    kept += ["o.prunecli-tmp", ".o.prunecli-lock", "elsewhere"]
+    gone = [".o.prunecli-tmp", ".o.partial.prunecli-tmp"]
+    for name in (*kept, *gone):
+        (tmp_path / name).write_text("text")
+    (tmp_path / ".o.prunecli-old").symlink_to(tmp_path / "elsewhere")
+    prunecli.init(str(tmp_path / "o"), like=str(llama))
+    assert names(tmp_path) == {*kept, "o"}
     assert all((tmp_path / name).read_text() == "text" for name in kept)
+
+
+@pytest.mark.parametrize("how", [{}, {"force": True}, {"skip_existing": True}])
+def test_tensors_whose_sidecar_never_came(how, llama, calibration, tmp_path):
+    """They say that they are ours; nobody reads them, so any run may take their place."""
+    out, run = tmp_path / "s.safetensors", runs(llama, calibration)["calibrate"]
+    run(str(out), 0)
+    made, record = out.read_bytes(), tmp_path / "s.safetensors.json"
+    record.unlink()
+    run(str(out), 0, **how)
+    assert out.read_bytes() == made and record.exists()
+    shutil.copy(calibration.removesuffix(":ids"), out)
+    record.unlink()
+    with pytest.raises(OutputExists):
+        run(str(out), 0, **how)
+    assert names(tmp_path) == {out.name}
 
 
 def pair(first, second) -> list[int]:

@@ -9,11 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 import tiny
-from prunecli import init, prune, score, speed, tokenize
+from prunecli import evaluate, init, prune, score, speed, tokenize
 from prunecli.cli.app import app
 from prunecli.data.rows import open_rows
 from prunecli.errors import PruneError
-from prunecli.files import regular, sidecar, strict
+from prunecli.files import output, regular, sidecar, strict
 from prunecli.files.tensorfile import MAX_TENSORS, read_header
 from prunecli.model import companions
 from prunecli.model.arch import Arch
@@ -24,7 +24,7 @@ DEEP = "[" * 50_000 + "]" * 50_000
 TEXTS = {
     "deep": ('{"a": ' + "[" * 200 + "]" * 200 + "}", "nested too deeply"),
     "very deep": ('{"a": ' + DEEP + "}", "nested too deeply"),
-    "digits": ('{"a": ' + "9" * 5000 + "}", "more than 300 digits"),
+    "digits": ('{"a": ' + "9" * 5000 + "}", "more than 40 digits"),
     "huge": ('{"a": 1e999}', "no finite number"),
     "nan": ('{"a": NaN}', "no finite number"),
     "twice": ('{"a": 1, "a": 2}', "a name occurs twice"),
@@ -339,3 +339,28 @@ def test_a_sidecar_with_an_odd_value_is_used_or_refused(kind, model, calibration
         except PruneError as error:
             assert error.exit_code in (2, 4), error
             assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "damaged"),
+        ("[]", "damaged"),
+        ("{}", "source: Field required"),
+        ('{"source": 1}', "valid string"),
+        ('{"loss": "low"}', "damaged"),
+    ],
+)
+def test_results_in_a_state_that_are_none(content, words, model, tmp_path):
+    held = Data(tiny.tokens(tmp_path / "held.safetensors", seed=9))
+    out = tmp_path / "out.json"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(output, "write_json", lambda *_: pytest.fail("stopped here"))
+        with pytest.raises(pytest.fail.Exception):
+            evaluate(str(model), out=str(out), data=[held])
+    state = tmp_path / "out.json.partial" / "data-0.json"
+    whole = state.read_text()
+    state.write_text(content)
+    refused(lambda: evaluate(str(model), out=str(out), data=[held]), "data-0.json", words)
+    state.write_text(whole)
+    evaluate(str(model), out=str(out), data=[held])

@@ -138,7 +138,7 @@ def test_a_damaged_header_is_never_more_than_an_input_error(llama, tmp_path, dat
     ("header", "words"),
     [
         ("[" * 100_000, "nested too deeply"),
-        ('{"a": {"dtype": "F32", "shape": [' + "9" * 5000 + "]}}", "more than 300 digits"),
+        ('{"a": {"dtype": "F32", "shape": [' + "9" * 5000 + "]}}", "more than 40 digits"),
         ('{"a": 1, "a": 2}', "a name occurs twice"),
         ('{"a": {"dtype": "F8_E8M0", "shape": [1], "data_offsets": [0, 1]}}', "dequantise it"),
         ('{"a": {"dtype": "F64X", "shape": [1], "data_offsets": [0, 8]}}', "expected one of"),

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import tiny
 from prunecli import evaluate, init, tokenize
 from prunecli.data import documents
-from prunecli.errors import InputError, UsageError
+from prunecli.errors import InputError, Stopped, UsageError
 from prunecli.measuring import harness, perplexity
 from prunecli.measuring.suite import TASKS, suite
 from prunecli.model import stream
@@ -179,6 +179,29 @@ def test_resumes_by_measurement(model, folder, tmp_path, monkeypatch):
     made = evaluate(model, data=[data], tasks=on(folder), out=out)
     assert ran == ["next4", "plain4", "plain4"]
     assert made.results == whole.results
+    assert not Path(f"{out}.partial").exists()
+
+
+def test_stopped_within_a_task(model, folder, tmp_path):
+    """A batch is the step: the task before is kept, the one under way begins anew."""
+    whole = evaluate(model, tasks=on(folder), out=str(tmp_path / "whole.json"))
+    out = str(tmp_path / "e.json")
+    batches = []
+
+    def stop() -> bool:
+        batches.append(1)
+        return len(list(Path(f"{out}.partial").glob("task-*.json"))) == 1
+
+    with pytest.raises(Stopped, match="stopped within a task; rerun the same command to resume"):
+        evaluate(model, tasks=on(folder), out=out, stop=stop)
+    first = len(batches) - 1  # the last was asked for by the second task
+    rest: list[int] = []
+    made = evaluate(model, tasks=on(folder), out=out, stop=lambda: bool(rest.append(1)))
+    assert made.results == whole.results
+    total: list[int] = []
+    evaluate(model, tasks=on(folder), out=str(tmp_path / "a"), stop=lambda: bool(total.append(1)))
+    assert first > 0 and first + len(rest) == len(total)
+    assert {path.name for path in tmp_path.iterdir()} >= {"whole.json", "e.json"}
     assert not Path(f"{out}.partial").exists()
 
 

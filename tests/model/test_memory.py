@@ -53,7 +53,7 @@ def peak():  # of this process alone; rusage has that of its parent too
     (line,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 
-for inputs in (256, 2560):  # what the libraries take at first is none of it
+for inputs in (256, 4096):  # what the libraries take at first is none of it
     gram = torch.full((inputs, inputs), 0.5)
     gram.diagonal().add_(1)
     before = peak()
@@ -62,7 +62,8 @@ print((peak() - before) / gram.nbytes)
 """
     line = [sys.executable, "-c", told]
     copies = float(subprocess.run(line, check=True, stdout=subprocess.PIPE).stdout)
-    assert WORKING_COPIES - 0.5 < copies < WORKING_COPIES + 0.5
+    # and buffers of the libraries, but not one matrix more
+    assert WORKING_COPIES - 0.5 < copies < WORKING_COPIES + 1
 
 
 @pytest.mark.parametrize("method", registry.names())

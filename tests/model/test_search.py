@@ -144,7 +144,7 @@ def test_stopped_and_resumed(llama, calibration, held_out, tmp_path, monkeypatch
         run(llama, tmp_path / "a.json", calibration, held_out)
     assert not (tmp_path / "a.json").exists() and (tmp_path / "a.json.partial").is_dir()
     calls.extend([0] * 5)
-    monkeypatch.setattr(module, "collect_statistics", None)  # scores are not made again
+    monkeypatch.setattr(module, "collect_all", None)  # scores are not made again
     made = run(llama, tmp_path / "a.json", calibration, held_out)
     assert made.results == whole.results
     assert len(calls) == 7 + len(whole.results["candidates"]) - 1

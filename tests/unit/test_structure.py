@@ -18,14 +18,14 @@ ROOMS = (
     "cli", "tables", "pruning", "measuring", "training", "methods", "data", "model", "files", "top",
 )  # fmt: skip
 # what lies flat beside the rooms, each using those before it
-TOP = ("__init__", "errors", "record", "report", "settings", "registry")
-# the library's front door, above the rooms as the command line is
-API = "api"
+TOP = ("__init__", "errors", "interruption", "record", "report", "settings", "registry")
+# the front doors of the library and of the program, above the rooms as the command line is
+DOORS = ("api", "__main__")
 
 
 def room(parts: tuple[str, ...]) -> str:
     """Return the room of a path or a module below `prunecli`."""
-    if parts[0] == API:
+    if parts[0] in DOORS:
         return "cli"
     return parts[0] if parts[0] in ROOMS else "top"
 
@@ -61,9 +61,9 @@ def test_imports_go_down(path):
 
 
 def test_files_at_the_top_use_those_before_them():
-    assert {path.stem for path in ROOT.glob("*.py")} == {*TOP, API}
+    assert {path.stem for path in ROOT.glob("*.py")} == {*TOP, *DOORS}
     for name in TOP[1:]:  # the first shows what is behind the front door
-        used = {module[0] for module in imports(ROOT / f"{name}.py")} - {API}
+        used = {module[0] for module in imports(ROOT / f"{name}.py")} - {*DOORS}
         assert used <= set(TOP[: TOP.index(name)])
 
 

@@ -162,7 +162,8 @@ class Runs:
         digest = data.pop("digest", "tokens")
         meta = {"source": source, "tokenizer": data.pop("tokenizer", "t"), "seq_len": 8}
         windows = data.pop("losses", [loss - 0.1, loss, loss + 0.1])
-        measured = {"source": source, "digest": digest, "windows": 3, "seq_len": 8, "tokens": 21}
+        counts = {"windows": len(windows), "seq_len": 8, "tokens": 7 * len(windows)}
+        measured = {"source": source, "digest": digest, **counts}
         measured |= {"loss": fmean(windows), "perplexity": 2.0, "window_losses": windows}
         record = recorder.sidecar(
             "eval",
@@ -267,7 +268,7 @@ def test_seeds_become_mean_and_spread(runs):
     [
         ({"tokenizer": "another", "digest": "others"}, "tokenizer another"),
         ({"digest": "others"}, "tokens others"),
-        ({"windows": 4}, "windows 4"),
+        ({"losses": [2.9, 3.0, 3.0, 3.1]}, "windows 4"),
         ({"dtype": "bfloat16"}, "dtype bfloat16"),
     ],
 )

@@ -5,12 +5,11 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from types import FrameType
 from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from prunecli import __version__
+from prunecli import __version__, interruption
 from prunecli.cli import (
     calibrate,
     check,
@@ -22,12 +21,13 @@ from prunecli.cli import (
     prune,
     score,
     search_arch,
+    signals,
     speed,
     table,
     tokenize,
     train,
 )
-from prunecli.errors import PruneError, suggest
+from prunecli.errors import PruneError, Stopped, of_system, suggest
 from prunecli.files import world
 from prunecli.report import cut, printable
 
@@ -94,44 +94,64 @@ def frame(
     """Take the options that stand before a command."""
 
 
-def _terminated(number: int, frame: FrameType | None) -> None:
-    # an exception, so that temporary files are removed on the way out
-    raise SystemExit(128 + number)
-
-
 def main() -> None:
     """Run the command line; errors become one line on stderr and the documented exit status."""
-    signal.signal(signal.SIGTERM, _terminated)
+    signals.listen()
     _replace_closed_streams()
+    try:
+        _run()
+    except (Exception, interruption.Interrupted) as error:
+        number = interruption.noted()
+        signals.leave()
+        if number is not None and not isinstance(error, Stopped):
+            # whatever it became on its way through libraries
+            _interrupted(number)
+        _refuse(error)
+    finally:
+        signals.leave()
+
+
+def _run() -> None:
+    interruption.safe_point()
     arguments = sys.argv[1:]
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:], "--help"]
     if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
         _fail(f"unknown command '{arguments[0]}'{suggest(arguments[0], list(COMMANDS))}", 2)
-    try:
-        status = app(arguments or ["--help"], standalone_mode=False)
-        # a reader that has left is met here, not when the interpreter ends
-        sys.stdout.flush()
-        sys.exit(status or (0 if arguments else 2))
-    except PruneError as error:
+    status = app(arguments or ["--help"], standalone_mode=False)
+    # a reader that has left is met here, not when the interpreter ends
+    sys.stdout.flush()
+    sys.exit(status or (0 if arguments else 2))
+
+
+def _refuse(error: BaseException) -> None:
+    """End with the line and the status that an error stands for."""
+    if isinstance(error, PruneError):
         if not world.is_first():
             # all processes of torchrun find the same error; it ends them all when one has ended,
             # and the first must have spoken by then
             time.sleep(PATIENCE)
             sys.exit(error.exit_code)
         _fail(str(error), error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted", 130)
-    except BrokenPipeError:
+    if isinstance(error, typer.Abort):
+        _interrupted(signal.SIGINT)
+    if isinstance(error, BrokenPipeError):
         # whoever read our results has left; do not complain again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (MemoryError, OSError) as error:
+    if isinstance(error, OSError):
+        _unexpected(str(of_system(error)))
+    if isinstance(error, MemoryError):
         _unexpected(f"{type(error).__name__}: {error}" if str(error) else "out of memory")
-    except Exception as error:
-        if hasattr(error, "format_message"):  # a usage error of the parser
-            _fail(_parsing(error), 2)
-        _unexpected(f"internal error: {type(error).__name__}: {error}")
+    if hasattr(error, "format_message"):  # a usage error of the parser
+        _fail(_parsing(error), 2)
+    _unexpected(f"internal error: {type(error).__name__}: {error}")
+
+
+def _interrupted(number: int) -> None:
+    if not world.is_first():
+        sys.exit(128 + number)  # a signal reaches all processes of torchrun
+    _fail("interrupted", 128 + number)
 
 
 def _replace_closed_streams() -> None:

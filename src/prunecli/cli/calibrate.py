@@ -16,6 +16,7 @@ from prunecli.methods import registry
     options.DATA,
     options.STREAM,
     options.OUTPUT,
+    options.RESTART,
     options.PROBE,
     options.VERBOSITY,
     options.CONFIG,
@@ -35,6 +36,9 @@ def calibrate(
 
     One pass serves any number of methods. --ratio or --layers is for minitron-depth, which tests
     removing every contiguous block of that many layers.
+
+    The progress of a long run is saved in OUT.safetensors.partial. Rerun the same command to
+    resume.
     """
     report = records.setup(context)
     values = context.params

@@ -45,7 +45,7 @@ class StderrReport(Report):
     ) -> Iterator[T]:
         """Yield `items` under a progress bar, if somebody is there to see it."""
         if not self.interactive:
-            yield from items
+            yield from super().progress(items, what, total, unit)
             return
         from rich.console import Console
         from rich.progress import (
@@ -70,7 +70,7 @@ class StderrReport(Report):
         self._status = ""
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task(printable(what), total=total, rate="")
-            for item in items:
+            for item in super().progress(items, what, total, unit):
                 yield item
                 progress.advance(task)
                 speed = progress.tasks[0].speed

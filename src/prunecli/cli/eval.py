@@ -160,6 +160,7 @@ def evaluate(
 
     The loss is in nats per token of held-out text. Logits and log-probabilities are fp32. With
     --out FILE.json, progress is saved in FILE.json.partial. Rerun the same command to resume.
+    Without it nothing is kept.
     """
     report, values = records.setup(context), context.params
     folders = records.models_of(models, values["out"])
@@ -179,9 +180,9 @@ def evaluate(
     )
     if not sources and not names:
         sources = [records.data_of(values, Data.source)]
-    run = records.run_context(values, values["out"], report)
     made: list[Result] = []
     try:
+        run = records.run_context(values, values["out"], report)
         for folder in folders:
             request = EvalRequest(
                 folder, tuple(sources), wanted, values["allow_overlap"], values["repeat"]

@@ -24,7 +24,7 @@ EXIT_STATUS = {
     4: "unusable input, or a request this model cannot satisfy",
     5: "OUT exists",
     75: "stopped; rerun the same command to resume",
-    130: "interrupted (143: terminated)",
+    130: "interrupted (143: terminated, 129: hung up)",
 }
 COLUMN = 20  # the left one of a list
 

@@ -7,7 +7,6 @@ import typer
 
 from prunecli.cli import console, options, records
 from prunecli.cli.options import DATA_PANEL, STEPS_PANEL, option
-from prunecli.cli.signals import first_signal
 from prunecli.files import world
 from prunecli.methods import registry
 
@@ -96,8 +95,9 @@ def prune(
 
     Sequential methods (wanda, sparsegpt, wanda-sp) prune layer by layer, on the outputs of already
     pruned layers; with --stats they use the dense model's statistics. sheared-llama trains masks
-    and weights. Rerun the same command to resume. Under torchrun its model is sharded over all
-    processes.
+    and weights; under torchrun its model is sharded over all processes.
+
+    The progress of a long run is saved in OUT.partial. Rerun the same command to resume.
     """
     first = world.is_first()
     report = records.setup(context, silent=not first)
@@ -134,9 +134,7 @@ def prune(
         keep=values["keep"],
         compat=records.follows_official(context, quirks),
     )
-    # masks are trained in steps, and stopped between two; everything else is stopped at once
-    with first_signal(report, wanted=chosen is not None and chosen.trains_masks) as stop:
-        made = verb(request, records.run_context(values, out, report, stop))
+    made = verb(request, records.run_context(values, out, report))
     if first:
         console.print_made(made, values)
 

@@ -2,12 +2,14 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import typer
 
+from prunecli import interruption
+from prunecli.cli import signals
 from prunecli.cli.config import resolved
 from prunecli.cli.console import StderrReport
 from prunecli.cli.options import OUTPUT, PROBE, RESTART, WINDOWS, method_options
@@ -15,7 +17,7 @@ from prunecli.errors import UsageError
 from prunecli.files import strict
 from prunecli.methods import registry
 from prunecli.report import Report
-from prunecli.settings import Amount, Compute, Data, Output, RunContext, never
+from prunecli.settings import Amount, Compute, Data, Output, RunContext
 
 
 def setup(context: typer.Context, *, silent: bool = False) -> StderrReport:
@@ -33,14 +35,12 @@ def output(values: Mapping[str, Any]) -> Output:
     return Output(**flags, argv=tuple(sys.argv))
 
 
-def run_context(
-    values: Mapping[str, Any],
-    out: str | None,
-    report: Report,
-    stop: Callable[[], bool] = never,
-) -> RunContext:
+def run_context(values: Mapping[str, Any], out: str | None, report: Report) -> RunContext:
     """Return what every verb is handed beside its request; `out` is None where nothing is kept."""
-    return RunContext(replace(output(values), path=out or ""), compute_of(values), report, stop)
+    interruption.safe_point()  # what the verb needs has been imported
+    return RunContext(
+        replace(output(values), path=out or ""), compute_of(values), report, interruption.asked
+    )
 
 
 def read_paths() -> list[str]:
@@ -48,7 +48,8 @@ def read_paths() -> list[str]:
 
     Raises UsageError where there are none: the command before has failed.
     """
-    text = sys.stdin.read().strip()
+    with signals.waiting():
+        text = sys.stdin.read().strip()
     if not text:
         raise UsageError(
             "stdin is empty, expected a path", "see whether the command before it failed"

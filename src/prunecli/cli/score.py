@@ -16,6 +16,7 @@ from prunecli.methods import registry
     options.METHOD,
     options.STREAM,
     options.OUTPUT,
+    options.RESTART,
     options.PROBE,
     options.VERBOSITY,
     options.CONFIG,
@@ -33,6 +34,9 @@ def score(
     OUT has one vector per axis and layer. Methods that score single weights inside prune
     (magnitude, wanda, sparsegpt) have no scores to write. --ratio or --layers is for
     minitron-depth, which scores contiguous blocks of layers.
+
+    The progress of a long run is saved in OUT.safetensors.partial. Rerun the same command to
+    resume.
     """
     report = records.setup(context)
     values = context.params
@@ -40,6 +44,7 @@ def score(
     explicit = records.chosen_options(method, context, ("score",))
     if stats:
         records.refuse(context, options.DATA, "cannot be combined with --stats")
+        records.refuse(context, ["restart"], "is about statistics that are collected from --data")
     records.refuse_tokenizer(context, values["data"])
 
     from prunecli.pruning.score import ScoreRequest

@@ -7,7 +7,6 @@ import typer
 
 from prunecli.cli import console, options, records
 from prunecli.cli.options import option
-from prunecli.cli.signals import first_signal
 from prunecli.errors import UsageError
 from prunecli.methods import registry
 
@@ -128,8 +127,7 @@ def search_arch(
         compat=records.follows_official(context, chosen.quirks is not None),
         **{name: values[name] for name in (*BUDGET, "allow_overlap")},
     )
-    with first_signal(report, wanted=chosen.trains_masks) as stop:
-        made = verb(request, records.run_context(values, out, report, stop))
+    made = verb(request, records.run_context(values, out, report))
     console.print_made(made, values)
 
 

@@ -1,33 +1,62 @@
-"""Stopping between two steps: what runs long saves its state when it is asked to stop."""
+"""Ctrl-C, SIGTERM and SIGHUP: the first is noted, and acted on at a safe point; the second at once.
 
+Where nothing can be lost, as in waiting for stdin, the first is acted on at once too.
+"""
+
+import os
 import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from time import monotonic
 from types import FrameType
 
-from prunecli.cli.console import StderrReport
+from prunecli import interruption
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SAME = 0.5  # seconds in which another is the same: launchers pass on what a terminal sent to all
+NOTE = b"prunecli: stopping as soon as nothing is lost by it; press Ctrl-C again to stop now\n"
+
+_waiting = False
+_first = 0.0
+
+
+def listen() -> None:
+    """Note signals from now on; those that whoever started us ignores (nohup, `&`) stay ignored."""
+    for number in SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _note)
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    global _first
+    again = interruption.asked()
+    if again and monotonic() - _first < SAME:
+        return
+    if not again:
+        _first = monotonic()
+        interruption.note(number)
+    if again or _waiting:
+        raise interruption.Interrupted
+    if os.isatty(2):
+        # not by print, which may be what was interrupted
+        os.write(2, NOTE)
+
+
+def leave() -> None:
+    """Let signals end the process as the system does, now that nothing is under way."""
+    for number in SIGNALS:
+        if signal.getsignal(number) == _note:
+            signal.signal(number, signal.SIG_DFL)
+    interruption.note(None)
 
 
 @contextmanager
-def first_signal(report: StderrReport, wanted: bool = True) -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether Ctrl-C or SIGTERM came; the second one ends at once.
-
-    Where it is not `wanted`, they end the command at once as ever.
-    """
-    asked = False
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            sys.exit(128 + number)
-        asked = True
-        report.info("stopping after this step; press Ctrl-C again to stop now")
-
-    numbers = (signal.SIGINT, signal.SIGTERM) if wanted else ()
-    before = {number: signal.signal(number, ask) for number in numbers}
+def waiting() -> Iterator[None]:
+    """Act on a signal at once: the block waits for somebody, and nothing is lost by leaving it."""
+    global _waiting
+    interruption.safe_point()
+    _waiting = True
     try:
-        yield lambda: asked
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        _waiting = False

@@ -6,7 +6,6 @@ import typer
 
 from prunecli.cli import console, options, records
 from prunecli.cli.options import COMPUTE_PANEL, OUTPUT_PANEL, Text, of_record
-from prunecli.cli.signals import first_signal
 from prunecli.files import world
 from prunecli.settings import Compute, Training
 
@@ -124,10 +123,7 @@ def train(
     fields = {name: values[name] for name in (*TRAINING, "seed")}
     from prunecli.training.train import train as verb
 
-    with first_signal(report) as stop:
-        made = verb(
-            Training(model=folder, **fields), records.run_context(values, out, report, stop)
-        )
+    made = verb(Training(model=folder, **fields), records.run_context(values, out, report))
     if first:
         console.print_made(made, values)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from prunecli.data import builtin_text, hub, textfiles
 from prunecli.data.records import Reading
 from prunecli.errors import InputError, UsageError, suggest
+from prunecli.files import regular
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def open_text(source: str, part: str, lazy: bool, reading: Reading | None = None
     if kind in hub.SETS and (not colon or rest in builtin_text.PARTS):
         return Text(*hub.by_name(kind, rest or part, lazy, reading))
     path = Path(source)
-    if source and textfiles.exists(path):
+    if source and regular.exists(path):
         return Text(path.name or path.resolve().name, textfiles.documents(path, reading))
     if textfiles.format_of(path)[0] or "/" in source:
         hint = f"for the Hugging Face hub write hf:{source}" if hub.is_id(source) else ""

@@ -22,7 +22,7 @@ from prunecli.data.records import (
     texts,
 )
 from prunecli.data.textfiles import unzstd
-from prunecli.errors import InputError, PruneError, UsageError
+from prunecli.errors import InputError, PruneError, UsageError, refused
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def _hub_errors(name: str) -> Iterator[None]:
     except PruneError:
         raise
     except Exception as error:
-        raise InputError(
+        raise refused(error) or InputError(
             f"data '{name}' needs the Hugging Face hub, which failed: {first_line(error)}",
             "download it elsewhere and give its files, or FILE.safetensors:NAME",
         ) from None

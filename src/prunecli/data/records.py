@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prunecli.errors import InputError
+from prunecli.interruption import safe_point
 from prunecli.report import SILENT, Report
 
 DEFAULT = "text"
@@ -133,6 +134,7 @@ def column_texts(values: Iterable[tuple[str, Any]], column: str, reading: Readin
 
 def decoded(value: Any, column: str, where: str) -> str:
     """Return the text that a value is; raise InputError, naming `where`, if it is none."""
+    safe_point()
     if isinstance(value, bytes):
         try:
             return value.decode()

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from prunecli.data.textfiles import exists
 from prunecli.errors import InputError
 from prunecli.files import regular, sidecar
 from prunecli.files.sidecar import Trained
-from prunecli.files.tensorfile import TENSOR_FILE, Spec, check_integers, read_header
+from prunecli.files.tensorfile import INTEGERS, TENSOR_FILE, Spec, check_integers, read_header
+from prunecli.interruption import safe_point
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 NAME = "rows"
 CHUNK = 1 << 24  # ids hashed at once
+MOST_SHARDS = 100_000
 RANGE = re.compile(r"(?P<path>.+?)(:(?P<start>\d{0,18}):(?P<stop>\d{0,18}))?", re.DOTALL)
 
 
@@ -59,7 +60,7 @@ class _Outputs(sidecar.Part):
 
 
 class _Results(sidecar.Part):
-    shards: int = Field(ge=1, le=100_000)
+    shards: int = Field(ge=1, le=MOST_SHARDS)
     rows: int = Field(ge=1)
     seq_len: int = Field(ge=1)
     max_id: int
@@ -104,7 +105,10 @@ class Rows:
         return self._open[shard]
 
     def read(self, indices: Sequence[int]) -> "torch.Tensor":
-        """Return rows by their numbers in the whole set: int64 [rows, length]."""
+        """Return rows by their numbers in the whole set: int64 [rows, length].
+
+        Raises InputError for ids beyond the bounds that are recorded of the set.
+        """
         import numpy as np
         import torch
 
@@ -113,7 +117,14 @@ class Rows:
             shard = bisect_right(self._ends, index)
             before = self._ends[shard - 1] if shard else 0
             rows.append(self._slice(shard)[index - before : index - before + 1])
-        return torch.from_numpy(np.concatenate(rows).astype(np.int64))
+        ids = np.concatenate(rows).astype(np.int64)
+        if ids.size and not self.min_id <= ids.min() <= ids.max() <= self.max_id:
+            raise InputError(
+                f"'{self.name}' has ids from {ids.min()} to {ids.max()}, recorded are "
+                f"{self.min_id} to {self.max_id}",
+                "make the rows again",
+            )
+        return torch.from_numpy(ids)
 
     def scan(self) -> Digest:
         """Read the whole set once, whatever the range, and return its digest and bounds."""
@@ -121,6 +132,7 @@ class Rows:
         step = max(1, CHUNK // self.seq_len)
         for shard, end in enumerate(self._ends):
             for start in range(0, end - begin, step):
+                safe_point()
                 digest.update(self._slice(shard)[start : min(start + step, end - begin)])
             begin = end
         return digest
@@ -143,7 +155,7 @@ def source_path(data: str) -> Path | None:
     """Return the file or folder of a source, None if it is a name or does not exist."""
     file, tensor, _ = data.partition(f"{TENSOR_FILE}:")
     path = Path(file + TENSOR_FILE if tensor else split(data)[0]) if data else None
-    return path if path is not None and exists(path) else None
+    return path if path is not None and regular.exists(path) else None
 
 
 def is_rows(data: str) -> bool:
@@ -151,7 +163,7 @@ def is_rows(data: str) -> bool:
     if data.endswith(TENSOR_FILE) or f"{TENSOR_FILE}:" in data:
         return True
     folder = Path(split(data)[0]) if data else None
-    return folder is not None and exists(folder) and (folder / shard_name(0)).is_file()
+    return folder is not None and regular.exists(folder) and (folder / shard_name(0)).is_file()
 
 
 def is_ranged(data: str) -> bool:
@@ -176,7 +188,7 @@ def open_rows(data: str) -> Rows:
 
 def _folder(path: str) -> Rows:
     folder = Path(path)
-    if not folder.is_dir():
+    if not regular.is_dir(folder):
         raise InputError(f"no such rows: '{path}'", "make them with `prunecli tokenize`")
     record = sidecar.read(folder, ("rows",))
     files, ends, total = [], [], 0
@@ -186,7 +198,8 @@ def _folder(path: str) -> Rows:
         if not file.exists():
             raise InputError(f"'{path}' lacks its shard {file.name}", "make the rows again")
         spec = read_header(regular.inside(folder, file)).get(NAME, Spec("", ()))
-        if len(spec.shape) != 2 or spec.shape[1] != results.seq_len:
+        is_row = len(spec.shape) == 2 and spec.shape[1] == results.seq_len
+        if not is_row or spec.dtype not in INTEGERS:
             raise InputError(f"'{file}' has no rows of {results.seq_len} tokens")
         total += spec.shape[0]
         files.append((file, NAME))

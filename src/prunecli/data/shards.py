@@ -7,9 +7,11 @@ interruptions.
 import hashlib
 import json
 import os
+import signal
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from multiprocessing import get_context
@@ -17,11 +19,16 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
 
+from pydantic import Field
+
 from prunecli.data.records import Reading
-from prunecli.data.rows import NAME, Digest, shard_name
+from prunecli.data.rows import MOST_SHARDS, NAME, Digest, shard_name
 from prunecli.data.tokenizer import Tokenizer
 from prunecli.errors import InputError, PruneError
+from prunecli.files import unfinished
 from prunecli.files.output import replace_bytes, replace_text
+from prunecli.files.sidecar import Part
+from prunecli.files.tensorfile import Spec, read_header
 from prunecli.report import Report
 
 if TYPE_CHECKING:
@@ -32,6 +39,7 @@ BATCH = 1 << 20  # characters that a process takes at once
 NO_TEXT = hashlib.sha256().hexdigest()  # the digest of a source without text
 STATE = "state.json"
 NARROW = 1 << 16  # vocabularies below are stored in two bytes a token
+STORED = {"<u2": "U16", "<i4": "I32"}
 
 
 class Piece(NamedTuple):
@@ -255,7 +263,9 @@ def encoded(
             failed.set_exception(batch)
             return failed
 
-        waiting = deque(submitted(batch) for batch in first)
+        with _no_signals():
+            # the first starts the processes
+            waiting = deque(submitted(batch) for batch in first)
         try:
             while waiting:
                 yield waiting.popleft().result()
@@ -263,6 +273,21 @@ def encoded(
         finally:
             for future in waiting:
                 future.cancel()
+
+
+@contextmanager
+def _no_signals() -> Iterator[None]:
+    """Start processes that a terminal's Ctrl-C does not reach: they end when this one stops."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def token_bytes(vocab: int) -> int:
+    """Return how many bytes a token of such a vocabulary takes in a shard."""
+    return 2 if vocab <= NARROW else 4
 
 
 class Shards:
@@ -279,16 +304,24 @@ class Shards:
 
         self.folder, self.seq_len, self.shard_rows = folder, seq_len, shard_rows
         self.most_rows = most_rows
-        self.dtype = "<u2" if vocab <= NARROW else "<i4"
+        self.dtype = {2: "<u2", 4: "<i4"}[token_bytes(vocab)]
         self.rows, self.count, self.digest = 0, 0, Digest(seq_len)
         self.rest = np.empty(0, np.int32)
 
     def reopen(self, count: int) -> None:
-        """Count the shards that are finished."""
+        """Count the shards that are finished; raise InputError where one is not of these rows."""
         from safetensors.numpy import load_file
 
         for index in range(count):
-            ids = load_file(self.folder / shard_name(index))[NAME]
+            file = self.folder / shard_name(index)
+            if not file.exists():
+                raise unfinished.damaged(file, "it is gone")
+            with unfinished.refusals():
+                spec = read_header(file).get(NAME)
+            expected = Spec(STORED[self.dtype], (self.shard_rows, self.seq_len))
+            if spec != expected:
+                raise unfinished.damaged(file, f"it holds no {list(expected.shape)} ids")
+            ids = load_file(file)[NAME]
             self.digest.update(ids)
             self.rows += len(ids)
         self.count = count
@@ -328,6 +361,19 @@ class Shards:
             self.rows, self.count = self.rows + size, self.count + 1
 
 
+class _State(Part):
+    """The finished shards, the digest of their rows, and where in which text they end.
+
+    Versions before this one recorded no digest.
+    """
+
+    shards: int = Field(ge=0, le=MOST_SHARDS)
+    batches: int = Field(ge=0, lt=1 << 53)
+    used: int = Field(ge=0)
+    text: str
+    digest: str | None = None
+
+
 class _Reader:
     """Batches of pieces, and what was met up to each: processes read ahead of what is written.
 
@@ -351,8 +397,7 @@ class _Reader:
 
     def skip(self, batches: int) -> None:
         """Read batches that are in finished shards."""
-        for _ in range(batches):
-            next(self._batches, None)
+        deque(islice(self._batches, batches), maxlen=0)
 
     def batches(self) -> Iterator[list[Piece]]:
         """Yield the batches that are left."""
@@ -388,6 +433,7 @@ def write(
                 "batches": done,
                 "used": len(ids) - len(shards.rest),
                 "text": reader.met[0][0],
+                "digest": shards.digest.hexdigest(),
             }
             replace_text(file, json.dumps(state))
         reader.met.popleft()
@@ -405,10 +451,12 @@ def write(
 
 def _resume(shards: Shards, reader: _Reader, file: Path, report: Report) -> tuple[int, int]:
     """Count what the state in `file` says is finished; return its batches, and tokens beyond."""
-    state = json.loads(file.read_text("utf-8"))
-    shards.reopen(state["shards"])
+    state: _State = unfinished.read(file, _State)
+    shards.reopen(state.shards)
+    if state.digest not in (None, shards.digest.hexdigest()):
+        raise unfinished.damaged(file, "the rows are not those that it describes")
     report.info(f"resuming after {shards.count} finished shards ({shards.rows} rows)")
-    reader.skip(state["batches"])
-    if reader.now[0] != state["text"]:
+    reader.skip(state.batches)
+    if reader.now[0] != state.text:
         raise InputError("the text has changed since this run began", "use --restart")
-    return state["batches"], state["used"]
+    return state.batches, state.used

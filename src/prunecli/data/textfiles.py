@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import IO, Any
 
 from prunecli.data.records import (
@@ -28,6 +27,7 @@ from prunecli.data.records import (
     texts,
 )
 from prunecli.errors import InputError, UsageError
+from prunecli.files import regular, scratch, strict
 
 FORMATS, CODECS = (".jsonl", ".json", ".parquet", ".txt"), (".gz", ".zst")
 
@@ -36,9 +36,13 @@ EXPECTED = f"expected {', '.join(FORMATS)}, plain, {' or '.join(CODECS)}"
 
 
 # bytes held at once, so that no small compressed file fills the memory
-LARGEST_JSON = 1 << 28  # a line, or an array
+LARGEST_JSON = 1 << 27  # a line, or an array
 LARGEST_FILE = 1 << 32  # a .txt, or (on disk) a compressed .parquet
 PIECE = 1 << 20
+UNPACKED = 1 << 26  # of a compressed file, whatever its size; beyond it is held against the size
+EXPANSION = 200  # how many times its size a compressed file may unpack to
+PARQUET_BATCH = 1 << 24  # of rows, about
+PARQUET_ROWS = 64
 BOM = b"\xef\xbb\xbf"
 LFS = b"version https://git-lfs.github.com/spec/"
 SHOWN = 5
@@ -61,15 +65,6 @@ def documents(path: Path, reading: Reading) -> Iterator[str]:
     return chain(list(islice(found, 1)), found)
 
 
-def exists(path: Path) -> bool:
-    """Return whether a file or folder exists; raise InputError where that cannot be known."""
-    try:
-        return path.exists()
-    except OSError as error:
-        # too long a name, or in a folder that may not be searched
-        raise InputError(f"cannot read '{path}': {error.strerror}") from None
-
-
 def size(path: Path) -> int:
     """Return the bytes of all files that `documents` would read."""
     return sum(file.stat().st_size for file in _found(path)[0])
@@ -85,13 +80,13 @@ def format_of(path: Path) -> tuple[str, str]:
 
 def _found(path: Path) -> tuple[list[Path], list[Path]]:
     """Return the files to read, in order, and the others; raise InputError for none to read."""
-    if not path.is_dir():
+    if not regular.is_dir(path):
         if not format_of(path)[0]:
             raise InputError(
                 f"cannot read '{path}' as text: {EXPECTED}",
                 "or FILE.safetensors:NAME for token ids",
             )
-        if not path.is_file():
+        if not regular.is_file(path):
             raise InputError(f"'{path}' is no regular file", "write the text into a file first")
         return [path], []
     try:
@@ -163,12 +158,40 @@ def _opened(path: Path, codec: str) -> Iterator[Any]:
             raise InputError(f"'{path}' is empty, not a {codec} file", "download it again")
         if codec == ".gz":
             with gzip.GzipFile(fileobj=raw) as unpacked:
-                yield unpacked
+                yield io.BufferedReader(_Unpacked(path, unpacked, raw), PIECE)
         elif codec == ".zst":
             with unzstd(raw) as unpacked:
-                yield unpacked
+                yield io.BufferedReader(_Unpacked(path, unpacked, raw), PIECE)
         else:
             yield raw
+
+
+class _Unpacked(io.RawIOBase):
+    """What a compressed file unpacks to, up to where that is too much for what was read of it."""
+
+    def __init__(self, path: Path, unpacked: io.BufferedIOBase, packed: IO[bytes]) -> None:
+        self._path, self._unpacked, self._packed, self._size = path, unpacked, packed, 0
+
+    def readable(self) -> bool:
+        """Return that it can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read the next bytes into a buffer; raise InputError for too many."""
+        content = self._unpacked.read(len(buffer))
+        buffer[: len(content)] = content
+        self._size += len(content)
+        _check_expansion(self._path, self._size, self._packed.tell())
+        return len(content)
+
+
+def _check_expansion(path: Path, unpacked: int, packed: int) -> None:
+    """Raise InputError where so many bytes came out of so few."""
+    if unpacked > UNPACKED and unpacked > EXPANSION * packed:
+        raise InputError(
+            f"'{path}' unpacks to more than {EXPANSION} times its size, which no text does",
+            "unpack it first, if it is as it should be",
+        )
 
 
 def unzstd(raw: Any, **_: Any) -> io.BufferedReader:
@@ -281,6 +304,8 @@ def _items(path: Path, values: list[Any], reading: Reading) -> Iterator[tuple[st
 
 def _parsed(content: bytes | bytearray) -> Any:
     """Return the value of UTF-8 JSON; raise ValueError, with a message for users, if it is none."""
+    if sum(map(content.count, (b",", b"[", b"{"))) > strict.MAX_VALUES:
+        raise ValueError(f"it has more than {strict.MAX_VALUES} values")
     try:
         return json.loads(content.removeprefix(BOM).decode())
     except UnicodeDecodeError as error:
@@ -307,24 +332,52 @@ def _parquet(path: Path, codec: str, reading: Reading) -> Iterator[str]:
             column = choose(kinds, reading.column, f"'{path}'")
             if column not in (reading.column, DEFAULT):
                 reading.guessed(column, f"'{path}'")
-            batches = file.iter_batches(columns=[column], batch_size=1000)
-            values = (value for batch in batches for value in _values(batch.column(column)))
-            located = ((f"row {n} of '{path}'", value) for n, value in enumerate(values, 1))
+            values = enumerate(_column(path, content, file, column), 1)
+            located = ((f"row {n} of '{path}'", value) for n, value in values)
             yield from column_texts(located, column, reading)
     except pyarrow.ArrowException as error:
         raise InputError(f"'{path}' is not a valid parquet file: {first_line(error)}") from None
 
 
-def _values(array: Any) -> list[Any]:
-    """Return what a column holds; strings as bytes where one of them is not UTF-8."""
+def _column(path: Path, content: IO[bytes], file: Any, column: str) -> Iterator[Any]:
+    """Yield what a column of a parquet file holds, a few rows at a time.
+
+    A value that many rows share is stored once, and read once: only then is the size of what is
+    stored that of what is read. Raises InputError where it is too much for the size of the file.
+    """
+    import pyarrow.parquet as parquet
+
+    metadata = file.metadata
+    chunks = [
+        chunk
+        for group in map(metadata.row_group, range(metadata.num_row_groups))
+        for chunk in map(group.column, range(metadata.num_columns))
+        if chunk.path_in_schema == column
+    ]
+    stored = sum(chunk.total_uncompressed_size for chunk in chunks)
+    packed = sum(chunk.total_compressed_size for chunk in chunks)
+    _check_expansion(path, stored, packed)
+    rows = min(max(PARQUET_BATCH * metadata.num_rows // max(stored, 1), 1), PARQUET_ROWS)
+    size = 0
+    with parquet.ParquetFile(content, metadata=metadata, read_dictionary=[column]) as shared:
+        for batch in shared.iter_batches(columns=[column], batch_size=rows):
+            for cell in batch.column(column):
+                value = _value(cell)
+                size += len(value) if isinstance(value, str | bytes) else 0
+                _check_expansion(path, size, packed)
+                yield value
+
+
+def _value(cell: Any) -> Any:
+    """Return what a cell holds; a string as bytes where it is not UTF-8."""
     import pyarrow
 
+    cell = getattr(cell, "value", cell)
     try:
-        values: list[Any] = array.to_pylist()
+        return cell.as_py()
     except UnicodeDecodeError:
         # neither writers nor readers of parquet check that strings are UTF-8
-        values = array.cast(pyarrow.large_binary()).to_pylist()
-    return values
+        return cell.cast(pyarrow.large_binary()).as_py()
 
 
 @contextmanager
@@ -334,14 +387,16 @@ def _seekable(path: Path, codec: str) -> Iterator[IO[bytes]]:
         if not codec:
             yield stream
             return
-        with TemporaryFile() as copy:
+        with scratch.file() as copy:
             while part := stream.read(PIECE):
                 if copy.tell() + len(part) > LARGEST_FILE:
                     raise InputError(
                         f"'{path}' unpacks to more than {LARGEST_FILE >> 30} GiB", "unpack it first"
                     )
-                copy.write(part)
-            copy.seek(0)
+                with scratch.told():
+                    copy.write(part)
+            with scratch.told():
+                copy.seek(0)
             yield copy
 
 

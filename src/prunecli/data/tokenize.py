@@ -35,7 +35,7 @@ from prunecli.data.tokenizer import (
     well_formed,
 )
 from prunecli.errors import InputError, OutputExists, UsageError
-from prunecli.files import output, seal, sidecar
+from prunecli.files import output, regular, seal, sidecar
 from prunecli.files.artefact import Artefact
 from prunecli.files.claim import exclusive
 from prunecli.files.sidecar import Input, Sidecar, SidecarBuilder
@@ -87,7 +87,7 @@ def tokenize(request: TokenizeRequest, run: RunContext = RunContext()) -> Result
     """
     builder = SidecarBuilder("tokenize", run.output.argv)
     _check(request)
-    files = [Path(request.source)] if textfiles.exists(Path(request.source)) else []
+    files = [Path(request.source)] if regular.exists(request.source) else []
     output.check_path(run.output.path, run.output, files)
     text, reading = _open(request, run.report)
     tokenizer = _open_tokenizer(request)
@@ -103,6 +103,9 @@ def tokenize(request: TokenizeRequest, run: RunContext = RunContext()) -> Result
     options = _options(request, text.name, size, tokenizer, front, separator)
     if run.output.skip_existing and output.occupied(Path(run.output.path)):
         return _existing(run.output.path, options)
+    if request.tokens is not None:  # else nobody knows yet how many there will be
+        num_bytes = int(request.tokens) * shards.token_bytes(marks.size)
+        output.check_disk(run.output.path, num_bytes)
     artefact = Artefact(builder, "rows", options, [], run, resumable=True)
     if done := artefact.settled(options):
         return done

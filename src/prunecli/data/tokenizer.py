@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunecli.errors import InputError, UsageError, suggest
 from prunecli.files import regular, strict
+from prunecli.interruption import safe_point
 from prunecli.model import companions
 from prunecli.model.companions import FAST, SENTENCEPIECE, vocabulary
 
@@ -196,6 +197,7 @@ class Tokenizer:
         return np.array(encoded["input_ids"][0], dtype=np.int64), spans
 
     def _encoded(self, texts: list[str], **settings: bool) -> Any:
+        safe_point()
         return self._tokenizer(
             texts,
             add_special_tokens=False,
@@ -273,7 +275,7 @@ def present(folder: str) -> bool:
 
 def digest(folder: str) -> str:
     """Return the digest of a folder's tokenizer; raise InputError if it has none."""
-    if not Path(folder).is_dir():
+    if not regular.is_dir(folder):
         raise InputError(f"no such tokenizer folder: '{folder}'", "check the path")
     files = vocabulary(folder)
     if not files:

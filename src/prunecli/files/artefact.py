@@ -5,13 +5,14 @@ A verb knows its artefact before it computes: kind, options and inputs make the 
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunecli.files import output, sidecar
+from prunecli.files.keeping import Keeper
 from prunecli.files.sidecar import (
     Computed,
     Input,
@@ -21,7 +22,7 @@ from prunecli.files.sidecar import (
     TokensSeen,
     Trained,
 )
-from prunecli.files.tensorfile import Spec, TensorWriter, combined_digest, spec_of
+from prunecli.files.tensorfile import Spec, combined_digest, read_header, spec_of
 from prunecli.settings import Result, RunContext
 
 if TYPE_CHECKING:
@@ -91,6 +92,19 @@ class Artefact:
         """Return OUT.partial, locked: the folder in which a run keeps what is done."""
         return output.partial(self.path, self.id, self.run.output.restart)
 
+    @contextmanager
+    def keeping(self) -> Iterator[Keeper]:
+        """Yield what keeps a run's work in OUT.partial, or nothing where it is not resumable.
+
+        With OUT there, the state goes.
+        """
+        if not (self.path and self.resumable):
+            yield Keeper(self.run)
+            return
+        with self.partial() as folder:
+            yield Keeper(self.run, folder)
+            output.discard(folder)
+
     def sidecar(self, outputs: dict[str, Any], results: dict[str, Any]) -> Sidecar:
         """Return the finished record."""
         return self.builder.sidecar(
@@ -110,11 +124,14 @@ class Artefact:
         """Return what the verb hands back, once everything is written."""
         return Result(self.label or self.path, record.dump(), record.results)
 
-    def write_json(self, outputs: dict[str, Any], results: dict[str, Any]) -> Result:
+    def write_json(
+        self, outputs: dict[str, Any], results: dict[str, Any], keeper: Keeper | None = None
+    ) -> Result:
         """Write an artefact that is its own sidecar; without an OUT only return it."""
         record = self.sidecar(outputs, results)
         if self.path:
-            output.write_json(self.path, record.text())
+            with (keeper or Keeper(self.run)).staged_files() as (_, beside):
+                output.write_text(beside, record.text())
         return self.result(record)
 
     def write_tensors(
@@ -122,22 +139,29 @@ class Artefact:
         parts: "Iterator[dict[str, torch.Tensor]]",
         layers: int = 1,
         whole_model: Mapping[str, Spec] | None = None,
+        keeper: Keeper | None = None,
     ) -> Result:
         """Write a file of tensors, one part at a time; each is made when it is asked for.
 
         The first of `layers` parts, that of layer 0, tells the layout of the others, so that no
-        more than one is held. `whole_model` are tensors of no single layer, which come last.
+        more than one is held. `whole_model` are tensors of no single layer, which come last. Parts
+        that a stopped run wrote, by this `keeper`, do not come again.
         """
-        first = next(parts)
-        specs = {
-            name.replace("model.layers.0", f"model.layers.{i}", 1): spec_of(tensor)
-            for i in range(layers)
-            for name, tensor in first.items()
-        } | dict(whole_model or {})
-        output.check_disk(self.path, sum(spec.bytes for spec in specs.values()))
-        with output.staged_pair(self.path) as (file, beside):
-            with TensorWriter(file, specs) as writer:
-                for part in chain([first], parts):
+        keeper = keeper or Keeper(self.run)
+        with keeper.staged_files() as (file, beside):
+            if keeper.begun(file):
+                specs = read_header(file)
+            else:
+                first = next(parts)
+                parts = chain([first], parts)
+                specs = {
+                    name.replace("model.layers.0", f"model.layers.{i}", 1): spec_of(tensor)
+                    for i in range(layers)
+                    for name, tensor in first.items()
+                } | dict(whole_model or {})
+                output.check_disk(self.path, sum(spec.bytes for spec in specs.values()))
+            with keeper.writer(file, specs, marked=True) as writer:
+                for part in parts:
                     for name, tensor in part.items():
                         writer.write(name, tensor)
             record = self.sidecar(

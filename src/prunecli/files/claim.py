@@ -6,19 +6,20 @@ nothing. It is removed under the lock, and whoever opened it before that sees th
 from it and opens it anew: so nothing is left in a user's folder, and no two processes lock two
 files of one name.
 
-What a dead run left beside OUT bears OUT's name, a process number and a suffix:
+What is beside OUT while it is written has a name of its own, and exists under the lock only:
 
-    .OUT.PID.tmp           being written, or on the way out: cleared
-    .OUT.PID.new/          finished, on its way to OUT and OUT's sidecar: moved there
-    .OUT.PID.old           the old OUT, while a new one takes its place: put back if OUT is missing
-    .OUT.partial.PID.tmp   the state of an unfinished run, on the way out: cleared
+    .OUT.prunecli-tmp           being written, or on the way out: cleared
+    .OUT.prunecli-new/          finished, on its way to OUT and OUT's sidecar: moved there
+    .OUT.prunecli-old           the old OUT, while a new one takes its place: put back if OUT is
+                                missing
+    .OUT.partial.prunecli-tmp   the state of an unfinished run, on the way out: cleared
 
-While that process lives nothing is touched, nor is what has another name.
+So whoever has the lock knows that the process that left these is dead, and asks no process number,
+which another process may have by now, here or on another machine.
 """
 
 import fcntl
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -26,8 +27,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from prunecli.errors import OutputExists
-from prunecli.files import output, world
+from prunecli.errors import OutputExists, of_system
+from prunecli.files import output, regular, world
 from prunecli.settings import RunContext
 
 LOCK = ".prunecli-lock"
@@ -63,17 +64,29 @@ def exclusive(verb: Callable[P, R]) -> Callable[P, R]:
 def claimed(run: RunContext, *outs: str | None) -> Iterator[bool]:
     """Hold the locks of these files and folders; yield whether one was completed.
 
-    Raises OutputExists if another process holds one.
+    Raises OutputExists if another process holds one, and PruneError where the system does not let
+    write, then or in the block.
     """
-    with ExitStack() as stack:
+    with _told(), ExitStack() as stack:
         completed = False
         if world.is_first() and not run.output.dry_run:
             # in one order: two runs that want the same two never wait, one gets both
-            for out in sorted({out for out in outs if out and out.strip()}):
+            for out in sorted({out for out in outs if out and out.strip() and "\0" not in out}):
                 path = Path(out).resolve()
                 if stack.enter_context(_locked(path, out)):
-                    completed |= _repaired(path)
+                    completed |= _repaired(path, run.output.force)
         yield completed
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Say of what the system refuses which path it is, and what to do."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # whoever reads what is printed has left
+    except OSError as error:
+        raise of_system(error) from error
 
 
 @contextmanager
@@ -88,9 +101,11 @@ def _locked(path: Path, out: str) -> Iterator[bool]:
     try:
         yield True
     finally:
-        if os.fstat(handle).st_size == 0:  # a file that holds something is not ours
-            lock.unlink(missing_ok=True)
-        os.close(handle)
+        try:
+            if os.fstat(handle).st_size == 0:  # a file that holds something is not ours
+                lock.unlink(missing_ok=True)
+        finally:
+            os.close(handle)
         for folder in made:
             with suppress(OSError):  # something is in it, as it should be
                 folder.rmdir()
@@ -100,12 +115,13 @@ def _acquire(lock: Path, out: str) -> int:
     """Return the handle of a lock file that is locked and still has its name."""
     for _ in range(TRIES):
         try:
-            lock.parent.mkdir(parents=True, exist_ok=True)
+            output.make_folder(lock.parent)
             handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except FileNotFoundError:
             continue  # another process removed the folder that it had made
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with regular.named(lock):
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(handle), os.stat(lock)):
                 return handle
         except BlockingIOError:
@@ -120,37 +136,31 @@ def _acquire(lock: Path, out: str) -> int:
     raise OutputExists(f"another process is writing '{out}'", "wait for it, or choose another OUT")
 
 
-def _repaired(path: Path) -> bool:
-    """Complete or clear what dead runs left of a path that is locked; return whether it was made.
-
-    A process number may have been this one's before: while the path is locked, nothing is ours.
-    """
-    completed = False
-    leftover = re.compile(rf"\.{re.escape(path.name)}(?:\.partial)?\.(\d+)\.(tmp|new|old)")
-    for left in sorted(path.parent.iterdir()):
-        match = leftover.fullmatch(left.name)
-        if match is None or left.is_symlink() or _lives(int(match[1])):
-            continue
-        if match[2] == "new" and left.is_dir():
-            output.move_in(left, path)
-            completed = True
-        elif match[2] == "old" and not path.exists():
-            left.rename(path)
-        else:
-            output.remove(left)
+def _repaired(path: Path, force: bool) -> bool:
+    """Complete or clear what dead runs left of a locked path; return whether that made it."""
     partial = output.partial_of(str(path))
-    if output.is_unmarked(partial):
-        output.remove(partial)
+    new, old, *temporary = (
+        output.sibling(path, output.NEW),
+        output.sibling(path, output.OLD),
+        output.sibling(path, output.TEMPORARY),
+        output.sibling(partial, output.TEMPORARY),
+    )
+    for one in temporary:
+        output.remove(one)
+    for one in (new, old):
+        if one.is_symlink():  # no run makes links
+            output.remove(one)
+    completed = new.exists()
+    if completed:
+        output.move_in(new, path)
+        if (partial / output.MARK).is_file():
+            output.discard(partial)  # the state of what is finished
+    if old.exists() and path.exists():
+        output.remove(path / output.MARK)  # of one that took its place in two steps
+    elif old.exists():
+        old.rename(path)
+    output.remove(old)
+    output.clear_stateless(str(path))
+    if not force and output.is_done(partial, path):  # a forced run is to go on from there
+        output.discard(partial)
     return completed
-
-
-def _lives(process: int) -> bool:
-    if process == os.getpid():
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        pass  # another user's; or no process number at all, so that it was not left by a run
-    return True

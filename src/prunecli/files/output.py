@@ -8,13 +8,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from prunecli.errors import InputError, OutputExists, PruneError
-from prunecli.files import sidecar
+from prunecli.errors import InputError, OutputExists, PruneError, Stopped
+from prunecli.files import regular, sidecar, tensorfile
+from prunecli.interruption import Interrupted, held
 from prunecli.settings import Output, Result
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's <fcntl.h> and <linux/fs.h>
 MARK = "key"
+STAGE = ".new"  # in OUT.partial: the result that is being written
 LOGS = ".jsonl"
+# what is beside OUT while it is written: finished, replaced, and all else
+NEW, OLD, TEMPORARY = "new", "old", "tmp"
+ROOM = 300  # bytes by which paths of files below OUT and of its siblings are longer
 SUFFIX = 24  # bytes at most by which names of temporary siblings are longer than OUT's
 
 
@@ -25,12 +30,14 @@ def check_path(out: str, output: Output, inputs: Sequence[Path | None]) -> None:
     """
     if not out.strip():
         raise InputError("OUT is empty", "name the output")
+    _check_text(f"OUT '{out}'", out)
     path, what = Path(out).resolve(), f"OUT '{out}'"
     for one in filter(None, inputs):
+        is_folder = regular.is_dir(one)
         source = one.resolve()
         if path == source:
             raise InputError(f"{what} is the input itself", "choose another OUT")
-        if source.is_dir() and source in path.parents:
+        if is_folder and source in path.parents:
             raise InputError(f"{what} lies inside the input", "choose another OUT")
         if path in source.parents:
             raise InputError(f"{what} contains the input", "choose another OUT")
@@ -60,7 +67,9 @@ def check_beside(out: str) -> None:
 
 
 def lies_in(path: str | Path, folder: str | Path) -> bool:
-    """Return whether a path is a folder, or below it."""
+    """Return whether a path is a folder, or below it; raise InputError for what names none."""
+    for one in (path, folder):
+        _check_text(f"'{one}'", str(one))
     path, folder = Path(path).resolve(), Path(folder).resolve()
     return folder == path or folder in path.parents
 
@@ -70,12 +79,13 @@ def check_kept(folder: str, names: Sequence[str], model: Path, out: str) -> None
 
     Raises InputError or OutputExists.
     """
-    path, what = Path(folder).resolve(), f"--keep '{folder}'"
+    what = f"--keep '{folder}'"
+    _check_text(what, folder)
+    path = Path(folder).resolve()
     for owner, other in (("the input", model.resolve()), ("OUT", Path(out).resolve())):
         if lies_in(path, other):
             raise InputError(f"{what} lies in {owner}", "choose another folder")
-    _check_parent(what, path / "file")
-    _check_access(what, path / "file")
+    check_place(what, path / "file")
     _check_name(what, path)
     for name in names:
         if occupied(path / name):
@@ -83,14 +93,24 @@ def check_kept(folder: str, names: Sequence[str], model: Path, out: str) -> None
         check_beside(f"{folder}/{name}")
 
 
+def check_place(what: str, path: Path) -> None:
+    """Raise InputError where nothing can be written at `path`, which is absolute."""
+    for check in (_check_parent, _check_access, _check_name):
+        check(what, path)
+
+
 def can_be_written(path: Path) -> bool:
-    """Return whether `check_path` has nothing against the place of a path."""
+    """Return whether `check_place` has nothing against a path."""
     try:
-        for check in (_check_parent, _check_access, _check_name):
-            check(str(path), path)
+        check_place(str(path), path)
     except InputError:
         return False
     return True
+
+
+def _check_text(what: str, path: str) -> None:
+    if "\0" in path:
+        raise InputError(f"{what} holds a null character, which no name does", "choose another")
 
 
 def _check_parent(what: str, path: Path) -> None:
@@ -114,6 +134,9 @@ def _nearest_parent(path: Path) -> Path:
 def _check_name(what: str, path: Path) -> None:
     """Raise InputError for what is no file or folder, and for names too long to stage under."""
     parent = _nearest_parent(path)
+    longest = os.pathconf(parent, "PC_PATH_MAX") - ROOM
+    if len(os.fsencode(path)) > longest:
+        raise InputError(f"{what} is a path of more than {longest} bytes", "choose a shorter one")
     limit = os.pathconf(parent, "PC_NAME_MAX") - SUFFIX
     if any(len(os.fsencode(part)) > limit for part in path.relative_to(parent).parts):
         raise InputError(f"{what} has a name longer than {limit} bytes", "choose a shorter one")
@@ -127,8 +150,14 @@ def _check_ours(what: str, path: Path) -> None:
 
 
 def occupied(path: Path) -> bool:
-    """Return whether something exists there that must not be lost; an empty folder is nothing."""
-    return path.is_file() or (path.is_dir() and any(path.iterdir()))
+    """Return whether something exists there that must not be lost.
+
+    An empty folder is nothing, nor are tensors of ours whose sidecar never came: nothing reads
+    them.
+    """
+    if path.is_file():
+        return sidecar.path_of(path).exists() or not tensorfile.is_marked(path)
+    return path.is_dir() and any(path.iterdir())
 
 
 def existing_result(out: str, output: Output, identity: str) -> Result | None:
@@ -188,8 +217,9 @@ def staged_pair(out: str) -> Iterator[tuple[Path, Path]]:
     with _temporary(path) as temporary:
         temporary.mkdir()
         yield temporary / path.name, temporary / sidecar.path_of(path).name
-        sync(temporary)
-        whole = temporary.with_suffix(".new")
+        sync_all(temporary)
+        whole = sibling(path, NEW)
+        remove(whole)  # nobody had come back to complete it
         temporary.rename(whole)
         sync(path.parent)
         move_in(whole, path)
@@ -197,8 +227,8 @@ def staged_pair(out: str) -> Iterator[tuple[Path, Path]]:
 
 @contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _sibling(path, "tmp")
+    make_folder(path.parent)
+    temporary = sibling(path, TEMPORARY)
     remove(temporary)
     try:
         yield temporary
@@ -206,31 +236,52 @@ def _temporary(path: Path) -> Iterator[Path]:
         remove(temporary)
 
 
-def _sibling(path: Path, suffix: str) -> Path:
-    """Return the name under which this process keeps what is not, or no longer, at `path`."""
-    return path.with_name(f".{path.name}.{os.getpid()}.{suffix}")
+def sibling(path: Path, kind: str) -> Path:
+    """Return the name beside `path` of what is not, or no longer, there: NEW, OLD or TEMPORARY."""
+    return path.with_name(f".{path.name}.prunecli-{kind}")
 
 
+@held()
 def move_in(whole: Path, path: Path) -> None:
     """Move a finished folder to its place, or a file and its sidecar out of their folder.
 
-    If that was interrupted, it goes on.
+    If that was interrupted, it goes on. A finished folder bears its mark until the old one has made
+    room, so that after an exchange the one is known from the other.
     """
-    if sidecar.is_ours(whole):
-        remove(whole / MARK)
-        if path.exists():
-            # in an exchange the old OUT gets this name, and is no finished one any more
-            whole = whole.rename(_sibling(path, "tmp"))
-        publish(whole, path)
+    if whole.is_dir() and not (whole / sidecar.FOLDER_SIDECAR).exists():
+        _move_pair(whole, path)
         return
+    if not path.exists():
+        remove(whole / MARK)
+        sync(whole)
+        whole.rename(path)
+        old = sibling(path, OLD)
+    elif not (whole / MARK).exists() or _exchange(whole, path):
+        remove(path / MARK)
+        sync(path)
+        # from here on, no run must take the old one for something else
+        old = whole.rename(sibling(path, TEMPORARY))
+    else:
+        old = _in_two_steps(whole, path)
+        remove(path / MARK)
+        sync(path)
+    try:
+        sync(path.parent)
+    finally:
+        remove(old)
+
+
+def _move_pair(whole: Path, path: Path) -> None:
     tensors, record = whole / path.name, sidecar.path_of(path)
     if tensors.exists():
-        # no moment at which an old sidecar describes new tensors
-        record.unlink(missing_ok=True)
+        if record != path:
+            # no moment at which an old sidecar describes new tensors
+            record.unlink(missing_ok=True)
         tensors.replace(path)
         sync(path.parent)
     if (whole / record.name).exists():
         (whole / record.name).replace(record)
+        sync(path.parent)
     whole.rmdir()
     sync(path.parent)
 
@@ -240,7 +291,7 @@ def publish(temporary: Path, path: Path) -> None:
 
     Elsewhere a folder needs two renames; the next run puts back what a kill between them moved.
     """
-    sync(temporary)
+    sync_all(temporary)
     if not path.exists() or not (path.is_dir() or temporary.is_dir()):
         temporary.replace(path)
         sync(path.parent)
@@ -249,15 +300,23 @@ def publish(temporary: Path, path: Path) -> None:
         sync(path.parent)
         remove(temporary)
         return
-    old = _sibling(path, "old")
+    old = _in_two_steps(temporary, path)
+    try:
+        sync(path.parent)
+    finally:
+        remove(old)
+
+
+def _in_two_steps(new: Path, path: Path) -> Path:
+    """Replace `path` by a sibling of it; return where what was there is now."""
+    old = sibling(path, OLD)
     path.rename(old)
     try:
-        temporary.rename(path)
+        new.rename(path)
     except BaseException:
         old.rename(path)
         raise
-    sync(path.parent)
-    remove(old)
+    return old
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -287,7 +346,7 @@ def check_partial(out: str, identity: str, restart: bool) -> None:
     if not mark.exists():
         raise OutputExists(f"'{folder.name}' was not made by prunecli", "move it away")
     state = not restart and _holds(folder, LOGS)
-    if state and mark.read_text("utf-8").strip() != identity:
+    if state and regular.content(mark).strip() != identity.encode():
         raise OutputExists(
             f"'{folder.name}' is the state of a run with other inputs or options",
             "use --restart to start over, or choose another OUT",
@@ -301,7 +360,8 @@ def partial(out: str, identity: str, restart: bool) -> Iterator[Path]:
     A folder without anything to resume from is no state: any run may take it. One that is left
     without is removed when the block fails. It appears with its mark in it, and disappears whole,
     so that a kill at no moment leaves one that the next run cannot tell from a user's folder.
-    Raises OutputExists if it is the state of a run with another id. `restart` clears it.
+    Raises OutputExists if it is the state of a run with another id, which `restart` clears; and
+    Stopped where a signal interrupts the block and there is something to resume from.
     """
     folder = partial_of(out)
     check_partial(out, identity, restart)
@@ -312,8 +372,15 @@ def partial(out: str, identity: str, restart: bool) -> Iterator[Path]:
             write_text(temporary / MARK, identity + "\n")
             sync(temporary)
             temporary.rename(folder)
+            sync(folder.parent)
     try:
         yield folder
+    except Interrupted:
+        if _holds(folder, LOGS):
+            raise Stopped(
+                f"stopped; '{folder.name}' keeps what is done", "rerun the same command to resume"
+            ) from None
+        raise
     finally:
         if folder.exists() and not _holds(folder):
             discard(folder)
@@ -329,23 +396,63 @@ def is_unmarked(folder: Path) -> bool:
     return {path.name for path in folder.iterdir()} <= {f".{MARK}.tmp"}
 
 
+def is_done(folder: Path, path: Path) -> bool:
+    """Return whether OUT.partial is the state of the very run whose result is at OUT."""
+    mark = folder / MARK
+    if not (mark.exists() and sidecar.is_ours(path)):
+        return False
+    try:
+        return sidecar.read(path).id == mark.read_text("utf-8").strip()
+    except (InputError, UnicodeDecodeError):
+        return False
+
+
 def discard(folder: Path) -> None:
     """Remove OUT.partial, first under another name: no later run finds it in pieces."""
     if folder.exists():
-        gone = _sibling(folder, "tmp")
+        gone = sibling(folder, TEMPORARY)
         remove(gone)
         folder.rename(gone)
-        remove(gone)
+        try:
+            sync(gone.parent)
+        finally:
+            remove(gone)
 
 
 def publish_partial(out: str) -> None:
     """Make OUT.partial, finished and with its sidecar in it, OUT."""
     folder, path = partial_of(out), Path(out).resolve()
-    sync(folder)
-    whole = _sibling(path, "new")
+    sync_all(folder)
+    whole = sibling(path, NEW)
     folder.rename(whole)
     sync(path.parent)
     move_in(whole, path)
+
+
+def publish_stage(out: str) -> None:
+    """Make what stands in OUT.partial's stage, finished, OUT; the state is of no use then."""
+    folder, path = partial_of(out), Path(out).resolve()
+    if (folder / STAGE / sidecar.FOLDER_SIDECAR).exists():
+        write_text(folder / STAGE / MARK, (folder / MARK).read_text("utf-8"))
+    sync_all(folder / STAGE)
+    whole = sibling(path, NEW)
+    remove(whole)  # nobody had come back to complete it
+    (folder / STAGE).rename(whole)
+    sync(folder)
+    sync(path.parent)
+    discard(folder)
+    move_in(whole, path)
+
+
+def clear_stateless(out: str) -> None:
+    """Remove OUT.partial if it is a run's that kept nothing to resume from."""
+    folder = partial_of(out)
+    if is_unmarked(folder):
+        discard(folder)
+    elif (folder / MARK).is_file() and not folder.is_symlink():
+        made = {path.name for path in folder.iterdir() if not path.match(".*.tmp")}
+        if made <= {MARK, STAGE}:
+            discard(folder)
 
 
 def _holds(folder: Path, *beside: str) -> bool:
@@ -362,43 +469,69 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def replace_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that it exists whole or not at all."""
+    """Write a file so that it exists whole or not at all, and stays when this returns."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        write_bytes(temporary, content)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it that are missing, so that they stay."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        _flush(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file and flush it to disk."""
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file and flush it to disk."""
+    with regular.named(path), path.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
 
 
-def write_json(out: str, text: str) -> None:
-    """Write a JSON artefact, which is its own sidecar, by rename."""
-    with staged(out) as temporary:
-        write_text(temporary, text)
-
-
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if it exists."""
+    """Remove a file, a folder or a link, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            error.filename = str(path)  # which is the name of a file in it, alone
+            raise
+    elif os.path.lexists(path):
+        path.unlink()
+
+
+def sync_all(path: Path) -> None:
+    """Flush a file, or a folder and all that is in it: whoever wrote it may not have."""
     if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+        for below in path.iterdir():
+            sync_all(below)
+    sync(path)
 
 
 def sync(path: Path) -> None:
     """Flush a file, or the names in a folder, to disk; raise PruneError if there is none."""
     if not path.exists():
         raise PruneError(f"nothing was written for '{path.name}'")
+    _flush(path)
+
+
+def _flush(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with regular.named(path):
+            os.fsync(handle)
     finally:
         os.close(handle)

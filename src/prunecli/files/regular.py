@@ -1,11 +1,14 @@
 """Files that others wrote: regular ones only, of bounded size, in the folder that they came in."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from stat import S_ISCHR, S_ISDIR, S_ISFIFO, S_ISREG, S_ISSOCK
 from typing import BinaryIO
 
 from prunecli.errors import InputError
+from prunecli.interruption import safe_point
 
 MAX_BYTES = 100_000_000
 KINDS = (
@@ -22,6 +25,7 @@ def opened(path: str | Path) -> BinaryIO:
     A pipe is never waited for and a device never read. Raises InputError for them and for what
     cannot be opened, FileNotFoundError where nothing is there.
     """
+    safe_point()
     try:
         # without O_NONBLOCK a pipe that nobody writes to is waited for
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -53,20 +57,48 @@ def content(path: str | Path, most: int = MAX_BYTES) -> bytes:
     return found
 
 
+def exists(path: str | Path) -> bool:
+    """Return whether something is at a path; raise InputError where that cannot be known."""
+    return _mode(path) is not None
+
+
+def is_file(path: str | Path) -> bool:
+    """Return whether a path is a regular file; raise InputError where that cannot be known."""
+    mode = _mode(path)
+    return mode is not None and S_ISREG(mode)
+
+
+def is_dir(path: str | Path) -> bool:
+    """Return whether a path is a folder; raise InputError where that cannot be known."""
+    mode = _mode(path)
+    return mode is not None and S_ISDIR(mode)
+
+
+def _mode(path: str | Path) -> int | None:
+    try:
+        return os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        # too long a name, no name at all, or in a folder that may not be searched
+        raise unreadable(path, error) from None
+
+
 def inside(folder: Path, path: Path) -> Path:
     """Return a path in a folder, which may be a link to a file of this folder only.
 
     A hub's cache is made of links, from snapshots into the blobs of the same repository. Raises
     InputError for links to elsewhere.
     """
-    home = folder.resolve()
+    try:
+        home, target = folder.resolve(), path.resolve()
+    except ValueError as error:
+        raise unreadable(path, error) from None
+    except (OSError, RuntimeError):
+        raise InputError(f"'{path}' is a link to itself", "download it again") from None
     allowed = [home]
     if home.parent.name == "snapshots":
         allowed.append(home.parent.parent / "blobs")
-    try:
-        target = path.resolve()
-    except (OSError, RuntimeError):
-        raise InputError(f"'{path}' is a link to itself", "download it again") from None
     if not any(target.is_relative_to(parent) for parent in allowed):
         raise InputError(
             f"'{path}' is a link to a file outside its folder, which is not followed",
@@ -79,3 +111,14 @@ def unreadable(path: str | Path, error: Exception) -> InputError:
     """Return the refusal of a file that the system does not read."""
     why = error.strerror if isinstance(error, OSError) else str(error)
     return InputError(f"cannot read '{path}': {why}")
+
+
+@contextmanager
+def named(path: str | Path) -> Iterator[None]:
+    """Name the file in the system's errors about it: those of an open file name none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise

@@ -9,13 +9,20 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from prunecli.interruption import safe_point
+
 CHUNK = 1 << 20
 
 
 def of_record(record: Mapping[str, Any]) -> str:
     """Return the sha256 of a sidecar's JSON without its own `run.digest`, however it is set out."""
     run = {key: value for key, value in record["run"].items() if key != "digest"}
-    text = json.dumps({**record, "run": run}, sort_keys=True, separators=(",", ":"))
+    return of_value({**record, "run": run})
+
+
+def of_value(value: Any) -> str:
+    """Return the sha256 of a JSON value, however it is set out."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -24,6 +31,7 @@ def of_file(path: Path) -> str:
     sha = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
+            safe_point()
             sha.update(chunk)
     return sha.hexdigest()
 

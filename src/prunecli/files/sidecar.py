@@ -21,10 +21,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from prunecli import __version__
 from prunecli.errors import InputError
-from prunecli.files import regular, seal, strict
+from prunecli.files import forms, regular, seal, strict
+from prunecli.files.forms import Part as Part
 
 SCHEMA = 1
 FOLDER_SIDECAR = "prunecli.json"
+MEASUREMENTS = ("eval", "speed")
 LIBRARIES = ("torch", "transformers", "safetensors", "tokenizers", "datasets", "numpy")
 
 
@@ -199,7 +201,7 @@ def content_id(kind: str, options: dict[str, Any], inputs: list[Input]) -> str:
 def path_of(artefact: str | Path) -> Path:
     """Return the path of an artefact's sidecar."""
     path = Path(artefact)
-    if path.is_dir():
+    if regular.is_dir(path):
         return path / FOLDER_SIDECAR
     return path if path.suffix == ".json" else path.with_name(path.name + ".json")
 
@@ -220,6 +222,7 @@ def read(artefact: str | Path, kinds: tuple[str, ...] = ()) -> Sidecar:
         sidecar = Sidecar.model_validate(record)
     except ValidationError as error:
         raise InputError(f"'{path}' is not a prunecli sidecar: {_first(error)}") from None
+    _check_parts(artefact, sidecar)
     if kinds and sidecar.kind not in kinds:
         raise InputError(
             f"wrong kind of sidecar: '{artefact}' is '{sidecar.kind}', "
@@ -228,10 +231,16 @@ def read(artefact: str | Path, kinds: tuple[str, ...] = ()) -> Sidecar:
     return sidecar
 
 
-class Part(BaseModel):
-    """A part of a sidecar that its readers rely on; it may hold more."""
-
-    model_config = ConfigDict(strict=True)
+def _check_parts(artefact: str | Path, record: Sidecar) -> None:
+    """Raise InputError where others would read what is not there, or of another type."""
+    if not record.history:
+        raise InputError(f"the sidecar of '{artefact}' has no history", "make it again")
+    if record.kind in MEASUREMENTS and not record.inputs:
+        raise InputError(f"the sidecar of '{artefact}' does not say of what it is", "make it again")
+    part(artefact, record.results, forms.RESULTS.get(record.kind, Part))
+    inputs = [*record.inputs, *(entry for step in record.history for entry in step.inputs)]
+    for entry in inputs:
+        part(artefact, entry.model_extra or {}, forms.InputDetails)
 
 
 AnyPart = TypeVar("AnyPart", bound=Part)
@@ -260,7 +269,7 @@ def _first(error: ValidationError) -> str:
 
 def read_if_any(artefact: str | Path) -> Sidecar | None:
     """Return the sidecar of an artefact, None if it has none."""
-    return read(artefact) if path_of(artefact).exists() else None
+    return read(artefact) if regular.exists(path_of(artefact)) else None
 
 
 def is_ours(artefact: str | Path) -> bool:

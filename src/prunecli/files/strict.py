@@ -8,7 +8,7 @@ from typing import Any
 from prunecli.errors import InputError
 from prunecli.files import regular
 
-MAX_DIGITS = 300
+MAX_DIGITS = 40  # three such numbers can be multiplied, and still be floats
 MAX_DEPTH = 100
 MAX_VALUES = 5_000_000  # of some 60 bytes each
 
@@ -41,22 +41,24 @@ def read_value(path: Path) -> Any:
         raise InputError(f"'{path}' is not readable as JSON: {why}") from None
 
 
-def parsed(content: str | bytes) -> Any:
+def parsed(content: str | bytes, finite: bool = True) -> Any:
     """Return the value of a JSON text.
 
     Raises ValueError, of one line, for no JSON and for what can only do harm: NaN and infinity
     (which JSON has not), halves of surrogate pairs (which UTF-8 has not), a name twice in an object
     (another library may take the other one), too many digits or values, too deep nesting.
+    `finite=False` is for numbers that were computed, which may be infinite.
     """
     text = content.decode() if isinstance(content, bytes) else content
     if sum(map(text.count, ",[{")) > MAX_VALUES:
         raise ValueError(f"it has more than {MAX_VALUES} values")
+    number = _finite if finite else float
     try:
         value = json.loads(
             text,
             parse_int=_integer,
-            parse_float=_finite,
-            parse_constant=_finite,
+            parse_float=number,
+            parse_constant=number,
             object_pairs_hook=_object,
         )
     except RecursionError:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prunecli.errors import InputError
 from prunecli.files import regular, strict
+from prunecli.interruption import safe_point
 
 if TYPE_CHECKING:
     import torch
@@ -95,6 +96,16 @@ def read_header(path: Path) -> dict[str, Spec]:
     return specs
 
 
+def is_marked(path: Path) -> bool:
+    """Return whether a file is one of tensors that `TensorWriter` wrote with a mark."""
+    start = f'{{"__metadata__":{json.dumps(_notes(True), separators=(",", ":"))}'.encode()
+    try:
+        with regular.opened(path) as file:
+            return file.read(8 + len(start))[8:] == start
+    except (OSError, InputError):
+        return False
+
+
 def _corrupt(path: Path, why: str) -> InputError:
     return InputError(f"'{path}' is not a valid safetensors file: {why}", "copy it again")
 
@@ -151,7 +162,7 @@ def check_integers(source: str) -> tuple[Path, str, Spec]:
     """
     file, _, name = source.partition(f"{TENSOR_FILE}:")
     path = Path(file.removesuffix(TENSOR_FILE) + TENSOR_FILE)
-    if not path.is_file():
+    if not regular.is_file(path):
         raise InputError(f"no such file: '{path}'", "check the path")
     specs = read_header(path)
     if name not in specs:
@@ -193,6 +204,7 @@ def read_tensor(path: Path, name: str) -> "torch.Tensor":
     """
     from safetensors import safe_open
 
+    safe_point()
     with safe_open(path, "pt") as file:
         tensor: torch.Tensor = file.get_tensor(name)
         return tensor
@@ -221,12 +233,17 @@ def _bytes(tensor: "torch.Tensor") -> memoryview:
     return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
-def layout(specs: Mapping[str, Spec]) -> tuple[bytes, dict[str, int]]:
+def _notes(marked: bool) -> dict[str, str]:
+    """Return what a header says beside its tensors."""
+    return {"format": "pt", **({"made_by": "prunecli"} if marked else {})}
+
+
+def layout(specs: Mapping[str, Spec], marked: bool = False) -> tuple[bytes, dict[str, int]]:
     """Return how a file of these tensors begins, and where after that each one is.
 
     Types come by falling size, then names: what safetensors itself writes.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": _notes(marked)}
     offsets, offset = {}, 0
     for name in sorted(specs, key=lambda name: (-ITEM_BYTES[specs[name].dtype], name)):
         spec = specs[name]
@@ -246,26 +263,44 @@ class TensorWriter:
     """Write one safetensors file whose tensors come in any order, one at a time.
 
     The layout is known from `specs`, so each tensor goes to its place at once. Use as a context
-    manager; leaving it checks that every tensor came and flushes the file to disk.
+    manager; leaving it checks that every tensor came and flushes the file to disk. `marked` files
+    say that they are prunecli's, for the case that they stay without a sidecar. `written` are the
+    digests of what an earlier writer left in the file, which has this layout; without any the file
+    is made anew.
     """
 
-    def __init__(self, path: Path, specs: Mapping[str, Spec]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        specs: Mapping[str, Spec],
+        written: Mapping[str, str] | None = None,
+        marked: bool = False,
+    ) -> None:
         self.path, self.specs = path, dict(specs)
-        self.digests: dict[str, str] = {}
-        start, self._offsets = layout(specs)
-        self._file = path.open("wb")
-        self._file.write(start)
+        self.digests: dict[str, str] = dict(written or {})
+        start, self._offsets = layout(specs, marked)
         self._start = len(start)
-        self._file.truncate(self._start + sum(spec.bytes for spec in specs.values()))
+        self._file = path.open("r+b" if self.digests else "wb")
+        with regular.named(path):
+            self._file.write(start)
+            self._file.truncate(self._start + sum(spec.bytes for spec in specs.values()))
 
     def write(self, name: str, tensor: "torch.Tensor") -> None:
         """Write one tensor to its place; type and shape must be those announced."""
+        safe_point()
         spec = spec_of(tensor)
         if self.specs.get(name) != spec:
             raise ValueError(f"{name}: announced {self.specs.get(name)}, got {spec}")
-        self._file.seek(self._start + self._offsets[name])
-        self._file.write(_bytes(tensor))
+        with regular.named(self.path):
+            self._file.seek(self._start + self._offsets[name])
+            self._file.write(_bytes(tensor))
         self.digests[name] = tensor_digest(tensor)
+
+    def flush(self) -> None:
+        """Flush what was written to disk."""
+        with regular.named(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def __enter__(self) -> "TensorWriter":
         return self
@@ -281,10 +316,10 @@ class TensorWriter:
                 missing = self.specs.keys() - self.digests.keys()
                 if missing:
                     raise ValueError(f"{self.path.name}: never written: {sorted(missing)[:3]}")
-                self._file.flush()
-                os.fsync(self._file.fileno())
+                self.flush()
         finally:
-            self._file.close()
+            with regular.named(self.path):
+                self._file.close()
 
 
 Tensors = Mapping[str, "torch.Tensor"]
@@ -294,15 +329,15 @@ class TensorFile(Mapping[str, "torch.Tensor"]):
     """The tensors of one safetensors file by name, each read when it is asked for."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self._specs = path, read_header(path)
+        self.path, self.specs = path, read_header(path)
 
     def __getitem__(self, name: str) -> "torch.Tensor":
-        if name not in self._specs:
+        if name not in self.specs:
             raise KeyError(name)
         return read_tensor(self.path, name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._specs)
+        return iter(self.specs)
 
     def __len__(self) -> int:
-        return len(self._specs)
+        return len(self.specs)

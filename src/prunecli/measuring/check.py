@@ -10,7 +10,7 @@ from typing import Any
 
 from prunecli.data import rows
 from prunecli.errors import PruneError
-from prunecli.files import sidecar
+from prunecli.files import regular, sidecar
 from prunecli.files.sidecar import Sidecar
 from prunecli.files.strict import told
 from prunecli.files.tensorfile import (
@@ -55,13 +55,13 @@ def check(path: str, *, deep: bool = False, report: Report = SILENT) -> list[str
 
 
 def _problems(path: str, deep: bool, report: Report) -> Problems:
-    if rows.is_rows(path) and not Path(path).exists():  # a range of rows, or a tensor in a file
+    if rows.is_rows(path) and not regular.exists(path):  # a range of rows, or a tensor in a file
         rows.open_rows(path)
         path = rows.split(path)[0]
         if TENSOR_FILE in path:
             return
     place = _described(Path(path))
-    if not place.exists():
+    if not regular.exists(place):
         yield "no such file or folder"
         return
     is_model = place.is_dir() and not (place / rows.shard_name(0)).exists()
@@ -191,11 +191,19 @@ def _of_plan(results: Mapping[str, Any]) -> Problems:
     for axis, value in keep.items():
         if value is None:
             continue
-        nested = bool(value) and isinstance(value[0], list)
+        nested = isinstance(value, list) and bool(value) and isinstance(value[0], list)
         lists = value if nested else [value]
+        if not all(_are_whole(one) for one in lists):
+            yield f"its {axis} are no indices"
+            continue
         if any(one != sorted(set(one)) or min(one, default=-1) < 0 for one in lists):
             yield f"its {axis} are not ascending and unique indices"
         sizes = [len(one) for one in lists]
         recorded = kept.get(axis)
         if sizes != (recorded if isinstance(recorded, list) else [recorded] * len(sizes)):
             yield f"it keeps {told(sizes)} {axis}, and records {told(recorded)}"
+
+
+def _are_whole(values: Any) -> bool:
+    """Return whether these are whole numbers in a list."""
+    return isinstance(values, list) and all(type(value) is int for value in values)

@@ -1,24 +1,24 @@
 """The library verb `evaluate`: losses on held-out tokens and accuracies on tasks, in one sidecar.
 
 Losses come from the model streamed layer by layer, so a checkpoint larger than memory can be
-evaluated; lm-eval needs it whole. Finished measurements are kept in OUT.partial, one file each.
+evaluated; lm-eval needs it whole. Finished measurements are kept in OUT.partial, one file each,
+and what is done of long losses.
 """
 
-import json
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prunecli.data.tokenizer import AUTO
 from prunecli.data.windows import Tokens
-from prunecli.files import output, sidecar
+from prunecli.files import forms, keeping, output, sidecar
 from prunecli.files.artefact import Artefact
 from prunecli.files.claim import exclusive
-from prunecli.files.sidecar import Computed, Input, SidecarBuilder
+from prunecli.files.keeping import Keeper
+from prunecli.files.sidecar import Computed, Input, Part, SidecarBuilder
 from prunecli.measuring import harness, perplexity
 from prunecli.measuring.tasks import Group, Task, load
 from prunecli.model import memory
@@ -28,15 +28,13 @@ from prunecli.model.device import check_device, settled
 from prunecli.model.memory import MemoryNeed
 from prunecli.record import Record, limited
 from prunecli.report import Report
-from prunecli.settings import Compute, Data, Result, RunContext, Tasks
-
-if TYPE_CHECKING:
-    from prunecli.model.stream import LayerStream
+from prunecli.settings import Compute, Data, Result, RunContext, Tasks, never
 
 # what an evaluation repeats of its model's sidecar
 MODEL = ("method", "granularity", "ratio", "params", "nonzero", "sizes", "flops", "flops_tokens")
 
 Results = dict[str, Any]
+Measure = Callable[[int, Keeper], Results]
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def evaluate(request: EvalRequest, run: RunContext = RunContext()) -> Result:
     them. If `repeat` is more than 1, each record has its `noise`: the greatest differences between
     these times (perplexity.py, harness.py).
     Raises InputError for windows that the model has seen, and for data or tasks that cannot be had,
-    before anything is computed; UsageError; OutputExists.
+    before anything is computed; UsageError; OutputExists; with an OUT, Stopped.
     """
     check_device(run.compute)
     builder = SidecarBuilder("eval", run.output.argv)
@@ -86,12 +84,9 @@ def evaluate(request: EvalRequest, run: RunContext = RunContext()) -> Result:
     )
     if done := _need(material, checkpoint, run).settled(artefact, material.names, run.compute):
         return done
-    with artefact.partial() if artefact.path else nullcontext() as folder:
-        of_data, of_tasks = _measure(material, request, checkpoint, run, folder)
-        result = artefact.write_json({}, _results(checkpoint, of_data, of_tasks))
-        if folder is not None:
-            output.discard(folder)
-    return result
+    with artefact.keeping() as keeper:
+        of_data, of_tasks = _measure(material, request, checkpoint, run, keeper.folder)
+        return artefact.write_json({}, _results(checkpoint, of_data, of_tasks), keeper)
 
 
 @dataclass(frozen=True)
@@ -170,27 +165,32 @@ def _measure(
     folder: Path | None,
 ) -> tuple[list[Results], list[Results]]:
     """Return the results of all data, and of all tasks and groups; finished ones from `folder`."""
-    measurements: list[tuple[str, Callable[[int], Results], Callable[[Any], Results]]] = []
+    stop = never if folder is None else run.stop
+    whole = harness.Harness(
+        checkpoint, run.compute, request.tasks, material.tokenizer, run.report, stop
+    )
     # by number: names may be alike as names of files, and two sources may have the same tokens
-    if material.windows:
-        from prunecli.model.stream import LayerStream
-
-        stream = LayerStream(checkpoint, run.compute, run.report)
-        measurements += [
-            (f"data-{number}", partial(_losses, stream, tokens), perplexity.noise)
+    measurements: list[tuple[str, type[Part], Measure, Callable[[Any], Results]]] = [
+        *(
+            (
+                f"data-{number}",
+                forms.Loss,
+                partial(_losses, checkpoint, run, tokens),
+                perplexity.noise,
+            )
             for number, tokens in enumerate(material.windows)
-        ]
-    whole = harness.Harness(checkpoint, run.compute, request.tasks, material.tokenizer, run.report)
-    measurements += [
-        (f"task-{number}", partial(whole.run, task), harness.noise)
-        for number, task in enumerate(material.tasks)
+        ),
+        *(
+            (f"task-{number}", forms.Task, partial(_answers, whole, task), harness.noise)
+            for number, task in enumerate(material.tasks)
+        ),
     ]
     # one alone shows its own progress
     several = len(measurements) > 1
     watched = run.report.progress(measurements, "measuring", unit="measurement")
     results = [
-        _repeated(folder and folder / f"{name}.json", measure, noise, request.repeat)
-        for name, measure, noise in (watched if several else measurements)
+        _repeated(folder and folder / name, form, measure, noise, request.repeat, run)
+        for name, form, measure, noise in (watched if several else measurements)
     ]
     of_data, of_tasks = results[: len(material.windows)], results[len(material.windows) :]
     by_name = {task["name"]: task for task in of_tasks}
@@ -199,26 +199,40 @@ def _measure(
 
 
 def _repeated(
-    file: Path | None,
-    measure: Callable[[int], Results],
+    kept: Path | None,
+    form: type[Part],
+    measure: Measure,
     noise: Callable[[list[Results]], Results],
     repeat: int,
+    run: RunContext,
 ) -> Results:
-    """Return the first of `repeat` results with the noise of all; from `file` if it is there."""
-    if file is None or not file.exists():
-        times = [measure(turn) for turn in range(repeat)]
-        made = {**times[0], **({"noise": noise(times)} if repeat > 1 else {})}
-        if file is None:
-            return made
-        output.replace_text(file, json.dumps(made))
-    stored: Results = json.loads(file.read_text("utf-8"))
-    return stored
+    """Return the first of `repeat` results with the noise of all.
+
+    Each is in a file whose path begins with `kept`, and its unfinished work in a folder beside it.
+    """
+    times = []
+    for turn in range(repeat):
+        unfinished = kept and kept.with_name(f"{kept.name}-{turn}")
+        keeper = Keeper(run, unfinished)
+        file = unfinished and unfinished.with_suffix(".json")
+        times.append(keeping.result(file, partial(measure, turn, keeper), form, run.report))
+        if unfinished is not None:
+            output.remove(unfinished)
+    return {**times[0], **({"noise": noise(times)} if repeat > 1 else {})}
 
 
-def _losses(stream: "LayerStream", tokens: Tokens, turn: int) -> Results:
+def _answers(whole: harness.Harness, task: Task, turn: int, keeper: Keeper) -> Results:
+    """Return the results of a task, which is done as a whole."""
+    return whole.run(task, turn)
+
+
+def _losses(
+    checkpoint: Checkpoint, run: RunContext, tokens: Tokens, turn: int, keeper: Keeper
+) -> Results:
     """Return the results of these windows, [N, T] ids; odd turns take them in reverse order."""
-    from prunecli.model.stream import sequence_losses
+    from prunecli.model.stream import LayerStream, sequence_losses
 
+    stream = LayerStream(checkpoint, run.compute, run.report, keeper)
     # the order must not matter
     order = slice(None, None, -1 if turn % 2 else 1)
     losses = sequence_losses(stream, tokens.ids[list(range(len(tokens.ids)))[order]])  # [N], nats

@@ -5,7 +5,7 @@ and its noise is computed: sigma = sqrt(acc (1 - acc) / N), as in the paper's Ta
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from math import isfinite, sqrt
@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from prunecli.data import tokenizer
-from prunecli.errors import InputError, NotANumber
+from prunecli.errors import InputError, NotANumber, Stopped
 from prunecli.files import regular
+from prunecli.interruption import safe_point
 from prunecli.measuring import suite
 from prunecli.measuring.perplexity import spread
 from prunecli.measuring.tasks import Group, Task, quiet, refuse_absent, seed
 from prunecli.model import companions
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.report import Report
-from prunecli.settings import Compute, Tasks
+from prunecli.settings import Compute, Tasks, never
 
 GENERATES = "generate_until"  # the type of tasks whose answers are written, not chosen
 METRICS = ("acc_norm", "acc")  # the first that a task has stands for it
@@ -90,13 +91,17 @@ def noise(times: list[dict[str, Any]]) -> dict[str, Any]:
 
 @dataclass
 class Harness:
-    """A whole model for any number of tasks, loaded when the first of them runs."""
+    """A whole model for any number of tasks, loaded when the first of them runs.
+
+    `stop` is asked before every batch; where it says so, Stopped is raised.
+    """
 
     checkpoint: Checkpoint
     compute: Compute
     wanted: Tasks
     tokenizer: str | None
     report: Report
+    stop: Callable[[], bool] = never
     _model: Any = field(default=None, init=False)
 
     def run(self, task: Task, turn: int = 0) -> dict[str, Any]:
@@ -161,9 +166,19 @@ class Harness:
             tokenizer.begin_with_bos(words)
         # what a text without context begins with; tokenizers of bytes have nothing made for it
         begins = words.bos_token_id is not None or words.eos_token_id is not None
+
+        class Harnessed(HFLM):  # type: ignore[misc]
+            """With a safe point at every text that is encoded."""
+
+            def tok_encode(self, *texts: Any, **how: Any) -> Any:
+                safe_point()
+                return super().tok_encode(*texts, **how)
+
         with torch.no_grad():
-            return HFLM(
-                pretrained=stock.loaded(self.checkpoint, dtype, device),
+            model = stock.loaded(self.checkpoint, dtype, device)
+            model.register_forward_pre_hook(self._ask)
+            return Harnessed(
+                pretrained=model,
                 tokenizer=words,
                 prefix_token_id=None if begins else 0,
                 add_bos_token=None if bos == tokenizer.AUTO else bos == tokenizer.ALWAYS,
@@ -172,6 +187,11 @@ class Harness:
                 # log-probabilities of a 16-bit model lose a unit in a thousand otherwise
                 softmax_dtype="float32",
             )
+
+    def _ask(self, model: Any, inputs: Any) -> None:
+        safe_point()
+        if self.stop():
+            raise Stopped("stopped within a task", "rerun the same command to resume")
 
 
 def of_group(

@@ -6,7 +6,7 @@ from pathlib import Path
 from prunecli.files import seal, sidecar, strict
 from prunecli.files.provenance import integrity_error
 from prunecli.files.sidecar import Sidecar
-from prunecli.files.tensorfile import layout, read_header
+from prunecli.files.tensorfile import is_marked, layout, read_header
 from prunecli.model.checkpoint import INDEX, ONE_FILE
 
 
@@ -35,7 +35,7 @@ def _file_faults(folder: Path, name: str, digest: str) -> Iterator[str]:
 
 def header_faults(path: Path) -> Iterator[str]:
     """Yield whether a file of tensors begins otherwise than prunecli writes it."""
-    start, _ = layout(read_header(path))
+    start, _ = layout(read_header(path), is_marked(path))
     with path.open("rb") as file:
         if file.read(len(start)) != start:
             yield f"the header of '{path.name}' is not what was written"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from prunecli.data.records import first_line
-from prunecli.errors import InputError, PruneError, UsageError, suggest
+from prunecli.errors import InputError, PruneError, UsageError, refused, suggest
 from prunecli.files import regular
 from prunecli.files.sidecar import Input
 from prunecli.report import Report
@@ -173,7 +173,7 @@ def _loaded(manager: Any, name: str) -> dict[str, Any]:
             made: dict[str, Any] = manager.load([name])
     except Exception as error:
         # what fetching and reading may raise has no common base
-        raise InputError(
+        raise refused(error) or InputError(
             f"task '{name}' cannot load its data: {first_line(error)}",
             "download it once with a network and copy the cache (HF_HOME), "
             "or give a local task by --include-path",
@@ -186,7 +186,7 @@ def _check_folder(wanted: Tasks) -> None:
     if wanted.include_path is None:
         return
     folder = Path(wanted.include_path)
-    if not folder.is_dir():
+    if not regular.is_dir(folder):
         raise InputError(f"no such folder: '{folder}'", "check --include-path")
     if wanted.allow_code:
         return

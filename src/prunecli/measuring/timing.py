@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.errors import InputError
+from prunecli.interruption import safe_point
 from prunecli.model import stock
 from prunecli.model.device import device_of, dtype_of
 from prunecli.report import Report
@@ -49,6 +50,7 @@ class TimedModel:
 
     def seconds(self, quantity: str) -> float:
         """Return the seconds of one pass of a quantity; what goes before it is not counted."""
+        safe_point()
         passes: dict[str, Callable[[Any], None]] = {
             "prefill": self._prefill,
             "decode": self._decode,

@@ -9,14 +9,14 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from prunecli.errors import InputError, PruneError
+from prunecli.errors import InputError, PruneError, refused
 from prunecli.files import provenance, regular, sidecar, strict
-from prunecli.files.output import write_text
+from prunecli.files.output import write_bytes, write_text
 from prunecli.files.tensorfile import (
     STORAGE,
     Spec,
@@ -58,9 +58,9 @@ def locate(model: str) -> Path:
     if model.startswith("hf:"):
         return _from_hub(model[3:])
     path = Path(model)
-    if path.is_dir():
+    if regular.is_dir(path):
         return path
-    if path.exists():
+    if regular.exists(path):
         foreign.refuse_file(path)
         raise InputError(f"'{model}' is a file, expected a model folder")
     hint = f"for the Hugging Face hub write hf:{model}" if _is_id(model) else "check the path"
@@ -92,7 +92,7 @@ def _from_hub(name: str) -> Path:
     except Exception as error:
         # the hub client's errors have no common base that is part of its interface
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(
+        raise refused(error) or InputError(
             f"cannot fetch 'hf:{name}' from the Hugging Face hub: {why}",
             "download the model elsewhere and give its folder",
         ) from None
@@ -369,17 +369,22 @@ def _part(stored: str) -> str:
 
 
 class CheckpointWriter:
-    """Writes a model folder tensor by tensor into `folder`, which must not exist.
+    """Writes a model folder tensor by tensor into `folder`.
 
-    `shards` numbers the shard of each tensor. Use as a context manager: leaving it writes the
-    index.
+    `shards` numbers the shard of each tensor, `opened` makes the writer of a shard. Use as a
+    context manager: leaving it writes the index.
     """
 
     def __init__(
-        self, folder: Path, config: Mapping[str, object], specs: dict[str, Spec], shards: list[int]
+        self,
+        folder: Path,
+        config: Mapping[str, object],
+        specs: dict[str, Spec],
+        shards: list[int],
+        opened: Callable[[Path, Mapping[str, Spec]], TensorWriter] = TensorWriter,
     ) -> None:
         self.folder, self.specs = folder, specs
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         self._config = {
             key: value for key, value in config.items() if key not in configs.PREFERENCES
         }
@@ -392,7 +397,7 @@ class CheckpointWriter:
             name: used.index(shard) for name, shard in zip(specs, shards, strict=True)
         }
         self._writers = [
-            TensorWriter(
+            opened(
                 folder / file, {name: specs[name] for name in specs if self._shard_of[name] == i}
             )
             for i, file in enumerate(names)
@@ -401,6 +406,12 @@ class CheckpointWriter:
     def write(self, name: str, tensor: "torch.Tensor") -> None:
         """Write one tensor, in any order."""
         self._writers[self._shard_of[name]].write(name, tensor)
+
+    def written(self) -> "Iterator[tuple[str, torch.Tensor]]":
+        """Yield the tensors that are written already."""
+        for writer in self._writers:
+            for name in writer.digests:
+                yield name, read_tensor(writer.path, name)
 
     @property
     def digests(self) -> dict[str, str]:
@@ -419,7 +430,7 @@ class CheckpointWriter:
         write_text(self.folder / "config.json", json.dumps(config, indent=2) + "\n")
         for name, content in companion_files.items():
             (self.folder / name).parent.mkdir(exist_ok=True)
-            (self.folder / name).write_bytes(content)
+            write_bytes(self.folder / name, content)
 
     def __enter__(self) -> "CheckpointWriter":
         return self

@@ -54,8 +54,12 @@ def find(folder: str | Path, patterns: tuple[str, ...] = ALL) -> list[Path]:
     Raises InputError for what is no file, cannot be read, or is a link to elsewhere.
     """
     home = Path(folder)
+    if not regular.is_dir(home):
+        return []
     paths = (path for pattern in patterns for path in sorted(home.glob(pattern)))
-    found = dict.fromkeys(path for path in paths if path.exists() and not path.is_dir())
+    found = dict.fromkeys(
+        path for path in paths if regular.exists(path) and not regular.is_dir(path)
+    )
     for path in found:
         # libraries open these by themselves, and would wait for a pipe
         regular.opened(regular.inside(home, path)).close()

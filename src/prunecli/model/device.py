@@ -6,6 +6,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from prunecli.errors import UsageError
+from prunecli.files import scratch
 from prunecli.files.tensorfile import torch_dtype
 from prunecli.model.checkpoint import Reader
 from prunecli.settings import Compute
@@ -71,7 +72,12 @@ def dtype_of(compute: Compute, checkpoint: Reader) -> "torch.dtype":
 
 
 def check_device(compute: Compute) -> None:
-    """Raise UsageError for a device that does not exist, before anything is read."""
+    """Raise UsageError for a device that does not exist, before anything is read.
+
+    Raises InputError where hidden states are to be kept on disk and there is no place for them.
+    """
+    if compute.buffer == "disk":
+        scratch.folder()
     if compute.device in ("auto", "cpu"):
         # these always exist, and torch is slow to load
         return

@@ -4,21 +4,26 @@ Layers are transformers' own classes, built on meta and given the streamed weigh
 of all sequences live in one buffer that each layer overwrites in place.
 """
 
-import tempfile
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from math import prod
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from prunecli.files import scratch
+from prunecli.files.keeping import Keeper
+from prunecli.interruption import safe_point
 from prunecli.model import memory
 from prunecli.model.checkpoint import Reader
 from prunecli.model.device import device_of, dtype_of
 from prunecli.model.stock import LogitSoftcap, meta_model
 from prunecli.report import SILENT, Report
-from prunecli.settings import BATCH_TOKENS, Compute
+from prunecli.settings import BATCH_TOKENS, Compute, RunContext
 
 VOCAB_CHUNK = 8192
+
+T = TypeVar("T")
 
 
 class LayerStream:
@@ -29,10 +34,18 @@ class LayerStream:
         compute: device, compute type, and where hidden states are kept: `ram`, or `disk` for a
             file-backed buffer in the temporary folder.
         report: hears about progress.
+        keeper: keeps the states of walks; without one nothing is kept.
     """
 
-    def __init__(self, checkpoint: Reader, compute: Compute, report: Report = SILENT) -> None:
-        self.checkpoint, self.arch, self.report = checkpoint, checkpoint.arch, report
+    def __init__(
+        self,
+        checkpoint: Reader,
+        compute: Compute,
+        report: Report = SILENT,
+        keeper: Keeper | None = None,
+    ) -> None:
+        self.checkpoint, self.arch = checkpoint, checkpoint.arch
+        self.keeper = keeper or Keeper(RunContext(report=report))
         self.device, self.dtype = device_of(compute), dtype_of(compute, checkpoint)
         self.buffer_kind = compute.buffer
         self._stock = meta_model(checkpoint.arch, self.device)
@@ -46,6 +59,22 @@ class LayerStream:
         self._roots: dict[str, Tensor] = {}
         self._head: Tensor | None = None
         self._context: tuple[int, list[dict[str, Any]]] | None = None
+
+    def walk(
+        self, items: Sequence[T], what: str, unit: str, state: dict[str, Tensor]
+    ) -> Iterator[T]:
+        """Yield items, showing progress; `state` is all that a run that goes on after some needs.
+
+        Every loop over layers is one of these (files/keeping.py says what that asks of it).
+        """
+        return self.keeper.steps(items, what, unit, state, self._placed)
+
+    def _placed(self, tensor: Tensor, on_device: bool) -> Tensor:
+        """Return a tensor of a state, where it was: on the device, or where hidden states are."""
+        if on_device:
+            return tensor.to(self.device)
+        placed = self.buffer(tuple(tensor.shape), tensor.dtype)
+        return placed.copy_(tensor)
 
     def _capture(self, hidden_states: Tensor, **context: Any) -> Tensor:
         self._captured.append((hidden_states, context))
@@ -86,13 +115,13 @@ class LayerStream:
             buffer[batch] = self._layer_inputs(ids[batch])[0][0].to(buffer.device)
         return buffer
 
-    def buffer(self, shape: tuple[int, ...]) -> Tensor:
+    def buffer(self, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
         """Return room for hidden states [N, T, D], in memory or in a file."""
         if self.buffer_kind == "ram":
-            return torch.empty(shape, dtype=self.dtype)
-        with tempfile.NamedTemporaryFile(prefix="prunecli-hidden-") as file:
-            size = shape[0] * shape[1] * shape[2]
-            flat = torch.from_file(file.name, shared=True, size=size, dtype=self.dtype)
+            return torch.empty(shape, dtype=dtype or self.dtype)
+        size, dtype = prod(shape), dtype or self.dtype
+        with scratch.file(size * dtype.itemsize) as file:
+            flat = torch.from_file(file.name, shared=True, size=size, dtype=dtype)
         return flat.view(shape)
 
     def layer(self, i: int) -> nn.Module:
@@ -199,6 +228,7 @@ def batches(ids: Tensor) -> Iterator[slice]:
     """Yield slices of rows [N, T] of about 1024 tokens: what goes through a layer at once."""
     step = max(1, BATCH_TOKENS // ids.shape[1])
     for start in range(0, len(ids), step):
+        safe_point()
         yield slice(start, min(start + step, len(ids)))
 
 
@@ -210,13 +240,17 @@ def sequence_losses(stream: LayerStream, ids: Tensor, without: range = range(0))
     one sequence at a time: how products are rounded depends on what else is in a batch, and a loss
     must not.
     """
-    hidden = stream.embed(ids)  # [N, T, D]
+    state = {"hidden": stream.embed(ids)}  # [N, T, D]
     layers = [i for i in range(stream.arch.layers) if i not in without]
-    for i in stream.report.progress(layers, "evaluating", len(layers), "layers"):
-        layer = stream.layer(i)
+    for i in stream.walk(layers, "evaluating", "layers", state):
+        layer, hidden = stream.layer(i), state["hidden"]
         for rows in batches(ids):
             before = hidden[rows].to(stream.device)
             after = torch.cat([stream.forward(layer, i, alone) for alone in torch.split(before, 1)])
             hidden[rows] = after.to(hidden.device)
-    pairs = zip(torch.split(hidden, 1), torch.split(ids, 1), strict=True)  # [1, T, D], [1, T]
-    return torch.cat([stream.losses(states, alone) for states, alone in pairs])
+    of_windows = {"losses": torch.zeros(len(ids), dtype=torch.float64)}
+    for n in stream.walk(range(len(ids)), "predicting", "windows", of_windows):
+        alone = slice(n, n + 1)
+        of_windows["losses"][alone] = stream.losses(state["hidden"][alone], ids[alone])
+    del state["hidden"]
+    return of_windows["losses"]

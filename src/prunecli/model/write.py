@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from prunecli.errors import PruneError
 from prunecli.files import output, seal, sidecar
+from prunecli.files.keeping import Keeper
 from prunecli.files.sidecar import Sidecar
-from prunecli.files.tensorfile import Spec
+from prunecli.files.tensorfile import Spec, TensorWriter
 from prunecli.model import memory
 from prunecli.model.arch import FLOPS_TOKENS, Arch
 from prunecli.model.checkpoint import CheckpointWriter, check_loads
@@ -43,19 +44,26 @@ def write_tensors(
     shards: list[int],
     stream: "Iterable[tuple[str, torch.Tensor]]",
     pattern: SparsityPattern | None = None,
+    keeper: Keeper | None = None,
 ) -> WriteSummary:
     """Write tensors into `folder` as they come, counting those weights that are not zero.
 
-    Raises PruneError where a block matrix breaks the `pattern` that the sidecar will record.
+    Those that a stopped run wrote, by the `keeper`, are counted and need not come again. Raises
+    PruneError where a block matrix breaks the `pattern` that the sidecar will record.
     """
     census = Census(arch, pattern)
-    with CheckpointWriter(folder, arch.config, dict(specs), shards) as writer:
+    opened = TensorWriter if keeper is None else keeper.writer
+    with CheckpointWriter(folder, arch.config, dict(specs), shards, opened) as writer:
+        for name, values in writer.written():
+            census.add(name, values)
         for name, values in stream:
             writer.write(name, values)
             memory.release()
             census.add(name, values)
             if census.broken:
                 raise PruneError(f"nothing was written: {census.fault}")
+            if keeper is not None:
+                keeper.pause()
     return WriteSummary(writer, writer.digest(), census)
 
 

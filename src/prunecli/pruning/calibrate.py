@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from prunecli.errors import UsageError
 from prunecli.files.artefact import Artefact
 from prunecli.files.claim import exclusive
+from prunecli.files.keeping import Keeper
 from prunecli.files.sidecar import Computed, SidecarBuilder
 from prunecli.files.tensorfile import Spec
 from prunecli.methods import registry
@@ -54,7 +55,8 @@ class CalibrateRequest(Record):
 def calibrate(request: CalibrateRequest, run: RunContext = RunContext()) -> Result:
     """Collect what methods read, of the dense model on DATA, into OUT.safetensors.
 
-    Raises UsageError, InputError, OutputExists.
+    What is done of a long run is kept in OUT.partial; the next one goes on from there, unless
+    `run.output.restart`. Raises UsageError, InputError, OutputExists, Stopped.
     """
     check_device(run.compute)
     methods = [registry.get(name) for name in request.methods]
@@ -127,6 +129,7 @@ def statistics_artefact(
         SidecarBuilder("calibrate", run.output.argv), "stats", options,
         [dense.as_input(digest), *calibration.inputs], run, calibration=calibration.num_tokens,
         computed=Computed(run.compute.device, run.compute.dtype, BATCH_TOKENS),
+        resumable=calibration.windows is not None,
     )  # fmt: skip
 
 
@@ -172,8 +175,11 @@ def write_statistics(
                 for i in range(arch.layers):
                     full = f"{arch.point(i, 'block')}.{name}" if scope == GRADIENTS else name
                     whole_model[full] = Spec("F64", shape)
-    parts = collect_statistics(dense, calibration.windows, required, num_removed, artefact.run)
-    return artefact.write_tensors(parts, arch.layers, whole_model)
+    with artefact.keeping() as keeper:
+        parts = collect_statistics(
+            dense, calibration.windows, required, num_removed, artefact.run, keeper
+        )
+        return artefact.write_tensors(parts, arch.layers, whole_model, keeper)
 
 
 def collect_statistics(
@@ -182,12 +188,16 @@ def collect_statistics(
     required: Required,
     num_removed: int | None,
     run: RunContext,
+    keeper: Keeper | None = None,
 ) -> "Iterator[dict[str, torch.Tensor]]":
-    """Yield statistics of the dense model, layer by layer, and last those of the whole model."""
+    """Yield statistics of the dense model, layer by layer, and last those of the whole model.
+
+    With a `keeper`, those of layers that a stopped run yielded are left out.
+    """
     from prunecli.model.stream import LayerStream
     from prunecli.pruning.stats import _gradients, _hooks
 
-    stream = LayerStream(dense, run.compute, run.report)
+    stream = LayerStream(dense, run.compute, run.report, keeper)
     of_inputs = tuple(need for need in required if statistics.get(need.name).scope == INPUTS)
     if of_inputs:
         yield from _hooks.dense(stream, windows.ids, of_inputs)
@@ -205,9 +215,19 @@ def _of_scope(required: Required, scope: str) -> list[Statistic]:
     return [record for record in records if record.scope == scope]
 
 
-def collect_all(parts: "Iterator[dict[str, torch.Tensor]]") -> "dict[str, torch.Tensor]":
-    """Return all parts in one dictionary."""
-    return {name: tensor for part in parts for name, tensor in part.items()}
+def collect_all(
+    dense: Checkpoint,
+    windows: "Tokens",
+    required: Required,
+    num_removed: int | None,
+    run: RunContext,
+    keeper: Keeper,
+) -> "dict[str, torch.Tensor]":
+    """Return statistics of all layers, and those of the whole model, in one dictionary."""
+    found = keeper.remembered("statistics")
+    for part in collect_statistics(dense, windows, required, num_removed, run, keeper):
+        found.update(part)
+    return found
 
 
 def _check_read(methods: Sequence[Method], compat: bool) -> None:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 from prunecli.data import windows
 from prunecli.errors import InputError, UsageError
 from prunecli.files import output as place
-from prunecli.files import sidecar
+from prunecli.files import regular, sidecar
 from prunecli.files.sidecar import Input, Kind
 from prunecli.files.tensorfile import TensorFile, Tensors
 from prunecli.methods._base import Method
+from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint
-from prunecli.pruning.stats import registry as statistics
+from prunecli.pruning import shapes
 from prunecli.report import Report
 from prunecli.settings import Data, Output
 
@@ -70,7 +71,7 @@ def open_file(path: str, kind: Kind, digest: str) -> Calibration:
     Raises InputError if it is of another kind, of another model, or damaged.
     """
     file = Path(path)
-    if not file.is_file():
+    if not regular.is_file(file):
         raise InputError(f"no such file: '{path}'", f"make it with `prunecli {PRODUCERS[kind]}`")
     record = sidecar.read(file, (kind,))
     roles = {entry.role: entry for entry in record.inputs}
@@ -89,18 +90,21 @@ def open_statistics(
 ) -> Calibration:
     """Open a file of statistics; raise InputError unless it holds what `method` reads."""
     calibration = open_file(path, "stats", digest)
-    assert calibration.tensors is not None
-    last = checkpoint.arch.layers - 1
+    assert isinstance(calibration.tensors, TensorFile)
     for need in method.needed(compat):
-        part = statistics.get(need.name).parts(checkpoint.arch)[-1]
-        for point in need.points:
-            start = "" if point == "model" else checkpoint.arch.point(last, point) + "."
-            if not any(name.startswith(start + part) for name in calibration.tensors):
-                raise InputError(
-                    f"'{path}' lacks what '{method.name}' needs: {need.name} at {point}",
-                    f"run `prunecli calibrate --for {method.name}"
-                    + (" --compat official`" if need.compat else "`"),
-                )
+        expected = shapes.of_statistics(calibration.tensors, [need], checkpoint.arch)
+        official = " --compat official" if need.compat else ""
+        remedy = f"run `prunecli calibrate --for {method.name}{official}`"
+        shapes.check(path, calibration.tensors, expected, remedy)
+    return calibration
+
+
+def open_scores(path: str, arch: Arch, digest: str, method: Method) -> Calibration:
+    """Open a file of a method's scores; raise InputError unless it holds all of them."""
+    calibration = open_file(path, "scores", digest)
+    assert isinstance(calibration.tensors, TensorFile)
+    expected = shapes.of_scores(calibration.tensors, method, arch)
+    shapes.check(path, calibration.tensors, expected, f"score again by {method.name}")
     return calibration
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from prunecli.files.keeping import Keeper
 from prunecli.files.tensorfile import torch_dtype
 from prunecli.methods._base import Method
 from prunecli.model.checkpoint import Checkpoint
@@ -26,6 +27,7 @@ class WeightMasker:
 
     Attributes:
         options: what its formulas read, `compat` included.
+        keeper: keeps its work; tensors that a stopped run yielded do not come again.
         damping_retries: which inputs needed more damping than was asked for, and how often it was
             raised tenfold; known when the stream has ended.
     """
@@ -35,6 +37,7 @@ class WeightMasker:
     pattern: SparsityPattern
     dense: Checkpoint
     run: RunContext
+    keeper: Keeper
     damping_retries: dict[str, int] = field(default_factory=dict)
 
     def stream(self, calibration: Calibration) -> "Iterator[tuple[str, torch.Tensor]]":
@@ -42,18 +45,24 @@ class WeightMasker:
         from prunecli.model.device import device_of
 
         dense, device = self.dense, device_of(self.run.compute)
-        done = set()
+        retries = self.keeper.remembered("damping")
+        self.damping_retries.update({point: int(count) for point, count in retries.items()})
         for i, layer, take in self._layers(calibration):
             for modules in dense.arch.family.inputs:
                 point = f"model.layers.{i}.{modules[0]}:in"
-                precomputed = self._precompute(take(point), point)
+                precomputed = self._precompute(take(point), point, retries)
                 for module in modules:
                     name = f"model.layers.{i}.{module}.weight"
                     loaded = None if layer is None else layer.get_submodule(module)
-                    done.add(name)
                     yield name, self._pruned(name, loaded, precomputed, device).cpu()
                 del precomputed  # a factor, before the next is made
-        for name in dense.specs.keys() - done:
+        linears = {
+            f"model.layers.{i}.{module}.weight"
+            for i in range(dense.arch.layers)
+            for modules in dense.arch.family.inputs
+            for module in modules
+        }
+        for name in dense.specs.keys() - linears:
             yield name, dense.tensor(name)
 
     def _layers(self, calibration: Calibration) -> "Iterator[tuple[int, nn.Module | None, Take]]":
@@ -70,7 +79,7 @@ class WeightMasker:
         from prunecli.model.stream import LayerStream
         from prunecli.pruning.stats import _hooks
 
-        stream = LayerStream(self.dense, self.run.compute, self.run.report)
+        stream = LayerStream(self.dense, self.run.compute, self.run.report, self.keeper)
         required = self.method.needed(bool(self.options["compat"]))
         for i, layer, statistics in _hooks.layerwise(stream, calibration.windows.ids, required):
             yield i, layer, partial(_take, statistics)
@@ -96,8 +105,15 @@ class WeightMasker:
             loaded.weight = torch.nn.Parameter(cast, requires_grad=False)
         return stored
 
-    def _precompute(self, statistics: "Mapping[str, torch.Tensor]", point: str) -> Any:
+    def _precompute(
+        self,
+        statistics: "Mapping[str, torch.Tensor]",
+        point: str,
+        retries: "dict[str, torch.Tensor]",
+    ) -> Any:
         """Return what the method makes once per distinct input: norms, or a Hessian's factor."""
+        import torch
+
         from prunecli.model.device import device_of
 
         if self.method.prepare is None:
@@ -107,6 +123,7 @@ class WeightMasker:
         precomputed = self.method.prepare(on_device, self.options)
         if isinstance(precomputed, dict) and int(precomputed.get("retries", 0)):
             self.damping_retries[point] = int(precomputed["retries"])
+            retries[point] = torch.tensor(self.damping_retries[point])
             self.run.report.info(
                 f"{point}: damping was raised tenfold {self.damping_retries[point]} times"
             )

@@ -16,6 +16,7 @@ from prunecli.errors import InputError
 from prunecli.files import output, sidecar, world
 from prunecli.files.artefact import Artefact
 from prunecli.files.claim import claimed, exclusive
+from prunecli.files.keeping import Keeper
 from prunecli.files.sidecar import Computed, Input, SidecarBuilder
 from prunecli.files.tensorfile import TensorFile, Tensors
 from prunecli.methods._base import Method
@@ -29,14 +30,13 @@ from prunecli.pruning import surgery
 from prunecli.pruning.allocate import allocate
 from prunecli.pruning.calibrate import (
     collect_all,
-    collect_statistics,
     depends_on_amount,
     memory_need,
     required_statistics,
     statistics_artefact,
     write_statistics,
 )
-from prunecli.pruning.calibration import Calibration, open_file, open_statistics, read_windows
+from prunecli.pruning.calibration import Calibration, open_scores, open_statistics, read_windows
 from prunecli.pruning.masks import WeightMasker
 from prunecli.pruning.plan import Selection, plan_results, read_plan
 from prunecli.pruning.request import (
@@ -67,13 +67,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pruning:
-    """What every step of one run of `prune` works on; `digest` is that of the dense model."""
+    """What every step of one run of `prune` works on; `digest` is that of the dense model.
+
+    `keeper` keeps what is done.
+    """
 
     resolved: ResolvedPrune
     target: PruneTarget
     dense: Checkpoint
     digest: str
     run: RunContext
+    keeper: Keeper
 
     @property
     def method(self) -> Method:
@@ -97,9 +101,10 @@ class Pruning:
 def prune(request: PruneRequest, run: RunContext = RunContext()) -> Result:
     """Prune the model IN into the folder OUT (or, with `plan_only`, write the plan to OUT.json).
 
-    Methods that train masks keep their state in OUT.partial and resume from there, unless
-    `run.output.restart`. Under `torchrun`, which is for them alone, all processes call this; the
-    first one writes. Raises UsageError, InputError, OutputExists, PruneError, Stopped.
+    Methods that train masks, and long runs of those that read DATA, keep what is done in
+    OUT.partial and resume from there, unless `run.output.restart`. Under `torchrun`, which is for
+    methods that train masks, all processes call this; the first one writes. Raises UsageError,
+    InputError, OutputExists, PruneError, Stopped.
     """
     out = run.output.path
     kept = [f"{request.keep}/{name}" for name in (STATS, SCORES, PLAN) if request.keep]
@@ -129,7 +134,7 @@ def _prune(request: PruneRequest, run: RunContext) -> Result:
     }
     num_bytes = 0 if request.plan_only else target.num_bytes
     output.check_disk(run.output.path, expected.get("disk_bytes", 0) + num_bytes)
-    pruning = Pruning(resolved, target, dense, dense.digest(run.report), run)
+    pruning = Pruning(resolved, target, dense, dense.digest(run.report), run, Keeper(run))
     calibration = (
         Calibration(training.inputs, training.calibration_tokens)
         if training
@@ -138,11 +143,13 @@ def _prune(request: PruneRequest, run: RunContext) -> Result:
     artefact = _artefact(builder, pruning, calibration, training)
     if existing := _need(pruning, calibration, training).settled(artefact, expected, run.compute):
         return existing
-    if target.pattern is not None:
-        return _write_masked(pruning, target.pattern, calibration, artefact)
     if training is not None:
         return _train(pruning, training, artefact)
-    return _write_selection(pruning, select(pruning, calibration), artefact)
+    with artefact.keeping() as keeper:
+        pruning = replace(pruning, keeper=keeper)
+        if target.pattern is not None:
+            return _write_masked(pruning, target.pattern, calibration, artefact)
+        return _write_selection(pruning, select(pruning, calibration), artefact)
 
 
 def open_calibration(pruning: Pruning) -> Calibration:
@@ -164,7 +171,7 @@ def open_calibration(pruning: Pruning) -> Calibration:
     if method is None or not method.needs:
         return Calibration([], tensors={})
     if asked.scores is not None:
-        calibration = open_file(asked.scores, "scores", pruning.digest)
+        calibration = open_scores(asked.scores, pruning.dense.arch, pruning.digest, method)
         scored = sidecar.part(asked.scores, calibration.options, _Scored).options.compat
         if scored != asked.compat:
             raise InputError(
@@ -198,7 +205,7 @@ def select(pruning: Pruning, calibration: Calibration) -> Selection:
         scores = calibration.tensors or {}
     elif pruning.method.sequential and calibration.windows is not None:
         scores = score_sequentially(
-            pruning.method, pruning.dense, calibration, sizes, options, pruning.run
+            pruning.method, pruning.dense, calibration, sizes, options, pruning.run, pruning.keeper
         )
     else:
         scores = score(pruning, calibration, options)
@@ -217,10 +224,9 @@ def collect(pruning: Pruning, calibration: Calibration) -> Tensors:
     required = required_statistics([pruning.method], pruning.resolved.asked.compat)
     if STATS not in pruning.resolved.kept:
         return collect_all(
-            collect_statistics(
-                pruning.dense, calibration.windows, required, pruning.num_removed, pruning.run
-            )
-        )
+            pruning.dense, calibration.windows, required, pruning.num_removed, pruning.run,
+            pruning.keeper,
+        )  # fmt: skip
     num_removed = pruning.num_removed if depends_on_amount(pruning.method) else None
     artefact = statistics_artefact(
         pruning.dense, pruning.digest, calibration, required, num_removed, pruning.kept_file(STATS)
@@ -292,7 +298,7 @@ def _artefact(
         calibration=calibration.num_tokens,
         trained=training.trained if training else None,
         computed=Computed(run.compute.device, run.compute.dtype, BATCH_TOKENS, world.size()),
-        resumable=training is not None,
+        resumable=training is not None or calibration.windows is not None,
     )
     if PLAN in resolved.kept and not artefact.existing():
         replace(artefact, kind="plan", run=pruning.kept_file(PLAN)).existing()
@@ -324,7 +330,9 @@ def _write_masked(
 ) -> Result:
     """Write a checkpoint with weights set to zero."""
     options = {**pruning.resolved.options, "compat": pruning.resolved.asked.compat}
-    masker = WeightMasker(pruning.method, options, pattern, pruning.dense, pruning.run)
+    masker = WeightMasker(
+        pruning.method, options, pattern, pruning.dense, pruning.run, pruning.keeper
+    )
 
     def results() -> dict[str, Any]:
         return {"damped": masker.damping_retries} if masker.damping_retries else {}
@@ -350,7 +358,7 @@ def _write_selection(pruning: Pruning, selection: Selection, artefact: Artefact)
     results = {**_described(pruning), **plan_results(plan, arch, shape), **selection.results}
     of_plan = {"params": shape.total_params}, {**results, **plan.to_json()}
     if resolved.asked.plan_only:
-        return artefact.write_json(*of_plan)
+        return artefact.write_json(*of_plan, pruning.keeper)
     if PLAN in resolved.kept:
         replace(artefact, kind="plan", run=pruning.kept_file(PLAN)).write_json(*of_plan)
     pruned = surgery.PrunedModel(selection.weights, plan, shape, selection.tensors, resolved.biased)
@@ -377,8 +385,8 @@ def _write(
     dense = pruning.dense
     specs = {name: pruned.specs[name] for name in pruned.arch.tensors()}
     shards = [dense.shard(surgery.dtype_source(name, dense)) for name in specs]
-    with output.staged(artefact.path) as temporary:
-        written = write_tensors(temporary, pruned.arch, specs, shards, stream, pattern)
+    with pruning.keeper.staged() as folder:
+        written = write_tensors(folder, pruned.arch, specs, shards, stream, pattern, pruning.keeper)
         record = artefact.sidecar(
             {"digest": written.digest, "params": pruned.arch.total_params},
             {**_described(pruning), **_size_results(dense.arch, pruned.arch, written), **results()},

@@ -7,7 +7,7 @@ from typing import Any
 
 from prunecli.data.rows import source_path
 from prunecli.errors import InputError, UsageError
-from prunecli.files import sidecar, world
+from prunecli.files import regular, sidecar, world
 from prunecli.methods import registry
 from prunecli.methods._base import Method, Setting, domains_of
 from prunecli.model.arch import Arch
@@ -100,6 +100,14 @@ class ResolvedPrune:
         return self.method is not None and self.method.trains_masks
 
     @property
+    def reads_text(self) -> bool:
+        """Whether the model runs on DATA before anything is pruned."""
+        asked, method = self.asked, self.method
+        if method is None or not method.needs or asked.stats or asked.scores:
+            return False
+        return asked.plan is None or self.biased
+
+    @property
     def biased(self) -> bool:
         """Whether removed channels leave a bias."""
         return self.method is not None and self.method.biased(self.options)
@@ -135,8 +143,8 @@ def resolve(request: PruneRequest, output: Output) -> ResolvedPrune:
         raise UsageError("method options and recipes need a --method")
     pruning = ResolvedPrune(request, method, options, data)
     _check(pruning, output)
-    if output.restart and not pruning.trains_masks:
-        raise UsageError("--restart is for methods that train masks", "there is nothing to resume")
+    if output.restart and not (pruning.trains_masks or pruning.reads_text):
+        raise UsageError("--restart: a run that reads no text keeps nothing to resume", "remove it")
     if world.size() > 1 and not pruning.trains_masks:
         raise UsageError(
             "only methods that train masks run in several processes", "run it without torchrun"
@@ -196,7 +204,7 @@ class _Choices(sidecar.Part):
 
 def _those_of_scores(path: str, method: Method, explicit: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that the scores in `path` were made with; explicit ones must agree."""
-    if not Path(path).is_file():
+    if not regular.is_file(path):
         raise InputError(f"no such file: '{path}'", "make it with `prunecli score`")
     recorded = sidecar.part(path, sidecar.read(path, ("scores",)).options, _Choices)
     if recorded.method != method.name:

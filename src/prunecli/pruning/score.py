@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from prunecli.errors import UsageError
 from prunecli.files.artefact import Artefact
 from prunecli.files.claim import exclusive
+from prunecli.files.keeping import Keeper
 from prunecli.files.sidecar import Computed, SidecarBuilder
 from prunecli.files.tensorfile import Tensors
 from prunecli.methods import registry
@@ -21,7 +22,6 @@ from prunecli.model.device import check_device, settled
 from prunecli.pruning.allocate import best
 from prunecli.pruning.calibrate import (
     collect_all,
-    collect_statistics,
     memory_need,
     num_removed_layers,
     required_statistics,
@@ -60,8 +60,9 @@ class ScoreRequest(Record):
 def score(request: ScoreRequest, run: RunContext = RunContext()) -> Result:
     """Turn statistics into importances, higher = keep, one vector per axis and layer.
 
-    Without `stats` they are collected from DATA first. Raises UsageError for methods that score
-    inside `prune`, InputError for unusable files, OutputExists.
+    Without `stats` they are collected from DATA first; what is done of that is kept in OUT.partial,
+    and the next run goes on from there, unless `run.output.restart`. Raises UsageError for methods
+    that score inside `prune`, InputError for unusable files, OutputExists, Stopped.
     """
     check_device(run.compute)
     method = registry.get(request.method)
@@ -84,12 +85,12 @@ def score(request: ScoreRequest, run: RunContext = RunContext()) -> Result:
     need = memory_need(dense, calibration, required, run)
     if existing := need.settled(artefact, artefact.options, run.compute):
         return existing
-    statistics = calibration.tensors
-    if calibration.windows is not None:
-        statistics = collect_all(
-            collect_statistics(dense, calibration.windows, required, num_removed, run)
-        )
-    return artefact.write_tensors(iter([score_model(method, dense, statistics or {}, used)]))
+    with artefact.keeping() as keeper:
+        statistics = calibration.tensors
+        if calibration.windows is not None:
+            statistics = collect_all(dense, calibration.windows, required, num_removed, run, keeper)
+        scores = score_model(method, dense, statistics or {}, used)
+        return artefact.write_tensors(iter([scores]), keeper=keeper)
 
 
 def score_options(method: Method, options: Mapping[str, Any], compat: bool) -> dict[str, Any]:
@@ -119,6 +120,7 @@ def scores_artefact(
         {"method": method.name, "options": options, **of_windows},
         [dense.as_input(digest), *calibration.inputs], run, calibration=calibration.num_tokens,
         computed=Computed(run.compute.device, run.compute.dtype, BATCH_TOKENS),
+        resumable=collected,
     )  # fmt: skip
 
 
@@ -189,6 +191,7 @@ def score_sequentially(
     sizes: Sizes,
     options: Mapping[str, Any],
     run: RunContext,
+    keeper: Keeper,
 ) -> "dict[str, torch.Tensor]":
     """Score units layer by layer, each on the outputs of its pruned predecessors.
 
@@ -202,9 +205,9 @@ def score_sequentially(
 
     arch = dense.arch
     assert calibration.windows is not None
-    stream = LayerStream(dense, run.compute, run.report)
+    stream = LayerStream(dense, run.compute, run.report, keeper)
     required = method.needed(bool(options["compat"]))
-    scores: dict[str, torch.Tensor] = {}
+    scores = keeper.remembered("scores")
     for i, layer, statistics in _hooks.layerwise(stream, calibration.windows.ids, required):
         on_cpu = {name: value.cpu() for name, value in statistics.items()}
         of_layer = score_layer(method, dense, i, on_cpu, options)

@@ -6,19 +6,21 @@ held-out text: a shape is judged by what pruning to it does, not by its sizes. A
 masks has a run of its own for every candidate.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, ConfigDict
+
 from prunecli.data import windows
 from prunecli.data.rows import source_path
 from prunecli.errors import InputError, NotANumber, UsageError
-from prunecli.files import output, sidecar, world
+from prunecli.files import keeping, output, sidecar, unfinished, world
 from prunecli.files.artefact import Artefact
 from prunecli.files.claim import exclusive
+from prunecli.files.keeping import Keeper
 from prunecli.files.sidecar import Computed, SidecarBuilder
 from prunecli.files.tensorfile import Tensors
 from prunecli.measuring import perplexity
@@ -31,13 +33,8 @@ from prunecli.model.device import check_device, settled
 from prunecli.model.memory import MemoryNeed
 from prunecli.pruning import grid, surgery
 from prunecli.pruning.allocate import allocate
-from prunecli.pruning.calibrate import (
-    collect_all,
-    collect_statistics,
-    memory_need,
-    required_statistics,
-)
-from prunecli.pruning.calibration import Calibration, open_file, read_windows
+from prunecli.pruning.calibrate import collect_all, memory_need, required_statistics
+from prunecli.pruning.calibration import Calibration, open_scores, read_windows
 from prunecli.pruning.grid import Budget
 from prunecli.pruning.request import SCORES
 from prunecli.pruning.score import score_model, score_options, scores_artefact
@@ -369,14 +366,15 @@ def _scores(
         if calibration.windows is not None:
             required = required_statistics([search.method], search.request.compat)
             statistics = collect_all(
-                collect_statistics(search.dense, calibration.windows, required, None, run)
+                search.dense, calibration.windows, required, None, run, Keeper(run)
             )
         artefact = scores_artefact(
             search.dense, digest, calibration, search.method, options, None, to_file
         )
         scores = score_model(search.method, search.dense, statistics, options)
         artefact.write_tensors(iter([scores]))
-    tensors = open_file(path, "scores", digest).tensors
+    with unfinished.refusals():
+        tensors = open_scores(path, search.dense.arch, digest, search.method).tensors
     assert tensors is not None
     return tensors
 
@@ -386,7 +384,8 @@ def _try(
 ) -> dict[str, Any]:
     """Return the loss of a shape, or why there is none; from its file if it was tried before."""
     file, state = folder / f"{candidate.name}.json", folder / candidate.name
-    if not file.exists():
+
+    def tried() -> dict[str, Any]:
         state.mkdir(exist_ok=True)
         outcome: dict[str, Any] = {"loss": None}
         try:
@@ -395,10 +394,19 @@ def _try(
             # this shape will not do, others may
             outcome["failed"] = str(error)
             run.report.info(f"{candidate.name}: {error}")
-        output.replace_text(file, json.dumps(outcome))
-        output.remove(state)
-    recorded: dict[str, Any] = json.loads(file.read_text("utf-8"))
-    return recorded
+        return outcome
+
+    outcome = keeping.result(file, tried, _Tried, run.report)
+    output.remove(state)
+    return outcome
+
+
+class _Tried(BaseModel):
+    """What a shape came to: its loss, or why it has none."""
+
+    model_config = ConfigDict(extra="forbid")
+    loss: float | None
+    failed: str = ""
 
 
 def _loss(pruned: surgery.PrunedModel, held_out: "Tokens", run: RunContext) -> float:
@@ -420,12 +428,13 @@ def _results(
 
     def loss(candidate: Candidate) -> float:
         value = losses[candidate.name]["loss"]
-        return inf if value is None else float(value)
+        return inf if value is None else value
 
     parent, budget = search.dense.arch, search.budget
     ranked = sorted(search.candidates, key=loss)
     if loss(ranked[0]) == inf:
-        raise NotANumber(f"no shape has a loss: {losses[ranked[0].name]['failed']}")
+        why = losses[ranked[0].name].get("failed", "")
+        raise NotANumber(f"no shape has a loss: {why}")
     best = ranked[0].described(parent)
     return {
         "arch": {axis: best[axis] for axis in ("layers", "hidden", "heads", "kv_heads", "ffn")},

@@ -8,9 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from prunecli.data.textfiles import exists
 from prunecli.errors import InputError
-from prunecli.files import provenance, sidecar, strict
+from prunecli.files import provenance, regular, sidecar, strict
 from prunecli.files.sidecar import Sidecar
 from prunecli.model.checkpoint import Checkpoint
 
@@ -74,9 +73,9 @@ def collect(paths: list[str]) -> Models:
 
 def _sidecars(given: str) -> list[tuple[Path, Sidecar]]:
     path = Path(given)
-    if not exists(path):
+    if not regular.exists(path):
         raise InputError(f"no such file or folder: '{given}'")
-    if not path.is_dir():
+    if not regular.is_dir(path):
         return [(path, sidecar.read(path))]
     records = []
     for file in sorted(path.rglob("*.json")):

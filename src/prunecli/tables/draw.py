@@ -1,5 +1,6 @@
 """Figures drawn: into files by matplotlib, as text for a terminal (curves by plotext)."""
 
+import io
 from collections.abc import Iterator
 from itertools import zip_longest
 from math import log10
@@ -28,25 +29,19 @@ def save(drawing: Drawing, path: str) -> None:
     Raises InputError if matplotlib is not installed.
     """
     pyplot = _matplotlib()
-    figure = _draw(pyplot, drawing)
+    figure, buffer, suffix = _draw(pyplot, drawing), io.BytesIO(), Path(path).suffix
     try:
-        suffix = Path(path).suffix
-        with output.staged(path) as temporary:
-            figure.savefig(
-                temporary,
-                format=suffix[1:],
-                dpi=150,
-                metadata=METADATA[suffix],
-                bbox_inches="tight",
-            )
+        figure.savefig(
+            buffer, format=suffix[1:], dpi=150, metadata=METADATA[suffix], bbox_inches="tight"
+        )
     finally:
         pyplot.close(figure)
+    with output.staged(path) as temporary:
+        output.write_bytes(temporary, buffer.getvalue())
 
 
 def svg(drawing: Drawing) -> str:
     """Return a figure as the text of an <svg> element, without its title."""
-    import io
-
     pyplot = _matplotlib()
     # a page has headings of its own
     figure, buffer = _draw(pyplot, Drawing("", drawing.panels)), io.StringIO()

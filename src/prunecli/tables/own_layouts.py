@@ -141,7 +141,7 @@ def _making(path: Path, record: Sidecar) -> Row:
 
 def _losses(record: Sidecar) -> Iterator[Row]:
     """Yield the loss and perplexity of every D."""
-    for data in record.results["data"]:
+    for data in record.results.get("data", []):
         keys = ("tokens", "loss", "perplexity")
         yield {"data": data["source"], **{key: data.get(key) for key in keys}}
 
@@ -179,7 +179,7 @@ def _losses_by_tokens(runs: Runs) -> dict[str, dict[str, Loss]]:
     """Return the losses of every model by the digest of the tokens."""
     losses: dict[str, dict[str, Loss]] = {}
     for _, record, key in runs.models.evaluations():
-        for data in record.results["data"]:
+        for data in record.results.get("data", []):
             if key is not None:
                 loss = (data["source"], data["loss"], dtype_of(record))
                 losses.setdefault(key, {})[data["digest"]] = loss

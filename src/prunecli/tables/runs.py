@@ -100,7 +100,7 @@ def _size(record: Sidecar, known: matching.Histories) -> tuple[Any, ...]:
     """Return what two models of one size have in common: shape, parameters, and zeros."""
     results = record.results
     shape = json.dumps(results.get("sizes"), sort_keys=True)
-    return shape, results["params"], matching.zeros(record, known)
+    return shape, results.get("params"), matching.zeros(record, known)
 
 
 # -- rows ----------------------------------------------------------------------------------------

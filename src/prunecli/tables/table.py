@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from prunecli.errors import InputError, OutputExists, UsageError, suggest
+from prunecli.files import regular
 from prunecli.files.claim import claimed
+from prunecli.files.output import check_place
 from prunecli.record import Record
 from prunecli.settings import Output, RunContext
 from prunecli.tables import advice, figures, marks, own_layouts, terminal
@@ -144,8 +146,9 @@ def check_file(option: str, path: str, output: Output) -> None:
     file, suffixes = Path(path), SUFFIXES[option]
     if file.suffix not in suffixes:
         raise UsageError(f"--{option} '{path}': expected a name ending in {' or '.join(suffixes)}")
-    if file.is_dir():
+    if regular.is_dir(file):
         raise InputError(f"'{path}' is a folder", "name a file")
+    check_place(f"--{option} '{path}'", file.resolve())
     if file.exists() and not output.force:
         raise OutputExists(f"'{path}' exists", "use --force or move it away")
     if file.exists() and not marks.is_ours(file):

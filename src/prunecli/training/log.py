@@ -2,17 +2,30 @@
 
 import json
 import os
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from prunecli.files import output
+from prunecli.files import output, regular, strict, unfinished
+from prunecli.files.sidecar import Part
 
 LOG = "log.jsonl"
 POINTS = 1000
+LONGEST = 1_000_000  # bytes of a line
+
+
+class _Line(Part):
+    step: int
+    loss: float
+    eval_loss: float | None = None
+    tokens: int | None = None
 
 
 class Log:
-    """One JSON line per step. Lines of steps that no state holds are dropped on resuming."""
+    """One JSON line per step. Lines of steps that no state holds are dropped on resuming.
+
+    Raises InputError where one of the first `steps` lines is missing or is no such line.
+    """
 
     def __init__(self, folder: Path, steps: int) -> None:
         self.path = folder / LOG
@@ -21,28 +34,35 @@ class Log:
         self._file = self.path.open("a", encoding="utf-8")
 
     def _read(self, steps: int) -> list[dict[str, Any]]:
-        if not self.path.exists():
-            return []
-        lines = []
-        for text in self.path.read_text("utf-8", "replace").splitlines():
-            try:
-                line = json.loads(text)
-            except json.JSONDecodeError:
-                break  # the line that was being written when the run was killed
-            if line["step"] > steps:
-                break
-            lines.append(line)
+        lines: list[dict[str, Any]] = []
+        if steps == 0 or not self.path.exists():
+            return lines
+        with regular.opened(self.path) as file:
+            # the last line may have been torn when the run was killed; no state needs that one
+            for text in islice(iter(lambda: file.readline(LONGEST), b""), steps):
+                try:
+                    line = strict.parsed(text, finite=False)
+                    found = unfinished.checked(line, _Line).step
+                except ValueError as error:
+                    raise unfinished.damaged(self.path, str(error)) from None
+                lines.append(line)
+                if found != len(lines):
+                    raise unfinished.damaged(self.path, f"line {len(lines)} is of step {found}")
+        if len(lines) < steps:
+            raise unfinished.damaged(self.path, f"it ends at step {len(lines)} of {steps}")
         return lines
 
     def add(self, line: dict[str, Any]) -> None:
         """Write a line at once."""
         self.lines.append(line)
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        with regular.named(self.path):
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
 
     def sync(self) -> None:
         """Flush to disk, before a state is saved that counts on the lines."""
-        os.fsync(self._file.fileno())
+        with regular.named(self.path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""

@@ -1,23 +1,47 @@
 """States of a run in OUT.partial, by torch's distributed checkpoints: whole or absent.
 
-A state that N processes wrote can be read by any other number of processes.
+A state that N processes wrote can be read by any other number of processes. Its index and its
+numbers are pickles, of which only those are read that need no code to run.
 """
 
+import io
+import pickle
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-from prunecli.errors import InputError, PruneError
-from prunecli.files import output
+from prunecli.errors import InputError, PruneError, of_system
+from prunecli.files import output, regular
 from prunecli.training.loop import Loop
 
 NAME = "step-{:08}"
+STEP = re.compile(r"step-(\d{8,12})")
+INDEX = ".metadata"
+
+
+# what an index of torch's checkpoints is made of, by module
+INDEX_CLASSES = {
+    "torch.distributed.checkpoint.metadata": {
+        "Metadata", "MetadataIndex", "TensorStorageMetadata", "BytesStorageMetadata",
+        "ChunkStorageMetadata", "TensorProperties", "StorageMeta", "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.serialization": {"_get_layout"},
+    "torch": {"Size", "float32", "float64", "bfloat16", "float16", "int64", "int32", "uint8"},
+    "pathlib": {"PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath"},
+}  # fmt: skip
 
 
 def save(folder: Path, step: int, loop: Loop, keep: int) -> None:
@@ -38,10 +62,7 @@ def save(folder: Path, step: int, loop: Loop, keep: int) -> None:
                 _state(loop), checkpoint_id=temporary, no_dist=loop.ranks.mesh is None
             )
     except CheckpointException as error:
-        raise PruneError(
-            f"cannot save the state after step {step}: {_cause(error)}",
-            "rerun the same command to resume from the state before",
-        ) from error
+        raise _unsaved(step, temporary, error) from error
     if loop.ranks.is_main:
         output.publish(temporary, final)
         for path in saved_states(folder)[:-keep]:
@@ -51,7 +72,7 @@ def save(folder: Path, step: int, loop: Loop, keep: int) -> None:
 
 def saved_states(folder: Path) -> list[Path]:
     """Return the states in a folder, oldest first."""
-    return sorted(folder.glob("step-*"))
+    return sorted(path for path in folder.glob("step-*") if STEP.fullmatch(path.name))
 
 
 def step_of(path: Path) -> int:
@@ -66,27 +87,86 @@ def load(path: Path, loop: Loop, name: str) -> None:
     """
     state = _state(loop)
     try:
+        reader = _Reader(path)
+        reader.read_metadata()  # the loader would log what it cannot read, and look elsewhere
         with _without_warning():
-            state_dict_loader.load(state, checkpoint_id=path, no_dist=loop.ranks.mesh is None)
-    except CheckpointException as error:
+            state_dict_loader.load(
+                state,
+                storage_reader=reader,
+                planner=_Planner(),
+                no_dist=loop.ranks.mesh is None,
+            )
+        set_state_dict(
+            loop.objective.trainable,
+            loop.optimizer,
+            model_state_dict=state["model"],
+            optim_state_dict=state["optimizer"],
+        )
+    except (Exception, CheckpointException) as error:  # the latter is none of the former
+        # a damaged file can make the library raise anything
         raise InputError(
             f"cannot read the state '{path.name}' in '{name}': {_cause(error)}",
             "remove it to resume from the state before"
             if len(saved_states(path.parent)) > 1
             else "use --restart to start over",
         ) from error
-    set_state_dict(
-        loop.objective.trainable,
-        loop.optimizer,
-        model_state_dict=state["model"],
-        optim_state_dict=state["optimizer"],
-    )
 
 
-def _cause(error: CheckpointException) -> str:
-    """Return the error of the first process that failed."""
-    cause, _ = next(iter(error.failures.values()))
-    return f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
+def _unsaved(step: int, folder: Path, error: CheckpointException) -> PruneError:
+    """Return what is told of a state that cannot be saved, and what to do about it."""
+    why, remedy = _cause(error), "rerun the same command to resume from the state before"
+    cause = _first(error)
+    if isinstance(cause, OSError):
+        cause.filename = cause.filename or str(folder)
+        refusal = of_system(cause)
+        why, remedy = refusal.what, "; ".join(filter(None, [refusal.remedy, remedy]))
+    return PruneError(f"cannot save the state after step {step}: {why}", remedy)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Makes an index out of a pickle, and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name not in INDEX_CLASSES.get(module, ()):
+            raise pickle.UnpicklingError(f"it names {module}.{name}")
+        return super().find_class(module, name)
+
+
+class _Reader(FileSystemReader):
+    """torch's reader of a checkpoint's folder, which runs no code of its index."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """Return the index."""
+        content = regular.content(Path(self.path) / INDEX)
+        index = _Unpickler(io.BytesIO(content)).load()
+        if not isinstance(index, Metadata):
+            raise pickle.UnpicklingError("it is no index of a checkpoint")
+        return index
+
+
+class _Planner(DefaultLoadPlanner):
+    """torch's loader of what is no tensor, which runs no code in it."""
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        """Load one value, after a look at whether it is a plain one."""
+        torch.load(value, weights_only=True)
+        value.seek(0)
+        super().load_bytes(read_item, value)
+
+
+def _first(error: BaseException) -> BaseException:
+    """Return the error of the first process, where several tell theirs."""
+    if isinstance(error, CheckpointException):
+        return next(iter(error.failures.values()))[0]
+    return error
+
+
+def _cause(error: BaseException) -> str:
+    """Return an error in a line; that of the first process, where several tell theirs."""
+    error = _first(error)
+    if isinstance(error, InputError):
+        return error.what
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 @contextmanager

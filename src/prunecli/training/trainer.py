@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from prunecli.errors import NotANumber, PruneError, Stopped
-from prunecli.files import output
+from prunecli.files import output, unfinished
 from prunecli.files.tensorfile import TORCH_NAMES
+from prunecli.interruption import held
 from prunecli.model.sparsity import FixedMask
 from prunecli.settings import RunContext
 from prunecli.training import state
@@ -58,6 +59,7 @@ def no_record(step: int, metrics: StepMetrics) -> Line:
     return {}
 
 
+@held()
 def fit(
     loop: Loop,
     folder: StateFolder,
@@ -118,6 +120,8 @@ def _resume(loop: Loop, folder: StateFolder, run: RunContext) -> int:
     if not states:
         return 0
     start = state.step_of(states[-1])
+    if start > loop.steps:
+        raise unfinished.damaged(states[-1], f"the run has {loop.steps} steps")
     state.load(states[-1], loop, folder.name)
     if loop.ranks.is_main:
         run.report.info(f"resuming '{folder.name}' at step {start} of {loop.steps}")
@@ -194,7 +198,9 @@ class Trainer:
         if len(resolved.lrs) == 1:
             return None
         file = self.folder.path / SWEEP_FILE
-        curves: dict[str, list[float]] = json.loads(file.read_text()) if file.exists() else {}
+        curves: dict[str, list[float]] = {}
+        if file.exists():
+            curves = unfinished.read(file, dict[str, list[float]])
         if curves and self.ranks.is_main:
             done = f"{len(curves)} of {len(resolved.lrs)} learning rates are done"
             self.run.report.info(f"resuming the sweep: {done}")
@@ -214,6 +220,7 @@ class Trainer:
             "curves": curves,
         }
 
+    @held()
     def _trial(self, lr: float) -> list[float]:
         """Return the losses of the steps of a trial, which ends early where one is not finite."""
         steps, losses = self.resolved.sweep_steps, []

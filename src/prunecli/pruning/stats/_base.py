@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 # what a statistic is made of
 INPUTS = "inputs"  # batches that enter one point of a layer, or enter and leave it
 GRADIENTS = "gradients"  # a layer's weights and their gradients
+PROBE = 3  # channels of a point that is tried; no other length of a shape is this one
 MODEL = "model"  # the model as a whole: its losses, its residual stream
 
 
@@ -60,6 +61,17 @@ class Statistic:
         # with another number of layers to remove it is another tensor of the same name
         return [name.partition(".")[0] if self.depends_on_amount else name
                 for name in self.shapes(arch, 0)]  # fmt: skip
+
+    def observed(self, width: int) -> Mapping[str, tuple[int, ...]]:
+        """Return the shapes of what is made of `inputs` at a point of so many channels."""
+        import torch
+
+        collector: Collector = self.make()
+        collector.update(*[torch.zeros(1, 2, PROBE)] * 2)
+        return {
+            name: tuple(width if length == PROBE else length for length in tensor.shape)
+            for name, tensor in collector.compute().items()
+        }
 
 
 def at_least_float32(tensor: "torch.Tensor") -> "torch.Tensor":

@@ -33,27 +33,29 @@ def gradients(stream: LayerStream, ids: Tensor, formulas: Sequence[Formula]) -> 
     The states [N, T, D] between layers are kept from a forward pass, and each layer runs once more
     in the backward pass, a sequence at a time.
     """
-    depth, steps = stream.arch.layers, list(batches(ids))
-    states = [stream.embed(ids)]
-    for i in stream.report.progress(range(depth), "forward pass", depth, "layers"):
-        layer = stream.layer(i)
-        states.append(stream.buffer(tuple(states[0].shape)))
+    depth, steps, tokens = stream.arch.layers, list(batches(ids)), ids[:, 1:].numel()
+    states = {"0": stream.embed(ids)}  # what enters each layer, and what leaves the last
+    for i in stream.walk(range(depth), "forward pass", "layers", states):
+        layer, here, there = stream.layer(i), str(i), str(i + 1)
+        states[there] = stream.buffer(tuple(states[here].shape))
         with torch.no_grad():
             for rows in steps:
-                after = stream.forward(layer, i, states[i][rows].to(stream.device))
-                states[i + 1][rows] = after.to(states[0].device)
-    output_gradient = states.pop()  # becomes that of the loss, in place
-    for rows in steps:
-        of_loss = stream.loss_gradient(output_gradient[rows], ids[rows])
-        output_gradient[rows] = of_loss.to(output_gradient.device)
-    statistics: Stats = {}
-    for i in stream.report.progress(range(depth)[::-1], "backward pass", depth, "layers"):
+                after = stream.forward(layer, i, states[here][rows].to(stream.device))
+                states[there][rows] = after.to(states[there].device)
+    state: Stats = {}
+    for i in stream.walk(range(depth + 1)[::-1], "backward pass", "layers", state):
+        if i == depth:  # the first step: what left the last layer becomes the loss's gradient by it
+            gradient = state["gradient"] = states.pop(str(depth))
+            for rows in steps:
+                gradient[rows] = stream.loss_gradient(gradient[rows], ids[rows]).to(gradient.device)
+            continue
         layer = stream.layer(i).requires_grad_(True)
-        weights = _backward(stream, layer, i, states.pop(), output_gradient, ids[:, 1:].numel())
+        weights = _backward(stream, layer, i, states.pop(str(i)), state["gradient"], tokens)
         for formula in formulas:
             for part, value in formula(weights, stream.arch).items():
-                statistics[f"{stream.arch.point(i, 'block')}.{part}"] = value.cpu()
-    return dict(sorted(statistics.items()))
+                state[f"{stream.arch.point(i, 'block')}.{part}"] = value.cpu()
+    del state["gradient"]
+    return dict(sorted(state.items()))
 
 
 def _backward(

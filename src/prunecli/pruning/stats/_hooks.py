@@ -59,11 +59,13 @@ class HookedCollectors:
 def dense(
     stream: LayerStream, ids: Tensor, needs: tuple[RequiredStatistic, ...]
 ) -> Iterator[Stats]:
-    """Yield every layer's statistics from one pass over the unpruned model; ids are [N, T]."""
-    hidden = stream.embed(ids)
-    depth = stream.arch.layers
-    for i in stream.report.progress(range(depth), "calibrating", depth, "layers"):
-        layer = stream.layer(i)
+    """Yield every layer's statistics from one pass over the unpruned model; ids are [N, T].
+
+    Those that a stopped run yielded are left out: the caller keeps them.
+    """
+    state = {"hidden": stream.embed(ids)}
+    for i in stream.walk(range(stream.arch.layers), "calibrating", "layers", state):
+        layer, hidden = stream.layer(i), state["hidden"]
         hooked = HookedCollectors(stream, i, layer, needs)
         for rows in batches(ids):
             before = hidden[rows].to(stream.device)
@@ -71,6 +73,7 @@ def dense(
             hooked.update("block", before, after)
             hidden[rows] = after.to(hidden.device)
         yield {name: value.cpu() for name, value in hooked.statistics().items()}
+    del state["hidden"]
 
 
 @torch.no_grad()
@@ -81,12 +84,11 @@ def layerwise(
 
     The statistics of a layer come from its unpruned weights on inputs out of edited layers: it
     runs once to be observed and, edited, once more to make the next layer's inputs. Statistics stay
-    on the device.
+    on the device. Layers that a stopped run yielded are left out: the caller keeps what it made.
     """
-    hidden = stream.embed(ids)
-    depth = stream.arch.layers
-    for i in stream.report.progress(range(depth), "pruning", depth, "layers"):
-        layer = stream.layer(i)
+    state, depth = {"hidden": stream.embed(ids)}, stream.arch.layers
+    for i in stream.walk(range(depth), "pruning", "layers", state):
+        layer, hidden = stream.layer(i), state["hidden"]
         hooked = HookedCollectors(stream, i, layer, needs)
         for rows in batches(ids):
             before = hidden[rows].to(stream.device)
@@ -96,3 +98,4 @@ def layerwise(
             for rows in batches(ids):
                 after = stream.forward(layer, i, hidden[rows].to(stream.device))
                 hidden[rows] = after.to(hidden.device)
+    del state["hidden"]

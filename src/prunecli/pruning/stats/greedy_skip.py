@@ -14,12 +14,12 @@ def greedy_skips(runner: LayerStream, ids: Tensor, count: int) -> Tensor:
     In each round every alive layer but the first and the last is tried, and the one goes without
     which the loss is lowest.
     """
-    alive = list(range(runner.arch.layers))
-    rounds = torch.full((len(alive),), torch.inf, dtype=torch.float64)
-    for turn in runner.report.progress(range(count), "removing layers", count, "layers"):
+    state = {"rounds": torch.full((runner.arch.layers,), torch.inf, dtype=torch.float64)}
+    for turn in runner.walk(range(count), "removing layers", "layers", state):
+        alive = state["rounds"].isinf().nonzero()[:, 0].tolist()
         losses = skip_losses(runner, ids, 1, alive, range(1, len(alive) - 1))
-        rounds[alive.pop(1 + int(losses.argmin()))] = turn
-    return rounds
+        state["rounds"][alive[1 + int(losses.argmin())]] = turn
+    return state["rounds"]
 
 
 STATISTIC = Statistic(

@@ -16,24 +16,29 @@ def residual_gram(runner: LayerStream, ids: Tensor) -> Tensor:
     """
     size = (runner.arch.hidden, runner.arch.hidden)
     gram = torch.zeros(size, dtype=torch.float64, device=runner.device)
+    state = {"hidden": runner.embed(ids), "gram": gram}
 
     def add(states: Tensor) -> None:
         flat = states.flatten(0, -2).double()
         flat = flat / flat.square().mean(1, keepdim=True).sqrt().clamp(min=1e-30)
-        gram.addmm_(flat.T, flat)
+        state["gram"].addmm_(flat.T, flat)
 
-    hidden, depth = runner.embed(ids), runner.arch.layers
-    norms = runner.arch.norms()
-    for i in runner.report.progress(range(depth), "calibrating", depth, "layers"):
+    depth, norms = runner.arch.layers, runner.arch.norms()
+    # a last step, after all layers, for what leaves them
+    for i in runner.walk(range(depth + 1), "calibrating", "layers", state):
+        hidden = state["hidden"]
+        if i == depth:
+            for rows in batches(ids):
+                add(hidden[rows].to(runner.device))
+            continue
         layer = runner.layer(i)
         for name in norms:
             layer.get_submodule(name).register_forward_pre_hook(lambda module, args: add(args[0]))
         for rows in batches(ids):
             after = runner.forward(layer, i, hidden[rows].to(runner.device))
             hidden[rows] = after.to(hidden.device)
-    for rows in batches(ids):
-        add(hidden[rows].to(runner.device))
-    return gram.cpu()
+    del state["hidden"]
+    return state["gram"].cpu()
 
 
 STATISTIC = Statistic(

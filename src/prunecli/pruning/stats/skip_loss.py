@@ -9,6 +9,7 @@ from prunecli.model.stream import LayerStream, batches
 from prunecli.pruning.stats._base import MODEL, Statistic
 
 STREAMS = 1 << 30  # bytes of hidden states at once
+DENSE = "dense"
 
 
 @torch.no_grad()
@@ -29,33 +30,35 @@ def skip_losses(
     alive = range(runner.arch.layers) if alive is None else alive
     depth = len(alive)
     starts = range(depth - skip + 1) if starts is None else starts
-    totals = torch.zeros(len(starts), dtype=torch.float64)
+    totals = {"losses": torch.zeros(len(starts), dtype=torch.float64)}
     chunks = list(_chunks(runner, ids, len(starts) + 1))
-    for rows in runner.report.progress(chunks, "trying blocks", len(chunks), "chunks"):
-        dense = runner.embed(ids[rows]).to(runner.device)
+    for rows in runner.walk(chunks, "trying blocks", "chunks", totals):
         pieces = list(batches(ids[rows]))
-
-        def advance(stream: Tensor, layer: nn.Module, j: int, pieces: list[slice]) -> None:
-            for piece in pieces:
-                stream[piece] = runner.forward(layer, j, stream[piece])
-
-        streams: dict[int, Tensor] = {}
-        walk = runner.report.progress(list(enumerate(alive)), "running layers", depth, "layers")
+        # the dense one under a name that no start has, and one for every start
+        streams = {DENSE: runner.embed(ids[rows]).to(runner.device)}
+        walk = runner.walk(list(enumerate(alive)), "running layers", "layers", streams)
         for position, j in walk:
             if position in starts:
-                streams[position] = dense.clone()
+                streams[str(position)] = streams[DENSE].clone()
             layer = runner.layer(j)
-            for start, stream in streams.items():
-                if start + skip <= position:
-                    advance(stream, layer, j, pieces)
+            for start in (start for start in starts if start + skip <= position):
+                _advance(runner, streams[str(start)], layer, j, pieces)
             if position < starts[-1]:
-                advance(dense, layer, j, pieces)
-        if depth in starts:  # a start after the last layer is the whole model
-            streams[depth] = dense
+                _advance(runner, streams[DENSE], layer, j, pieces)
         for index, start in enumerate(starts):
+            # a start after the last layer is the whole model
+            stream = streams[DENSE if start == depth else str(start)]
             for piece in pieces:
-                totals[index] += runner.losses(streams[start][piece], ids[rows][piece]).sum()
-    return totals / (ids.shape[0] * (ids.shape[1] - 1))
+                totals["losses"][index] += runner.losses(stream[piece], ids[rows][piece]).sum()
+    return totals["losses"] / (ids.shape[0] * (ids.shape[1] - 1))
+
+
+def _advance(
+    runner: LayerStream, stream: Tensor, layer: nn.Module, j: int, pieces: list[slice]
+) -> None:
+    """Take a stream [N, T, D] through layer `j`, in place."""
+    for piece in pieces:
+        stream[piece] = runner.forward(layer, j, stream[piece])
 
 
 def _chunks(runner: LayerStream, ids: Tensor, streams: int) -> Iterator[slice]:

@@ -1,0 +1,98 @@
+"""Which tensors a file of statistics or scores must hold for a model: their names and shapes.
+
+They are compared with the file's header before any is read. Names that end in a number of layers
+to remove are as many as there are numbers for which the file was made, one at least.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from prunecli.errors import InputError
+from prunecli.files.tensorfile import TensorFile
+from prunecli.methods._base import Method, RequiredStatistic
+from prunecli.model.arch import Arch
+from prunecli.pruning.stats import registry as statistics
+from prunecli.pruning.stats._base import INPUTS, MODEL
+
+COMPUTED = ("F64", "F32", "I64")  # types of what is computed here; counts are whole numbers
+Shape = tuple[int, ...]
+
+
+class Expected(NamedTuple):
+    """A tensor that is needed; `what` it is for the error where it is not there."""
+
+    name: str
+    shape: Shape
+    what: str
+
+
+def of_statistics(
+    file: TensorFile, needs: Iterable[RequiredStatistic], arch: Arch
+) -> Iterator[Expected]:
+    """Yield the tensors that a file must have for the statistics that a method reads."""
+    for need in needs:
+        record = statistics.get(need.name)
+        for point in need.points:
+            what = f"{need.name} at {point}"
+            if record.depends_on_amount:
+                (start,) = record.parts(arch)
+                for count in _counts(file, start, arch):
+                    yield from (Expected(*one, what) for one in record.shapes(arch, count).items())
+                continue
+            if record.scope == MODEL:
+                yield from (Expected(*one, what) for one in record.shapes(arch, 0).items())
+                continue
+            shapes = record.shapes(arch, 0)
+            if record.scope == INPUTS:
+                shapes = record.observed(_width(arch, point))
+            for i in range(arch.layers):
+                for name, shape in shapes.items():
+                    yield Expected(f"{arch.point(i, point)}.{name}", shape, what)
+
+
+def of_scores(file: TensorFile, method: Method, arch: Arch) -> Iterator[Expected]:
+    """Yield the tensors that a file of a method's scores must have."""
+    layers = range(arch.layers)
+    for axis in method.axes:
+        if axis == "layers" and method.selection == "block":
+            for count in _counts(file, "blocks", arch):
+                yield Expected(f"blocks.{count}", (arch.layers - count + 1,), axis)
+        elif axis == "layers":
+            yield Expected("layers", (arch.layers,), axis)
+        elif axis == "hidden":
+            yield Expected("hidden", (arch.hidden,), axis)
+        else:
+            unit, count = {"heads": ("kv_heads", arch.kv_heads), "ffn": ("ffn", arch.ffn)}[axis]
+            yield from (Expected(f"{unit}.{i}", (count,), axis) for i in layers)
+    if method.rotates:
+        yield Expected("rotation", (arch.hidden, arch.hidden), "a rotation")
+    if method.compensates:
+        for i in layers:
+            for point in ("o", "down"):
+                width = _width(arch, point)
+                yield Expected(f"{arch.point(i, point)}.mean", (width,), "means for biases")
+
+
+def check(path: str, file: TensorFile, expected: Iterable[Expected], remedy: str) -> None:
+    """Raise InputError unless a file has all these tensors, of these shapes."""
+    for name, shape, what in expected:
+        spec = file.specs.get(name)
+        if spec is None:
+            raise InputError(f"'{path}' lacks {what}: it has no '{name}'", remedy)
+        if spec.dtype not in COMPUTED or spec.shape != shape:
+            raise InputError(
+                f"'{path}': '{name}' is {spec.dtype} {list(spec.shape)}, expected numbers "
+                f"{list(shape)}",
+                remedy,
+            )
+
+
+def _counts(file: TensorFile, start: str, arch: Arch) -> list[int]:
+    """Return for which numbers of layers to remove a file has such a tensor, 1 if for none."""
+    return [count for count in range(1, arch.layers) if f"{start}.{count}" in file.specs] or [1]
+
+
+def _width(arch: Arch, point: str) -> int:
+    """Return how many channels a point of a layer has."""
+    sizes = {"o": arch.heads * arch.head_dim, "down": arch.ffn}
+    return sizes.get(point, arch.hidden)

@@ -1,0 +1,153 @@
+"""Command lines over tiny inputs, for tests that disturb them, and what two results have in common.
+
+In a line OUT is the output, WAY a number that changes it, and other words in capitals are inputs.
+"""
+
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from forks import in_child
+
+import prunecli
+import tiny
+from prunecli.cli import app
+from prunecli.files import output
+
+# command -> the name of its output, empty where it has none, and the line
+LINES = {
+    "calibrate": (
+        "o.safetensors", "calibrate --for flap --data TOKENS --nsamples WAY MODEL OUT"),
+    "score": ("o.safetensors", "score --method flap --data TOKENS --nsamples WAY MODEL OUT"),
+    "prune": ("o", "prune --method magnitude --ratio 0.WAY MODEL OUT"),
+    "init": ("o", "init --like MODEL --seed WAY OUT"),
+    "train": ("o", "train --data TOKENS --steps 6 --batch-size 2 --lr 1e-3 --save-every 2 "
+              "--seed WAY MODEL OUT"),
+    "tokenize": ("o", "tokenize --seq-len 16 --tokenizer READER --shard-tokens 64 --workers 1 "
+                 "--tokens WAY00 TEXT OUT"),
+    "search-arch": ("o.json", "search-arch --method minitron-width --ratio 0.2 --data TOKENS "
+                    "--eval-data HELD --nsamples WAY --multiple 4 MODEL OUT"),
+    "eval": ("o.json", "eval --data TOKENS --data HELD --nsamples WAY --out OUT MODEL"),
+}  # fmt: skip
+# those that the eight above do not show
+MORE = {
+    "prune by data": (
+        "o", "prune --method wanda --ratio 0.5 --data TOKENS --nsamples WAY MODEL OUT"),
+    "prune by training": ("o", "prune --method sheared-llama --layers 3 --hidden 36 --heads 3 "
+                          "--ffn 40 --data TOKENS --tokens 128 --batch-size 2 --lr 1e-3 "
+                          "--seed WAY MODEL OUT"),
+    "tokenize, trained": ("o", "tokenize --seq-len 16 --train-tokenizer 26WAY --workers 1 "
+                          "--tokens 200 TEXT OUT"),
+    "tokenize by two": ("o", "tokenize --seq-len 16 --tokenizer READER --shard-tokens 100000 "
+                        "--workers 2 LONG OUT"),
+    "eval of tasks": ("o.json", "eval --tasks own --include-path TASKS --out OUT READER"),
+    "table": ("o.html", "table --html OUT RUNS"),
+    "speed": ("", "speed --rounds 2 --seq-len 16 READER"),
+    "check": ("", "check --deep PRUNED"),
+    "methods": ("", "methods"),
+    "families": ("", "families"),
+}  # fmt: skip
+TIMES = re.compile(rb'"tokens_per_second": [\d.]+')
+
+
+def inputs(root: Path) -> dict[str, str]:
+    """Make what the words in capitals stand for."""
+    model = tiny.make(root / "model")
+    (root / "c.json").write_text(json.dumps(tiny.config_of("llama", vocab_size=300)))
+    prunecli.init(str(root / "reader"), config=str(root / "c.json"), seed=3, tokenizer="bytes")
+    settings = root / "reader" / "tokenizer_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "eos_token": "!"}))
+    text = "\n\n".join(f"The {n}th cat sat on mat {n * n}, the dog ran." for n in range(60))
+    (root / "text.txt").write_text(text)
+    rows = [json.dumps({"text": text * 80}) for _ in range(48)]
+    (root / "long.jsonl").write_text("\n".join(rows))
+    prunecli.prune(str(model), str(root / "runs" / "p"), method="magnitude", ratio=0.5)
+    _task(root / "tasks")
+    return {
+        "MODEL": str(model),
+        "TOKENS": tiny.tokens(root / "tokens.safetensors", rows=12, seed=1),
+        "HELD": tiny.tokens(root / "held.safetensors", seed=2),
+        "READER": str(root / "reader"),
+        "TEXT": str(root / "text.txt"),
+        "LONG": str(root / "long.jsonl"),
+        "TASKS": str(root / "tasks"),
+        "RUNS": str(root / "runs"),
+        "PRUNED": str(root / "runs" / "p"),
+    }
+
+
+def _task(folder: Path) -> None:
+    """Write a task of lm-eval with two choices; JSON is YAML."""
+    folder.mkdir()
+    items = [{"query": f"cat {n}", "choices": ["sat", "ran"], "gold": n % 2} for n in range(12)]
+    (folder / "own.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    record = {
+        "task": "own", "dataset_path": "json", "test_split": "test",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "own.jsonl")}},
+        "output_type": "multiple_choice", "doc_to_text": "{{query}}",
+        "doc_to_choice": "choices", "doc_to_target": "gold", "metric_list": [{"metric": "acc"}],
+    }  # fmt: skip
+    (folder / "own.yaml").write_text(json.dumps(record))
+
+
+def line(name: str, words: dict[str, str], folder: Path, way: int, *more: str) -> list[str]:
+    """Return the arguments of a command whose output goes into `folder`."""
+    out, text = {**LINES, **MORE}[name]
+    known = {**words, "OUT": str(folder / out)}
+    quiet = [] if name in ("check", "methods", "families") else ["--quiet"]
+    arguments = [known.get(word, word.replace("WAY", str(way))) for word in text.split()]
+    return [arguments[0], *quiet, *more, *arguments[1:]]
+
+
+def as_program(arguments: list[str], talk: Path, before: Callable = lambda: None) -> None:
+    """Be the program: run a command line, say all to `talk`, and end with its status."""
+    status = 70
+    with talk.open("w") as said:
+        sys.stdout, sys.stderr = io.StringIO(), said
+        sys.argv = ["prunecli", *arguments]
+        try:
+            before()
+            app.main()
+            status = 0
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 1
+        finally:
+            said.flush()
+            os._exit(status)
+
+
+def run(arguments: list[str], talk: Path, before: Callable = lambda: None) -> int:
+    """Return the exit status of a command line, run in a child that is this process as it is."""
+    return in_child(lambda: as_program(arguments, talk, before))
+
+
+def names(folder: Path) -> set[str]:
+    """Return the names in a folder."""
+    return {path.name for path in folder.iterdir()}
+
+
+def made(folder: Path, name: str) -> dict[str, object]:
+    """Return what the output of a command consists of, but for what equal runs do not share."""
+    path = folder / {**LINES, **MORE}[name][0]
+    files = [path, path.with_name(path.name + ".json")]
+    if path.is_dir():
+        files = [file for file in sorted(path.rglob("*")) if file.is_file()]
+    found: dict[str, object] = {}
+    for file in filter(Path.is_file, files):
+        content: object = TIMES.sub(b"", file.read_bytes())
+        if file.suffix == ".json":
+            with suppress(ValueError):  # it may be torn
+                content = json.loads(content)
+                content.pop("run", None)
+        found[file.relative_to(folder).as_posix()] = content
+    return found
+
+
+def without_exchange() -> None:
+    """Be a system that has no renameat2."""
+    output._exchange = lambda one, other: False

@@ -1,0 +1,249 @@
+"""Signals at any moment: a documented status, one line at most, and nothing lost or left behind."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import lines
+import pytest
+from forks import begun, ended
+from lines import LINES, MORE, as_program, line, made, names
+
+from prunecli import interruption
+from prunecli.cli import app, signals
+
+NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ALL = {**LINES, **MORE}
+SLOWEST = 5.0  # seconds from a signal to the end
+PROGRAM = [sys.executable, "-m", "prunecli"]
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory) -> dict[str, str]:
+    return lines.inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(words, tmp_path_factory):
+    """Return a function from a command to the folder of an undisturbed run, and its seconds."""
+    known: dict[str, tuple[Path, float]] = {}
+
+    def of(name: str) -> tuple[Path, float]:
+        if name not in known:
+            folder = tmp_path_factory.mktemp("undisturbed")
+            start = time.monotonic()
+            assert lines.run(line(name, words, folder, 3), folder.parent / "talk") == 0
+            known[name] = folder, time.monotonic() - start
+        return known[name]
+
+    return of
+
+
+def listens(process: int) -> bool:
+    """Return whether a process has begun to note signals."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return True
+    caught = next((row for row in status.splitlines() if row.startswith("SigCgt")), "SigCgt: -1")
+    return bool(int(caught.split()[1], 16) & 1 << signal.SIGTERM - 1)
+
+
+def signalled(process: int, number: int, wait: float) -> float:
+    """Send a signal so long after a process began to listen; return when."""
+    while not listens(process):
+        time.sleep(0.001)
+    time.sleep(wait)
+    with suppress(ProcessLookupError):
+        os.kill(process, number)
+    return time.monotonic()
+
+
+def judge(name: str, status: int, number: int, talk: str, folder: Path, expected: Path) -> str:
+    """Check how a command ended and what it left; return its status as a shell sees it."""
+    status = 128 - status if status < 0 else status
+    said = talk.splitlines()
+    assert status in (0, 75, 128 + number), (status, said)
+    assert len(said) <= 1 and "internal error" not in talk, said
+    if not ALL[name][0]:
+        return str(status)
+    whole = names(folder) == names(expected)
+    if status == 75:
+        assert names(folder) == {ALL[name][0] + ".partial"}, names(folder)
+    elif status == 0:
+        assert whole, names(folder)
+    else:
+        # it may have come when all was done
+        assert whole or not names(folder), names(folder)
+    return str(status)
+
+
+def finish(name: str, words: dict[str, str], folder: Path, expected: Path) -> None:
+    """Run the command again: it makes the bytes of an undisturbed run and leaves nothing else."""
+    if not ALL[name][0]:
+        return
+    there = names(folder) == names(expected)
+    again = lines.run(line(name, words, folder, 3), folder.parent / "again")
+    assert again == (5 if there else 0), (folder.parent / "again").read_text()
+    assert names(folder) == names(expected)
+    assert made(folder, name) == made(expected, name)
+
+
+@pytest.mark.parametrize("name", ["score", "prune", "train", "tokenize", "eval of tasks"])
+def test_at_some_moments(name, words, undisturbed, tmp_path):
+    expected, seconds = undisturbed(name)
+    draw = random.Random(name)
+    for number in draw.sample(NUMBERS, 2):
+        folder, talk = tmp_path / str(number) / "at", tmp_path / "talk"
+        folder.mkdir(parents=True)
+        child = begun(partial(as_program, line(name, words, folder, 3), talk))
+        signalled(child, number, draw.uniform(0, seconds))
+        status = ended(child)
+        judge(name, status, number, talk.read_text(), folder, expected)
+        finish(name, words, folder, expected)
+
+
+def program(name: str, words: dict[str, str], folder: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [*PROGRAM, *line(name, words, folder, 3)],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def test_in_an_import(words, undisturbed, tmp_path):
+    """It comes while torch is imported, and is acted on when that is done."""
+    process = program("prune", words, tmp_path)
+    signalled(process.pid, signal.SIGTERM, 0.5)
+    said = process.communicate()[1]
+    assert (process.returncode, said) == (143, "prunecli: error: interrupted\n")
+    assert not names(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_at_random_moments(words, undisturbed, tmp_path):
+    """200 signals over all commands, from the first moment of the program to its last."""
+    draw, counts, slowest = random.Random(0), Counter[str](), 0.0
+    seconds = {}
+    for name in ALL:
+        folder = tmp_path / "timed" / name
+        folder.mkdir(parents=True)
+        start = time.monotonic()
+        assert program(name, words, folder).communicate()[1] == ""
+        seconds[name] = time.monotonic() - start
+    for i in range(200):
+        name = list(ALL)[i % len(ALL)]
+        folder, number = tmp_path / str(i) / "at", draw.choice(NUMBERS)
+        folder.mkdir(parents=True)
+        process = program(name, words, folder)
+        sent = signalled(process.pid, number, draw.uniform(0, seconds[name]))
+        said = process.communicate()[1]
+        expected = undisturbed(name)[0]
+        counts[judge(name, process.returncode, number, said, folder, expected)] += 1
+        slowest = max(slowest, time.monotonic() - sent)
+        finish(name, words, folder, expected)
+    print(f"\n200 signals over {len(ALL)} commands: {dict(counts)}; slowest {slowest:.1f} s")
+    assert slowest < SLOWEST
+
+
+def test_a_handler_that_raises_is_found(words, undisturbed, tmp_path):
+    """The control: what libraries make of an exception that comes from nowhere."""
+
+    def plant() -> None:
+        def raises(number, frame):
+            raise RuntimeError("planted")
+
+        signals._note = raises
+
+    expected, seconds = undisturbed("train")
+    child = begun(
+        lambda: as_program(line("train", words, tmp_path, 3), tmp_path.parent / "t", plant)
+    )
+    signalled(child, signal.SIGTERM, seconds / 3)
+    status, talk = ended(child), (tmp_path.parent / "t").read_text()
+    with pytest.raises(AssertionError):
+        judge("train", status, signal.SIGTERM, talk, tmp_path, expected)
+
+
+@pytest.fixture
+def noted():
+    """Note a signal, and forget it afterwards."""
+    yield interruption.note
+    interruption.note(None)
+
+
+def test_what_swallows_it_meets_it_again(noted):
+    noted(signal.SIGINT)
+    for _ in range(2):
+        with pytest.raises(interruption.Interrupted):
+            interruption.safe_point()
+    with interruption.held():
+        interruption.safe_point()
+    with pytest.raises(interruption.Interrupted):
+        interruption.safe_point()
+
+
+def endless(seconds_between: list[float], talk: Path) -> int:
+    """Return the status of a command that passes no safe point, sent signals at these times."""
+
+    def stuck() -> None:
+        app._run = lambda: time.sleep(20)
+
+    child = begun(lambda: as_program(["methods"], talk, stuck))
+    for seconds in seconds_between:
+        signalled(child, signal.SIGINT, seconds)
+    return ended(child)
+
+
+def test_the_second_acts_at_once(tmp_path):
+    start = time.monotonic()
+    assert endless([0.1, signals.SAME + 0.1], tmp_path / "talk") == 130
+    assert time.monotonic() - start < 10
+    assert (tmp_path / "talk").read_text() == "prunecli: error: interrupted\n"
+
+
+def test_a_signal_passed_on_twice_is_one(words, undisturbed, tmp_path):
+    """A launcher that got Ctrl-C too sends it again: the state is saved all the same."""
+    expected, _ = undisturbed("train")
+    folder, talk = tmp_path / "f", tmp_path / "talk"
+    folder.mkdir()
+    child = begun(lambda: as_program(line("train", words, folder, 3, "--save-every", "1"), talk))
+    while not list(folder.glob("o.partial/step-*")):
+        time.sleep(0.001)
+    for _ in range(2):
+        signalled(child, signal.SIGINT, 0)
+    status = ended(child)
+    judge("train", status, signal.SIGINT, talk.read_text(), folder, expected)
+    assert status in (0, 75)
+
+
+def test_waiting_for_stdin_is_left_at_once():
+    process = subprocess.Popen(
+        [*PROGRAM, "eval", "-"], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    signalled(process.pid, signal.SIGINT, 0)
+    assert process.wait(timeout=60) == 130
+    assert process.stderr.read() == "prunecli: error: interrupted\n"
+    process.stdin.close()
+    process.stderr.close()
+
+
+def test_ignored_signals_stay_ignored(words, tmp_path):
+    """As nohup and a shell's `&` set them."""
+    talk = tmp_path / "talk"
+
+    def ignore() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    folder = tmp_path / "f"
+    folder.mkdir()
+    child = begun(lambda: as_program(line("prune", words, folder, 3), talk, ignore))
+    signalled(child, signal.SIGHUP, 0.01)
+    assert ended(child) == 0 and names(folder) == {"o"}
