@@ -14,7 +14,7 @@ FAST := not slow and not shells and not golden and not outside
 MODEL := build/smollm2
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help install test portable foreign floors ceilings versions soak outside experiment golden check docs shells demo bench methods agreement masks throughput scratch clean
+.PHONY: help install test portable foreign floors ceilings versions soak outside experiment golden check docs shells demo bench solve methods agreement masks throughput scratch clean
 
 help: ## list all targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -84,6 +84,9 @@ demo: $(MODEL)/model.safetensors ## prune a real Llama with five methods, and co
 
 bench: $(MODEL)/model.safetensors ## measure time in forward passes, and peak memory (needs TOKENS)
 	python benchmarks/cost.py $(MODEL) $${TOKENS:?set TOKENS=FILE.safetensors:NAME}
+
+solve: install ## measure SparseGPT's solve of one matrix, beside a reference loop
+	OMP_NUM_THREADS=1 python benchmarks/solve.py
 
 methods: $(MODEL)/model.safetensors ## run every method at one ratio: perplexity, seconds, memory
 	python benchmarks/methods.py $(MODEL) build/methods

@@ -42,6 +42,30 @@ def test_of_statistics(llama):
     assert statistics_bytes(required, arch) == expected
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the system's own figures of a process")
+def test_of_a_factor():
+    """SparseGPT holds a Gram matrix and, in one more of its size, all that it makes of it."""
+    told = """
+import torch
+from prunecli.methods import sparsegpt
+
+def peak():  # of this process alone; rusage has that of its parent too
+    (line,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+for inputs in (256, 4096):  # what the libraries take at first is none of it
+    gram = torch.full((inputs, inputs), 0.5)
+    gram.diagonal().add_(1)
+    before = peak()
+    sparsegpt.prepare({"gram": gram}, {"block_size": 128, "damping": 0.01})
+print((peak() - before) / gram.nbytes)
+"""
+    line = [sys.executable, "-c", told]
+    copies = float(subprocess.run(line, check=True, stdout=subprocess.PIPE).stdout)
+    # and buffers of the libraries, but not one matrix more
+    assert WORKING_COPIES - 0.5 < copies < WORKING_COPIES + 1
+
+
 @pytest.mark.parametrize("method", registry.names())
 def test_every_method_has_an_estimate(method, llama):
     required = required_statistics([registry.get(method)], False)

@@ -1,6 +1,7 @@
 """Every method through the library: references, stages, and what must always hold."""
 
 import json
+import weakref
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,10 @@ from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.families import registry as families
 from prunecli.model.pattern import SparsityPattern
+from prunecli.pruning.masks import WeightMasker
 from prunecli.pruning.recipe import with_recipe
 from prunecli.pruning.stats import _gradients, greedy_skip, skip_loss, taylor
+from prunecli.pruning.stats.gram import Gram
 from prunecli.report import Report
 from prunecli.settings import Amount, Compute, Data, Output
 
@@ -182,6 +185,29 @@ def test_sequential_methods_propagate_what_they_wrote(method, llama, calibration
                 ours = found[f"model.layers.{i}.{name}.weight"]
                 assert (ours == 0).equal(W == 0), (i, name)
                 assert torch.allclose(ours, W, rtol=1e-3, atol=1e-3), (i, name)
+
+
+def test_gram_matrices_are_let_go_once_used(llama, calibration, tmp_path, monkeypatch):
+    """While a weight is pruned, only those of inputs to its right in the layer are held."""
+    made, held = [], []
+    compute, pruned = Gram.compute, WeightMasker._pruned
+
+    def watched(self):
+        found = compute(self)
+        made.append(weakref.ref(found["gram"]))
+        return found
+
+    def counted(self, name, *rest):
+        held.append((name.split(".")[-2], sum(ref() is not None for ref in made)))
+        return pruned(self, name, *rest)
+
+    monkeypatch.setattr(Gram, "compute", watched)
+    monkeypatch.setattr(WeightMasker, "_pruned", counted)
+    cut(llama, tmp_path / "out", "sparsegpt", calibration)
+    expected = {"q": 3, "k": 3, "v": 3, "o": 2, "gate": 1, "up": 1, "down": 0}
+    layer = [(f"{name}_proj", count) for name, count in expected.items()]
+    assert held == layer * (len(held) // 7)
+    assert held
 
 
 def test_damping_that_was_raised_is_told(llama, tmp_path):

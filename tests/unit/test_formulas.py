@@ -150,18 +150,27 @@ def naive_sparsegpt(weight, gram, pattern, block_size=128, damping=0.01, compat=
     return W
 
 
+@pytest.mark.parametrize("size", [8, 16, 40, 128])
 @pytest.mark.parametrize("compat", [False, True])
-@pytest.mark.parametrize("pattern", [(0.5, 0, 0), (0.3, 0, 0), (0.5, 2, 4), (0.75, 1, 4)])
-def test_sparsegpt_masks_and_compensated_weights(pattern, compat):
-    weight, inputs = random(12, 48), correlated(400, 48)
+@pytest.mark.parametrize(
+    "pattern", [(0.5, 0, 0), (0.3, 0, 0), (0.5, 2, 4), (0.75, 1, 4), (0.5, 4, 8)]
+)
+def test_sparsegpt_masks_and_compensated_weights(pattern, compat, size):
+    """Blocks of one step, of some and a part of one, and one that is wider than the matrix."""
+    weight, inputs = random(6, 96), correlated(800, 96)
+    inputs[:, 37] = 0
     gram = inputs.T @ inputs
-    options = {**SPARSEGPT, "block_size": 16, "compat": compat}
+    kept = gram.clone(), weight.clone()
+    options = {**SPARSEGPT, "block_size": size, "compat": compat}
     found = sparsegpt.sparsify(
         weight, sparsegpt.prepare({"gram": gram}, options), SparsityPattern(*pattern), options
     )
-    expected = naive_sparsegpt(weight, gram, SparsityPattern(*pattern), 16, compat=compat)
+    expected = naive_sparsegpt(weight, gram, SparsityPattern(*pattern), size, compat=compat)
     assert (found == 0).equal(expected == 0)
     assert torch.allclose(found.double(), expected, rtol=1e-3, atol=1e-3)
+    assert found.is_contiguous()
+    assert gram.equal(kept[0])
+    assert weight.equal(kept[1])
 
 
 def test_sparsegpt_counts_per_block():
@@ -182,11 +191,23 @@ def test_sparsegpt_counts_per_block():
 def test_squared_diagonal_is_the_inverse_of_what_is_left():
     inputs = correlated(300, 20).double()
     gram = inputs.T @ inputs
-    U = sparsegpt.prepare({"gram": gram.clone()}, SPARSEGPT)["U"].double()
+    scale = sparsegpt.prepare({"gram": gram.clone()}, SPARSEGPT)["scale"].double()
     damped = gram + 0.01 * gram.diagonal().mean() * torch.eye(20)
     for j in range(20):
         expected = torch.linalg.inv(damped[j:, j:])[0, 0]
-        assert float(U[j, j] ** 2) == pytest.approx(float(expected), rel=1e-3)
+        assert float(scale[j] ** -2) == pytest.approx(float(expected), rel=1e-3)
+
+
+@pytest.mark.parametrize("inputs", [1, 2, 7, 30])
+def test_a_factor_is_turned_around_in_place(inputs, monkeypatch):
+    """In pieces that do and do not divide it, it is the triangle R^T of H = R R^T."""
+    monkeypatch.setattr(sparsegpt, "CHUNK", 10)
+    matrix = random(60, inputs, dtype=torch.float64)
+    gram = matrix.T @ matrix
+    lower = sparsegpt._cholesky(gram, gram.diagonal() + 1)
+    assert lower.equal(lower.tril())
+    assert torch.allclose(lower.T @ lower, gram + torch.eye(inputs), rtol=1e-12)
+    assert sparsegpt._cholesky(gram, gram.diagonal() - 1000) is None
 
 
 def test_sparsegpt_beats_wanda_beats_nothing():
@@ -218,9 +239,23 @@ def test_a_singular_hessian_gets_more_damping_and_a_hopeless_one_an_error():
     rank_one = (rank_one + rank_one.T) / 2 + torch.eye(32) * 0.05
     factor = sparsegpt.prepare({"gram": rank_one}, SPARSEGPT)
     assert int(factor["retries"]) > 0
-    assert factor["U"].isfinite().all()
+    assert factor["factor"].isfinite().all()
     with pytest.raises(PruneError, match="not positive definite"):
         sparsegpt.prepare({"gram": torch.eye(4) * torch.tensor([1.0, 1, 1, -1e9])}, SPARSEGPT)
+
+
+@pytest.mark.parametrize("inputs", [1, 128, 300, 1100])
+def test_a_gram_matrix_of_which_half_is_computed(inputs):
+    """Whole batches and merged collectors: the product of all, and symmetric."""
+    batches = [random(2, 5, inputs, seed=seed) for seed in range(3)]
+    whole, other = Gram(), Gram()
+    whole.update(batches[0])
+    other.update(batches[1])
+    other.update(batches[2])
+    whole.merge(other)
+    found, X = whole.compute()["gram"], torch.cat(batches).flatten(0, 1).double()
+    assert torch.allclose(found.double(), X.T @ X, atol=1e-4)
+    assert found.triu(128).equal(found.tril(-128).T)
 
 
 # ---------------------------------------------------------------- channel scores

@@ -30,9 +30,10 @@ if TYPE_CHECKING:
     from prunecli.data.windows import Tokens
 
 Required = tuple[RequiredStatistic, ...]
-# of the size of a layer's largest statistic: SparseGPT solves with a Gram matrix, a damped one, its
-# factor, that turned around, an identity and the result
-WORKING_COPIES = 6
+# of the size of a layer's largest statistic: SparseGPT makes a factor of a Gram matrix. While it
+# prunes, what it holds of weights takes less than the Gram matrices that it has let go by then.
+# Where float32 is too narrow for a factor, it takes three more for a while.
+WORKING_COPIES = 1
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
 """Weights set to zero, matrix by matrix, as they stream by: what a sparse method's OUT holds."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prunecli.files.keeping import Keeper
-from prunecli.files.tensorfile import Tensors, torch_dtype
+from prunecli.files.tensorfile import torch_dtype
 from prunecli.methods._base import Method
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.pattern import SparsityPattern
@@ -16,6 +17,8 @@ from prunecli.settings import RunContext
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    Take = Callable[[str], dict[str, torch.Tensor]]
 
 
 @dataclass
@@ -44,15 +47,15 @@ class WeightMasker:
         dense, device = self.dense, device_of(self.run.compute)
         retries = self.keeper.remembered("damping")
         self.damping_retries.update({point: int(count) for point, count in retries.items()})
-        for i, layer, statistics in self._layers(calibration):
+        for i, layer, take in self._layers(calibration):
             for modules in dense.arch.family.inputs:
                 point = f"model.layers.{i}.{modules[0]}:in"
-                at_input = {k: v.to(device) for k, v in at_point(statistics, point).items()}
-                precomputed = self._precompute(at_input, point, retries)
+                precomputed = self._precompute(take(point), point, retries)
                 for module in modules:
                     name = f"model.layers.{i}.{module}.weight"
                     loaded = None if layer is None else layer.get_submodule(module)
                     yield name, self._pruned(name, loaded, precomputed, device).cpu()
+                del precomputed  # a factor, before the next is made
         linears = {
             f"model.layers.{i}.{module}.weight"
             for i in range(dense.arch.layers)
@@ -62,21 +65,24 @@ class WeightMasker:
         for name in dense.specs.keys() - linears:
             yield name, dense.tensor(name)
 
-    def _layers(
-        self, calibration: Calibration
-    ) -> "Iterator[tuple[int, nn.Module | None, Tensors]]":
-        """Yield every layer with its statistics: run on pruned predecessors, or out of a file."""
+    def _layers(self, calibration: Calibration) -> "Iterator[tuple[int, nn.Module | None, Take]]":
+        """Yield every layer with what takes its statistics at a point, each once, by their names.
+
+        A layer is run on pruned predecessors, and what was taken is held no more; or statistics
+        are read from a file.
+        """
         if calibration.windows is None:
             depth = self.dense.arch.layers
             for i in self.run.report.progress(range(depth), "pruning", depth, "layers"):
-                yield i, None, calibration.tensors or {}
+                yield i, None, partial(at_point, calibration.tensors or {})
             return
         from prunecli.model.stream import LayerStream
         from prunecli.pruning.stats import _hooks
 
         stream = LayerStream(self.dense, self.run.compute, self.run.report, self.keeper)
         required = self.method.needed(bool(self.options["compat"]))
-        yield from _hooks.layerwise(stream, calibration.windows.ids, required)
+        for i, layer, statistics in _hooks.layerwise(stream, calibration.windows.ids, required):
+            yield i, layer, partial(_take, statistics)
 
     def _pruned(
         self, name: str, loaded: "nn.Module | None", precomputed: Any, device: "torch.device"
@@ -100,14 +106,21 @@ class WeightMasker:
         return stored
 
     def _precompute(
-        self, statistics: Tensors, point: str, retries: "dict[str, torch.Tensor]"
+        self,
+        statistics: "Mapping[str, torch.Tensor]",
+        point: str,
+        retries: "dict[str, torch.Tensor]",
     ) -> Any:
         """Return what the method makes once per distinct input: norms, or a Hessian's factor."""
         import torch
 
+        from prunecli.model.device import device_of
+
         if self.method.prepare is None:
             return None
-        precomputed = self.method.prepare(statistics, self.options)
+        device = device_of(self.run.compute)
+        on_device = {name: tensor.to(device) for name, tensor in statistics.items()}
+        precomputed = self.method.prepare(on_device, self.options)
         if isinstance(precomputed, dict) and int(precomputed.get("retries", 0)):
             self.damping_retries[point] = int(precomputed["retries"])
             retries[point] = torch.tensor(self.damping_retries[point])
@@ -115,3 +128,11 @@ class WeightMasker:
                 f"{point}: damping was raised tenfold {self.damping_retries[point]} times"
             )
         return precomputed
+
+
+def _take(statistics: "dict[str, torch.Tensor]", point: str) -> "dict[str, torch.Tensor]":
+    """Return the statistics of one point, by their own names, and hold them no more."""
+    taken = at_point(statistics, point)
+    for name in taken:
+        del statistics[f"{point}.{name}"]
+    return taken

@@ -44,12 +44,14 @@ class HookedCollectors:
                 collector.update(*tensors)
 
     def statistics(self) -> Stats:
+        """Return what was collected, hold it no more and let go of the layer."""
         for hook in self._hooks:
             hook.remove()
         statistics: Stats = {}
         for (point, _), collector in self._collectors.items():
             for name, value in collector.compute().items():
                 statistics[f"{self._names(point)}.{name}"] = value
+        self._collectors.clear()
         return statistics
 
 
