@@ -128,7 +128,8 @@ def _check_access(what: str, path: Path) -> None:
 def _nearest_parent(path: Path) -> Path:
     """Return the nearest of the folders above that exists."""
     # unlike exists(), lexists() takes names that are too long for any file
-    return next(parent for parent in path.parents if os.path.lexists(parent))
+    # the root, which has none, is its own
+    return next((parent for parent in path.parents if os.path.lexists(parent)), path)
 
 
 def _check_name(what: str, path: Path) -> None:

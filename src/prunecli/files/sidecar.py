@@ -7,6 +7,7 @@ artefacts (plans, results) are their own. Everything outside `run` is determinis
 import hashlib
 import json
 import platform
+import re
 import resource
 import sys
 import time
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -273,12 +274,18 @@ def read_if_any(artefact: str | Path) -> Sidecar | None:
 
 
 def is_ours(artefact: str | Path) -> bool:
-    """Return whether an artefact has a sidecar, of whatever version."""
+    """Return whether an artefact has a sidecar, of whatever version: with our kinds and ids."""
     try:
         record = strict.read_object(path_of(artefact))
     except (FileNotFoundError, InputError):
         return False
-    return {"schema", "kind", "id"} <= record.keys()
+    schema, kind, identity = (record.get(key) for key in ("schema", "kind", "id"))
+    return (
+        type(schema) is int
+        and kind in get_args(Kind)
+        and isinstance(identity, str)
+        and re.fullmatch("[0-9a-f]{32}", identity) is not None
+    )
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from prunecli.data.records import first_line
 from prunecli.errors import InputError, PruneError, UsageError, refused, suggest
 from prunecli.files import regular
 from prunecli.files.sidecar import Input
+from prunecli.measuring import confined
 from prunecli.report import Report
 from prunecli.settings import Tasks
 
@@ -119,6 +120,8 @@ def load(wanted: Tasks, report: Report) -> tuple[list[Task], list[Group]]:
     if wanted.limit is not None and wanted.limit < 1:
         raise UsageError(f"--limit {wanted.limit}: expected at least 1")
     _check_folder(wanted)
+    with quiet():
+        confined.set_up(wanted.include_path is not None and not wanted.allow_code)
     manager = _manager(wanted, report)
     for name in wanted.names:
         if name not in manager.all_tasks:
@@ -171,6 +174,8 @@ def _loaded(manager: Any, name: str) -> dict[str, Any]:
     try:
         with quiet():
             made: dict[str, Any] = manager.load([name])
+    except PruneError:
+        raise
     except Exception as error:
         # what fetching and reading may raise has no common base
         raise refused(error) or InputError(

@@ -1,0 +1,66 @@
+"""No task file of others runs code without --allow-code, whichever way it takes."""
+
+import json
+
+import pytest
+
+import tiny
+from prunecli import evaluate, init
+from prunecli.errors import InputError
+from prunecli.settings import Tasks
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "c.json").write_text(json.dumps(tiny.config_of("llama", vocab_size=300)))
+    init(str(folder / "m"), config=str(folder / "c.json"), seed=3, tokenizer="bytes")
+    return str(folder / "m")
+
+
+def task(folder, **changes) -> dict:
+    (folder / "rows.jsonl").write_text(json.dumps({"q": "x", "a": "y", "b": "z", "l": 0}) + "\n")
+    return {
+        "task": "own", "dataset_path": "json", "test_split": "test", "doc_to_text": "{{q}}",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "rows.jsonl")}},
+        "output_type": "multiple_choice", "doc_to_target": "l", "metric_list": [{"metric": "acc"}],
+        "doc_to_choice": ["{{a}}", "{{b}}"], **changes,
+    }  # fmt: skip
+
+
+GLOBALS = '{{ lipsum["\\x5f\\x5fglobals\\x5f\\x5f"]["os"].system("touch %s") }}'
+HIDDEN = "{%% set u = '_' %%}{{ lipsum[u~u~'globals'~u~u]['os'].system('touch %s') }}"
+
+
+@pytest.mark.parametrize("way", ["globals", "hidden", "tag", "directive", "include", "metric",
+                                 "choices", "long"])  # fmt: skip
+def test_nothing_runs(way, model, tmp_path):
+    folder, mark = tmp_path / "tasks", tmp_path / "ran"
+    folder.mkdir()
+    code = f"import pathlib\npathlib.Path({str(mark)!r}).touch()\n\ndef f(*_):\n    return 0\n"
+    (folder / "evil.py").write_text(code)
+    (folder / "base.txt").write_text("process_docs: !function evil.f\n")
+    (folder / "met.py").write_text(code)
+    changes = {
+        "globals": {"doc_to_text": GLOBALS % mark},
+        "hidden": {"doc_to_text": HIDDEN % mark},
+        "metric": {"metric_list": [{"metric": str(folder / "met.py")}]},
+        "choices": {"doc_to_choice": GLOBALS % mark},
+        "include": {"include": "base.txt"},
+        "long": {"doc_to_text": '{{ "x" * 3000000000 }}'},
+    }
+    text = json.dumps(task(folder, **changes.get(way, {})))
+    if way == "tag":
+        text = text[:-1] + ', "process_docs": !%66unction evil.f}'
+    if way == "directive":
+        text = "%TAG !e! !func\n---\n" + text[:-1] + ', "process_docs": !e!tion evil.f}'
+    (folder / "own.yaml").write_text(text)
+    with pytest.raises(InputError):
+        evaluate(model, tasks=Tasks(("own",), str(folder)))
+    assert not mark.exists()
+
+
+def test_an_ordinary_one_is_measured(model, tmp_path):
+    (tmp_path / "own.yaml").write_text(json.dumps(task(tmp_path)))
+    made = evaluate(model, tasks=Tasks(("own",), str(tmp_path)))
+    assert made.results["tasks"][0]["n"] == 1
