@@ -91,6 +91,18 @@ def test_the_memory_is_touched():
     assert int(subprocess.run(line, capture_output=True).stdout) >= 1 << 17  # KiB
 
 
+def test_what_can_be_had_is_no_hindrance(llama, calibration, tmp_path):
+    """Whatever the device is called: --probe tries it for real, and the run goes on."""
+    rows = tiny.tokens(tmp_path / "rows.safetensors", rows=32)
+    for device in ("auto", "cpu"):
+        how = {"probe": True, "device": device}
+        training = {"steps": 1, "batch_size": 2, "lr": "1e-3"}
+        train(str(llama), str(tmp_path / device), data=rows, **training, **how)
+        evaluate(str(llama), data=[calibration], **how)
+        prune(str(llama), str(tmp_path / f"{device}-p"), method="flap", ratio=0.5,
+              data=calibration, **how)  # fmt: skip
+
+
 def test_before_any_work(llama, calibration, tmp_path, monkeypatch):
     tried = []
 

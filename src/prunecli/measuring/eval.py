@@ -137,7 +137,7 @@ def _read(request: EvalRequest, checkpoint: Checkpoint, report: Report) -> _Mate
 
 def _need(material: _Material, checkpoint: Checkpoint, run: RunContext) -> MemoryNeed:
     """Return what the largest of the windows needs; of tasks, which load the model, its weights."""
-    item = memory.WIDTHS[run.compute.dtype]
+    item = memory.item_bytes(run.compute)
     whole = item * checkpoint.arch.total_params if material.tasks else 0
     walks = [memory.of_walk(checkpoint, run.compute, *one.ids.shape) for one in material.windows]
     tasks = MemoryNeed({}, {"the model": whole}) if material.tasks else MemoryNeed()

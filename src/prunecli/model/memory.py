@@ -5,16 +5,21 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prunecli.errors import InputError
+from prunecli.files import world
 from prunecli.files.artefact import Artefact
+from prunecli.files.tensorfile import ITEM_BYTES, STORAGE
 from prunecli.model.checkpoint import Reader
+from prunecli.model.device import device_of
 from prunecli.settings import BATCH_TOKENS, Compute, Result
+
+if TYPE_CHECKING:
+    import torch
 
 # of a run: from here on, at least minutes on the fastest of CPUs, its memory is tried by itself
 LONG_FLOPS = 1e14
-WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 # touches every page in steps, as the system gives memory only then; if it is short of memory, it
 # is to end this process and no other
 TOUCH = """
@@ -77,12 +82,18 @@ class MemoryNeed:
 
     def attempt(self, compute: Compute) -> None:
         """Allocate as much and give it back; raise InputError if that fails."""
-        on_cpu = compute.device == "cpu"
+        device = device_of(compute)
+        on_cpu = device.type == "cpu"
         host = {**self.host, **(self.device if on_cpu else {})}
         if not _fits_host(sum(host.values())):
             raise _too_little("memory", host)
-        if not on_cpu and not _fits_device(sum(self.device.values()), compute.device):
-            raise _too_little(f"memory on '{compute.device}'", self.device)
+        if not on_cpu and not _fits_device(sum(self.device.values()), device):
+            raise _too_little(f"memory on '{device}'", self.device)
+
+
+def item_bytes(compute: Compute) -> int:
+    """Return the bytes of a number in a compute type that is settled."""
+    return ITEM_BYTES[STORAGE[compute.dtype]]
 
 
 def of_walk(
@@ -98,7 +109,7 @@ def of_walk(
     `statistics` are bytes that the collectors of a layer hold, and formulas make of them; `passes`
     is how often the windows go through the model.
     """
-    arch, item = checkpoint.arch, WIDTHS[compute.dtype]
+    arch, item = checkpoint.arch, item_bytes(compute)
     matrices = ["model.embed_tokens.weight", *([] if arch.tied else ["lm_head.weight"])]
     stored = sum(checkpoint.specs[name].bytes for name in matrices if name in checkpoint.specs)
     hidden = rows * length * arch.hidden * item if compute.buffer == "ram" else 0
@@ -117,8 +128,12 @@ def of_walk(
 
 
 def of_training(state_bytes: int, flops: float) -> MemoryNeed:
-    """Return what training needs: weights, moments and gradients; activations are not counted."""
-    return MemoryNeed({}, {"weights, moments and gradients": state_bytes}, flops)
+    """Return what training needs: weights, moments and gradients; activations are not counted.
+
+    Several processes hold a share each.
+    """
+    share = -(-state_bytes // world.size())
+    return MemoryNeed({}, {"weights, moments and gradients": share}, flops)
 
 
 def _fits_host(size: int) -> bool:
@@ -131,7 +146,7 @@ def _fits_host(size: int) -> bool:
         return False
 
 
-def _fits_device(size: int, device: str) -> bool:
+def _fits_device(size: int, device: "torch.device") -> bool:
     import torch
 
     try:
