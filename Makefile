@@ -12,9 +12,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 FAST := not slow and not shells and not golden and not outside
 MODEL := build/smollm2
+RUNTIMES := build/runtimes
+REAL := PRUNECLI_SMOLLM2=$(abspath $(MODEL)) PRUNECLI_RUNTIMES=$(abspath $(RUNTIMES))
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help install test portable foreign floors ceilings versions soak outside experiment golden check docs shells demo bench solve methods agreement masks throughput scratch clean
+.PHONY: help install test portable foreign floors ceilings versions soak outside experiment golden check docs shells demo bench solve methods agreement masks throughput scratch runtimes clean
 
 help: ## list all targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -54,8 +56,15 @@ versions: install ## print the versions of all dependencies
 soak: install ## run the long tests, and every method on every family
 	HF_HUB_OFFLINE=1 pytest -m 'slow or matrix'
 
-outside: install ## test the toy experiment, and its report in a browser (needs chromium)
-	HF_HUB_OFFLINE=1 pytest -m outside -rs
+outside: install ## test the toy experiment, its report in a browser (chromium), other runtimes (npm)
+	$(if $(shell command -v npm),$(MAKE) $(RUNTIMES)/ready $(MODEL)/model.safetensors)
+	$(if $(shell command -v npm),$(REAL)) HF_HUB_OFFLINE=1 pytest -m outside -rs
+
+$(RUNTIMES)/ready: $(VENV)/installed benchmarks/runtimes/get.sh benchmarks/runtimes/llamacpp.mjs
+	benchmarks/runtimes/get.sh $(RUNTIMES)
+
+runtimes: $(RUNTIMES)/ready $(MODEL)/model.safetensors ## run pruned models in llama.cpp and ONNX Runtime (needs npm)
+	HF_HUB_OFFLINE=1 python benchmarks/runtimes/compare.py $(MODEL) $(RUNTIMES) build/compared
 
 experiment: install ## compare pruned and scratch at toy size: table, figures, report
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(MAKE) -j2 -f examples/experiment/Makefile

@@ -1,8 +1,11 @@
 """Shared fixtures: tiny checkpoints of every family, and tokens."""
 
 import os
+import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# a shell starts what it runs in the background with Ctrl-C ignored, and commands would inherit it
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import torch

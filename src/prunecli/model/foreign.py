@@ -10,6 +10,7 @@ from pathlib import Path
 from prunecli.errors import InputError
 
 SOURCE = "take the safetensors checkpoint that it was made from"
+GGUF = f"{SOURCE}, or let transformers convert it ('Only a GGUF file?' in docs/running.md)"
 SAVE = "load it with the library that wrote it, and save it with save_pretrained"
 MERGE = "merge it into its base model first: peft's merge_and_unload(), then save_pretrained"
 PICKLED = "a model of pickled weights, which can run code"
@@ -20,7 +21,7 @@ ADAPTER = "adapter_config.json"
 FILES: tuple[tuple[str, str, str], ...] = (
     (ADAPTER, "a PEFT adapter, not a model", MERGE),
     ("adapter_model.*", "a PEFT adapter, not a model", MERGE),
-    ("*.gguf", "a GGUF model", SOURCE),
+    ("*.gguf", "a GGUF model", GGUF),
     ("model_index.json", "a diffusers pipeline, not a language model", "give a language model"),
     ("modules.json", "a sentence-transformers model", "give a language model"),
     ("*.distcp", "a distributed checkpoint of torch", SAVE),
