@@ -299,7 +299,12 @@ def test_a_folder_of_the_users_with_a_file_named_key(text, llama, calibration, t
             OutputExists, match=r"'o.partial' was not made by prunecli; move it away"
         ):
             prunecli.train(
-                str(llama), str(tmp_path / "o"), data=calibration, steps=1, restart=restart
+                str(llama),
+                str(tmp_path / "o"),
+                data=calibration,
+                steps=1,
+                batch_size=2,
+                restart=restart,
             )
     runs(llama, calibration)["prune"](str(tmp_path / "o"), 0)  # keeps nothing
     assert {file.name: file.read_text() for file in state.iterdir()} == mine
