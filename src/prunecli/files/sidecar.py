@@ -283,8 +283,9 @@ def kind_of(artefact: str | Path) -> str | None:
     except (FileNotFoundError, InputError):
         return None
     schema, kind, identity = (record.get(key) for key in ("schema", "kind", "id"))
-    ours = type(schema) is int and isinstance(kind, str) and isinstance(identity, str)
-    return kind if ours and kind in get_args(Kind) and ID.fullmatch(identity) else None
+    if type(schema) is not int or not isinstance(kind, str) or not isinstance(identity, str):
+        return None
+    return kind if kind in get_args(Kind) and ID.fullmatch(identity) else None
 
 
 def listed(folder: Path) -> set[str]:

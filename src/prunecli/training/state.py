@@ -139,10 +139,11 @@ def _check_memo(content: bytes) -> None:
     The memo is an array, which a large number makes as large.
     """
     memo = 0
-    for opcode, number, _ in pickletools.genops(content):
+    for opcode, argument, _ in pickletools.genops(content):
         if opcode.name == "MEMOIZE":
             memo += 1
         elif opcode.name.endswith("PUT"):
+            number = int(argument or 0)
             if not 0 <= number <= memo:
                 raise pickle.UnpicklingError(f"its memo jumps from {memo} to {number}")
             memo = max(memo, number + 1)
