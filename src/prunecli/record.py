@@ -46,8 +46,23 @@ class Record:
             if not _fits(value, hint):
                 shown = repr(value)[:SHOWN]
                 raise UsageError(f"{one.name} is {shown}: expected {_expected(hint)}")
+            kinds = [hint, *get_args(hint)]
+            if type(value) is int and float in kinds and int not in kinds:
+                value = as_float(one.name, value)
+                object.__setattr__(self, one.name, value)
             if value is not None:
                 _check_limits(one.name, value, **one.metadata)
+
+
+def as_float(name: str, value: int) -> float:
+    """Return the float that is recorded of a whole number: 64 and 64.0 are to have one id.
+
+    Raises UsageError for one that is too large.
+    """
+    try:
+        return float(value)
+    except OverflowError:
+        raise UsageError(f"{name} is larger than any number that is computed with") from None
 
 
 @cache

@@ -122,7 +122,7 @@ def test_the_script_makes_it_again(run, made, place, tmp_path) -> None:
     assert str(Path(place["text"]).parent) not in ended.out
     status, messages = served(run, ended.out, tmp_path, CONFIG=place["config"], TEXT=place["text"])
     assert (status, messages) == (0, "")
-    again = {known_by(path): path for path in (tmp_path / "o").iterdir() if sidecar.is_ours(path)}
+    again = {known_by(path): path for path in (tmp_path / "o").iterdir() if sidecar.kind_of(path)}
     for name, path in made.items():
         record = sidecar.read(path)
         other = sidecar.read(again[known_by(path)])

@@ -17,6 +17,8 @@ from prunecli.files.claim import claimed
 from prunecli.settings import Output, RunContext
 from prunecli.tables.table import TableRequest, table
 
+ID = "0123456789abcdef" * 2
+
 
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
@@ -68,7 +70,7 @@ def test_killed_while_rows_become_out(llama, tmp_path):
                 out = folder / "o"
                 if old:
                     shutil.copytree(tmp_path / "any", out)
-                with output.partial(str(out), "id", False) as state:
+                with output.partial(str(out), ID, False) as state:
                     (state / "rows").write_text("new")
                     shutil.copy(tmp_path / "any" / "prunecli.json", state)
                 status = in_child(
@@ -96,7 +98,7 @@ def test_killed_while_a_state_begins_or_ends(tmp_path):
     """OUT.partial has its mark from the first moment to the last: none is refused."""
 
     def work(out):
-        with output.partial(out, "id", True) as state:
+        with output.partial(out, ID, True) as state:
             (state / "step").write_text("half")
             output.discard(state)
 
@@ -104,7 +106,7 @@ def test_killed_while_a_state_begins_or_ends(tmp_path):
         folder = tmp_path / str(point)
         folder.mkdir()
         out = str(folder / "o")
-        with output.partial(out, "id", False) as state:
+        with output.partial(out, ID, False) as state:
             (state / "a").write_text("state")
             (state / "z").write_text("state")
         status = in_child(under(Layer(folder, point), partial(work, out)))
@@ -134,7 +136,7 @@ def test_a_mark_that_was_never_written(tmp_path):
     state.mkdir()
     (state / "mine").write_text("precious")
     with claimed(RunContext(), str(out)), pytest.raises(OutputExists, match="not made by prunecli"):
-        output.check_partial(str(out), "id", restart=True)
+        output.check_partial(str(out), ID, restart=True)
     assert names(tmp_path) == {"e.json.partial"} and names(state) == {"mine"}
 
 
@@ -254,6 +256,83 @@ def test_the_sidecar_of_others_is_kept(llama, calibration, tmp_path):
         with pytest.raises(OutputExists, match="sidecar of OUT, exists and was not made by"):
             runs(llama, calibration)["score"](str(tmp_path / "o.safetensors"), 0, force=force)
     assert mine.read_text() == "{}" and names(tmp_path) == {mine.name}
+
+
+def test_the_sidecar_of_another_result_is_kept(llama, calibration, tmp_path):
+    """An evaluation can be where the sidecar of tensors would be, and that where JSON would."""
+    run = runs(llama, calibration)
+    held, out = tmp_path / "o.safetensors.json", str(tmp_path / "o.safetensors")
+    prunecli.evaluate(str(llama), data=[calibration], out=str(held))
+    before = held.read_bytes()
+    for force in (False, True):
+        for verb in ("calibrate", "score"):
+            with pytest.raises(OutputExists, match="is of kind 'eval', expected 'stats' or"):
+                run[verb](out, 0, force=force)
+        assert held.read_bytes() == before and names(tmp_path) == {held.name}
+    held.unlink()
+    run["init"](str(tmp_path / "m"), 1)
+    run["calibrate"](out, 0)
+    for record in (held, tmp_path / "m" / "prunecli.json"):
+        before = record.read_bytes()
+        with pytest.raises(OutputExists, match=r"is of kind '(stats|checkpoint)', expected 'plan'"):
+            prunecli.evaluate(str(llama), data=[calibration], out=str(record), force=True)
+        assert record.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "text", ["my key", "", "0" * 31 + "\n", "0" * 32 + "\n\n", "G" * 32 + "\n"]
+)
+def test_a_folder_of_the_users_with_a_file_named_key(text, llama, calibration, tmp_path):
+    """It is no state, whatever else is in it: neither resumed from nor cleared."""
+    state = tmp_path / "o.partial"
+    state.mkdir()
+    mine = {"key": text, "data.jsonl": "x", ".hidden": "y"}
+    for name, content in mine.items():
+        (state / name).write_text(content)
+    for restart in (False, True):
+        with (
+            claimed(RunContext(), str(tmp_path / "o")),
+            pytest.raises(OutputExists, match="not made"),
+        ):
+            output.check_partial(str(tmp_path / "o"), ID, restart)
+        with pytest.raises(
+            OutputExists, match=r"'o.partial' was not made by prunecli; move it away"
+        ):
+            prunecli.train(
+                str(llama),
+                str(tmp_path / "o"),
+                data=calibration,
+                steps=1,
+                batch_size=2,
+                restart=restart,
+            )
+    runs(llama, calibration)["prune"](str(tmp_path / "o"), 0)  # keeps nothing
+    assert {file.name: file.read_text() for file in state.iterdir()} == mine
+    shutil.move(state, tmp_path / "elsewhere")
+    state.symlink_to("elsewhere")
+    with pytest.raises(OutputExists, match="not made"):
+        output.check_partial(str(tmp_path / "o"), ID, restart=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["notes.txt", "key", "runs/1", "adapter_model.safetensors", "link"]
+)
+def test_files_of_the_users_in_an_old_out(name, llama, calibration, tmp_path):
+    """`--force` replaces what prunecli wrote, so it is refused where that is not all."""
+    out = tmp_path / "o"
+    run = runs(llama, calibration)
+    for verb in ("prune", "init"):
+        run[verb](str(out), 0, force=True)  # only ours
+        mine = out / name
+        mine.parent.mkdir(exist_ok=True)
+        mine.symlink_to("nowhere") if name == "link" else mine.write_text("mine")
+        before = contents(out)
+        for other in ("prune", "init"):
+            with pytest.raises(OutputExists, match=f"holds '{name}', which prunecli did not write"):
+                run[other](str(out), 1, force=True)
+        assert contents(out) == before and names(tmp_path) == {"o"}
+        run[verb](str(out), 0, skip_existing=True)  # removes nothing
+        mine.unlink()
 
 
 def test_force_replaces_only_our_figures_and_reports(llama, calibration, tmp_path):

@@ -124,7 +124,7 @@ def test_json_that_does_harm(row, model, calibration, tmp_path):
     path = write(tmp_path / "x.json", content)
     refused(lambda: strict.read_value(path), words)
     refused(lambda: sidecar.read(path), "x.json")
-    assert not sidecar.is_ours(path)
+    assert sidecar.kind_of(path) is None
     refused(lambda: prune(str(model), str(tmp_path / "out"), plan=str(path)), words)
     by_shape = {"method": "shortgpt", "data": Data(calibration), "amount": Amount(arch=str(path))}
     refused(lambda: prune(str(model), str(tmp_path / "out"), **by_shape), words)

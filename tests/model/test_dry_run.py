@@ -135,7 +135,7 @@ def test_what_else_is_seen_before_the_first_step(step, llama, calibration, tmp_p
     else:
         method = "sheared-llama"
         (tmp_path / "out.partial" / "step-00000001").mkdir(parents=True)
-        (tmp_path / "out.partial" / "key").write_text("another\n")
+        (tmp_path / "out.partial" / "key").write_text(f"{0:032}\n")
     found = both(model, tmp_path / "out", method, Amount(ratio=0.5), data, compute=compute)
     assert found[0] in (2, 4, 5)
 
@@ -196,7 +196,7 @@ def link_out(model):
 
 def claim(path, text):
     path.mkdir()
-    (path / "key").write_text(text)
+    (path / "key").write_text(f"{text}\n")
     (path / "kept.json").write_text("{}")
 
 
@@ -211,7 +211,7 @@ IN_THE_WAY = {
     "a licence out of the folder": (
         lambda model, out, state: link_out(model), ("train", "init"), 4,
     ),
-    "another's state": (lambda model, out, state: claim(state, "another"), STATES, 5),
+    "another's state": (lambda model, out, state: claim(state, "0" * 32), STATES, 5),
     "a file for a state": (lambda model, out, state: state.write_text("mine"), STATES, 5),
     "a pipe": (lambda model, out, state: os.mkfifo(out), None, 4),
     "something else": (

@@ -359,7 +359,7 @@ def test_a_failure_leaves_no_state_without_work(made, tmp_path) -> None:
     assert not list(tmp_path.glob("out*"))
     # as it is left by SIGKILL before anything was done
     (tmp_path / "out.partial").mkdir()
-    (tmp_path / "out.partial" / "key").write_text("of another run\n")
+    (tmp_path / "out.partial" / "key").write_text(f"{0:032}\n")
     source.write_text('{"text": "one two three four"}\n')
     tokenize(str(source), str(out), seq_len=4, tokenizer=str(made))
     assert rows.open_rows(str(out)).seq_len == 4

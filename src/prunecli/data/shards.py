@@ -5,7 +5,6 @@ interruptions.
 """
 
 import hashlib
-import json
 import os
 import signal
 from collections import deque
@@ -25,8 +24,8 @@ from prunecli.data.records import Reading
 from prunecli.data.rows import MOST_SHARDS, NAME, Digest, shard_name
 from prunecli.data.tokenizer import Tokenizer
 from prunecli.errors import InputError, PruneError
-from prunecli.files import unfinished
-from prunecli.files.output import replace_bytes, replace_text
+from prunecli.files import keeping, unfinished
+from prunecli.files.output import replace_bytes
 from prunecli.files.sidecar import Part
 from prunecli.files.tensorfile import Spec, read_header
 from prunecli.report import Report
@@ -364,16 +363,13 @@ class Shards:
 
 
 class _State(Part):
-    """The finished shards, the digest of their rows, and where in which text they end.
-
-    Versions before this one recorded no digest.
-    """
+    """The finished shards, the digest of their rows, and where in which text they end."""
 
     shards: int = Field(ge=0, le=MOST_SHARDS)
     batches: int = Field(ge=0, lt=1 << 53)
     used: int = Field(ge=0)
     text: str
-    digest: str | None = None
+    digest: str
 
 
 class _Reader:
@@ -437,7 +433,7 @@ def write(
                 "text": reader.met[0][0],
                 "digest": shards.digest.hexdigest(),
             }
-            replace_text(file, json.dumps(state))
+            keeping.keep(file, state)
         reader.met.popleft()
         done, used = done + 1, 0
         tokens += len(ids)
@@ -453,9 +449,9 @@ def write(
 
 def _resume(shards: Shards, reader: _Reader, file: Path, report: Report) -> tuple[int, int]:
     """Count what the state in `file` says is finished; return its batches, and tokens beyond."""
-    state: _State = unfinished.read(file, _State)
+    state: _State = keeping.kept(file, _State)
     shards.reopen(state.shards)
-    if state.digest not in (None, shards.digest.hexdigest()):
+    if state.digest != shards.digest.hexdigest():
         raise unfinished.damaged(file, "the rows are not those that it describes")
     report.info(f"resuming after {shards.count} finished shards ({shards.rows} rows)")
     reader.skip(state.batches)

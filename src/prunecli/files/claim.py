@@ -148,15 +148,17 @@ def _repaired(path: Path, force: bool) -> bool:
     for one in temporary:
         output.remove(one)
     for one in (new, old):
-        if one.is_symlink():  # no run makes links
+        # no run makes links, and what is new is in a folder
+        if one.is_symlink() or (one == new and not one.is_dir()):
             output.remove(one)
     completed = new.exists()
     if completed:
         output.move_in(new, path)
-        if (partial / output.MARK).is_file():
+        if output.mark_of(partial) is not None:
             output.discard(partial)  # the state of what is finished
     if old.exists() and path.exists():
-        output.remove(path / output.MARK)  # of one that took its place in two steps
+        if output.mark_of(path) is not None:
+            output.remove(path / output.MARK)  # of one that took its place in two steps
     elif old.exists():
         old.rename(path)
     output.remove(old)

@@ -30,7 +30,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from prunecli import __version__
 from prunecli.errors import InputError, PruneError, Stopped
-from prunecli.files import output, seal, sidecar, strict, unfinished
+from prunecli.files import output, seal, sidecar, unfinished
 from prunecli.files.tensorfile import (
     TORCH_NAMES,
     Spec,
@@ -321,14 +321,14 @@ class Keeper:
         }
         state = State(walks=walks, files=self._digests, written=written)
         output.sync(self.folder)
-        output.replace_text(self.folder / STATE, state.model_dump_json())
+        keep(self.folder / STATE, state.model_dump(mode="json"))
         output.sync(self.folder)
         _clear(self.folder, used)
 
     def _read(self, folder: Path) -> State:
         """Return the state in a folder; an empty one if there is none, or none that can be read."""
         try:
-            state = State.model_validate(strict.read_object(folder / STATE))
+            state = State.model_validate(kept(folder / STATE, dict[str, Any]))
             _check(folder, state)
         except FileNotFoundError:
             state = State()
@@ -338,6 +338,7 @@ class Keeper:
             output.remove(folder / STATE)
             state = State()
         _clear(folder, set(state.files))
+        _clear_stage(folder / output.STAGE, state.written.keys())
         return state
 
     @contextmanager
@@ -377,6 +378,8 @@ class Keeper:
     def writer(self, path: Path, specs: Mapping[str, Spec], marked: bool = False) -> TensorWriter:
         """Return a writer of a file that is staged, which goes on with what is in it."""
         kept = self._resumed.written.get(path.name)
+        if kept is not None and kept.layout != _layout(specs):
+            raise unfinished.damaged(path, "it holds other tensors than this run writes")
         writer = TensorWriter(path, specs, None if kept is None else kept.tensors, marked)
         self._writers[path.name] = writer
         return writer
@@ -387,10 +390,29 @@ class Keeper:
 
 
 class KeptObject(sidecar.Part):
-    """A JSON object in a file of its own, with its digest."""
+    """A JSON value in a file of its own, with its digest."""
 
-    result: dict[str, Any]
+    result: Any
     digest: str
+
+
+def keep(file: Path, value: Any) -> None:
+    """Keep a JSON value in a file, sealed: it is read as it was written, or not at all."""
+    output.replace_text(file, json.dumps({"result": value, "digest": seal.of_value(value)}))
+
+
+def kept(file: Path, form: Any) -> Any:
+    """Return the value that `keep` left in a file, as `form`, a type that pydantic knows.
+
+    Raises InputError unless it is as it was written, and has that form.
+    """
+    found: KeptObject = unfinished.read(file, KeptObject)
+    if found.digest != seal.of_value(found.result):
+        raise unfinished.damaged(file, "it is not as it was written")
+    try:
+        return unfinished.checked(found.result, form)
+    except ValueError as error:
+        raise unfinished.damaged(file, str(error)) from None
 
 
 def result(
@@ -404,21 +426,26 @@ def result(
     if file is None:
         return make()
     try:
-        kept: KeptObject = unfinished.read(file, KeptObject)
-        if kept.digest != seal.of_value(kept.result):
-            raise unfinished.damaged(file, "it is not as it was written")
-        try:
-            unfinished.checked(kept.result, form)
-        except ValueError as error:
-            raise unfinished.damaged(file, str(error)) from None
-        return kept.result
+        found: dict[str, Any] = kept(file, dict[str, Any])
+        kept(file, form)
+        return found
     except FileNotFoundError:
         pass
     except InputError as error:
         report.info(f"making '{file.name}' anew: {error.what}")
     made = make()
-    output.replace_text(file, json.dumps({"result": made, "digest": seal.of_value(made)}))
+    keep(file, made)
     return made
+
+
+def _clear_stage(stage: Path, begun: Collection[str]) -> None:
+    """Remove from a stage what is not in a state: it is written anew, or by a stranger."""
+    if not stage.is_dir():
+        output.remove(stage)
+        return
+    for path in stage.iterdir():
+        if path.name not in begun:
+            output.remove(path)
 
 
 def _clear(folder: Path, files: set[str]) -> None:

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -9,14 +10,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from prunecli.errors import InputError, OutputExists, PruneError, Stopped
-from prunecli.files import regular, sidecar, tensorfile
+from prunecli.files import regular, sidecar, tensorfile, unfinished
 from prunecli.interruption import Interrupted, held
 from prunecli.settings import Output, Result
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's <fcntl.h> and <linux/fs.h>
 MARK = "key"
+MARK_BYTES = 33  # an id, and the end of the line
 STAGE = ".new"  # in OUT.partial: the result that is being written
 LOGS = ".jsonl"
+# files of folders that sidecars do not list by name
+TENSOR_FILES = re.compile(r"(model|model-\d{5}-of-\d{5}|rows-\d{5,})\.safetensors")
+# what a state that came from elsewhere, or was torn, can make of a run that goes on from it
+MISFITS = (ArithmeticError, AssertionError, LookupError, StopIteration, TypeError, ValueError)
 # what is beside OUT while it is written: finished, replaced, and all else
 NEW, OLD, TEMPORARY = "new", "old", "tmp"
 ROOM = 300  # bytes by which paths of files below OUT and of its siblings are longer
@@ -50,6 +56,7 @@ def check_path(out: str, output: Output, inputs: Sequence[Path | None]) -> None:
         raise OutputExists(f"{what} exists", "use --force or --skip-existing, or move it away")
     _check_ours(what, path)
     if not output.skip_existing:
+        _check_alone(what, path)
         _check_access(what, path)
 
 
@@ -63,7 +70,7 @@ def check_beside(out: str) -> None:
         raise InputError(f"'{out}' is a folder, expected a file", "choose another")
     record = sidecar.path_of(path)
     if occupied(record):
-        _check_ours(f"'{record.name}', the sidecar of OUT,", record)
+        _check_ours(f"'{record.name}', the sidecar of OUT,", path)
 
 
 def lies_in(path: str | Path, folder: str | Path) -> bool:
@@ -146,8 +153,29 @@ def _check_name(what: str, path: Path) -> None:
 
 
 def _check_ours(what: str, path: Path) -> None:
-    if not sidecar.is_ours(path):
+    """Raise OutputExists unless prunecli made what is there, and as an artefact of its own."""
+    kind, possible = sidecar.kind_of(path), sidecar.kinds_at(path)
+    if kind is None:
         raise OutputExists(f"{what} exists and was not made by prunecli", "move it away")
+    if kind not in possible:
+        raise OutputExists(
+            f"{what} exists and is of kind '{kind}', expected {' or '.join(map(repr, possible))}",
+            "move it away, or choose another OUT",
+        )
+
+
+def _check_alone(what: str, path: Path) -> None:
+    """Raise OutputExists where files of the user's, which no sidecar lists, are in a folder."""
+    if not path.is_dir():
+        return
+    listed = sidecar.listed(path)
+    for file in sorted(path.rglob("*")):
+        name = file.relative_to(path).as_posix()
+        is_folder = file.is_dir() and not file.is_symlink()
+        if not is_folder and name not in listed and not TENSOR_FILES.fullmatch(name):
+            raise OutputExists(
+                f"{what} holds '{name}', which prunecli did not write", "move it away"
+            )
 
 
 def occupied(path: Path) -> bool:
@@ -257,7 +285,7 @@ def move_in(whole: Path, path: Path) -> None:
         sync(whole)
         whole.rename(path)
         old = sibling(path, OLD)
-    elif not (whole / MARK).exists() or _exchange(whole, path):
+    elif mark_of(whole) is None or _exchange(whole, path):
         remove(path / MARK)
         sync(path)
         # from here on, no run must take the old one for something else
@@ -274,16 +302,16 @@ def move_in(whole: Path, path: Path) -> None:
 
 def _move_pair(whole: Path, path: Path) -> None:
     tensors, record = whole / path.name, sidecar.path_of(path)
-    if tensors.exists():
+    if tensors.is_file():
         if record != path:
             # no moment at which an old sidecar describes new tensors
             record.unlink(missing_ok=True)
         tensors.replace(path)
         sync(path.parent)
-    if (whole / record.name).exists():
+    if (whole / record.name).is_file():
         (whole / record.name).replace(record)
         sync(path.parent)
-    whole.rmdir()
+    remove(whole)  # with what a stranger may have put there
     sync(path.parent)
 
 
@@ -338,20 +366,39 @@ def partial_of(out: str) -> Path:
     return path.with_name(f"{path.name}.partial")
 
 
-def check_partial(out: str, identity: str, restart: bool) -> None:
-    """Raise OutputExists if OUT.partial is not what the run of this id may resume from or clear."""
-    folder = partial_of(out)
+def mark_of(folder: Path) -> str | None:
+    """Return the id in the mark of a folder that a run made; None of any other folder.
+
+    A user's own may hold a file of that name too, but not with an id in it.
+    """
     mark = folder / MARK
-    if not folder.exists() or is_unmarked(folder):
+    if folder.is_symlink() or mark.is_symlink() or not mark.is_file():
+        return None
+    text = mark.read_bytes() if mark.stat().st_size == MARK_BYTES else b""
+    identity = text.decode("latin-1").removesuffix("\n")
+    return identity if sidecar.ID.fullmatch(identity) else None
+
+
+def check_partial(out: str, identity: str, restart: bool) -> None:
+    """Raise OutputExists if OUT.partial is not what the run of this id may resume from or clear.
+
+    Raises InputError where it holds links, pipes or the like, which no run makes.
+    """
+    folder = partial_of(out)
+    if not os.path.lexists(folder) or is_unmarked(folder):
         return
-    if not mark.exists():
+    mark = mark_of(folder)
+    if mark is None:
         raise OutputExists(f"'{folder.name}' was not made by prunecli", "move it away")
-    state = not restart and _holds(folder, LOGS)
-    if state and regular.content(mark).strip() != identity.encode():
+    if restart or not _holds(folder, LOGS):
+        return
+    if mark != identity:
         raise OutputExists(
             f"'{folder.name}' is the state of a run with other inputs or options",
             "use --restart to start over, or choose another OUT",
         )
+    with unfinished.refusals():
+        regular.check_plain(folder)
 
 
 @contextmanager
@@ -361,16 +408,18 @@ def partial(out: str, identity: str, restart: bool) -> Iterator[Path]:
     A folder without anything to resume from is no state: any run may take it. One that is left
     without is removed when the block fails. It appears with its mark in it, and disappears whole,
     so that a kill at no moment leaves one that the next run cannot tell from a user's folder.
-    Raises OutputExists if it is the state of a run with another id, which `restart` clears; and
-    Stopped where a signal interrupts the block and there is something to resume from.
+    Raises OutputExists if it is the state of a run with another id, which `restart` clears;
+    InputError if it is no state that the block can go on from; and Stopped where a signal
+    interrupts the block and there is something to resume from.
     """
     folder = partial_of(out)
     check_partial(out, identity, restart)
-    if restart or not (folder / MARK).exists() or not _holds(folder, LOGS):
+    resumed = not restart and mark_of(folder) is not None and _holds(folder, LOGS)
+    if not resumed:
         discard(folder)
         with _temporary(folder) as temporary:
             temporary.mkdir()
-            write_text(temporary / MARK, identity + "\n")
+            write_text(temporary / MARK, f"{identity}\n")
             sync(temporary)
             temporary.rename(folder)
             sync(folder.parent)
@@ -382,6 +431,13 @@ def partial(out: str, identity: str, restart: bool) -> Iterator[Path]:
                 f"stopped; '{folder.name}' keeps what is done", "rerun the same command to resume"
             ) from None
         raise
+    except MISFITS as error:
+        if not resumed:
+            raise
+        why = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise InputError(
+            f"the run cannot go on from '{folder.name}': {why}", unfinished.RESTART
+        ) from error
     finally:
         if folder.exists() and not _holds(folder):
             discard(folder)
@@ -399,12 +455,12 @@ def is_unmarked(folder: Path) -> bool:
 
 def is_done(folder: Path, path: Path) -> bool:
     """Return whether OUT.partial is the state of the very run whose result is at OUT."""
-    mark = folder / MARK
-    if not (mark.exists() and sidecar.is_ours(path)):
+    mark = mark_of(folder)
+    if mark is None or sidecar.kind_of(path) is None:
         return False
     try:
-        return sidecar.read(path).id == mark.read_text("utf-8").strip()
-    except (InputError, UnicodeDecodeError):
+        return sidecar.read(path).id == mark
+    except InputError:
         return False
 
 
@@ -450,7 +506,7 @@ def clear_stateless(out: str) -> None:
     folder = partial_of(out)
     if is_unmarked(folder):
         discard(folder)
-    elif (folder / MARK).is_file() and not folder.is_symlink():
+    elif mark_of(folder) is not None:
         made = {path.name for path in folder.iterdir() if not path.match(".*.tmp")}
         if made <= {MARK, STAGE}:
             discard(folder)

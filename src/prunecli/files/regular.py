@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from stat import S_ISCHR, S_ISDIR, S_ISFIFO, S_ISREG, S_ISSOCK
+from stat import S_ISCHR, S_ISDIR, S_ISFIFO, S_ISLNK, S_ISREG, S_ISSOCK
 from typing import BinaryIO
 
 from prunecli.errors import InputError
@@ -16,6 +16,7 @@ KINDS = (
     (S_ISFIFO, "a pipe"),
     (S_ISCHR, "a device"),
     (S_ISSOCK, "a socket"),
+    (S_ISLNK, "a link"),
 )
 
 
@@ -37,8 +38,7 @@ def opened(path: str | Path) -> BinaryIO:
     if S_ISREG(mode):
         return os.fdopen(descriptor, "rb")
     os.close(descriptor)
-    kind = next((kind for is_kind, kind in KINDS if is_kind(mode)), "something else")
-    raise InputError(f"'{path}' is {kind}, expected a file")
+    raise InputError(f"'{path}' is {_kind(mode)}, expected a file")
 
 
 def content(path: str | Path, most: int = MAX_BYTES) -> bytes:
@@ -111,6 +111,25 @@ def unreadable(path: str | Path, error: Exception) -> InputError:
     """Return the refusal of a file that the system does not read."""
     why = error.strerror if isinstance(error, OSError) else str(error)
     return InputError(f"cannot read '{path}': {why}")
+
+
+def check_plain(folder: Path) -> None:
+    """Raise InputError unless a folder holds but folders, and files that no other name has.
+
+    What is written to a link or read from a pipe is elsewhere, or nowhere.
+    """
+    for place, folders, files in os.walk(folder):
+        for path in (Path(place, name) for name in (*folders, *files)):
+            found = path.lstat()
+            is_file = S_ISREG(found.st_mode)
+            if is_file and found.st_nlink > 1:
+                raise InputError(f"'{path}' has a second name elsewhere, expected one")
+            if not is_file and not S_ISDIR(found.st_mode):
+                raise InputError(f"'{path}' is {_kind(found.st_mode)}, expected a file")
+
+
+def _kind(mode: int) -> str:
+    return next((kind for is_kind, kind in KINDS if is_kind(mode)), "something else")
 
 
 @contextmanager

@@ -34,6 +34,9 @@ LIBRARIES = ("torch", "transformers", "safetensors", "tokenizers", "datasets", "
 Kind = Literal[
     "checkpoint", "stats", "scores", "plan", "arch", "rows", "eval", "speed", "train-log"
 ]
+OF_FOLDERS = ("checkpoint", "rows")
+OF_TENSORS = ("stats", "scores")
+ID = re.compile("[0-9a-f]{32}")
 
 
 class _Strict(BaseModel):
@@ -273,19 +276,32 @@ def read_if_any(artefact: str | Path) -> Sidecar | None:
     return read(artefact) if regular.exists(path_of(artefact)) else None
 
 
-def is_ours(artefact: str | Path) -> bool:
-    """Return whether an artefact has a sidecar, of whatever version: with our kinds and ids."""
+def kind_of(artefact: str | Path) -> str | None:
+    """Return the kind of an artefact that prunecli made, whatever version; None of all else."""
     try:
         record = strict.read_object(path_of(artefact))
     except (FileNotFoundError, InputError):
-        return False
+        return None
     schema, kind, identity = (record.get(key) for key in ("schema", "kind", "id"))
-    return (
-        type(schema) is int
-        and kind in get_args(Kind)
-        and isinstance(identity, str)
-        and re.fullmatch("[0-9a-f]{32}", identity) is not None
-    )
+    if type(schema) is not int or not isinstance(kind, str) or not isinstance(identity, str):
+        return None
+    return kind if kind in get_args(Kind) and ID.fullmatch(identity) else None
+
+
+def listed(folder: Path) -> set[str]:
+    """Return the paths of files in an artefact's folder that its sidecar lists, and its own."""
+    run = strict.read_object(path_of(folder)).get("run")
+    files = run.get("files") if isinstance(run, dict) else None
+    return {FOLDER_SIDECAR, *(files if isinstance(files, dict) else ())}
+
+
+def kinds_at(artefact: str | Path) -> tuple[str, ...]:
+    """Return the kinds that an artefact at a path can have: folder, tensors, or JSON."""
+    if regular.is_dir(artefact):
+        return OF_FOLDERS
+    if path_of(artefact) != Path(artefact):
+        return OF_TENSORS
+    return tuple(kind for kind in get_args(Kind) if kind not in (*OF_FOLDERS, *OF_TENSORS))
 
 
 @dataclass(frozen=True)

@@ -187,8 +187,10 @@ class Method:
         does not take.
         """
         from prunecli.errors import UsageError, suggest
+        from prunecli.record import as_float
 
         known = {option.name: option for option in self.options}
+        values = {name: option.default for name, option in known.items()}
         for name, value in explicit.items():
             if name not in known:
                 flag = f"--{name.replace('_', '-')}"
@@ -204,7 +206,8 @@ class Method:
                     f"{known[name].flag}: unknown value '{value}'"
                     f"{suggest(str(value), list(choices))}"
                 )
-        return {name: explicit.get(name, option.default) for name, option in known.items()}
+            values[name] = as_float(known[name].flag, value) if numeric else value
+        return values
 
     def refuse_idle(self, explicit: Mapping[str, Any], beside: Setting) -> None:
         """Raise UsageError for what is explicit, unlike its default, and changes nothing."""

@@ -6,6 +6,7 @@ numbers are pickles, of which only those are read that need no code to run.
 
 import io
 import pickle
+import pickletools
 import re
 import warnings
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import torch
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.filesystem import FileSystemReader, _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
@@ -29,7 +30,7 @@ from prunecli.training.loop import Loop
 NAME = "step-{:08}"
 STEP = re.compile(r"step-(\d{8,12})")
 INDEX = ".metadata"
-
+FILE = re.compile(r"__\d{1,9}_\d{1,9}\.distcp")  # as torch calls the files beside the index
 
 # what an index of torch's checkpoints is made of, by module
 INDEX_CLASSES = {
@@ -132,15 +133,35 @@ class _Unpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
+def _check_memo(content: bytes) -> None:
+    """Raise UnpicklingError where a pickle numbers its memo otherwise than one by one.
+
+    The memo is an array, which a large number makes as large.
+    """
+    memo = 0
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name == "MEMOIZE":
+            memo += 1
+        elif opcode.name.endswith("PUT"):
+            number = int(argument or 0)
+            if not 0 <= number <= memo:
+                raise pickle.UnpicklingError(f"its memo jumps from {memo} to {number}")
+            memo = max(memo, number + 1)
+
+
 class _Reader(FileSystemReader):
     """torch's reader of a checkpoint's folder, which runs no code of its index."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """Return the index."""
         content = regular.content(Path(self.path) / INDEX)
+        _check_memo(content)
         index = _Unpickler(io.BytesIO(content)).load()
         if not isinstance(index, Metadata):
             raise pickle.UnpicklingError("it is no index of a checkpoint")
+        for place in (index.storage_data or {}).values():
+            if not (isinstance(place, _StorageInfo) and FILE.fullmatch(place.relative_path)):
+                raise pickle.UnpicklingError("it names what is no file beside it")
         return index
 
 

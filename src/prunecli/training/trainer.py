@@ -1,6 +1,5 @@
 """One process's part in a run: the sweep of learning rates, the fit with its states and log."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 
 from prunecli.errors import NotANumber, PruneError, Stopped
-from prunecli.files import output, unfinished
+from prunecli.files import keeping, output, unfinished
 from prunecli.files.tensorfile import TORCH_NAMES
 from prunecli.interruption import held
 from prunecli.model.sparsity import FixedMask
@@ -200,7 +199,7 @@ class Trainer:
         file = self.folder.path / SWEEP_FILE
         curves: dict[str, list[float]] = {}
         if file.exists():
-            curves = unfinished.read(file, dict[str, list[float]])
+            curves = keeping.kept(file, dict[str, list[float]])
         if curves and self.ranks.is_main:
             done = f"{len(curves)} of {len(resolved.lrs)} learning rates are done"
             self.run.report.info(f"resuming the sweep: {done}")
@@ -211,7 +210,7 @@ class Trainer:
             load_weights(self.objective.model, resolved.checkpoint, self.ranks)
             curves[str(lr)] = self._trial(lr)
             if self.ranks.is_main:
-                output.replace_text(file, json.dumps(curves))
+                keeping.keep(file, curves)
         load_weights(self.objective.model, resolved.checkpoint, self.ranks)
         return {
             "lr": self._best(curves),

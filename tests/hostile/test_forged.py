@@ -1,0 +1,278 @@
+"""States that came from elsewhere: a folder OUT.partial, unpacked from a stranger's archive.
+
+Whatever is in it, a run ends with a documented status, writes nothing elsewhere and waits for
+nothing; `--restart` always helps.
+"""
+
+import json
+import os
+import pickle
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from test_publish import contents, names
+
+import prunecli
+import tiny
+from prunecli.data.shards import STATE, Shards
+from prunecli.errors import InputError, OutputExists, PruneError, Stopped, UsageError
+from prunecli.files import keeping, seal
+from prunecli.methods import registry
+from prunecli.settings import Amount
+from prunecli.training import state
+
+SCORES, MODEL, STEPS = "s.safetensors", "o", "t"
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A folder with the states of three runs that were stopped, and functions that resume them."""
+    root = tmp_path_factory.mktemp("stopped")
+    model, data = str(tiny.make(root / "model", num_hidden_layers=4)), ""
+    data = tiny.tokens(root / "d.safetensors", rows=8)
+    runs = {
+        SCORES: lambda out, **how: prunecli.calibrate(
+            model, out, methods=["flap"], data=data, nsamples=3, **how
+        ),
+        MODEL: lambda out, **how: prunecli.prune(
+            model, out, method="wanda", ratio=0.5, data=data, nsamples=3, **how
+        ),
+        STEPS: lambda out, **how: prunecli.train(
+            model, out, data=data, steps=4, save_every=1, batch_size=2, lr=1e-3, **how
+        ),
+    }
+    for name, run in runs.items():
+        for stop in (None, tiny.stop_after(3 if name == STEPS else 2)):
+            out = str(root / ("whole" if stop is None else "begun") / name)
+            with suppress(Stopped):
+                run(out, **({"stop": stop} if stop else {}))
+    return root, runs
+
+
+@pytest.fixture
+def forged(stopped, tmp_path):
+    """Return a function: a state, changed, and a run that finds it; then what it makes."""
+    root, runs = stopped
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+
+    def tried(name, change):
+        out, place = tmp_path / name, tmp_path / f"{name}.partial"
+        shutil.copytree(root / "begun" / f"{name}.partial", place)
+        change(place)
+        try:
+            runs[name](str(out))
+            told = ""
+        except PruneError as error:
+            told = str(error)
+            assert not out.exists()
+            runs[name](str(out), restart=True)
+        assert victim.read_text() == "precious"
+        assert result(out) == result(root / "whole" / name)
+        assert names(tmp_path) == {"victim", name, f"{name}.json"} & names(tmp_path)
+        return told
+
+    return tried
+
+
+def result(out: Path) -> dict[str, object]:
+    """Return what a run made, but for its log, which holds times."""
+    return {name: one for name, one in contents(out).items() if not name.endswith(".jsonl")}
+
+
+def last(place: Path) -> Path:
+    return state.saved_states(place)[-1]
+
+
+def linked(place, path):
+    place.joinpath(path).unlink(missing_ok=True)
+    place.joinpath(path).symlink_to(place.parent / "victim")
+
+
+def hard(place, path):
+    place.joinpath(path).unlink(missing_ok=True)
+    os.link(place.parent / "victim", place / path)
+
+
+def pipe(place, path):
+    place.joinpath(path).unlink(missing_ok=True)
+    os.mkfifo(place / path)
+
+
+@pytest.mark.parametrize("put", [linked, hard, pipe])
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        (SCORES, ".new/s.safetensors"), (SCORES, "1.safetensors"), (SCORES, "state.json"),
+        (MODEL, ".new/model.safetensors"), (MODEL, ".new/config.json"), (STEPS, "log.jsonl"),
+        (STEPS, "step-00000003/__0_0.distcp"), (STEPS, "step-00000003/.metadata"),
+    ],
+)  # fmt: skip
+def test_what_is_no_file_of_its_own(name, path, put, forged):
+    told = forged(name, lambda place: put(place, path))
+    assert Path(path).name in told and "expected" in told and "use --restart" in told
+
+
+@pytest.mark.parametrize("name", [SCORES, MODEL])
+def test_what_no_run_staged(name, forged):
+    """It is neither published nor in the way."""
+
+    def put(place):
+        (place / ".new" / "modeling_x.py").write_text("import os")
+        (place / ".new" / "deep" / "er").mkdir(parents=True)
+
+    assert forged(name, put) == ""
+
+
+def test_a_finished_pair_with_more_in_its_folder(stopped, tmp_path):
+    """It is moved to its place, and the rest is removed."""
+    root, runs = stopped
+    beside = tmp_path / f".{SCORES}.prunecli-new"
+    beside.mkdir()
+    for file in (root / "whole").glob(f"{SCORES}*"):
+        shutil.copy(file, beside)
+    (beside / "more").mkdir()
+    runs[SCORES](str(tmp_path / SCORES))
+    assert names(tmp_path) == {SCORES, f"{SCORES}.json"}
+    # a file or a link of that name is no finished result
+    for _ in range(2):
+        beside.symlink_to("more") if beside.exists() else beside.write_text("x")
+        with pytest.raises(OutputExists):
+            runs[SCORES](str(tmp_path / SCORES))
+        assert names(tmp_path) == {SCORES, f"{SCORES}.json"}
+
+
+def no_tensors(record):
+    for walk in record["walks"].values():
+        walk["tensors"] = {}
+
+
+def all_done(record):
+    for walk in record["walks"].values():
+        walk["done"] = walk["total"]
+
+
+def nothing_written(record):
+    record["written"] = {}
+
+
+def another_layout(record):
+    for result in record["written"].values():
+        result["tensors"] = {}
+
+
+CHANGES = (no_tensors, all_done, nothing_written, another_layout)
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", [SCORES, MODEL])
+def test_a_state_that_is_not_as_it_was(name, change, sealed, forged):
+    """One with a seal that does not fit is passed over; one sealed by a stranger is told."""
+
+    def put(place):
+        file = place / keeping.STATE
+        record = json.loads(file.read_text())
+        change(record["result"])
+        if sealed:
+            record["digest"] = seal.of_value(record["result"])
+        file.write_text(json.dumps(record))
+
+    told = forged(name, put)
+    assert told == "" or (sealed and "use --restart" in told)
+
+
+def rewritten(change):
+    """Return a change of a state of `train`: of what its index says."""
+
+    def put(place):
+        file = last(place) / state.INDEX
+        index = pickle.loads(file.read_bytes())
+        change(index, place)
+        file.write_bytes(pickle.dumps(index))
+
+    return put
+
+
+def elsewhere(target):
+    def change(index, place):
+        for one in index.storage_data.values():
+            object.__setattr__(one, "relative_path", target(place))
+
+    return rewritten(change)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        lambda place: str(place.parent / "victim"),
+        lambda place: f"../../{place.name}/{last(place).name}/__0_0.distcp",
+        lambda place: str(place / "key"),
+        lambda place: 3,
+    ],
+)
+def test_an_index_that_names_files_elsewhere(target, forged):
+    assert "use --restart" in forged(STEPS, elsewhere(target)).replace("remove it", "use --restart")
+
+
+@pytest.mark.parametrize("put", [b"r\xff\xff\xff\x0b", b"p200000000\n", b"q\xff"])
+def test_an_index_with_a_memo_of_gigabytes(put, forged):
+    def change(place):
+        (last(place) / state.INDEX).write_bytes(b"\x80\x02}" + put + b".")
+
+    assert "its memo jumps from 0 to" in forged(STEPS, change)
+
+
+def test_the_indices_of_torch_are_read_whole(tmp_path):
+    """Positive control: every protocol numbers its memo one by one."""
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        shared = [torch.Size((2, 3))] * 3
+        state._check_memo(pickle.dumps({str(n): (shared, n) for n in range(999)}, protocol))
+    for dump in (pickle._dumps, pickle.dumps):
+        state._check_memo(dump({str(n): [str(n)] for n in range(999)}, 2))
+
+
+@pytest.mark.parametrize("key", ["used", "text"])
+def test_the_state_of_tokenize_is_sealed(key, stopped, tmp_path):
+    """How many ids of a batch are in finished shards cannot be seen from the rows."""
+    root, _ = stopped
+    prunecli.init(str(tmp_path / "words"), like=str(root / "model"), tokenizer="bytes")
+    (tmp_path / "text.txt").write_text("some words of text. " * 400)
+    out, place = tmp_path / "o", tmp_path / "o.partial"
+
+    def run(**more):
+        prunecli.tokenize(
+            str(tmp_path / "text.txt"), str(out), seq_len=16, tokenizer=str(tmp_path / "words"),
+            shard_tokens=64, workers=1, **more,
+        )  # fmt: skip
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Shards, "finish", lambda shards: (_ for _ in ()).throw(OSError("full")))
+        with pytest.raises(PruneError):
+            run()
+    file = place / STATE
+    record = json.loads(file.read_text())
+    record["result"][key] = "" if key == "text" else record["result"][key] + 1
+    file.write_text(json.dumps(record))
+    with pytest.raises(InputError, match="not as it was written; use --restart"):
+        run()
+    run(restart=True)
+    assert names(tmp_path) == {"words", "text.txt", "o"}
+
+
+@pytest.mark.parametrize("tokens", [64, 64.0])
+def test_one_id_for_one_number(tokens, stopped, tmp_path):
+    root, _ = stopped
+    made = prunecli.prune(
+        str(root / "model"), str(tmp_path / "o"), method="sheared-llama", layers=3, hidden=36,
+        heads=3, ffn=40, data=f"{root / 'd.safetensors'}:ids", dry_run=True,
+        options={"tokens": tokens, "batch_size": 2},
+    )  # fmt: skip
+    assert type(made.results["tokens"]) is int
+    assert type(registry.get("sheared-llama").resolve({"tokens": tokens})["tokens"]) is float
+    assert type(Amount(params=tokens).params) is float
+    with pytest.raises(UsageError, match="params is larger than"):
+        Amount(params=10**400)
