@@ -4,8 +4,6 @@ import os
 import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-# a shell starts what it runs in the background with Ctrl-C ignored, and commands would inherit it
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import torch
@@ -13,6 +11,11 @@ import torch
 import tiny
 from matrix import pytest_terminal_summary as pytest_terminal_summary
 from prunecli.model.families import registry
+
+
+def pytest_configure():
+    """Let commands be interrupted: what a shell runs in the background inherits a deaf Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
