@@ -15,6 +15,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
+from prunecli import limits
 from prunecli.data.records import (
     BYTES,
     DEFAULT,
@@ -26,7 +27,6 @@ from prunecli.data.records import (
     first_line,
     texts,
 )
-from prunecli import limits
 from prunecli.errors import InputError, UsageError
 from prunecli.files import regular, scratch, strict
 

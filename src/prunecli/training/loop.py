@@ -11,6 +11,7 @@ from math import inf, isfinite
 import torch
 from torch import nn
 
+from prunecli.errors import Stopped
 from prunecli.interruption import safe_point
 from prunecli.settings import Optimization, never
 from prunecli.training.distributed import Ranks
@@ -154,10 +155,10 @@ class Loop:
         )
 
     @torch.no_grad()
-    def evaluate(self, ids: torch.Tensor, stop: Callable[[], bool] = never) -> float | None:
+    def evaluate(self, ids: torch.Tensor, stop: Callable[[], bool] = never) -> float:
         """Return the mean loss in nats over rows of ids [N, T], the same on every process.
 
-        None where any process wishes to `stop`, which is asked before every batch.
+        Raises Stopped, on every process, where one wishes to `stop`: it is asked at every batch.
         """
         model, ranks = self.objective, self.ranks
         model.model.eval()
@@ -180,7 +181,9 @@ class Loop:
         if ranks.mesh is not None:
             # a forward without a backward leaves the root's weights gathered, in the compute type
             self.objective.reshard()  # type: ignore[operator]
-        return None if stopped else float(ranks.sum(loss)) / (len(ids) * (ids.shape[1] - 1))
+        if stopped:
+            raise Stopped("stopped in an evaluation", "rerun the same command to resume")
+        return float(ranks.sum(loss)) / (len(ids) * (ids.shape[1] - 1))
 
 
 def _rng_devices(device: torch.device) -> list[int]:
