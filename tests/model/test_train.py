@@ -671,7 +671,7 @@ def test_an_evaluation_that_is_stopped_is_made_when_the_run_resumes(llama, tmp_p
     settings = {
         "data": tiny.tokens(tmp_path / "d.safetensors", rows=8),
         "eval_data": tiny.tokens(tmp_path / "e.safetensors", rows=8, seed=1),
-        "steps": 4, "batch_size": 2, "micro_batch_size": 2, "eval_every": 2,
+        "steps": 4, "batch_size": 2, "micro_batch": 2, "eval_every": 2,
     }  # fmt: skip
     whole = train(str(llama), str(tmp_path / "whole"), **settings).results["evaluations"]
     # asked before each of two steps and four batches, then two steps and batches again

@@ -91,7 +91,13 @@ def set_up(confine: bool) -> None:
 
     env = _own["env"]
     if confine:
-        env = Sandbox(loader=BaseLoader(), undefined=StrictUndefined, keep_trailing_newline=True)
+        env = Sandbox(
+            loader=BaseLoader(),
+            undefined=StrictUndefined,
+            keep_trailing_newline=True,
+            # else constants are computed when it is compiled, without bounds
+            optimized=False,
+        )
         env.filters.update(_own["env"].filters)
     utils.env = env
     _yaml_loader._import_func_in_yml = function if confine else _own["function"]
