@@ -3,15 +3,18 @@
 import gzip
 import json
 import os
+import resource
+import time
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 from forks import in_child
 
+from prunecli.cli.config import _read_config
 from prunecli.data import textfiles
 from prunecli.data.records import Reading
-from prunecli.errors import InputError
+from prunecli.errors import InputError, UsageError
 
 MEMORY = 300_000_000  # bytes, of which the process itself has none: what comes beside that
 
@@ -103,3 +106,53 @@ def test_rows_of_parquet_that_are_shared_and_long_are_read(tmp_path):
     reading = Reading(skip_bad=1)
     assert list(textfiles.documents(tmp_path / "a.parquet", reading)) == texts[:-1]
     assert reading.skipped == 1
+
+
+def test_long_texts_are_refused_with_a_remedy(tmp_path, monkeypatch):
+    monkeypatch.setattr(textfiles, "LARGEST_TEXT", 1 << 20)
+    (tmp_path / "a.txt").write_text("x" * (1 << 21))
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x" * (1 << 21)}))
+    for name, remedy in (("a.txt", "JSON lines"), ("a.jsonl", "a line of its own")):
+        with pytest.raises(InputError, match=f"1 MiB; .*{remedy}"):
+            list(textfiles.documents(tmp_path / name, Reading()))
+
+
+def test_parquet_that_lies_about_its_sizes(tmp_path, monkeypatch):
+    """What is claimed is little, what comes out is much: the library is held at PARQUET_MEMORY."""
+    monkeypatch.setattr(textfiles, "PARQUET_MEMORY", 1 << 26)
+    monkeypatch.setattr(textfiles, "EXPANSION", 1 << 30)
+    parquet(tmp_path / "a.parquet", ["z" * 90_000_000] * 3, use_dictionary=False)
+    assert refused_in_little_memory(tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="with smaller pages and row groups"):
+        list(textfiles.documents(tmp_path / "a.parquet", Reading()))
+
+
+MERGES = "a0: &a0 {x: 1}\n" + "".join(
+    f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 40)
+)
+SHARED = "a0: &a0 [x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 40)
+)
+
+
+@pytest.mark.parametrize("name, content", [
+    ("a.toml", "a" + ".a" * 40_000 + " = 1\n"), ("b.toml", "[a" + ".a" * 40_000 + "]\n"),
+    ("c.toml", "x = {a" + ".a" * 40_000 + " = 1}\n"), ("d.toml", "x = " + "[" * 40_000),
+    ("a.yaml", MERGES), ("b.yaml", SHARED), ("c.yaml", "[" * 40_000),
+])  # fmt: skip
+def test_config_files_are_bounded(name, content, tmp_path):
+    (tmp_path / name).write_text(content)
+
+    def read():
+        before = time.process_time()
+        try:
+            _read_config(str(tmp_path / name))
+            status = 3 if name == "b.yaml" else 5  # shared lists are small
+        except UsageError as error:
+            assert "\n" not in str(error)
+            status = 3
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - at_first
+        os._exit(status if time.process_time() - before < 5 and peak < MEMORY else 4)
+
+    at_first = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert in_child(read) == 3

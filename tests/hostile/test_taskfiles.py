@@ -1,12 +1,15 @@
 """No task file of others runs code without --allow-code, whichever way it takes."""
 
 import json
+import resource
+import time
 
 import pytest
 
 import tiny
 from prunecli import evaluate, init
 from prunecli.errors import InputError
+from prunecli.measuring import confined
 from prunecli.settings import Tasks
 
 
@@ -58,6 +61,49 @@ def test_nothing_runs(way, model, tmp_path):
     with pytest.raises(InputError):
         evaluate(model, tasks=Tasks(("own",), str(folder)))
     assert not mark.exists()
+
+
+LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+DOUBLED = (
+    "{% set n = namespace(x='x' * 1000) %}"
+    "{% for i in range(50) %}{% set n.x = n.x ~ n.x %}{% endfor %}"
+)
+TREE = "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}"
+
+
+@pytest.mark.parametrize("template", [
+    LOOPS, DOUBLED, TREE, "{{ 'x' | center(3000000000) }}", "{{ '%3000000000d' | format(1) }}",
+    "{{ 'x'.ljust(3000000000) }}", "{{ lipsum(n=99999999) }}", "{{ 9 ** 9 ** 9 }}",
+    "{{ range(99999) | list | string * 99 }}",
+])  # fmt: skip
+def test_templates_are_bounded(template, model, tmp_path):
+    before = time.process_time(), peak()
+    (tmp_path / "own.yaml").write_text(json.dumps(task(tmp_path, doc_to_text=template)))
+    with pytest.raises(InputError, match="a template of a task file is not for any text: "):
+        evaluate(model, tasks=Tasks(("own",), str(tmp_path)))
+    assert time.process_time() - before[0] < 10 and peak() - before[1] < 2 * confined.MEMORY
+
+
+def peak() -> int:
+    """Return the most bytes that this process has held so far."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+@pytest.mark.parametrize("changes, told", [
+    ({"output_type": "generate_until", "doc_to_target": "{{a}}"},
+     "generates up to 256 tokens, expected 1 to 63"),
+    ({"output_type": "generate_until", "doc_to_target": "{{a}}",
+      "generation_kwargs": {"max_new_tokens": "x"}}, "generates up to x tokens"),
+    ({"doc_to_choice": ["{{a}}", {"b": 1}]}, "task 'own' cannot"),
+    ({"doc_to_choice": ["{{ nothing.at.all }}", "{{b}}"], "doc_to_target": "{{ [] }}"},
+     "task 'own' cannot"),
+    ({"doc_to_choice": []}, "task 'own' cannot"),
+    ({"doc_to_choice": [["a"], ["b"]], "doc_to_target": 7}, "task 'own' cannot"),
+])  # fmt: skip
+def test_what_does_not_work_is_told(changes, told, model, tmp_path):
+    (tmp_path / "own.yaml").write_text(json.dumps(task(tmp_path, **changes)))
+    with pytest.raises(InputError, match=told):
+        evaluate(model, tasks=Tasks(("own",), str(tmp_path)))
 
 
 def test_an_ordinary_one_is_measured(model, tmp_path):

@@ -665,3 +665,22 @@ def test_a_log_alone_is_no_state(llama, ids, tmp_path, monkeypatch) -> None:
     monkeypatch.undo()
     train(str(llama), str(tmp_path / "o"), **settings | {"lr": "1e-4"})
     assert tiny.sidecar(tmp_path / "o")["options"]["lr"] == 1e-4
+
+
+def test_an_evaluation_that_is_stopped_is_made_when_the_run_resumes(llama, tmp_path):
+    settings = {
+        "data": tiny.tokens(tmp_path / "d.safetensors", rows=8),
+        "eval_data": tiny.tokens(tmp_path / "e.safetensors", rows=8, seed=1),
+        "steps": 4, "batch_size": 2, "micro_batch": 2, "eval_every": 2,
+    }  # fmt: skip
+    whole = train(str(llama), str(tmp_path / "whole"), **settings).results["evaluations"]
+    # asked before each of two steps and four batches, then two steps and batches again
+    for stopped in (4, 10):
+        out = tmp_path / f"cut{stopped}"
+        with pytest.raises(Stopped):
+            train(str(llama), str(out), **settings, stop=stop_after(stopped))
+        kept = (out.with_name(out.name + ".partial") / "log.jsonl").read_text().splitlines()
+        assert "eval_loss" not in kept[-1] and len(kept) in (2, 4)
+        made = train(str(llama), str(out), **settings)
+        assert made.results["evaluations"] == whole
+        assert same(out, tmp_path / "whole")

@@ -9,10 +9,11 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from prunecli import __version__, interruption
+from prunecli import __version__, interruption, native
 from prunecli.cli import (
     calibrate,
     check,
+    console,
     eval,
     families,
     help,
@@ -105,12 +106,14 @@ def main() -> None:
     except (Exception, interruption.Interrupted) as error:
         number = interruption.noted()
         signals.leave()
+        console.rejoin()
         if number is not None and not isinstance(error, Stopped):
             # whatever it became on its way through libraries
             _interrupted(number)
         _refuse(error)
     finally:
         signals.leave()
+        console.rejoin()
 
 
 def _run() -> None:
@@ -153,7 +156,12 @@ def _refuse(error: BaseException) -> None:
 def _interrupted(number: int) -> None:
     if not world.is_first():
         sys.exit(128 + number)  # a signal reaches all processes of torchrun
-    _fail("interrupted", 128 + number)
+    try:
+        _fail("interrupted", 128 + number)
+    finally:
+        if native.is_left():
+            # it would meet the end of the interpreter with a crash
+            os._exit(128 + number)
 
 
 def _replace_closed_streams() -> None:

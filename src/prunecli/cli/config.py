@@ -5,6 +5,7 @@ the defaults.
 """
 
 import json
+import re
 from typing import Any
 
 import typer
@@ -12,7 +13,7 @@ import typer
 from prunecli.errors import InputError, UsageError, suggest
 from prunecli.files import regular, strict
 
-MAX_CONFIG = 1_000_000
+MAX_CONFIG = 100_000  # bytes
 
 
 def load_config(context: typer.Context, path: str | None) -> str | None:
@@ -62,11 +63,10 @@ def _read_config(path: str) -> dict[str, Any]:
         if path.endswith(".toml"):
             import tomllib
 
+            _check_names(text)
             record = tomllib.loads(text)
         elif path.endswith((".yaml", ".yml")):
-            import yaml  # type: ignore[import-untyped]
-
-            record = yaml.safe_load(text)
+            record = _yaml(text)
         else:
             record = strict.parsed(text)
         strict.check_depth(record)
@@ -81,6 +81,24 @@ def _read_config(path: str) -> dict[str, Any]:
     if not isinstance(record, dict) or not all(isinstance(key, str) for key in record):
         raise UsageError(f"--config '{path}' is not a table of options")
     return record
+
+
+def _check_names(text: str) -> None:
+    """Raise ValueError for TOML with a name of many parts: each is copied with all before it."""
+    for piece in re.split(r"[=,\n\[\]{}]", text):
+        if piece.count(".") > strict.MAX_DEPTH:
+            raise ValueError(f"a name in it has more than {strict.MAX_DEPTH} parts")
+
+
+def _yaml(text: str) -> Any:
+    """Return the value of YAML, without its merges: a few lines of them make millions of keys."""
+    import yaml  # type: ignore[import-untyped]
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        def flatten_mapping(self, node: Any) -> None:
+            """Leave `<<` as it is, so that it is refused."""
+
+    return yaml.load(text, Loader)
 
 
 def show_config(context: typer.Context, wanted: bool) -> None:

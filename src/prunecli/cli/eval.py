@@ -278,7 +278,7 @@ def _print(made: list[Result], as_json: bool) -> None:
         for metric in dict.fromkeys([task["metric"], *task["metrics"]])
     ]
     if rows and tasks:
-        print()
+        console.result()
     if tasks:
         console.print_columns(headings, tasks)
 

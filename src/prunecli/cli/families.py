@@ -24,7 +24,7 @@ def families(context: typer.Context, json: options.Json = False) -> None:
             }
             for family in found
         ]
-        print(jsonlib.dumps({"results": rows}, indent=1))
+        console.result(jsonlib.dumps({"results": rows}, indent=1))
         return
     console.print_columns(
         ["family", "model_type", "saved as, if needed"],

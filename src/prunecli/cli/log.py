@@ -41,7 +41,7 @@ def log(
             made.append(Result(path, record.dump(), results))
         console.print_objects(made)
     elif script is not None:
-        print(script.text)
+        console.result(script.text)
         for fault in history.faults:
             report.info(fault)
     else:

@@ -26,9 +26,9 @@ def methods(
     """
     chosen = [registry.get(one) for one in ([name] if name else registry.names())]
     if json:
-        print(jsonlib.dumps({"results": [_record(method) for method in chosen]}, indent=1))
+        console.result(jsonlib.dumps({"results": [_record(method) for method in chosen]}, indent=1))
     elif name:
-        print(help.of_method(chosen[0], context.make_formatter()))
+        console.result(help.of_method(chosen[0], context.make_formatter()))
     else:
         console.print_table(_table(chosen), "rich", as_json=False)
 

@@ -9,9 +9,8 @@ from typing import Any
 import typer
 
 from prunecli import interruption
-from prunecli.cli import signals
+from prunecli.cli import console, signals
 from prunecli.cli.config import resolved
-from prunecli.cli.console import StderrReport
 from prunecli.cli.options import OUTPUT, PROBE, RESTART, WINDOWS, method_options
 from prunecli.errors import UsageError
 from prunecli.files import strict
@@ -20,13 +19,15 @@ from prunecli.report import Report
 from prunecli.settings import Amount, Compute, Data, Output, RunContext
 
 
-def setup(context: typer.Context, *, silent: bool = False) -> StderrReport:
+def setup(context: typer.Context, *, silent: bool = False) -> Report:
     """Print the configuration if asked; set up what is global; return the listener."""
     resolved(context)
     values = context.params
     if values.get("threads"):
         os.environ["OMP_NUM_THREADS"] = str(values["threads"])
-    return StderrReport(values["quiet"] or silent, values["verbose"] and not silent)
+    quiet = values["quiet"] or silent
+    console.keep_apart(quiet)
+    return console.StderrReport(quiet, values["verbose"] and not silent)
 
 
 def output(values: Mapping[str, Any]) -> Output:

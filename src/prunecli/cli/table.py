@@ -125,7 +125,7 @@ def table(
     )
     made = verb(request, records.run_context(values, None, report))
     as_json = values["json"] and made.results is not None
-    print(jsonlib.dumps({"results": made.results}) if as_json else made.text)
+    console.result(jsonlib.dumps({"results": made.results}) if as_json else made.text)
 
 
 EXAMPLES = (

@@ -15,6 +15,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
+from prunecli import limits
 from prunecli.data.records import (
     BYTES,
     DEFAULT,
@@ -36,8 +37,9 @@ EXPECTED = f"expected {', '.join(FORMATS)}, plain, {' or '.join(CODECS)}"
 
 
 # bytes held at once, so that no small compressed file fills the memory
-LARGEST_JSON = 1 << 27  # a line, or an array
-LARGEST_FILE = 1 << 32  # a .txt, or (on disk) a compressed .parquet
+LARGEST_TEXT = 1 << 27  # a .txt, a line, or an array of JSON
+LARGEST_FILE = 1 << 32  # (on disk) a compressed .parquet
+PARQUET_MEMORY = 1 << 30  # that the library may take, whatever sizes a file claims
 PIECE = 1 << 20
 UNPACKED = 1 << 26  # of a compressed file, whatever its size; beyond it is held against the size
 EXPANSION = 200  # how many times its size a compressed file may unpack to
@@ -212,9 +214,12 @@ def _at_most(limit: int, stream: IO[bytes]) -> bytearray:
 
 def _text(path: Path, codec: str, reading: Reading) -> Iterator[str]:
     with _opened(path, codec) as stream:
-        content = _at_most(LARGEST_FILE, stream)
-    if len(content) > LARGEST_FILE:
-        raise InputError(f"'{path}' is one text of more than {LARGEST_FILE >> 30} GiB", "split it")
+        content = _at_most(LARGEST_TEXT, stream)
+    if len(content) > LARGEST_TEXT:
+        raise InputError(
+            f"'{path}' is one document of more than {LARGEST_TEXT >> 20} MiB",
+            "split it into files, or write a document a line as JSON lines",
+        )
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -227,11 +232,14 @@ def _lines(path: Path, codec: str, reading: Reading) -> Iterator[tuple[str, dict
     """Yield the objects of JSON lines and where they are. Any may begin with a byte order mark."""
     with _opened(path, codec) as stream:
         number = 0
-        while line := stream.readline(LARGEST_JSON + 1):
+        while line := stream.readline(LARGEST_TEXT + 1):
             number += 1
             where = f"line {number} of '{path}'"
-            if len(line) > LARGEST_JSON:
-                raise InputError(f"{where} is longer than {LARGEST_JSON >> 20} MiB")
+            if len(line) > LARGEST_TEXT:
+                raise InputError(
+                    f"{where} is longer than {LARGEST_TEXT >> 20} MiB",
+                    "write each document in a line of its own",
+                )
             if not line.removeprefix(BOM).strip():
                 continue
             try:
@@ -251,21 +259,21 @@ def _whole(path: Path, codec: str, reading: Reading) -> Iterator[tuple[str, dict
     A single object may as well be metadata as a document, so its text column is not guessed.
     """
     with _opened(path, codec) as stream:
-        start = stream.readline(LARGEST_JSON)
+        start = stream.readline(LARGEST_TEXT)
         while start and not start.strip():
-            start = stream.readline(LARGEST_JSON)
+            start = stream.readline(LARGEST_TEXT)
         try:
             if isinstance(value := _parsed(start), dict):
                 more = any(piece.strip() for piece in iter(lambda: stream.read(PIECE), b""))
                 return None if more else _alone(path, value, reading)
         except ValueError:
             pass  # the first line of many, or a bad one
-        content = start + _at_most(LARGEST_JSON - len(start), stream)
+        content = start + _at_most(LARGEST_TEXT - len(start), stream)
     array = content.removeprefix(BOM).lstrip().startswith(b"[")
-    if len(content) > LARGEST_JSON:
+    if len(content) > LARGEST_TEXT:
         if array:
             raise InputError(
-                f"'{path}' is one array of more than {LARGEST_JSON >> 20} MiB",
+                f"'{path}' is one array of more than {LARGEST_TEXT >> 20} MiB",
                 "write it as JSON lines",
             )
         return None
@@ -335,6 +343,11 @@ def _parquet(path: Path, codec: str, reading: Reading) -> Iterator[str]:
             values = enumerate(_column(path, content, file, column), 1)
             located = ((f"row {n} of '{path}'", value) for n, value in values)
             yield from column_texts(located, column, reading)
+    except MemoryError:
+        raise InputError(
+            f"'{path}' needs more than {PARQUET_MEMORY >> 30} GiB for a few rows",
+            "write it again, with smaller pages and row groups",
+        ) from None
     except pyarrow.ArrowException as error:
         raise InputError(f"'{path}' is not a valid parquet file: {first_line(error)}") from None
 
@@ -359,8 +372,15 @@ def _column(path: Path, content: IO[bytes], file: Any, column: str) -> Iterator[
     _check_expansion(path, stored, packed)
     rows = min(max(PARQUET_BATCH * metadata.num_rows // max(stored, 1), 1), PARQUET_ROWS)
     size = 0
-    with parquet.ParquetFile(content, metadata=metadata, read_dictionary=[column]) as shared:
-        for batch in shared.iter_batches(columns=[column], batch_size=rows):
+    with parquet.ParquetFile(
+        content, metadata=metadata, read_dictionary=[column], buffer_size=PIECE
+    ) as shared:
+        batches = shared.iter_batches(columns=[column], batch_size=rows, use_threads=False)
+        while True:
+            with limits.memory(PARQUET_MEMORY):
+                batch = next(batches, None)
+            if batch is None:
+                return
             for cell in batch.column(column):
                 value = _value(cell)
                 size += len(value) if isinstance(value, str | bytes) else 0

@@ -13,6 +13,7 @@ from math import inf
 from pathlib import Path
 from typing import Any, NoReturn
 
+from prunecli import native
 from prunecli.data import documents, shards, textfiles
 from prunecli.data.documents import Text
 from prunecli.data.records import Reading
@@ -326,7 +327,8 @@ def train_bpe(texts: Iterable[str], vocab: int, report: Report = SILENT) -> dict
     first = next(pieces, None)
     if first is None:
         raise InputError("there is no text to train a tokenizer on: every document is empty")
-    tokenizer.train_from_iterator(chain([first], pieces), trainer)
+    # its merges alone take minutes, in which no piece is asked for
+    native.called(lambda: tokenizer.train_from_iterator(chain([first], pieces), trainer))
     if tokenizer.get_vocab_size() < vocab:
         raise InputError(
             f"the text has merges for {tokenizer.get_vocab_size()} ids only, asked for {vocab}",

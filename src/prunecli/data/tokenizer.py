@@ -1,21 +1,25 @@
 """A model folder's tokenizer, read from local files only."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from re import fullmatch
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from prunecli.errors import InputError, UsageError, suggest
+from prunecli import native
+from prunecli.data import growth
+from prunecli.errors import InputError, PruneError, UsageError, suggest
 from prunecli.files import regular, strict
-from prunecli.interruption import safe_point
 from prunecli.model import companions
 from prunecli.model.companions import FAST, SENTENCEPIECE, vocabulary
 
 if TYPE_CHECKING:
     import numpy as np
+T = TypeVar("T")
+
 BYTES = 256
 END = "<|endoftext|>"  # the end of sequence of tokenizers that are made here
 
@@ -94,15 +98,31 @@ def stock(folder: str) -> Any:
 
     companions.find(folder, companions.OPENED)  # raises now or never
     config = _config(Path(folder))
-    try:
+
+    def read() -> Any:
         return AutoTokenizer.from_pretrained(
             Path(folder), config=config, local_files_only=True, trust_remote_code=False
         )
+
+    tokenizer = asked(folder, read, "read")
+    if tokenizer.is_fast:
+        asked(folder, lambda: growth.check(tokenizer.backend_tokenizer, folder), "read")
+    return tokenizer
+
+
+def asked(folder: str, work: Callable[[], T], what: str = "use") -> T:
+    """Return what the tokenizer of a folder makes, which a signal can interrupt.
+
+    Raises InputError where it fails: a strange file can make the library raise anything.
+    """
+    try:
+        return native.called(work, silent=what == "use")
+    except (PruneError, MemoryError):
+        raise
     except Exception as error:
-        # a broken file can make the library raise anything
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"cannot read the tokenizer in '{folder}': {why}", "give another with --tokenizer"
+            f"cannot {what} the tokenizer in '{folder}': {why}", "give another with --tokenizer"
         ) from None
 
 
@@ -166,9 +186,10 @@ class Tokenizer:
         check_choice("special-tokens", special_tokens, SPELLED_OUT)
         self.digest = digest(folder)
         _check_library(folder)
+        self._folder = folder
         self._tokenizer = stock(folder)
         self._as_text = special_tokens == TEXT
-        self.marks = marks_of(self._tokenizer)
+        self.marks = asked(folder, lambda: marks_of(self._tokenizer))
 
     def encode(self, text: str) -> "np.ndarray":
         """Return the ids of `text`, int64 [tokens]."""
@@ -197,14 +218,16 @@ class Tokenizer:
         return np.array(encoded["input_ids"][0], dtype=np.int64), spans
 
     def _encoded(self, texts: list[str], **settings: bool) -> Any:
-        safe_point()
-        return self._tokenizer(
-            texts,
-            add_special_tokens=False,
-            split_special_tokens=self._as_text,
-            return_attention_mask=False,
-            verbose=False,
-            **settings,
+        return asked(
+            self._folder,
+            lambda: self._tokenizer(
+                texts,
+                add_special_tokens=False,
+                split_special_tokens=self._as_text,
+                return_attention_mask=False,
+                verbose=False,
+                **settings,
+            ),
         )
 
 

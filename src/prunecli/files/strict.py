@@ -74,7 +74,8 @@ def check_depth(value: Any) -> None:
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(MAX_DEPTH):
         nested = (v.values() if isinstance(v, dict) else v for v in level)
-        level = [v for values in nested for v in values if isinstance(v, dict | list)]
+        # those that many share are looked at once
+        level = list({id(v): v for vs in nested for v in vs if isinstance(v, dict | list)}.values())
         if not level:
             return
         if len(level) > MAX_VALUES:

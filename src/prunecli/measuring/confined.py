@@ -1,37 +1,62 @@
 """lm-eval without the ways by which a task file of others would run code.
 
 Its templates are rendered in jinja2's sandbox, which reaches no attribute that begins with an
-underscore; and neither functions beside a task file nor metrics that are none of its own are
-loaded. Its own tasks may name functions: they were installed with it.
+underscore, in bounded time and memory; and neither functions beside a task file nor metrics that
+are none of its own are loaded. Its own tasks may name functions: they were installed with it.
 """
 
 from pathlib import Path
 from typing import Any
 
-from jinja2 import BaseLoader, StrictUndefined
+from jinja2 import BaseLoader, StrictUndefined, Template
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import SandboxedEnvironment
 
+from prunecli import limits
 from prunecli.errors import InputError
+from prunecli.interruption import safe_point
 
-LONGEST = 1 << 24  # characters that a template may make of one text
+LONGEST = 1 << 20  # characters that a template may make of one item
+MEMORY = 1 << 29  # bytes that it may take meanwhile
+SECONDS = 2.0
+LARGEST_POWER = 1000
 
 _own: dict[str, Any] = {}
 
 
-class Sandbox(SandboxedEnvironment):
-    """jinja2's sandbox; a text that is repeated without end is refused too."""
+class Bounded(Template):
+    """A template that is rendered in bounded time and memory, whichever way it takes."""
 
-    intercepted_binops = frozenset(["*", "**"])
+    def render(self, *args: Any, **kwargs: Any) -> str:
+        """Return the text that it makes; raise InputError where that is too much."""
+        safe_point()
+        try:
+            with limits.seconds(SECONDS), limits.memory(MEMORY):
+                text = super().render(*args, **kwargs)
+        except (limits.TookTooLong, MemoryError, OverflowError, SecurityError) as error:
+            raise _refused(str(error) or "it takes too much memory") from None
+        if len(text) > LONGEST:
+            raise _refused(f"it makes more than {LONGEST} characters")
+        return text
+
+
+def _refused(why: str) -> InputError:
+    return InputError(
+        f"a template of a task file is not for any text: {why}",
+        "read it, and use --allow-code if it is as it should be",
+    )
+
+
+class Sandbox(SandboxedEnvironment):
+    """jinja2's sandbox, where a power is bounded too: no signal interrupts one."""
+
+    template_class = Bounded
+    intercepted_binops = frozenset(["**"])
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Return what a product is; raise SecurityError for one that fills the memory."""
-        numbers = all(isinstance(one, int | float) for one in (left, right))
-        sizes = [len(one) if hasattr(one, "__len__") else one for one in (left, right)]
-        if (operator == "**" and max(sizes) > 1000) or (
-            not numbers and sizes[0] * sizes[1] > LONGEST
-        ):
-            raise SecurityError("it makes more than a text can hold")
+        """Return what a power is; raise SecurityError for one that takes too long."""
+        if max(left, right) > LARGEST_POWER:
+            raise SecurityError("a power in it is too large")
         return super().call_binop(context, operator, left, right)
 
 
@@ -66,7 +91,13 @@ def set_up(confine: bool) -> None:
 
     env = _own["env"]
     if confine:
-        env = Sandbox(loader=BaseLoader(), undefined=StrictUndefined, keep_trailing_newline=True)
+        env = Sandbox(
+            loader=BaseLoader(),
+            undefined=StrictUndefined,
+            keep_trailing_newline=True,
+            # else constants are computed when it is compiled, without bounds
+            optimized=False,
+        )
         env.filters.update(_own["env"].filters)
     utils.env = env
     _yaml_loader._import_func_in_yml = function if confine else _own["function"]

@@ -7,6 +7,7 @@ and its noise is computed: sigma = sqrt(acc (1 - acc) / N), as in the paper's Ta
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from math import isfinite, sqrt
 from numbers import Real
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from prunecli.data import tokenizer
+from prunecli.data.records import first_line
 from prunecli.errors import InputError, NotANumber, Stopped
 from prunecli.files import regular
 from prunecli.interruption import safe_point
@@ -26,7 +28,15 @@ from prunecli.report import Report
 from prunecli.settings import Compute, Tasks, never
 
 GENERATES = "generate_until"  # the type of tasks whose answers are written, not chosen
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # its names
+DEFAULT_LENGTH = 256  # of an answer, in lm-eval
 METRICS = ("acc_norm", "acc")  # the first that a task has stands for it
+
+
+# what lm-eval raises where a task asks for something that does not work
+WRONG_TASK = (
+    AssertionError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
+)  # fmt: skip
 
 
 # means over items that are right (1) or wrong (0): those with a known noise
@@ -58,6 +68,9 @@ def check_marks(
 ) -> None:
     """Raise InputError if tasks, or --bos, need ids that the tokenizer does not have."""
     generating = [task.name for task in tasks if task.loaded.OUTPUT_TYPE == GENERATES]
+    for task in tasks:
+        if task.name in generating:
+            _check_room(checkpoint, task)
     if not generating and wanted.bos != tokenizer.ALWAYS:
         return
     found = folder or str(checkpoint.folder)
@@ -68,6 +81,19 @@ def check_marks(
             f"task '{generating[0]}' generates text, and the tokenizer of '{found}' has no end of "
             "sequence to stop at",
             "name its eos_token in tokenizer_config.json, or give another by --tokenizer DIR",
+        )
+
+
+def _check_room(checkpoint: Checkpoint, task: Task) -> None:
+    """Raise InputError if a task's answers leave no position for its questions."""
+    asked = task.loaded.get_config("generation_kwargs") or {}
+    longest = next((asked[name] for name in LENGTHS if asked.get(name) is not None), DEFAULT_LENGTH)
+    positions = checkpoint.arch.max_positions
+    if isinstance(longest, bool) or not isinstance(longest, int) or not 0 < longest < positions:
+        raise InputError(
+            f"task '{task.name}' generates up to {longest} tokens, expected 1 to {positions - 1}: "
+            f"the model has {positions} positions",
+            "set max_gen_toks among generation_kwargs of the task",
         )
 
 
@@ -122,13 +148,19 @@ class Harness:
             if self.wanted.batch_size is not None:
                 self._model.batch_size_per_gpu = max(1, self.wanted.batch_size >> turn)
             seed(task.loaded)
-            evaluated = evaluator.evaluate(
-                lm=self._model,
-                task_dict={"tasks": {task.name: task.loaded}, "groups": {}},
-                limit=self.wanted.limit,
-                bootstrap_iters=0,
-                log_samples=True,
-            )
+            try:
+                evaluated = evaluator.evaluate(
+                    lm=self._model,
+                    task_dict={"tasks": {task.name: task.loaded}, "groups": {}},
+                    limit=self.wanted.limit,
+                    bootstrap_iters=0,
+                    log_samples=True,
+                )
+            except WRONG_TASK as error:
+                raise InputError(
+                    f"task '{task.name}' cannot be measured: {first_line(error)}",
+                    "check its templates, filters and metrics",
+                ) from None
         refuse_absent(task.name, _absent(task, evaluated["results"][task.name]))
         metrics = _numbers(task.name, evaluated["results"][task.name])
         # not every item needs to have every metric
@@ -160,7 +192,8 @@ class Harness:
 
         device = device_of(self.compute)
         dtype = dtype_of(self.compute, self.checkpoint)
-        words = tokenizer.stock(self.tokenizer or str(self.checkpoint.folder))
+        folder = self.tokenizer or str(self.checkpoint.folder)
+        words = tokenizer.stock(folder)
         bos = self.wanted.bos or tokenizer.AUTO
         if bos == tokenizer.ALWAYS:
             tokenizer.begin_with_bos(words)
@@ -168,11 +201,16 @@ class Harness:
         begins = words.bos_token_id is not None or words.eos_token_id is not None
 
         class Harnessed(HFLM):  # type: ignore[misc]
-            """With a safe point at every text that is encoded."""
+            """With a tokenizer of a stranger, which may fail or take long."""
 
             def tok_encode(self, *texts: Any, **how: Any) -> Any:
-                safe_point()
-                return super().tok_encode(*texts, **how)
+                return tokenizer.asked(folder, partial(super().tok_encode, *texts, **how))
+
+            def tok_batch_encode(self, *texts: Any, **how: Any) -> Any:
+                return tokenizer.asked(folder, partial(super().tok_batch_encode, *texts, **how))
+
+            def tok_decode(self, *ids: Any, **how: Any) -> Any:
+                return tokenizer.asked(folder, partial(super().tok_decode, *ids, **how))
 
         with torch.no_grad():
             model = stock.loaded(self.checkpoint, dtype, device)

@@ -4,13 +4,16 @@ A step is a function of weights, moments and the step's number: rows, learning r
 any dropout follow from the number. So a state that is saved between two steps resumes exactly.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf, isfinite
 
 import torch
 from torch import nn
 
-from prunecli.settings import Optimization
+from prunecli.errors import Stopped
+from prunecli.interruption import safe_point
+from prunecli.settings import Optimization, never
 from prunecli.training.distributed import Ranks
 from prunecli.training.domains import DomainMixture
 from prunecli.training.fixed_masks import Masks
@@ -152,15 +155,22 @@ class Loop:
         )
 
     @torch.no_grad()
-    def evaluate(self, ids: torch.Tensor) -> float:
-        """Return the mean loss in nats over rows of ids [N, T], the same on every process."""
+    def evaluate(self, ids: torch.Tensor, stop: Callable[[], bool] = never) -> float:
+        """Return the mean loss in nats over rows of ids [N, T], the same on every process.
+
+        Raises Stopped, on every process, where one wishes to `stop`: it is asked at every batch.
+        """
         model, ranks = self.objective, self.ranks
         model.model.eval()
         loss = torch.zeros(1, dtype=torch.float64, device=ranks.device)
         size = self.settings.micro_batch_size * ranks.world
         # every process takes part in every forward: one without rows of its own passes another row,
         # which does not count
+        stopped = False
         for start in range(0, len(ids), size):
+            safe_point()
+            if stop is not never and (stopped := bool(ranks.sum(self._flag(stop())))):
+                break
             mine = ids[start : start + size][ranks.rank :: ranks.world]
             rows = mine if len(mine) else ids[:1]
             with self._autocast():
@@ -171,6 +181,8 @@ class Loop:
         if ranks.mesh is not None:
             # a forward without a backward leaves the root's weights gathered, in the compute type
             self.objective.reshard()  # type: ignore[operator]
+        if stopped:
+            raise Stopped("stopped in an evaluation", "rerun the same command to resume")
         return float(ranks.sum(loss)) / (len(ids) * (ids.shape[1] - 1))
 
 

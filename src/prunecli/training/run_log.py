@@ -30,6 +30,9 @@ class Log:
     def __init__(self, folder: Path, steps: int) -> None:
         self.path = folder / LOG
         self.lines = self._read(steps)
+        self._write()
+
+    def _write(self) -> None:
         output.replace_text(self.path, "".join(json.dumps(line) + "\n" for line in self.lines))
         self._file = self.path.open("a", encoding="utf-8")
 
@@ -58,6 +61,12 @@ class Log:
         with regular.named(self.path):
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
+
+    def complete(self, more: dict[str, Any]) -> None:
+        """Add to the last line what was not known when it was written."""
+        self.close()
+        self.lines[-1] |= more
+        self._write()
 
     def sync(self) -> None:
         """Flush to disk, before a state is saved that counts on the lines."""

@@ -34,6 +34,7 @@ PEAK_FLOPS = {
 
 Line = dict[str, Any]
 StepRecord = Callable[[int, StepMetrics], Line]
+Evaluation = Callable[[int], Line]
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,11 @@ def no_record(step: int, metrics: StepMetrics) -> Line:
     return {}
 
 
+def no_evaluation(step: int) -> Line:
+    """Return nothing: no rows are held out."""
+    return {}
+
+
 @held()
 def fit(
     loop: Loop,
@@ -66,12 +72,14 @@ def fit(
     task: str,
     on_log: Callable[[Line], None],
     step_record: StepRecord = no_record,
+    evaluation: Evaluation = no_evaluation,
 ) -> list[Line]:
     """Take all steps that are left; return one line of the log per step, on the main process.
 
     The last state is resumed from. `task` names the progress bar. `step_record` returns what is
-    logged of a step beside its number and loss, on all processes; `on_log` is called with each
-    line, on the main process.
+    logged of a step beside its number and loss, on all processes, and `evaluation` what is measured
+    after it, if that is due; one that was stopped is made again when the run resumes. `on_log` is
+    called with each line, on the main process.
     Raises Stopped when `run.stop` says so, and NotANumber where the loss is not finite; the state
     is saved in either case.
     """
@@ -85,6 +93,8 @@ def fit(
         state.save(folder.path, step, loop, folder.keep)
 
     try:
+        if found := _evaluated_late(loop, log, evaluation, start):
+            on_log(found)
         for step in report.progress(range(start, steps), task, steps - start, "steps"):
             metrics = loop.step(step, run.stop())
             if not metrics.finite:
@@ -95,14 +105,15 @@ def fit(
                     "rerun to resume from that step, or use --restart with a lower learning rate",
                 )
             line = {"step": step + 1, "loss": metrics.loss, **step_record(step, metrics)}
+            line, cut = _evaluated(line, evaluation, step)
             if log is not None:
                 log.add(line)
                 on_log(line)
             ended = step + 1 == steps
             due = (step + 1) % folder.every == 0 and not ended
-            if due or metrics.stop or (ended and folder.at_end):
+            if due or metrics.stop or cut or (ended and folder.at_end):
                 save(step + 1)
-            if metrics.stop and not ended:
+            if cut or (metrics.stop and not ended):
                 raise Stopped(
                     f"stopped after step {step + 1} of {steps}; '{folder.name}' keeps the state",
                     "rerun the same command to resume",
@@ -111,6 +122,29 @@ def fit(
         if log is not None:
             log.close()
     return log.lines if log is not None else []
+
+
+def _evaluated(line: Line, evaluation: Evaluation, step: int) -> tuple[Line, bool]:
+    """Return a line with what is measured after its step, and whether that was stopped."""
+    try:
+        return line | evaluation(step), False
+    except Stopped:
+        return line, True
+
+
+def _evaluated_late(loop: Loop, log: Log | None, evaluation: Evaluation, start: int) -> Line | None:
+    """Make the evaluation in which a run was stopped; return its line, on the main process.
+
+    None where all are made. All processes must take part.
+    """
+    lacks = log is not None and bool(log.lines) and "eval_loss" not in log.lines[-1]
+    if not loop.ranks.sum(torch.full((1,), float(lacks), device=loop.ranks.device)).item():
+        return None
+    found = evaluation(start - 1)
+    if log is None or not found:
+        return None
+    log.complete(found)
+    return log.lines[-1]
 
 
 def _resume(loop: Loop, folder: StateFolder, run: RunContext) -> int:
@@ -271,15 +305,23 @@ class Trainer:
             self._show(line)
 
         try:
-            lines = fit(loop, self.folder, self.run, "training", on_log, self._step_record(loop))
+            lines = fit(
+                loop,
+                self.folder,
+                self.run,
+                "training",
+                on_log,
+                self._step_record(),
+                self._evaluation(loop),
+            )
             self.masks.check()
         finally:
             if tracker is not None:
                 tracker.close()
         return lines
 
-    def _step_record(self, loop: Loop) -> StepRecord:
-        """Return the function that returns what is logged of a step, its evaluation included."""
+    def _step_record(self) -> StepRecord:
+        """Return the function that returns what is logged of a step."""
         resolved, clock, taken = self.resolved, perf_counter(), 0
         per_step = resolved.batch_size * resolved.rows.seq_len
 
@@ -294,12 +336,21 @@ class Trainer:
             if metrics.kl is not None:
                 line["kl"] = metrics.kl
             line["tokens_per_second"] = round(taken / (perf_counter() - clock) * per_step, 1)
-            due = (step + 1) % resolved.eval_every == 0 or step + 1 == resolved.steps
-            if resolved.held_out is not None and due:
-                line["eval_loss"] = loop.evaluate(resolved.held_out.ids)
             return line
 
         return record
+
+    def _evaluation(self, loop: Loop) -> Evaluation:
+        """Return the function that returns the loss on held-out rows after a step, if it is due."""
+        resolved, stop = self.resolved, self.run.stop
+
+        def evaluated(step: int) -> Line:
+            due = (step + 1) % resolved.eval_every == 0 or step + 1 == resolved.steps
+            if resolved.held_out is None or not due:
+                return {}
+            return {"eval_loss": loop.evaluate(resolved.held_out.ids, stop)}
+
+        return evaluated
 
     def _show(self, line: Line) -> None:
         rate = line["tokens_per_second"]
