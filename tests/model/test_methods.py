@@ -402,7 +402,7 @@ def test_rotated_coordinates_compute_the_same(name, tied, tmp_path):
     rotated = Rotated(Checkpoint(str(model)), rotation, 48)
     out = tmp_path / "r"
     out.mkdir()
-    tensors = {name: tensor.contiguous() for name, tensor in rotated.stream()}
+    tensors = {name: rotated.tensor(name).contiguous() for name in rotated.specs}
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     (out / "config.json").write_text(json.dumps(rotated.arch.config))
     ids = torch.randint(259, (2, 24), generator=torch.Generator().manual_seed(2))

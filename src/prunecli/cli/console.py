@@ -4,7 +4,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,6 +13,8 @@ from prunecli.report import Report, printable
 from prunecli.settings import Result
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
+
     from prunecli.tables.render import Table
 
 T = TypeVar("T")
@@ -47,28 +50,17 @@ class StderrReport(Report):
         if not self.interactive:
             yield from super().progress(items, what, total, unit)
             return
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
+        from rich.progress import MofNCompleteColumn, TextColumn
 
-        columns = (
-            # what is told may hold names: it is no markup
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
+        counts = (
             MofNCompleteColumn(),
             TextColumn(unit),
             TextColumn("{task.fields[rate]}", markup=False),
-            TimeRemainingColumn(),
         )
         if total is None and hasattr(items, "__len__"):
             total = len(items)  # type: ignore[arg-type]
         self._status = ""
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        with _bar(*counts) as progress:
             task = progress.add_task(printable(what), total=total, rate="")
             for item in super().progress(items, what, total, unit):
                 yield item
@@ -76,6 +68,37 @@ class StderrReport(Report):
                 speed = progress.tasks[0].speed
                 rate = printable(self._status) or (f"{speed:.2f} {unit}/s" if speed else "")
                 progress.update(task, rate=rate)
+
+    @contextmanager
+    def reading(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Show bytes under a progress bar, if somebody is there to see it."""
+        with super().reading(what, total) as passed:
+            if not self.interactive:
+                yield passed
+                return
+            from rich.progress import DownloadColumn, TransferSpeedColumn
+
+            with _bar(DownloadColumn(), TransferSpeedColumn()) as progress:
+                task = progress.add_task(printable(what), total=total)
+
+                def done(count: int) -> None:
+                    progress.advance(task, count)
+                    passed(count)
+
+                yield done
+
+
+def _bar(*counts: "ProgressColumn") -> "Progress":
+    """Return a progress bar on stderr that goes when it is done; `counts` stand behind it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    # what is told may hold names: it is no markup
+    told = TextColumn("{task.description}", markup=False)
+    return Progress(
+        told, BarColumn(), *counts, TimeRemainingColumn(),
+        console=Console(stderr=True), transient=True,
+    )  # fmt: skip
 
 
 def as_object(made: Result) -> dict[str, Any]:
