@@ -280,12 +280,14 @@ class Initializer:
 
     def _parts(self, name: str, spec: Spec) -> "Iterator[torch.Tensor]":
         """Yield one tensor in parts, each some more of its rows."""
+        import torch
+
         tensor, reference = self.target.arch.tensors()[name], self.target.reference
         kept = self._official(name, spec) if self.scheme == OFFICIAL else None
         drawn = self._random(name, spec)
         for rows in spans(spec.shape[0], 4 * prod(spec.shape[1:])):
             shape = (rows.stop - rows.start, *spec.shape[1:])
-            values = drawn(shape) if kept is None else kept[rows].float().clone()
+            values = drawn(shape) if kept is None else kept[rows].to(torch.float32, copy=True)
             if self.target.warm_start is not None:
                 self._overlay(values, rows, tensor, name, self.target.warm_start)
             if name in self.masked_names and reference is not None:
