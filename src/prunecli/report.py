@@ -4,7 +4,8 @@ The command line replaces it by one that writes to stderr (cli/console.py).
 """
 
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from prunecli.interruption import safe_point
@@ -69,6 +70,14 @@ class Report:
         for item in items:
             safe_point()
             yield item
+
+    @contextmanager
+    def reading(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Show how many of `total` bytes were read, written or hashed, the rate and the time left.
+
+        Yields what is to be called with each number of bytes that are done, which is a safe point.
+        """
+        yield lambda count: safe_point()
 
 
 SILENT = Report()

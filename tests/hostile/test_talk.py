@@ -9,9 +9,9 @@ import pytest
 
 SPEAKER = """
 import ctypes, logging, os, sys, warnings
-from prunecli.cli import console
+from prunecli.cli import streams
 
-console.keep_apart(quiet="--quiet" in sys.argv)
+streams.keep_apart(quiet="--quiet" in sys.argv)
 print("printed\\x1b[31m")
 print("x" * 1000, file=sys.stderr)
 logging.getLogger("library").warning("two\\nlines")
@@ -19,7 +19,7 @@ warnings.warn("a warning")
 os.write(1, b"raw\\n")
 ctypes.CDLL(None).printf(b"buffered by C\\n")
 subprocess = os.system("echo from a child")
-console.result("the result")
+streams.result("the result")
 """
 
 
@@ -54,14 +54,14 @@ def test_a_config_that_a_library_complains_of(quiet, llama, tmp_path):
 
 
 def test_a_bar_of_a_library_is_shown_where_somebody_watches(capsys, monkeypatch):
-    from prunecli.cli import console
+    from prunecli.cli import streams
 
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    console.keep_apart(quiet=False)
+    streams.keep_apart(quiet=False)
     try:
         sys.stderr.write("\r 10%")
         sys.stderr.write("\r 20%\x1b[A")
         sys.stderr.write("\r 30%\n")
     finally:
-        console.rejoin()
+        streams.rejoin()
     assert capsys.readouterr().err == "\r 10%\r 20%\ufffd[A\r 30%\n"

@@ -402,7 +402,7 @@ def test_rotated_coordinates_compute_the_same(name, tied, tmp_path):
     rotated = Rotated(Checkpoint(str(model)), rotation, 48)
     out = tmp_path / "r"
     out.mkdir()
-    tensors = {name: tensor.contiguous() for name, tensor in rotated.stream()}
+    tensors = {name: rotated.tensor(name).contiguous() for name in rotated.specs}
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     (out / "config.json").write_text(json.dumps(rotated.arch.config))
     ids = torch.randint(259, (2, 24), generator=torch.Generator().manual_seed(2))
@@ -854,3 +854,21 @@ def test_a_plan_that_keeps_everything_changes_no_tensor(llama, tmp_path):
     )
     assert before.keys() == after.keys()
     assert all(before[name].equal(after[name]) for name in before)
+
+
+@pytest.mark.parametrize("method", ["wanda", "wanda-sp", "sparsegpt"])
+def test_sequential_methods_make_no_product_that_nobody_reads(method, tmp_path, monkeypatch):
+    """The first pass over a layer ends before its last product; the last layer has no second."""
+    made, product = [], torch.nn.Linear.forward
+
+    def counted(linear, states):
+        made.append(tuple(linear.weight.shape))
+        return product(linear, states)
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", counted)
+    model, depth = tiny.make(tmp_path / "m"), tiny.SIZES["num_hidden_layers"]
+    data = tiny.tokens(tmp_path / "ids.safetensors")
+    prune(str(model), str(tmp_path / "out"), method=method, ratio=0.3, data=data)
+    hidden, ffn = tiny.SIZES["hidden_size"], tiny.SIZES["intermediate_size"]
+    assert made.count((hidden, ffn)) == depth - 1
+    assert made.count((ffn, hidden)) == 2 * (2 * depth - 1)  # gate and up

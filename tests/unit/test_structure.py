@@ -1,13 +1,16 @@
 """Rules between folders: levels of imports, names that only data may know, a light start."""
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from test_tables import Runs
 
 import prunecli
+import tiny
 from prunecli.methods import registry as methods
 from prunecli.model.families import registry as families
 
@@ -18,7 +21,17 @@ ROOMS = (
     "cli", "tables", "pruning", "measuring", "training", "methods", "data", "model", "files", "top",
 )  # fmt: skip
 # what lies flat beside the rooms, each using those before it
-TOP = ("__init__", "errors", "interruption", "limits", "native", "record", "report", "settings", "registry")
+TOP = (
+    "__init__",
+    "errors",
+    "interruption",
+    "limits",
+    "native",
+    "record",
+    "report",
+    "settings",
+    "registry",
+)
 # the front doors of the library and of the program, above the rooms as the command line is
 DOORS = ("api", "__main__")
 
@@ -150,6 +163,37 @@ def test_importing_is_light():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_computes_no_tensor_loads_no_torch(tmp_path):
+    """Help, lists, histories, tables and counts are ready at once."""
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(tiny.config_of("llama")))
+    runs = Runs(tmp_path / "runs")
+    made = runs.trained("made", runs.made("random", "init"), 0, 10)
+    runs.eval("eval", made, 2.5)
+    lines = [
+        ["--help"], ["prune", "--help"], ["methods"], ["families"],
+        ["log", str(runs.folder / "made")],
+        ["table", str(runs.folder)], ["table", "--reference", "paper"],
+        ["speed", "--flops-only", str(tmp_path)],
+    ]  # fmt: skip
+    code = (
+        "import json, sys\n"
+        "from prunecli.cli import app\n"
+        "for line in json.loads(sys.argv.pop()):\n"
+        "    sys.argv[1:] = line\n"
+        "    try:\n"
+        "        app.main()\n"
+        "    except SystemExit as end:\n"
+        "        assert not end.code, line\n"
+        "    heavy = {'torch', 'transformers', 'datasets'} & set(sys.modules)\n"
+        "    assert not heavy, (line, heavy)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(lines)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_package_names_its_verbs():

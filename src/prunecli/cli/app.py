@@ -13,7 +13,6 @@ from prunecli import __version__, interruption, native
 from prunecli.cli import (
     calibrate,
     check,
-    console,
     eval,
     families,
     help,
@@ -25,6 +24,7 @@ from prunecli.cli import (
     search_arch,
     signals,
     speed,
+    streams,
     table,
     tokenize,
     train,
@@ -106,14 +106,14 @@ def main() -> None:
     except (Exception, interruption.Interrupted) as error:
         number = interruption.noted()
         signals.leave()
-        console.rejoin()
+        streams.rejoin()
         if number is not None and not isinstance(error, Stopped):
             # whatever it became on its way through libraries
             _interrupted(number)
         _refuse(error)
     finally:
         signals.leave()
-        console.rejoin()
+        streams.rejoin()
 
 
 def _run() -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from prunecli.cli import console, options, records
+from prunecli.cli import options, records, streams
 from prunecli.cli.options import option
 from prunecli.errors import CheckFailed
 from prunecli.report import cut, printable
@@ -33,11 +33,11 @@ def check(
     problems = {path: verb(path, deep=deep, report=report) for path in paths}
     if context.params["json"]:
         rows = [{"path": path, "results": {"problems": p}} for path, p in problems.items()]
-        console.result(jsonlib.dumps({"results": rows}))
+        streams.result(jsonlib.dumps({"results": rows}))
     else:
         for path, messages in problems.items():
             for message in messages or ["ok"]:
-                console.result(f"{printable(path)}: {cut(message)}")
+                streams.result(f"{printable(path)}: {cut(message)}")
     failed = [path for path, messages in problems.items() if messages]
     if failed:
         raise CheckFailed(f"{len(failed)} of {len(problems)} paths failed the check")

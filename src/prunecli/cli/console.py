@@ -1,155 +1,47 @@
-"""What a person sees: results on stdout, everything else on stderr.
+"""What a person sees: results on stdout, everything else on stderr."""
 
-What libraries print, log and warn of is talk too: it is told line by line as notes are.
-"""
-
-import ctypes
-import io
 import json
 import os
+import shlex
 import shutil
-import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from prunecli.report import Report, cut, printable
+from prunecli.cli import streams
+from prunecli.report import Report, printable
 from prunecli.settings import Result
 
 if TYPE_CHECKING:
+    from rich.progress import ProgressColumn
+
     from prunecli.tables.render import Table
 
 T = TypeVar("T")
-PARTIAL = 10_000  # characters of a line without end
 
-_streams: tuple[TextIO, TextIO] | None = None  # stdout and stderr, while libraries are kept apart
-_results: int | None = None  # where descriptor 1 leads then
-_bar: Any = None  # the console of rich that shows progress
-
-
-class Talk(io.TextIOBase):
-    """The stdout and stderr of libraries: each line is told as a note is, or not with --quiet."""
-
-    def __init__(self) -> None:
-        self.quiet = False
-        self._line = ""
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        """That of stderr."""
-        return _stderr().encoding
-
-    def writable(self) -> bool:
-        """Return that it can be written to."""
-        return True
-
-    def isatty(self) -> bool:
-        """Return whether somebody watches."""
-        return not self.quiet and _stderr().isatty()
-
-    def fileno(self) -> int:
-        """Return the descriptor of stderr."""
-        return _stderr().fileno()
-
-    def write(self, text: str) -> int:
-        """Tell the lines that end in `text`; keep the beginning of the next."""
-        *lines, rest = (self._line + text).split("\n")
-        for line in lines:
-            self._tell(line)
-        _, back, bar = rest.rpartition("\r")
-        self._line = bar[:PARTIAL]
-        if back and self.isatty() and _bar is None:
-            # a bar that a library draws again and again
-            _stderr().write(f"\r{printable(bar)}")
-            _stderr().flush()
-        return len(text)
-
-    def end(self) -> None:
-        """Tell what is left of a line."""
-        self._tell(self._line)
-        self._line = ""
-
-    def _tell(self, line: str) -> None:
-        _, back, line = line.rpartition("\r")
-        if line.strip() and not self.quiet:
-            # over the bar that was drawn
-            _say(("\r" if back and self.isatty() else "") + cut(line.rstrip()))
-
-
-_TALK = Talk()
-
-
-def keep_apart(quiet: bool) -> None:
-    """From now on whatever is written to stdout or stderr by others is talk, until `rejoin`."""
-    global _streams, _results
-    _TALK.quiet = quiet
-    if _streams is not None:
-        return
-    sys.stdout.flush()
-    if _is(sys.stdout, 1) and _is(sys.stderr, 2):
-        # those that are no Python write to the descriptor; nobody can make that printable
-        _results, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
-        os.close(nowhere)
-    _streams = sys.stdout, sys.stderr
-    sys.stdout = sys.stderr = _TALK
-
-
-def rejoin() -> None:
-    """Make stdout and stderr what they were before `keep_apart`."""
-    global _streams, _results
-    if _streams is None:
-        return
-    _TALK.end()
-    sys.stdout, sys.stderr = _streams
-    _streams = None
-    if _results is not None:
-        # what C has buffered was no result
-        ctypes.CDLL(None).fflush(None)
-        os.dup2(_results, 1)
-        os.close(_results)
-        _results = None
-
-
-def result(text: str = "") -> None:
-    """Print a result on stdout; libraries have nothing to say any more."""
-    rejoin()
-    print(text)
-
-
-def _is(stream: TextIO, descriptor: int) -> bool:
-    try:
-        return stream.fileno() == descriptor
-    except (OSError, ValueError):
-        return False
-
-
-def _stderr() -> TextIO:
-    return _streams[1] if _streams is not None else sys.stderr
-
-
-def _say(line: str) -> None:
-    """Print a line on stderr, above a bar if there is one."""
-    if _bar is not None:
-        _bar.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
-    else:
-        print(line, file=_stderr())
+PROGRESS = ("auto", "json", "none")
+EVERY = 1.0  # seconds between lines of --progress json
 
 
 class StderrReport(Report):
-    """Notes as lines on stderr; progress, rate and time left where stderr is a terminal."""
+    """Notes as lines on stderr; progress, rate and time left where stderr is a terminal.
 
-    def __init__(self, quiet: bool, verbose: bool) -> None:
-        self.quiet, self.verbose = quiet, verbose
+    `progress` is one of PROGRESS: `json` writes it as lines of JSON instead, whoever reads them,
+    and whether `quiet` or not.
+    """
+
+    def __init__(self, quiet: bool, verbose: bool, progress: str = PROGRESS[0]) -> None:
+        self.quiet, self.verbose, self.form = quiet, verbose, progress
         self._status = ""
-        plain = os.environ.get("TERM") == "dumb"
-        self.interactive = not quiet and not plain and _stderr().isatty()
+        plain = os.environ.get("TERM") == "dumb" or progress != PROGRESS[0]
+        self.interactive = not quiet and not plain and streams.stderr().isatty()
 
     def info(self, message: str) -> None:
         """Print a line unless --quiet."""
         if not self.quiet:
-            _say(f"prunecli: {printable(message)}")
+            streams.say(f"prunecli: {printable(message)}")
 
     def debug(self, message: str) -> None:
         """Print a line if --verbose."""
@@ -157,59 +49,108 @@ class StderrReport(Report):
             self.info(message)
 
     def status(self, text: str) -> None:
-        """Show `text` at the end of the progress bar."""
+        """Show `text` with the progress."""
         self._status = text
 
     def progress(
         self, items: Iterable[T], what: str, total: int | None = None, unit: str = "it"
     ) -> Iterator[T]:
-        """Yield `items` under a progress bar, if somebody is there to see it."""
-        if not self.interactive:
-            yield from super().progress(items, what, total, unit)
-            return
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-
-        columns = (
-            # what is told may hold names: it is no markup
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn(unit),
-            TextColumn("{task.fields[rate]}", markup=False),
-            TimeRemainingColumn(),
-        )
+        """Yield `items`; show how many were done, if somebody is there to see it."""
         if total is None and hasattr(items, "__len__"):
             total = len(items)  # type: ignore[arg-type]
-        self._status = ""
-        console = Console(file=_stderr())
-        # lines that are told meanwhile go above the bar by `_say`
-        apart: dict[str, Any] = {"redirect_stdout": False, "redirect_stderr": False}
-        with _drawn(console), Progress(*columns, console=console, transient=True, **apart) as bar:
-            task = bar.add_task(printable(what), total=total, rate="")
+        with self._meter(what, total, unit) as advance:
             for item in super().progress(items, what, total, unit):
                 yield item
-                bar.advance(task)
+                advance(1)
+
+    @contextmanager
+    def reading(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Show how many bytes were done, if somebody is there to see it."""
+        with super().reading(what, total) as passed, self._meter(what, total, "B") as advance:
+
+            def done(count: int) -> None:
+                advance(count)
+                passed(count)
+
+            yield done
+
+    def _meter(
+        self, what: str, total: int | None, unit: str
+    ) -> AbstractContextManager[Callable[[int], None]]:
+        """Return what shows progress; call what it yields with each number that is done."""
+        self._status = ""
+        if self.form == "json":
+            return self._lines(what, total, unit)
+        return self._bar(what, total, unit) if self.interactive else _unseen()
+
+    @contextmanager
+    def _lines(self, what: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+        """An object a line: the first, the last, and one a second."""
+        start = told = time.monotonic()
+        done = 0
+
+        def tell(seconds: float) -> None:
+            rate = done / seconds if done and seconds > 0 else None
+            left = None if rate is None or total is None else round((total - done) / rate, 1)
+            line = {"phase": what, "done": done, "total": total, "unit": unit}
+            line |= {"rate": rate and float(f"{rate:.4g}"), "eta": left, "status": self._status}
+            print(json.dumps(line), file=streams.stderr(), flush=True)
+
+        def advance(count: int) -> None:
+            nonlocal done, told
+            done += count
+            now = time.monotonic()
+            if now - told >= EVERY and done != total:
+                told = now
+                tell(now - start)
+
+        tell(0.0)
+        yield advance
+        tell(time.monotonic() - start)
+
+    @contextmanager
+    def _bar(self, what: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+        """A bar that goes when it is done."""
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        # what is told may hold names: it is no markup
+        told = TextColumn("{task.description}", markup=False)
+        console = Console(file=streams.stderr())
+        # lines that are told meanwhile go above the bar by `streams.say`
+        options: dict[str, Any] = {"redirect_stdout": False, "redirect_stderr": False}
+        options |= {"console": console, "transient": True}
+        columns = (told, BarColumn(), *_counts(unit), TimeRemainingColumn())
+        with streams.drawn(console), Progress(*columns, **options) as bar:
+            task = bar.add_task(printable(what), total=total, rate="")
+
+            def advance(count: int) -> None:
+                bar.advance(task, count)
                 speed = bar.tasks[0].speed
                 rate = printable(self._status) or (f"{speed:.2f} {unit}/s" if speed else "")
                 bar.update(task, rate=rate)
 
+            yield advance
+
 
 @contextmanager
-def _drawn(console: Any) -> Iterator[None]:
-    """Say lines by this console, which draws a bar; bars can be within bars."""
-    global _bar
-    before, _bar = _bar, console
-    try:
-        yield
-    finally:
-        _bar = before
+def _unseen() -> Iterator[Callable[[int], None]]:
+    yield lambda count: None
+
+
+def _counts(unit: str) -> "tuple[ProgressColumn, ...]":
+    """Return what stands behind a bar: how many, of what, how fast."""
+    from rich.progress import (
+        DownloadColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TransferSpeedColumn,
+    )
+
+    if unit == "B":
+        return DownloadColumn(), TransferSpeedColumn()
+    rate = TextColumn("{task.fields[rate]}", markup=False)
+    return MofNCompleteColumn(), TextColumn(unit), rate
 
 
 def as_object(made: Result) -> dict[str, Any]:
@@ -221,17 +162,28 @@ def print_objects(made: list[Result]) -> None:
     """Print the object of --json: of one model, or of several without their sidecars."""
     objects = [as_object(one) for one in made]
     many = {"results": [{"path": o["path"], "results": o["results"]} for o in objects]}
-    result(json.dumps(objects[0] if len(objects) == 1 else many))
+    streams.result(json.dumps(objects[0] if len(objects) == 1 else many))
 
 
-def print_made(made: Result, values: Mapping[str, Any]) -> None:
-    """Print what was made: its path as typed, or with --json or --dry-run one object."""
+def print_made(made: Result, values: Mapping[str, Any], then: str = "") -> None:
+    """Print what was made: its path as typed, or with --json or --dry-run one object.
+
+    `then` is a command that may come next, without the program's name: `{out}` in it is the path.
+    """
     if values["json"] or values["dry_run"]:
-        result(json.dumps(as_object(made)))
-    else:
-        rejoin()
-        # a pipe gets the very name, for the next command
-        result(printable(made.path) if sys.stdout.isatty() else made.path)
+        streams.result(json.dumps(as_object(made)))
+        return
+    # a pipe gets the very name, for the next command
+    streams.result(printable(made.path) if streams.stdout().isatty() else made.path)
+    if then:
+        hint(then.replace("{out}", shlex.quote(made.path)), values)
+
+
+def hint(command: str, values: Mapping[str, Any]) -> None:
+    """Name a command that may come next, where a person sees it; never asked, never waited for."""
+    watched = streams.stderr().isatty() and streams.stdout().isatty()
+    if watched and not values["quiet"]:
+        streams.say(f"prunecli: next: prunecli {printable(command)}")
 
 
 def plain(value: float) -> str:
@@ -241,19 +193,19 @@ def plain(value: float) -> str:
 
 def width() -> int | None:
     """Return how many characters a line of stdout has, None where it is no terminal."""
-    stdout = _streams[0] if _streams is not None else sys.stdout
-    return shutil.get_terminal_size().columns if stdout.isatty() else None
+    return shutil.get_terminal_size().columns if streams.stdout().isatty() else None
 
 
 def print_columns(headings: list[str], rows: list[list[str]]) -> None:
     """Print aligned columns: folded to the width of a terminal, whole in pipes."""
     from prunecli.tables.text import aligned
 
-    result(aligned(headings, rows, width()))
+    streams.result(aligned(headings, rows, width()))
 
 
 def print_table(table: "Table", format: str, as_json: bool) -> None:
     """Print a table in one of its formats, or as the object of --json."""
     from prunecli.tables.terminal import shown
 
-    result(json.dumps({"results": table.objects()}) if as_json else shown(table, format, width()))
+    text = json.dumps({"results": table.objects()}) if as_json else shown(table, format, width())
+    streams.result(text)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from prunecli.cli import console, options, records
+from prunecli.cli import console, options, records, streams
 from prunecli.cli.options import OUTPUT_PANEL, option
 from prunecli.errors import UsageError
 from prunecli.settings import Data, Result, Tasks
@@ -278,7 +278,7 @@ def _print(made: list[Result], as_json: bool) -> None:
         for metric in dict.fromkeys([task["metric"], *task["metrics"]])
     ]
     if rows and tasks:
-        console.result()
+        streams.result()
     if tasks:
         console.print_columns(headings, tasks)
 

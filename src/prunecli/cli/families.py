@@ -4,7 +4,7 @@ import json as jsonlib
 
 import typer
 
-from prunecli.cli import console, options
+from prunecli.cli import console, options, streams
 from prunecli.model.families import registry
 
 
@@ -24,7 +24,7 @@ def families(context: typer.Context, json: options.Json = False) -> None:
             }
             for family in found
         ]
-        console.result(jsonlib.dumps({"results": rows}, indent=1))
+        streams.result(jsonlib.dumps({"results": rows}, indent=1))
         return
     console.print_columns(
         ["family", "model_type", "saved as, if needed"],

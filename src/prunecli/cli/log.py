@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from prunecli.cli import console, options, records
+from prunecli.cli import console, options, records, streams
 from prunecli.cli.options import option
 from prunecli.errors import InputError, UsageError
 from prunecli.settings import Result
@@ -41,7 +41,7 @@ def log(
             made.append(Result(path, record.dump(), results))
         console.print_objects(made)
     elif script is not None:
-        console.result(script.text)
+        streams.result(script.text)
         for fault in history.faults:
             report.info(fault)
     else:

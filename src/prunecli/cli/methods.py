@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunecli.cli import console, help, options
+from prunecli.cli import console, help, options, streams
 from prunecli.methods import registry
 from prunecli.methods._base import Method
 
@@ -26,9 +26,9 @@ def methods(
     """
     chosen = [registry.get(one) for one in ([name] if name else registry.names())]
     if json:
-        console.result(jsonlib.dumps({"results": [_record(method) for method in chosen]}, indent=1))
+        streams.result(jsonlib.dumps({"results": [_record(method) for method in chosen]}, indent=1))
     elif name:
-        console.result(help.of_method(chosen[0], context.make_formatter()))
+        streams.result(help.of_method(chosen[0], context.make_formatter()))
     else:
         console.print_table(_table(chosen), "rich", as_json=False)
 

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from prunecli import interruption
-from prunecli.cli import console, signals
+from prunecli.cli import console, signals, streams
 from prunecli.cli.config import resolved
 from prunecli.cli.options import OUTPUT, PROBE, RESTART, WINDOWS, method_options
 from prunecli.errors import UsageError
@@ -26,7 +26,7 @@ def setup(context: typer.Context, *, silent: bool = False) -> Report:
     if values.get("threads"):
         os.environ["OMP_NUM_THREADS"] = str(values["threads"])
     quiet = values["quiet"] or silent
-    console.keep_apart(quiet)
+    streams.keep_apart(quiet)
     return console.StderrReport(quiet, values["verbose"] and not silent)
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from prunecli.cli import console, options, records
+from prunecli.cli import console, options, records, streams
 from prunecli.cli.options import OUTPUT_PANEL, option
 from prunecli.settings import Result, Timing
 
@@ -176,14 +176,14 @@ def _print(made: list[Result], as_json: bool) -> None:
     ]
     console.print_columns([*headings, "KV bytes/token"], rows)
     groups = list(made[0].results["params_by_group"])
-    console.result()
+    streams.result()
     console.print_columns(
         ["model", *groups],
         [[one.path, *(str(one.results["params_by_group"][g]) for g in groups)] for one in made],
     )
     timed = [_timed(one, quantity) for one in made for quantity in _quantities(one)]
     if timed:
-        console.result()
+        streams.result()
         headings = ["model", "quantity", "tokens/s", "seconds", "min s", "max s"]
         console.print_columns([*headings, "speedup", "min x", "max x", "peak MB"], timed)
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from prunecli.cli import console, options, records
+from prunecli.cli import console, options, records, streams
 from prunecli.cli.options import option
 
 TABLE = "Table"
@@ -125,7 +125,7 @@ def table(
     )
     made = verb(request, records.run_context(values, None, report))
     as_json = values["json"] and made.results is not None
-    console.result(jsonlib.dumps({"results": made.results}) if as_json else made.text)
+    streams.result(jsonlib.dumps({"results": made.results}) if as_json else made.text)
 
 
 EXAMPLES = (

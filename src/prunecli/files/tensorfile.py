@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -43,6 +43,8 @@ MAX_HEADER = 25_000_000
 MAX_TENSORS = 100_000
 MAX_DIMENSIONS = 16
 TENSOR_FILE = ".safetensors"
+PIECE = 1 << 22  # bytes of a tensor that are copied, cast, drawn or hashed at once
+GROUP = 16  # numbers that torch's generator draws together
 INTEGERS = ("I64", "U64", "I32", "U32", "I16", "U16", "I8", "U8")
 
 
@@ -210,6 +212,39 @@ def read_tensor(path: Path, name: str) -> "torch.Tensor":
         return tensor
 
 
+def spans(count: int, size: int) -> Iterator[slice]:
+    """Yield slices of `count` things of `size` bytes, in turn: of PIECE bytes or less.
+
+    No whole tensor is copied, cast, drawn or compared: embeddings are of gigabytes. Slices begin at
+    multiples of GROUP, the least that one has, so that random numbers are those of one draw; the
+    last takes what would be less than that.
+    """
+    step = max(GROUP, PIECE // max(size, 1) // GROUP * GROUP)
+    stops = [*range(step, count - GROUP + 1, step), count] if count else []
+    return map(slice, [0, *stops], stops)
+
+
+def row_bytes(tensor: "torch.Tensor") -> int:
+    """Return the bytes of a row of a tensor."""
+    return tensor.nbytes // max(len(tensor), 1)
+
+
+def rows_of(tensor: "torch.Tensor") -> "Iterator[torch.Tensor]":
+    """Yield a tensor's rows in turn, by `spans`, as views; a scalar whole."""
+    if tensor.dim() == 0:
+        return iter((tensor,))
+    return (tensor[rows] for rows in spans(len(tensor), row_bytes(tensor)))
+
+
+def pieces(tensor: "torch.Tensor") -> "Iterator[torch.Tensor]":
+    """Yield the numbers of a tensor in turn as vectors, by `spans`."""
+    if tensor.is_contiguous():
+        yield from rows_of(tensor.reshape(-1))
+        return
+    for rows in rows_of(tensor):
+        yield rows.reshape(-1)
+
+
 def combined_digest(digests: Mapping[str, str]) -> str:
     """Return one sha256 over the per-tensor digests in name order: independent of sharding."""
     sha = hashlib.sha256()
@@ -220,16 +255,22 @@ def combined_digest(digests: Mapping[str, str]) -> str:
 
 def tensor_digest(tensor: "torch.Tensor") -> str:
     """Return the sha256 of type, shape and bytes of a tensor."""
-    spec = spec_of(tensor)
-    sha = hashlib.sha256(f"{spec.dtype} {list(spec.shape)}\n".encode())
-    sha.update(_bytes(tensor))
+    sha = begun_digest(spec_of(tensor))
+    for piece in pieces(tensor):
+        sha.update(bytes_of(piece))
     return sha.hexdigest()
 
 
-def _bytes(tensor: "torch.Tensor") -> memoryview:
+def begun_digest(spec: Spec) -> "hashlib._Hash":
+    """Return the digest of a tensor whose bytes are yet to come."""
+    return hashlib.sha256(f"{spec.dtype} {list(spec.shape)}\n".encode())
+
+
+def bytes_of(piece: "torch.Tensor") -> memoryview:
+    """Return the bytes of one of the `pieces` of a tensor."""
     import torch
 
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    flat = piece.detach().cpu().contiguous()
     return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
@@ -287,14 +328,29 @@ class TensorWriter:
 
     def write(self, name: str, tensor: "torch.Tensor") -> None:
         """Write one tensor to its place; type and shape must be those announced."""
+        self.write_rows(name, (tensor,))
+
+    def write_rows(self, name: str, parts: "Iterable[torch.Tensor]") -> None:
+        """Write one tensor that comes as parts, each some more of its rows."""
         safe_point()
-        spec = spec_of(tensor)
-        if self.specs.get(name) != spec:
-            raise ValueError(f"{name}: announced {self.specs.get(name)}, got {spec}")
-        with regular.named(self.path):
-            self._file.seek(self._start + self._offsets[name])
-            self._file.write(_bytes(tensor))
-        self.digests[name] = tensor_digest(tensor)
+        spec, count = self.specs.get(name), 0
+        sha = begun_digest(spec or Spec("", ()))
+        at = self._start + self._offsets.get(name, 0)
+        for part in parts:
+            got = spec_of(part)
+            if spec is None or (got.dtype, got.shape[1:]) != (spec.dtype, spec.shape[1:]):
+                raise ValueError(f"{name}: announced {spec}, got {got}")
+            count += got.shape[0] if got.shape else 1
+            for piece in pieces(part):
+                data = bytes_of(piece)
+                with regular.named(self.path):
+                    self._file.seek(at)
+                    self._file.write(data)
+                sha.update(data)
+                at += len(data)
+        if spec is None or count != (spec.shape[0] if spec.shape else 1):
+            raise ValueError(f"{name}: announced {spec}, got {count} rows")
+        self.digests[name] = sha.hexdigest()
 
     def flush(self) -> None:
         """Flush what was written to disk."""

@@ -17,6 +17,7 @@ from prunecli.files.tensorfile import (
     TENSOR_FILE,
     Spec,
     combined_digest,
+    pieces,
     read_header,
     read_tensor,
     tensor_digest,
@@ -71,7 +72,7 @@ def _problems(path: str, deep: bool, report: Report) -> Problems:
     if place.is_dir():
         yield from (_of_model if is_model else _of_rows)(place, deep, report)
     elif place.suffix == TENSOR_FILE:
-        yield from _of_tensors(place, sidecar.read(place, ("stats", "scores")), deep)
+        yield from _of_tensors(place, sidecar.read(place, ("stats", "scores")), deep, report)
     elif record is not None and record.kind == "plan":
         yield from _of_plan(record.results)
 
@@ -132,7 +133,7 @@ def _of_weights(checkpoint: Checkpoint, report: Report) -> Problems:
             yield "the weights are not those of the sidecar (digest differs)"
         for file in intact.weight_files(checkpoint.folder):
             yield from intact.header_faults(file)
-    yield from faults(checkpoint)
+    yield from faults(checkpoint, report)
 
 
 def _of_rows(folder: Path, deep: bool, report: Report) -> Problems:
@@ -146,7 +147,7 @@ def _of_rows(folder: Path, deep: bool, report: Report) -> Problems:
         yield f"the sidecar records {whole.max_id} as the largest id, found {found.max_id}"
 
 
-def _of_tensors(path: Path, record: Sidecar, deep: bool) -> Problems:
+def _of_tensors(path: Path, record: Sidecar, deep: bool, report: Report) -> Problems:
     """Yield what is wrong with a file of statistics or scores."""
     specs = read_header(path)
     recorded = record.outputs.get("tensors")
@@ -157,12 +158,14 @@ def _of_tensors(path: Path, record: Sidecar, deep: bool) -> Problems:
         return
     yield from intact.header_faults(path)
     digests = {}
-    for name in specs:
-        tensor = read_tensor(path, name)
-        digests[name] = tensor_digest(tensor)
-        # infinity is the score of what must stay
-        if bool(tensor.isnan().any()):
-            yield f"'{name}' has NaN"
+    with report.reading("reading tensors", sum(spec.bytes for spec in specs.values())) as passed:
+        for name, spec in specs.items():
+            tensor = read_tensor(path, name)
+            digests[name] = tensor_digest(tensor)
+            # infinity is the score of what must stay
+            if any(bool(piece.isnan().any()) for piece in pieces(tensor)):
+                yield f"'{name}' has NaN"
+            passed(spec.bytes)
     if combined_digest(digests) != record.outputs.get("digest"):
         yield "the tensors are not those of the sidecar (digest differs)"
 

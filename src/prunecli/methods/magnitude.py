@@ -22,7 +22,8 @@ def sparsify(
     """Return `weight_OI` with the smallest magnitudes set to zero."""
     score_OI = weight_OI.abs()
     if options["compat"] and not pattern.group:
-        limit = score_OI.flatten().sort().values[int(score_OI.numel() * pattern.ratio)]
+        rank = int(score_OI.numel() * pattern.ratio)
+        limit = score_OI.flatten().kthvalue(rank + 1).values
         return weight_OI.masked_fill(score_OI <= limit, 0)
     return weight_OI.masked_fill(drop_mask(score_OI, pattern, options["scope"]), 0)
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -21,10 +21,14 @@ from prunecli.files.tensorfile import (
     STORAGE,
     Spec,
     TensorWriter,
+    begun_digest,
+    bytes_of,
     combined_digest,
+    pieces,
     read_header,
     read_tensor,
-    tensor_digest,
+    rows_of,
+    spans,
 )
 from prunecli.model import companions, configs, foreign
 from prunecli.model.arch import Arch
@@ -34,6 +38,9 @@ from prunecli.report import SILENT, Report
 
 if TYPE_CHECKING:
     import torch
+
+    # names of tensors, and each in parts that are some more of its rows
+    Stream = Iterator[tuple[str, Iterable[torch.Tensor]]]
 
 ONE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -47,7 +54,6 @@ HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 LAYER = re.compile(r"\blayers\.(\d{1,9})\.")
 BUFFER = "rotary_emb.inv_freq"
 SHOWN = ("layers", "hidden", "heads", "kv_heads", "ffn")
-CHUNK = 8192  # rows of a matrix compared at once
 
 
 def locate(model: str) -> Path:
@@ -134,9 +140,13 @@ class Reader(ABC):
         """How many bytes all tensors take in a file."""
         return sum(spec.bytes for spec in self.specs.values())
 
-    def stream(self) -> "Iterator[tuple[str, torch.Tensor]]":
-        """Yield every tensor with its name, each made as it is asked for."""
-        return ((name, self.tensor(name)) for name in self.specs)
+    def parts(self, name: str) -> "Iterator[torch.Tensor]":
+        """Yield one tensor in parts, each some more of its rows; never all of a large one."""
+        return rows_of(self.tensor(name))
+
+    def stream(self) -> "Stream":
+        """Yield every tensor's name and its parts, which are made as they are asked for."""
+        return ((name, self.parts(name)) for name in self.specs)
 
 
 class Checkpoint(Reader):
@@ -264,8 +274,8 @@ class Checkpoint(Reader):
             return False
         left, right = self.tensor(one), self.tensor(other)
         return all(
-            bool(left[start : start + CHUNK].double().equal(right[start : start + CHUNK].double()))
-            for start in range(0, len(left), CHUNK)
+            bool(left[rows].double().equal(right[rows].double()))
+            for rows in spans(len(left), 8 * left.shape[1])
         )
 
     def _check_tensors(self) -> None:
@@ -310,11 +320,17 @@ class Checkpoint(Reader):
     def digest(self, report: Report = SILENT) -> str:
         """Read all tensors once and return their digest; raise InputError at a NaN or infinity."""
         digests = {}
-        for name in report.progress(list(self.specs), "checking weights", unit="tensors"):
-            tensor = self.tensor(name)
-            if not bool(tensor.isfinite().all()):
-                raise InputError(f"'{name}' has NaN or infinite weights", "is the file damaged?")
-            digests[name] = tensor_digest(tensor)
+        with report.reading("checking weights", self.num_bytes) as passed:
+            for name, spec in self.specs.items():
+                sha = begun_digest(spec)
+                for piece in pieces(self.tensor(name)):
+                    if not all_finite(piece):
+                        raise InputError(
+                            f"'{name}' has NaN or infinite weights", "is the file damaged?"
+                        )
+                    sha.update(bytes_of(piece))
+                    passed(piece.nbytes)
+                digests[name] = sha.hexdigest()
         config = {k: v for k, v in self.arch.config.items() if k != "prunecli"}
         shape = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
         return combined_digest({**digests, "config.json": shape})
@@ -356,6 +372,11 @@ class Checkpoint(Reader):
                 )
                 rows += filter(None, parts)
         return rows
+
+
+def all_finite(piece: "torch.Tensor") -> bool:
+    """Return whether a piece of a tensor has no NaN and no infinity: least and greatest tell."""
+    return all(bool(bound.isfinite()) for bound in piece.aminmax())
 
 
 def _own_name(stored: str, prefixes: Prefixes, expected: set[str]) -> str | None:
@@ -403,9 +424,9 @@ class CheckpointWriter:
             for i, file in enumerate(names)
         ]
 
-    def write(self, name: str, tensor: "torch.Tensor") -> None:
-        """Write one tensor, in any order."""
-        self._writers[self._shard_of[name]].write(name, tensor)
+    def write(self, name: str, parts: "Iterable[torch.Tensor]") -> None:
+        """Write one tensor that comes as parts, each some more of its rows; in any order."""
+        self._writers[self._shard_of[name]].write_rows(name, parts)
 
     def written(self) -> "Iterator[tuple[str, torch.Tensor]]":
         """Yield the tensors that are written already."""

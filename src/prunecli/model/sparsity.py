@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from prunecli.errors import InputError
+from prunecli.files.tensorfile import rows_of
 from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.pattern import SparsityPattern
+from prunecli.report import Report
 
 if TYPE_CHECKING:
     import torch
@@ -40,13 +43,18 @@ class Census:
         self._tensors, self._linears = arch.tensors(), set(arch.block_linears())
 
     def add(self, name: str, values: "torch.Tensor") -> int:
-        """Count one tensor; return how many of its weights are not zero."""
-        nonzero = int(values.count_nonzero())
+        """Count one tensor, or some of its rows; return how many weights are not zero."""
+        pattern, nonzero, groups = self.pattern, 0, 0
+        of_block = self.of_block(name)
+        for rows in rows_of(values):
+            nonzero += int(rows.count_nonzero())
+            if pattern is not None and of_block:
+                groups += _crowded(rows, pattern)
         self.nonzero += nonzero
-        if self.of_block(name):
+        if of_block:
             self.block_nonzero += nonzero
-            if self.pattern is not None and (groups := _crowded(values, self.pattern)):
-                self.broken[name] = groups
+        if groups:
+            self.broken[name] = self.broken.get(name, 0) + groups
         return nonzero
 
     def of_block(self, name: str) -> bool:
@@ -110,13 +118,23 @@ def claims(
     }
 
 
-def faults(checkpoint: Checkpoint) -> list[str]:
+def faults(checkpoint: Checkpoint, report: Report) -> list[str]:
     """Return where the zeros are not as the checkpoint's sidecar records; reads every weight."""
     recorded = results_of(checkpoint)
     census = Census(checkpoint.arch, pattern_of(recorded))
-    for name in checkpoint.arch.tensors():
-        census.add(name, checkpoint.tensor(name))
+    _count(checkpoint, census, report)
     return _faults(recorded, checkpoint.arch, census)
+
+
+def _count(checkpoint: Checkpoint, census: Census, report: Report) -> dict[str, int]:
+    """Count all weights of a checkpoint; return how many of each tensor are zero."""
+    zeros = {}
+    with report.reading("counting zeros", checkpoint.num_bytes) as passed:
+        for name in checkpoint.arch.tensors():
+            values = checkpoint.tensor(name)
+            zeros[name] = values.numel() - census.add(name, values)
+            passed(values.nbytes)
+    return zeros
 
 
 def _faults(recorded: Mapping[str, Any], arch: Arch, census: Census) -> list[str]:
@@ -136,7 +154,7 @@ def _faults(recorded: Mapping[str, Any], arch: Arch, census: Census) -> list[str
     return faults
 
 
-def sparse_tensors(checkpoint: Checkpoint) -> FixedMask:
+def sparse_tensors(checkpoint: Checkpoint, report: Report) -> FixedMask:
     """Return the block matrices of a checkpoint whose zeros are a mask.
 
     Where the sidecar records a pattern, these are all that have a zero. Raises InputError if the
@@ -146,12 +164,11 @@ def sparse_tensors(checkpoint: Checkpoint) -> FixedMask:
     census = Census(checkpoint.arch, pattern_of(recorded))
     least = MIN_MASK_SHARE if claimed(recorded) is None else 0.0
     names, zeros, weights = [], 0, 0
-    for name in checkpoint.arch.tensors():
-        values = checkpoint.tensor(name)
-        removed = values.numel() - census.add(name, values)
-        if census.of_block(name) and removed > least * values.numel():
+    for name, removed in _count(checkpoint, census, report).items():
+        size = prod(checkpoint.specs[name].shape)
+        if census.of_block(name) and removed > least * size:
             names.append(name)
-            zeros, weights = zeros + removed, weights + values.numel()
+            zeros, weights = zeros + removed, weights + size
     if broken := _faults(recorded, checkpoint.arch, census):
         raise InputError(
             f"masks do not fit: in '{checkpoint.folder.name}' {broken[0]}",
@@ -170,7 +187,8 @@ def check_masks(masked: Checkpoint, checkpoint: Checkpoint, mask: FixedMask) -> 
                 f"masks do not fit: '{name}' is {list(masked.specs[name].shape)} in "
                 f"'{masked.folder.name}' and {got} in '{checkpoint.folder.name}'"
             )
-        if bool(checkpoint.tensor(name)[masked.tensor(name) == 0].any()):
+        both = zip(checkpoint.parts(name), masked.parts(name), strict=True)
+        if any(bool(kept[mask == 0].any()) for kept, mask in both):
             raise InputError(
                 f"masks do not fit: '{name}' has weights where '{masked.folder.name}' has zeros",
                 "make it with `prunecli init --like ... --masks keep`",

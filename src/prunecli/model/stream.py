@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from prunecli.files import scratch
 from prunecli.files.keeping import Keeper
+from prunecli.files.tensorfile import spans
 from prunecli.interruption import safe_point
 from prunecli.model import memory
 from prunecli.model.checkpoint import Reader
@@ -169,7 +170,7 @@ class LayerStream:
         states = self._normed(hidden.to(self.device)).float()
         anything = torch.zeros(1, dtype=torch.long, device=self.device)
         chunks = (chunk for chunk, _, _ in self._head_chunks(anything))
-        return self._cap(torch.cat([states @ chunk.T for chunk in chunks], -1)).cpu()
+        return self._cap(torch.cat([_products(states, chunk) for chunk in chunks], -1)).cpu()
 
     def loss_gradient(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """Return the gradient [B, T, D] of these sequences' summed loss in the compute type.
@@ -184,11 +185,13 @@ class LayerStream:
             total, _ = self._scored(states, targets)
             gradient = torch.zeros_like(states)
             for chunk, inside, local in self._head_chunks(targets):
-                logits = self._cap(states @ chunk.T)  # [B (T - 1), V']
+                logits = self._cap(_products(states, chunk))  # [B (T - 1), V']
                 # of cross-entropy by its logits: probabilities less one at the target
                 by_logits = (logits - total[:, None]).exp()
                 by_logits.scatter_add_(1, local[:, None], -inside.float()[:, None])
-                gradient += (by_logits * self._cap.slope(logits)) @ chunk
+                by_logits = by_logits * self._cap.slope(logits)
+                for columns in spans(chunk.shape[1], 4 * len(chunk)):
+                    gradient[:, columns] += by_logits @ chunk[:, columns].float()
         gradient = gradient.view(normed.shape).to(normed.dtype)
         torch.autograd.backward(normed, gradient)
         assert before.grad is not None
@@ -207,21 +210,30 @@ class LayerStream:
         total = torch.full((len(states),), -torch.inf, device=self.device)
         target = torch.zeros(len(states), device=self.device)
         for chunk, inside, local in self._head_chunks(targets):
-            logits = self._cap(states @ chunk.T)  # [R, V']
+            logits = self._cap(_products(states, chunk))  # [R, V']
             total = torch.logaddexp(total, logits.logsumexp(1))
             target = torch.where(inside, logits.gather(1, local[:, None])[:, 0], target)
         return total, target
 
     def _head_chunks(self, targets: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield chunks [V', D] of the head in fp32, which targets [R] are inside, and where."""
+        """Yield chunks [V', D] of the head as stored, which targets [R] are inside, and where."""
         if self._head is None:
             name = "model.embed_tokens.weight" if self.arch.tied else "lm_head.weight"
             self._head = self._root(name).to(self.device)
         head = self._head
         for start in range(0, self.arch.vocab, VOCAB_CHUNK):
-            chunk = head[start : start + VOCAB_CHUNK].float()
+            chunk = head[start : start + VOCAB_CHUNK]
             inside = (targets >= start) & (targets < start + len(chunk))
             yield chunk, inside, (targets - start).clamp(0, len(chunk) - 1)
+
+
+def _products(states: Tensor, chunk: Tensor) -> Tensor:
+    """Return states [.., D] times a chunk [V', D] of the head, fp32 [.., V']."""
+    products = states.new_empty(*states.shape[:-1], len(chunk))
+    flat, rows_of_states = products.flatten(0, -2), states.flatten(0, -2)
+    for rows in spans(len(chunk), 4 * chunk.shape[1]):
+        flat[:, rows] = rows_of_states @ chunk[rows].float().T
+    return products
 
 
 def batches(ids: Tensor) -> Iterator[slice]:

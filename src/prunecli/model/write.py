@@ -1,6 +1,6 @@
 """Writing a checkpoint from a stream of tensors, and the results that every sidecar of one has."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +9,7 @@ from prunecli.errors import PruneError
 from prunecli.files import output, seal, sidecar
 from prunecli.files.keeping import Keeper
 from prunecli.files.sidecar import Sidecar
-from prunecli.files.tensorfile import Spec, TensorWriter
+from prunecli.files.tensorfile import Spec
 from prunecli.model import memory
 from prunecli.model.arch import FLOPS_TOKENS, Arch
 from prunecli.model.checkpoint import CheckpointWriter, check_loads
@@ -18,6 +18,8 @@ from prunecli.model.sparsity import Census
 
 if TYPE_CHECKING:
     import torch
+
+    from prunecli.model.checkpoint import Stream
 
 
 @dataclass
@@ -42,9 +44,9 @@ def write_tensors(
     arch: Arch,
     specs: Mapping[str, Spec],
     shards: list[int],
-    stream: "Iterable[tuple[str, torch.Tensor]]",
+    stream: "Stream",
+    keeper: Keeper,
     pattern: SparsityPattern | None = None,
-    keeper: Keeper | None = None,
 ) -> WriteSummary:
     """Write tensors into `folder` as they come, counting those weights that are not zero.
 
@@ -52,18 +54,27 @@ def write_tensors(
     PruneError where a block matrix breaks the `pattern` that the sidecar will record.
     """
     census = Census(arch, pattern)
-    opened = TensorWriter if keeper is None else keeper.writer
-    with CheckpointWriter(folder, arch.config, dict(specs), shards, opened) as writer:
+    size = sum(spec.bytes for spec in specs.values())
+    with (
+        CheckpointWriter(folder, arch.config, dict(specs), shards, keeper.writer) as writer,
+        keeper.run.report.reading("writing weights", size) as passed,
+    ):
+
+        def counted(name: str, parts: "Iterable[torch.Tensor]") -> "Iterator[torch.Tensor]":
+            for part in parts:
+                census.add(name, part)
+                yield part
+                passed(part.nbytes)
+
         for name, values in writer.written():
             census.add(name, values)
-        for name, values in stream:
-            writer.write(name, values)
+            passed(values.nbytes)
+        for name, parts in stream:
+            writer.write(name, counted(name, parts))
             memory.release()
-            census.add(name, values)
             if census.broken:
                 raise PruneError(f"nothing was written: {census.fault}")
-            if keeper is not None:
-                keeper.pause()
+            keeper.pause()
     return WriteSummary(writer, writer.digest(), census)
 
 

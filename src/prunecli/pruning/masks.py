@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from prunecli.model.checkpoint import Stream
+
     Take = Callable[[str], dict[str, torch.Tensor]]
 
 
@@ -40,7 +42,7 @@ class WeightMasker:
     keeper: Keeper
     damping_retries: dict[str, int] = field(default_factory=dict)
 
-    def stream(self, calibration: Calibration) -> "Iterator[tuple[str, torch.Tensor]]":
+    def stream(self, calibration: Calibration) -> "Stream":
         """Yield every tensor, block linears with zeros; weights after their update."""
         from prunecli.model.device import device_of
 
@@ -54,7 +56,7 @@ class WeightMasker:
                 for module in modules:
                     name = f"model.layers.{i}.{module}.weight"
                     loaded = None if layer is None else layer.get_submodule(module)
-                    yield name, self._pruned(name, loaded, precomputed, device).cpu()
+                    yield name, (self._pruned(name, loaded, precomputed, device).cpu(),)
                 del precomputed  # a factor, before the next is made
         linears = {
             f"model.layers.{i}.{module}.weight"
@@ -63,7 +65,7 @@ class WeightMasker:
             for module in modules
         }
         for name in dense.specs.keys() - linears:
-            yield name, dense.tensor(name)
+            yield name, dense.parts(name)
 
     def _layers(self, calibration: Calibration) -> "Iterator[tuple[int, nn.Module | None, Take]]":
         """Yield every layer with what takes its statistics at a point, each once, by their names.
@@ -73,7 +75,7 @@ class WeightMasker:
         """
         if calibration.windows is None:
             depth = self.dense.arch.layers
-            for i in self.run.report.progress(range(depth), "pruning", depth, "layers"):
+            for i in range(depth):
                 yield i, None, partial(at_point, calibration.tensors or {})
             return
         from prunecli.model.stream import LayerStream

@@ -6,7 +6,7 @@ block linears as they stream by. Either way the pruned tensors come as a stream,
 writes it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,8 +60,7 @@ from prunecli.report import Report
 from prunecli.settings import BATCH_TOKENS, Result, RunContext
 
 if TYPE_CHECKING:
-    import torch
-
+    from prunecli.model.checkpoint import Stream
     from prunecli.pruning.mask_training import ResolvedMaskTraining
 
 
@@ -373,7 +372,7 @@ def _write_selection(pruning: Pruning, selection: Selection, artefact: Artefact)
 def _write(
     pruning: Pruning,
     pruned: Reader,
-    stream: "Iterator[tuple[str, torch.Tensor]]",
+    stream: "Stream",
     results: Callable[[], dict[str, Any]],
     artefact: Artefact,
     pattern: SparsityPattern | None = None,
@@ -386,7 +385,7 @@ def _write(
     specs = {name: pruned.specs[name] for name in pruned.arch.tensors()}
     shards = [dense.shard(surgery.dtype_source(name, dense)) for name in specs]
     with pruning.keeper.staged() as folder:
-        written = write_tensors(folder, pruned.arch, specs, shards, stream, pattern, pruning.keeper)
+        written = write_tensors(folder, pruned.arch, specs, shards, stream, pruning.keeper, pattern)
         record = artefact.sidecar(
             {"digest": written.digest, "params": pruned.arch.total_params},
             {**_described(pruning), **_size_results(dense.arch, pruned.arch, written), **results()},

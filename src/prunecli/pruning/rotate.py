@@ -5,16 +5,15 @@ all that writes into the stream are multiplied by Q, all that reads it by Q^T; t
 which takes the last norm's gains, cannot be the embedding any more.
 """
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from prunecli.files.tensorfile import Spec, torch_dtype
+from prunecli.files.tensorfile import Spec, spans, torch_dtype
 from prunecli.model.arch import BIASED, Arch
 from prunecli.model.checkpoint import Reader
 
 if TYPE_CHECKING:
     import torch
-
-CHUNK = 8192  # rows at once in float64
 
 
 HEAD, EMBEDDING, LAST = "lm_head.weight", "model.embed_tokens.weight", "model.norm.weight"
@@ -47,27 +46,36 @@ class Rotated(Reader):
         import torch
 
         tensor, dtype = self._tensors[name], torch_dtype(self.specs[name].dtype)
-        if tensor.axes == ("hidden",) and not name.endswith(".bias"):
-            return torch.full(tensor.shape, self.widened**0.5, dtype=dtype)
-        stored = self.source.tensor(name if name in self.source.specs else EMBEDDING)
         if name.rpartition(".")[0].endswith(BIASED):
-            turned = self._times(stored.T if stored.dim() == 2 else stored[None], None)
-            return turned.T.contiguous().to(dtype) if stored.dim() == 2 else turned[0].to(dtype)
+            stored = self.source.tensor(name)
+            if stored.dim() == 1:
+                return next(self._times(stored[None], None, dtype))[0]
+            return torch.cat([*self._times(stored.T, None, dtype)]).T.contiguous()
         if "hidden" not in tensor.axes:
-            return stored
-        gains = None if name == EMBEDDING else self._gains(name, tensor.layer)
-        return self._times(stored, gains).to(dtype)
+            return self.source.tensor(name)
+        return torch.cat([*self.parts(name)])
 
-    def _times(self, matrix: "torch.Tensor", gains: "torch.Tensor | None") -> "torch.Tensor":
-        """Return a matrix [.., D], its columns times gains, times Q; some rows at a time."""
+    def parts(self, name: str) -> "Iterator[torch.Tensor]":
+        """Yield one rotated tensor in parts; those that write the residual stream whole."""
         import torch
 
-        done = []
-        for start in range(0, len(matrix), CHUNK):
-            rows = matrix[start : start + CHUNK]
-            wide = rows.double() if gains is None else rows.double() * gains
-            done.append((wide @ self.rotation).float())
-        return torch.cat(done)
+        tensor, dtype = self._tensors[name], torch_dtype(self.specs[name].dtype)
+        if "hidden" not in tensor.axes or name.rpartition(".")[0].endswith(BIASED):
+            return iter((self.tensor(name),))
+        if tensor.axes == ("hidden",):
+            return iter((torch.full(tensor.shape, self.widened**0.5, dtype=dtype),))
+        stored = self.source.tensor(name if name in self.source.specs else EMBEDDING)
+        gains = None if name == EMBEDDING else self._gains(name, tensor.layer)
+        return self._times(stored, gains, dtype)
+
+    def _times(
+        self, matrix: "torch.Tensor", gains: "torch.Tensor | None", dtype: "torch.dtype"
+    ) -> "Iterator[torch.Tensor]":
+        """Yield a matrix [.., D], its columns times gains, times Q, some rows at a time."""
+        for part in spans(len(matrix), 8 * matrix.shape[1]):
+            rows = matrix[part].double()
+            wide = rows if gains is None else rows * gains
+            yield (wide @ self.rotation).float().to(dtype)
 
     def _gains(self, name: str, layer: int | None) -> "torch.Tensor":
         """Return the gains of the norm that this matrix reads."""

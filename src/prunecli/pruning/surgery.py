@@ -1,6 +1,6 @@
 """Carry out a plan: index every dimension of every tensor by its axis, one tensor at a time."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from prunecli.files.tensorfile import Spec, torch_dtype
@@ -20,9 +20,9 @@ def source_name(name: str, tensor: Tensor, plan: Plan, arch: Arch) -> str:
 
 
 def slice_tensor(
-    parent: "torch.Tensor", tensor: Tensor, plan: Plan, arch: Arch, child: Arch
+    parent: "torch.Tensor", tensor: Tensor, plan: Plan, arch: Arch, child: Arch, first: int = 0
 ) -> "torch.Tensor":
-    """Return the pruned model's tensor out of the parent's.
+    """Return the pruned model's tensor out of the parent's; dimensions before `first` stay.
 
     Layers narrower than the pruned model (ragged plans) are filled up with zeros, which changes
     nothing:
@@ -30,7 +30,7 @@ def slice_tensor(
     """
     import torch
 
-    for dim, axis in enumerate(tensor.axes):
+    for dim, axis in enumerate(tensor.axes[first:], first):
         pieces = []
         for part, place in zip(axis.split("+"), arch.axis_slices(axis), strict=True):
             piece = parent.narrow(dim, place.start, place.stop - place.start)
@@ -91,6 +91,16 @@ class PrunedModel(Reader):
             return bias.to(torch_dtype(self.specs[name].dtype))
         made = slice_tensor(self.checkpoint.tensor(source), tensor, self.plan, parent, self.arch)
         return _rescaled(name, made, parent, self.arch)
+
+    def parts(self, name: str) -> "Iterator[torch.Tensor]":
+        """Yield the pruned model's tensor `name` in parts; of tokens' rows all stay."""
+        tensor, parent = self._tensors[name], self.checkpoint.arch
+        if tensor.axes[0] != "vocab":
+            yield self.tensor(name)
+            return
+        for rows in self.checkpoint.parts(name):
+            made = slice_tensor(rows, tensor, self.plan, parent, self.arch, first=1)
+            yield _rescaled(name, made, parent, self.arch)
 
 
 def dtype_source(name: str, checkpoint: Reader) -> str:

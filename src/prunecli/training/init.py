@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import product
-from math import sqrt
+from math import prod, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,9 @@ from prunecli.errors import InputError, UsageError, suggest
 from prunecli.files import output, strict
 from prunecli.files.artefact import Artefact
 from prunecli.files.claim import exclusive
+from prunecli.files.keeping import Keeper
 from prunecli.files.sidecar import Input, SidecarBuilder
-from prunecli.files.tensorfile import STORAGE, Spec, spec_of, torch_dtype
+from prunecli.files.tensorfile import STORAGE, Spec, spans, torch_dtype
 from prunecli.model import companions, configs
 from prunecli.model.arch import BIASED, Arch, Tensor
 from prunecli.model.checkpoint import Checkpoint, check_buildable
@@ -31,6 +32,8 @@ from prunecli.settings import InitRequest, Result, RunContext
 
 if TYPE_CHECKING:
     import torch
+
+    from prunecli.model.checkpoint import Stream
 
 BASE_WIDTH = 256  # the hidden size at which mup is hf
 OFFICIAL = "official"  # in place of a scheme: the paper's script for sparse twins
@@ -117,7 +120,8 @@ def init(request: InitRequest, run: RunContext = RunContext()) -> Result:
     )  # fmt: skip
     if existing := artefact.existing():
         return existing
-    masked_names = sparse_tensors(target.masked).names if target.masked is not None else ()
+    masked = target.masked
+    masked_names = () if masked is None else sparse_tensors(masked, run.report).names
     sizes = {"params_by_group": arch.params(), "sizes": arch.sizes}
     if dry_run := artefact.settled({"params": arch.total_params, **sizes}):
         return dry_run
@@ -131,15 +135,14 @@ def init(request: InitRequest, run: RunContext = RunContext()) -> Result:
     return _write(target, initializer.tensors(), artefact)
 
 
-def _write(
-    target: Target, tensors: "Iterator[tuple[str, torch.Tensor]]", artefact: Artefact
-) -> Result:
+def _write(target: Target, tensors: "Stream", artefact: Artefact) -> Result:
     """Write OUT, one tensor at a time."""
     arch, specs = target.arch, target.specs
-    shown = artefact.run.report.progress(tensors, "initializing weights", len(specs), "tensors")
     pattern = pattern_of(results_of(target.masked))
     with output.staged(artefact.path) as temporary:
-        written = write_tensors(temporary, arch, specs, target.shards, shown, pattern)
+        written = write_tensors(
+            temporary, arch, specs, target.shards, tensors, Keeper(artefact.run), pattern
+        )
         record = artefact.sidecar(
             {"digest": written.digest, "params": arch.total_params},
             {
@@ -271,46 +274,58 @@ class Initializer:
     scheme: str
     masked_names: set[str]
 
-    def tensors(self) -> "Iterator[tuple[str, torch.Tensor]]":
+    def tensors(self) -> "Stream":
         """Yield every tensor, initialized in float32 and rounded to its storage type."""
-        tensors, reference = self.target.arch.tensors(), self.target.reference
-        for name, spec in self.target.specs.items():
-            values = self._official(name, spec) if self.scheme == OFFICIAL else None
-            if values is None:
-                values = self._random(name, spec)
-            if self.target.warm_start is not None:
-                self._overlay(values, tensors[name], name, self.target.warm_start)
-            if name in self.masked_names and reference is not None:
-                values.mul_(reference.tensor(name) != 0)
-            stored = values.to(torch_dtype(spec.dtype))
-            assert spec_of(stored) == spec
-            yield name, stored
+        return ((name, self._parts(name, spec)) for name, spec in self.target.specs.items())
 
-    def _random(self, name: str, spec: Spec) -> "torch.Tensor":
+    def _parts(self, name: str, spec: Spec) -> "Iterator[torch.Tensor]":
+        """Yield one tensor in parts, each some more of its rows."""
+        import torch
+
+        tensor, reference = self.target.arch.tensors()[name], self.target.reference
+        kept = self._official(name, spec) if self.scheme == OFFICIAL else None
+        drawn = self._random(name, spec)
+        for rows in spans(spec.shape[0], 4 * prod(spec.shape[1:])):
+            shape = (rows.stop - rows.start, *spec.shape[1:])
+            values = drawn(shape) if kept is None else kept[rows].to(torch.float32, copy=True)
+            if self.target.warm_start is not None:
+                self._overlay(values, rows, tensor, name, self.target.warm_start)
+            if name in self.masked_names and reference is not None:
+                values.mul_(reference.tensor(name)[rows] != 0)
+            yield values.to(torch_dtype(spec.dtype))
+
+    def _random(self, name: str, spec: Spec) -> "Callable[[tuple[int, ...]], torch.Tensor]":
+        """Return what draws the next rows of a tensor, of the shape that it is called with."""
         import torch
 
         arch = self.target.arch
         if len(spec.shape) == 1:
             norm_weight = 1.0 - arch.family.norm_weight_offset
-            return torch.full(spec.shape, 0.0 if name.endswith(".bias") else norm_weight)
+            constant = 0.0 if name.endswith(".bias") else norm_weight
+            return lambda shape: torch.full(shape, constant)
         if self.scheme == OFFICIAL:
             std = OFFICIAL_STD
         else:
             std = float(arch.get("initializer_range")) * SCHEMES[self.scheme](name, arch)
         seed = hashlib.sha256(f"{self.seed_key} {name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(seed[:8], "little") >> 1)
-        return torch.empty(spec.shape).normal_(0, std, generator=generator)
+        return lambda shape: torch.empty(shape).normal_(0, std, generator=generator)
 
     def _official(self, name: str, spec: Spec) -> "torch.Tensor | None":
         """Return what the official script keeps: all but the weights of linear layers."""
         kept = len(spec.shape) == 1 or "embed_tokens" in name
         assert self.target.reference is not None
-        return self.target.reference.tensor(name).float().clone() if kept else None
+        return self.target.reference.tensor(name) if kept else None
 
     def _overlay(
-        self, values: "torch.Tensor", tensor: Tensor, name: str, warm_start: Checkpoint
+        self,
+        values: "torch.Tensor",
+        rows: slice,
+        tensor: Tensor,
+        name: str,
+        warm_start: Checkpoint,
     ) -> None:
-        """Copy the smaller checkpoint's tensor into the leading block of `values`."""
+        """Copy the smaller checkpoint's tensor into the leading block of `values`, some rows."""
         small, large = warm_start.arch, self.target.arch
         if tensor.layer is not None:
             source = tensor.layer * small.layers // large.layers
@@ -318,16 +333,20 @@ class Initializer:
         if name == "lm_head.weight" and small.tied:
             name = "model.embed_tokens.weight"
         if name in warm_start.specs:
-            part = warm_start.tensor(name).float()
+            part = warm_start.tensor(name)
             axes = [
                 list(zip(small.axis_slices(axis), large.axis_slices(axis), strict=True))
                 for axis in tensor.axes
             ]
-            for segments in product(*axes):
-                block = tuple(
-                    slice(new.start, new.start + old.stop - old.start) for old, new in segments
-                )
-                values[block] = part[tuple(old for old, _ in segments)]
+            for (old, new), *others in product(*axes):
+                # of the first axis what these rows have of it
+                start = max(new.start, rows.start)
+                stop = max(start, min(new.start + old.stop - old.start, rows.stop))
+                moved = old.start - new.start
+                block = tuple(slice(to.start, to.start + of.stop - of.start) for of, to in others)
+                values[slice(start - rows.start, stop - rows.start), *block] = part[
+                    slice(start + moved, stop + moved), *(of for of, _ in others)
+                ].float()
 
 
 def _reference_results(target: Target, written: WriteSummary) -> dict[str, Any]:

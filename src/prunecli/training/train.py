@@ -12,6 +12,7 @@ from prunecli.errors import InputError
 from prunecli.files import output, world
 from prunecli.files.artefact import Artefact
 from prunecli.files.claim import exclusive
+from prunecli.files.keeping import Keeper
 from prunecli.files.sidecar import Computed, SidecarBuilder
 from prunecli.files.tensorfile import torch_dtype
 from prunecli.model import memory
@@ -34,6 +35,7 @@ from prunecli.training.run_log import LOG, loss_curve, tail_mean
 if TYPE_CHECKING:
     import torch
 
+    from prunecli.model.checkpoint import Stream
     from prunecli.training.distributed import Ranks
     from prunecli.training.trainer import TrainedModel
 KEPT_LOG = "train.jsonl"  # the log in OUT
@@ -110,7 +112,7 @@ def _fixed_mask(resolved: ResolvedTraining, report: Report) -> FixedMask:
     """Return which weights stay zero, and report it."""
     if resolved.masked is None:
         return FixedMask((), 0, 0)
-    mask = sparse_tensors(resolved.masked)
+    mask = sparse_tensors(resolved.masked, report)
     if resolved.masked is not resolved.checkpoint:
         if not mask.names:
             raise InputError(
@@ -139,21 +141,19 @@ def _processes(artefact: Artefact) -> "Iterator[Ranks]":
         yield ranks
 
 
-def _stored_tensors(
-    resolved: ResolvedTraining, model: "torch.nn.Module"
-) -> "Iterator[tuple[str, torch.Tensor]]":
+def _stored_tensors(resolved: ResolvedTraining, model: "torch.nn.Module") -> "Stream":
     """Yield every weight as OUT stores it; all processes must take part."""
     from prunecli.training.objective import full_tensors
 
     for name, tensor in full_tensors(model):
-        yield name, tensor.to("cpu", torch_dtype(resolved.stored_specs[name].dtype))
+        yield name, (tensor.to("cpu", torch_dtype(resolved.stored_specs[name].dtype)),)
 
 
 def _write(
     resolved: ResolvedTraining,
     trained: "TrainedModel",
     fixed_mask: FixedMask,
-    tensors: "Iterator[tuple[str, torch.Tensor]]",
+    tensors: "Stream",
     artefact: Artefact,
 ) -> Result:
     """Write OUT, sharded as IN, with the log and the sidecar, and remove the state."""
@@ -162,7 +162,9 @@ def _write(
     shards = [checkpoint.shard(name) for name in specs]
     pattern = pattern_of(results_of(resolved.masked))
     with output.staged(artefact.path) as temporary:
-        written = write_tensors(temporary, arch, specs, shards, tensors, pattern)
+        written = write_tensors(
+            temporary, arch, specs, shards, tensors, Keeper(artefact.run), pattern
+        )
         record = artefact.sidecar(
             {"digest": written.digest, "params": checkpoint.arch.total_params},
             {

@@ -1,6 +1,7 @@
 """Statistics of layers, collected by hooks while a model is walked."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -76,6 +77,21 @@ def dense(
     del state["hidden"]
 
 
+@contextmanager
+def _no_product(layer: nn.Module, name: str) -> Iterator[None]:
+    """Let a linear of a layer give zeros, at no cost; what enters it is observed as before."""
+    linear = layer.get_submodule(name)
+
+    def zeros(states: Tensor) -> Tensor:
+        return states.new_zeros(()).expand(*states.shape[:-1], len(linear.weight))  # type: ignore[arg-type]
+
+    linear.forward = zeros
+    try:
+        yield
+    finally:
+        del linear.forward
+
+
 @torch.no_grad()
 def layerwise(
     stream: LayerStream, ids: Tensor, needs: tuple[RequiredStatistic, ...]
@@ -83,16 +99,19 @@ def layerwise(
     """Yield every layer with its statistics, to be edited in place: later layers see the edit.
 
     The statistics of a layer come from its unpruned weights on inputs out of edited layers: it
-    runs once to be observed and, edited, once more to make the next layer's inputs. Statistics stay
+    runs once to be observed and, edited, once more to make the next layer's inputs. Nobody reads
+    what leaves it at first, so its last product is made only for who observes it. Statistics stay
     on the device. Layers that a stopped run yielded are left out: the caller keeps what it made.
     """
     state, depth = {"hidden": stream.embed(ids)}, stream.arch.layers
     for i in stream.walk(range(depth), "pruning", "layers", state):
         layer, hidden = stream.layer(i), state["hidden"]
         hooked = HookedCollectors(stream, i, layer, needs)
-        for rows in batches(ids):
-            before = hidden[rows].to(stream.device)
-            hooked.update("block", before, stream.forward(layer, i, before))
+        whole = any("block" in need.points for need in needs)
+        with nullcontext() if whole else _no_product(layer, stream.arch.module("down")):
+            for rows in batches(ids):
+                before = hidden[rows].to(stream.device)
+                hooked.update("block", before, stream.forward(layer, i, before))
         yield i, layer, hooked.statistics()
         if i + 1 < depth:
             for rows in batches(ids):

@@ -1,0 +1,236 @@
+"""No whole tensor is copied, cast, drawn, compared or hashed at once."""
+
+import json
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import tiny
+from prunecli.files import tensorfile
+from prunecli.files.tensorfile import (
+    GROUP,
+    PIECE,
+    TensorWriter,
+    layout,
+    pieces,
+    rows_of,
+    spans,
+    spec_of,
+    tensor_digest,
+)
+from prunecli.model.arch import Arch
+from prunecli.model.checkpoint import FLOATS, all_finite
+from prunecli.model.sparsity import Census
+
+MB = 1 << 20
+BOUND = 64 * MB  # of a gigabyte
+SHORT = 40 * MB  # of 64 MB
+# each line passes a whole model whose embedding and head are large, and holds parts of it
+PASSES = """
+import json, sys, threading, time
+import torch
+from pathlib import Path
+from prunecli.files.keeping import Keeper
+from prunecli.model.checkpoint import Checkpoint
+from prunecli.model.sparsity import faults
+from prunecli.model.stream import LayerStream
+from prunecli.model.write import write_tensors
+from prunecli.pruning.plan import Plan
+from prunecli.pruning.rotate import Rotated
+from prunecli.pruning.surgery import PrunedModel
+from prunecli.report import SILENT
+from prunecli.settings import Compute, RunContext
+from prunecli.training.init import Initializer, Target
+
+torch.set_num_threads(1)
+folder, tied, planted = sys.argv[1:]
+dense = Checkpoint(folder)
+arch = dense.arch
+
+
+def anonymous():
+    (line,) = (line for line in open("/proc/self/status") if line.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024
+
+
+def through(tensors):
+    for _, parts in tensors:
+        for _ in parts:
+            pass
+
+
+def drawn(scheme, masked=()):
+    target = Target(arch, dense.specs, [], dense, dense if masked else None)
+    return Initializer(target, "0", scheme, set(masked)).tensors()
+
+
+def cut(weights):
+    plan = Plan(hidden=tuple(range(0, arch.hidden, 2)))
+    return PrunedModel(weights, plan, plan.child(weights.arch)).stream()
+
+
+def written(out):
+    Path(out).mkdir()
+    specs = dense.specs
+    write_tensors(Path(out), arch, specs, [0] * len(specs), dense.stream(), Keeper(RunContext()))
+
+
+def predicted():
+    stream, ids = LayerStream(dense, Compute("cpu", "float32")), torch.zeros(1, 9, dtype=torch.int)
+    stream.losses(stream.embed(ids), ids)
+    stream.loss_gradient(stream.embed(ids), ids)
+
+
+head = ["lm_head.weight"]
+passes = {
+    "digest and finite check": dense.digest,
+    "comparison": lambda: Checkpoint(tied),
+    "zeros": lambda: faults(dense, SILENT),
+    "random draws": lambda: through(drawn("hf", head)),
+    "casts": lambda: through(drawn("official")),
+    "cuts": lambda: through(cut(dense)),
+    "rotation": lambda: through(cut(Rotated(dense, torch.eye(arch.hidden), arch.hidden // 2))),
+    "writing": lambda: written(folder + "/out"),
+    "logits": predicted,
+}
+if planted == "planted":
+    passes = {"planted": lambda: dense.tensor("lm_head.weight").float()}
+for act in () if planted == "planted" else (dense.digest, predicted):
+    act()  # what the libraries take at first is none of it
+held = {}
+for name, act in passes.items():
+    before, most, done = anonymous(), [0], threading.Event()
+
+    def watch():
+        while not done.wait(0.001):
+            most[0] = max(most[0], anonymous() - before)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    act()
+    done.set()
+    watcher.join()
+    held[name] = most[0]
+print(json.dumps(held))
+"""
+
+
+def model_of(folder: Path, size: int, tied: bool = False) -> Path:
+    """Write a model of zeros whose embedding and head take `size` bytes each; files with holes."""
+    hidden = 64
+    sizes = {"vocab_size": size // (2 * hidden), "hidden_size": hidden, "num_hidden_layers": 1}
+    config = tiny.config_of("llama", **sizes, num_attention_heads=8, dtype="bfloat16")
+    tensors = Arch(config).tensors()
+    specs = {name: tensorfile.Spec("BF16", tensor.shape) for name, tensor in tensors.items()}
+    start, _ = layout(specs)
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": tied}))
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(start)
+        file.truncate(len(start) + sum(spec.bytes for spec in specs.values()))
+    return folder
+
+
+def held_by(tmp_path: Path, size: int, planted: str = "") -> dict[str, int]:
+    """Return how many bytes each pass took of memory at its peak, beside the mapped file."""
+    folders = [model_of(tmp_path / name, size, name == "tied") for name in ("model", "tied")]
+    line = [sys.executable, "-c", PASSES, *map(str, folders), planted]
+    done = subprocess.run(line, stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout)
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="the system's own figures of a process")
+
+
+@linux
+def test_large_tensors_pass_in_parts(tmp_path):
+    held = held_by(tmp_path, BOUND)
+    assert len(held) > 8 and max(held.values()) < SHORT, held
+
+
+@linux
+def test_a_whole_copy_is_seen(tmp_path):
+    assert held_by(tmp_path, BOUND, "planted")["planted"] > 2 * SHORT
+
+
+@linux
+@pytest.mark.slow
+def test_a_gigabyte_passes_in_64_megabytes(tmp_path):
+    held = held_by(tmp_path, 1 << 30)
+    print({name: f"{size / MB:.0f} MB" for name, size in held.items()})
+    assert max(held.values()) < BOUND, held
+
+
+def test_spans_are_bounded_and_leave_no_little_rest():
+    for count, size in ((0, 4), (1, 4), (15, 1), (16, PIECE), (31, PIECE), (3 * PIECE + 5, 1)):
+        found = list(spans(count, size))
+        assert sum(one.stop - one.start for one in found) == count
+        assert all(one.stop == other.start for one, other in pairwise(found))
+        for one in found:
+            length = one.stop - one.start
+            assert one.start % GROUP == 0
+            assert length * size < max(PIECE, GROUP * size) + GROUP * size
+            assert length >= GROUP or len(found) == 1
+
+
+def test_numbers_come_in_turn(monkeypatch):
+    monkeypatch.setattr(tensorfile, "PIECE", 200)
+    for tensor in (torch.arange(1000.0).view(100, 10), torch.arange(999.0), torch.tensor(1.5),
+                   torch.arange(1000.0).view(20, 50).T, torch.empty(0, 3)):  # fmt: skip
+        assert torch.equal(torch.cat([tensor.new_empty(0), *pieces(tensor)]), tensor.flatten())
+        assert tensor.dim() == 0 or torch.equal(torch.cat([tensor[:0], *rows_of(tensor)]), tensor)
+
+
+def test_draws_in_parts_are_those_of_one_draw(monkeypatch):
+    monkeypatch.setattr(tensorfile, "PIECE", 4 * 64)
+    for rows, columns in ((3, 5), (64, 1), (65, 1), (81, 1), (33, 7), (100, 16), (1000, 3)):
+        whole, parts = (torch.Generator().manual_seed(7) for _ in range(2))
+        drawn = [
+            torch.empty(span.stop - span.start, columns).normal_(0, 0.02, generator=parts)
+            for span in spans(rows, 4 * columns)
+        ]
+        expected = torch.empty(rows, columns).normal_(0, 0.02, generator=whole)
+        assert torch.equal(torch.cat(drawn), expected), (rows, columns)
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_one_number_that_is_none_is_found(name):
+    dtype = tensorfile.torch_dtype(name)
+    sound = torch.linspace(-2, 2, 1031, dtype=torch.float64).to(dtype)
+    largest = torch.finfo(dtype).max
+    sound[3], sound[4] = largest, -largest
+    assert all_finite(sound)
+    for value in (torch.nan, torch.inf, -torch.inf):
+        for place in (0, 1, 17, 512, 1029, 1030):
+            broken = sound.clone()
+            broken[place] = value
+            assert not all_finite(broken), (value, place)
+
+
+def test_a_tensor_in_parts_is_written_and_counted_as_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensorfile, "PIECE", 512)
+    arch = Arch(tiny.config_of("llama"))
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensor = torch.randn(80, 48).masked_fill(torch.rand(80, 48) < 0.4, 0)
+    whole, parts = Census(arch), Census(arch)
+    assert whole.add(name, tensor) == sum(parts.add(name, part) for part in tensor.split(7))
+    assert whole.nonzero == parts.block_nonzero == int((tensor != 0).sum())
+    specs = {"a": spec_of(tensor.T), "b": spec_of(torch.tensor(1.0))}
+    with TensorWriter(tmp_path / "own", specs) as writer:
+        writer.write("b", torch.tensor(1.0))
+        writer.write_rows("a", tensor.T.split(7))
+    save_file({"a": tensor.T.contiguous(), "b": torch.tensor(1.0)}, tmp_path / "theirs")
+    assert torch.equal(load_file(tmp_path / "own")["a"], tensor.T)
+    monkeypatch.undo()
+    assert writer.digests["a"] == tensor_digest(tensor.T.contiguous())
+    for wrong in ([tensor.T[:40]], [tensor], [tensor.T.double()]):
+        with TensorWriter(tmp_path / "wrong", specs) as writer:
+            with pytest.raises(ValueError, match="announced"):
+                writer.write_rows("a", wrong)
+            writer.write("a", tensor.T)
+            writer.write("b", torch.tensor(1.0))
