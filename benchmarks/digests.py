@@ -104,8 +104,8 @@ def commands() -> list[tuple[str, str]]:
          "trained-sparse"),
         ("train --data rows --steps 4 --batch-size 4 --teacher llama minitron-width kd",
          "kd"),
-        ("prune --method sheared-llama --data rows --tokens 640 --batch-size 4 --ratio 0.3 --multiple 1 llama"
-         " sheared", "sheared"),
+        ("prune --method sheared-llama --data rows --tokens 640 --batch-size 4 --ratio 0.3"
+         " --multiple 1 llama sheared", "sheared"),
         ("init --like trained twin", "twin"),
         (f"eval {held_out} --out e1.json trained", "e1.json"),
         (f"eval {held_out} --out e2.json wanda", "e2.json"),
