@@ -86,7 +86,7 @@ from prunecli.settings import Amount, Data
 import transformers.models.llama.modeling_llama
 model, data, out, method = sys.argv[1:]
 start = time.process_time()
-prune(model, out, method=method, amount=Amount(ratio=0.5), data=Data(data))
+prune(model, out, method=method, amount=Amount(ratio=0.5, multiple=1), data=Data(data))
 print(time.process_time() - start)
 """
 FORWARD = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import cost; "

@@ -53,7 +53,7 @@ FAMILIES = [
     "smollm3",
 ]
 WINDOWS = ["--data", "builtin", "--nsamples", "4", "--seq-len", "32"]
-WIDTH = [*WINDOWS, "--ratio", "0.4"]
+WIDTH = [*WINDOWS, "--ratio", "0.4", "--multiple", "1"]
 DEPTH = [*WINDOWS, "--layers", "3"]
 METHODS = {
     "flap": WIDTH,
@@ -91,7 +91,7 @@ def commands() -> list[tuple[str, str]]:
         (f"calibrate --for flap,wanda,sparsegpt {windows} llama s.safetensors", "s.safetensors"),
         ("score --method wanda-sp --stats s.safetensors llama sc.safetensors", "sc.safetensors"),
         ("prune --method wanda --stats s.safetensors --ratio 0.5 llama from-stats", "from-stats"),
-        ("prune --method flap --scores kept-flap/scores.safetensors --ratio 0.3 llama from-scores",
+        ("prune --method flap --scores kept-flap/scores.safetensors --ratio 0.3 --multiple 1 llama from-scores",
          "from-scores"),
         (f"prune --method minitron-width --plan-only {' '.join(WIDTH)} llama p.json", "p.json"),
         ("prune --plan p.json llama from-plan", "from-plan"),
@@ -104,8 +104,8 @@ def commands() -> list[tuple[str, str]]:
          "trained-sparse"),
         ("train --data rows --steps 4 --batch-size 4 --teacher llama minitron-width kd",
          "kd"),
-        ("prune --method sheared-llama --data rows --tokens 640 --batch-size 4 --ratio 0.3 llama"
-         " sheared", "sheared"),
+        ("prune --method sheared-llama --data rows --tokens 640 --batch-size 4 --ratio 0.3"
+         " --multiple 1 llama sheared", "sheared"),
         ("init --like trained twin", "twin"),
         (f"eval {held_out} --out e1.json trained", "e1.json"),
         (f"eval {held_out} --out e2.json wanda", "e2.json"),

@@ -42,7 +42,7 @@ found = tokens.load(
 save_file({"ids": found.ids}, "t.safetensors")
 PY
 rows="--data t.safetensors:ids --batch-size 1"
-sheared="prune --method sheared-llama --ratio 0.25 $rows"
+sheared="prune --method sheared-llama --ratio 0.25 --multiple 1 $rows"
 train="train $rows --steps 300 --lr 1e-4 --warmup 0.1 --weight-decay 0"
 
 # shellcheck disable=SC2086
@@ -51,7 +51,7 @@ train="train $rows --steps 300 --lr 1e-4 --warmup 0.1 --weight-decay 0"
     run frozen $sheared --freeze-weights "$model"
     run slow $sheared --freeze-weights --mask-lr 0.1 "$model"
     run learned-cut prune --plan learned-kept/plan.json "$model"
-    run flap-cut prune --method flap --bias drop --ratio 0.25 --data t.safetensors:ids "$model"
+    run flap-cut prune --method flap --bias drop --ratio 0.25 --multiple 1 --data t.safetensors:ids "$model"
     for seed in 1 2 3; do
         [[ -e random-$seed.json ]] || python - learned-kept/plan.json $seed random-$seed.json <<'PY'
 import json, random, sys

@@ -41,7 +41,17 @@ def main() -> None:
         out = str(Path(work, name))
         sizes = SIZES.get(name, [])
         made = run(
-            "prune", "--method", name, "--ratio", RATIO, *sizes, "--skip-existing", model, out
+            "prune",
+            "--method",
+            name,
+            "--ratio",
+            RATIO,
+            "--multiple",
+            "1",
+            *sizes,
+            "--skip-existing",
+            model,
+            out,
         )
         measured = run("eval", "--allow-overlap", out)["results"]
         rows.append((name, measured, made["sidecar"], " ".join(sizes)))

@@ -34,7 +34,7 @@ run rows tokenize --train-tokenizer 4096 --seq-len 256 --tokens 3e6 "$text"
 run random init --config shape.json --tokenizer rows
 run parent train --data rows:0:$parent --lr 3e-3 --eval-data rows:11000:11100 random
 for method in flap minitron-width minitron-depth wanda; do
-    run "p-$method" prune --method "$method" --ratio 0.5 --data rows:10500:10628 parent
+    run "p-$method" prune --method "$method" --ratio 0.5 --multiple 1 --data rows:10500:10628 parent
     run "s-$method" init --like "p-$method" --seed 1
     for kind in p s; do
         run "$kind-$method-trained" train --data rows:$parent:$retrain --lr sweep "$kind-$method"

@@ -52,7 +52,7 @@ class RunWords(TypedDict, total=False):
 
 
 class AmountWords(TypedDict, total=False):
-    """Keywords for how much to remove: fields of Amount, one of which is given."""
+    """Keywords for how much to remove: fields of Amount, one of which is given, and `multiple`."""
 
     amount: Amount | None
     ratio: float | None
@@ -63,6 +63,7 @@ class AmountWords(TypedDict, total=False):
     ffn: int | None
     params: float | None
     arch: str | None
+    multiple: int | None
 
 
 class WindowWords(TypedDict, total=False):

@@ -71,7 +71,11 @@ class Timing(Record):
 
 @dataclass(frozen=True)
 class Amount(Record):
-    """How much to remove. `ratio` is the fraction of the decoder-block linear parameters."""
+    """How much to remove. `ratio` is the fraction of the decoder-block linear parameters.
+
+    `multiple`: what hidden and FFN sizes made from `ratio` or `params` are multiples of. `None`
+    means that those of the model decide (pruning/sizes.py).
+    """
 
     ratio: float | None = None
     sparsity: str | None = None
@@ -81,6 +85,7 @@ class Amount(Record):
     ffn: int | None = None
     params: float | None = None
     arch: str | None = None
+    multiple: int | None = limited(None, least=1)
 
 
 @dataclass(frozen=True)

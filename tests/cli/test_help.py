@@ -22,7 +22,7 @@ COMPUTING = {"device", "dtype", "buffer", "threads", "seed"}
 TOKENS = {"data", "sampler", "nsamples", "seq-len", "tokenizer"}
 COMMON = {"json", "quiet", "verbose", "config", "print-config"}
 WRITES = {"force", "skip-existing", "dry-run"}
-AMOUNT = {"ratio", "sparsity", "layers", "hidden", "heads", "ffn", "params", "arch"}
+AMOUNT = {"ratio", "sparsity", "layers", "hidden", "heads", "ffn", "params", "arch", "multiple"}
 EXPECTED = {
     "calibrate": {"for", "compat", "probe"} | TOKENS | COMPUTING | COMMON | WRITES,
     "score": {"method", "stats", "compat", "probe"} | TOKENS | COMPUTING | COMMON | WRITES,

@@ -169,6 +169,12 @@ AMOUNT = of_record(
     ffn=Text("FFN channels to keep in every layer", "N", 1),
     params=Text("keep at most this many parameters", "N"),
     arch=Text("read the sizes to keep from this file, e.g. of search-arch", "FILE.json"),
+    multiple=Text(
+        "hidden and FFN sizes made from --ratio or --params are multiples of N; 1: exact [default: "
+        "256 or 32 where they divide the model's and hardly move the ratio, else 1]",
+        "N",
+        1,
+    ),
 )
 
 CompatOption = Annotated[

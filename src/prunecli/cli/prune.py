@@ -124,7 +124,9 @@ def prune(
         model=folder or "",
         method=method,
         options=explicit,
-        amount=records.amount_of({**values, "arch": arch}),
+        amount=records.amount_of(
+            {**values, "arch": arch, "multiple": records.multiple_of(context, chosen)}
+        ),
         data=replace(records.data_of(values), asked=records.asked(context)),
         recipe=values["recipe"],
         stats=stats,

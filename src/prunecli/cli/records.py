@@ -15,6 +15,7 @@ from prunecli.cli.options import OUTPUT, PROBE, RESTART, WINDOWS, method_options
 from prunecli.errors import UsageError
 from prunecli.files import strict
 from prunecli.methods import registry
+from prunecli.methods._base import Method
 from prunecli.report import Report
 from prunecli.settings import Amount, Compute, Data, Output, RunContext
 
@@ -150,6 +151,17 @@ def _source(context: typer.Context, name: str) -> str:
 def amount_of(values: Mapping[str, Any]) -> Amount:
     """Return the amount among a command's arguments."""
     return Amount(**{name: values.get(name) for name in Amount.__dataclass_fields__})
+
+
+def multiple_of(context: typer.Context, method: Method | None) -> int | None:
+    """Return what sizes are to be multiples of.
+
+    Where none are made, what a variable or a file says for all runs has no say.
+    """
+    values = context.params
+    makes = method is not None and {"hidden", "ffn"} & set(method.axes) and values["plan"] is None
+    makes = makes and (values["ratio"] is not None or values["params"] is not None)
+    return values["multiple"] if makes or is_explicit(context, "multiple") else None
 
 
 def data_of(values: Mapping[str, Any], source: str | None = None) -> Data:

@@ -27,8 +27,8 @@ BUDGET: options.Group = {
             int | None,
             option(
                 "multiple",
-                "hidden and FFN sizes are multiples of this [default: 128 at hidden size 4096, "
-                "less below]",
+                "hidden and FFN sizes are multiples of N [default: 128 at hidden size 4096, less "
+                "below, but 32 from 512 on]",
                 metavar="N",
                 min=1,
             ),

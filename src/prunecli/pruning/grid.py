@@ -1,7 +1,8 @@
 """Which shapes a budget allows: the grids of the paper's Tables 5-7 (App. D.3), from sizes alone.
 
 Every candidate has an FFN as wide as the budget allows, down to a multiple: 128 for a hidden size
-of 4096, in proportion below. Three grids, told apart by what a method cuts:
+of 4096, in proportion below, but 32 at least from 512 on, where the parent's sizes are multiples of
+that. Three grids, told apart by what a method cuts:
 
 - KV groups and FFN: from half of the groups to all of them (Table 6);
 - hidden and FFN: every multiple, with 2 hidden <= FFN <= 4 hidden (Table 5);
@@ -19,6 +20,7 @@ from typing import NamedTuple
 from prunecli.errors import InputError, UsageError
 from prunecli.methods._base import Method
 from prunecli.model.arch import FLOPS_TOKENS, Arch
+from prunecli.pruning.sizes import BLOCK, divides
 
 LEAST = 0.96  # of the budget
 
@@ -72,11 +74,14 @@ def budget(arch: Arch, params: float | None, flops: float | None, ratio: float |
 
 
 def size_multiple(arch: Arch) -> int:
-    """Return what hidden and FFN sizes are multiples of: a power of two, 128 at hidden 4096."""
+    """Return what hidden and FFN sizes are multiples of: a power of two, 128 at hidden 4096.
+
+    From a hidden size of 512 on it is one that quantized formats take, where the parent's are.
+    """
     size = SIZE_MULTIPLE
     while size > 1 and size * 32 > arch.hidden:
         size //= 2
-    return size
+    return max(size, BLOCK) if divides(BLOCK, arch) and arch.hidden >= 16 * BLOCK else size
 
 
 class Grid(NamedTuple):

@@ -1,12 +1,12 @@
 """What `prune` is asked for: checked by itself, then against a model, before anything runs."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from prunecli.data.rows import source_path
-from prunecli.errors import InputError, UsageError
+from prunecli.errors import InputError, PruneError, UsageError
 from prunecli.files import regular, sidecar, world
 from prunecli.methods import registry
 from prunecli.methods._base import Method, Setting, domains_of
@@ -16,7 +16,15 @@ from prunecli.model.pattern import SparsityPattern
 from prunecli.pruning import rotate
 from prunecli.pruning.plan import plan_results, read_plan
 from prunecli.pruning.recipe import with_recipe
-from prunecli.pruning.sizes import Sizes, block_params, resolve_pattern, resolve_sizes
+from prunecli.pruning.sizes import (
+    BLOCK,
+    MULTIPLE_AXES,
+    Sizes,
+    block_params,
+    divides,
+    resolve_pattern,
+    resolve_sizes,
+)
 from prunecli.record import Record
 from prunecli.settings import Amount, Data, Output
 
@@ -249,6 +257,7 @@ class PruneTarget:
         num_bytes: how much OUT takes, at most.
         pattern: of zeros; or
         sizes: of the pruned model; neither where a plan is carried out.
+        told: what a user should know of these sizes.
     """
 
     options: dict[str, Any]
@@ -257,6 +266,7 @@ class PruneTarget:
     num_bytes: int
     pattern: SparsityPattern | None = None
     sizes: Sizes | None = None
+    told: str = ""
 
 
 def resolve_target(pruning: ResolvedPrune, dense: Checkpoint) -> PruneTarget:
@@ -328,9 +338,45 @@ def _sizes_target(
         "params": shape.total_params,
         "sizes": shape.sizes,
         "container": shape.config["model_type"],
+        **({} if sizes.multiple is None else {"multiple": sizes.multiple}),
     }
-    recorded = {**options, "sizes": asdict(sizes)}
-    return PruneTarget(recorded, method.granularity, expected, dense.num_bytes, sizes=sizes)
+    recorded = {**options, "sizes": sizes.recorded()}
+    return PruneTarget(
+        recorded, method.granularity, expected, dense.num_bytes, sizes=sizes,
+        told=_about_sizes(pruning, method, sizes, arch),
+    )  # fmt: skip
+
+
+def _about_sizes(pruning: ResolvedPrune, method: Method, sizes: Sizes, arch: Arch) -> str:
+    """Return what a user should know of sizes that were made here, in one line, "" if nothing.
+
+    They were taken to a multiple; or quantized formats cannot take them, where those of the model
+    can be taken and a multiple would do.
+    """
+
+    def ratio(one: Sizes) -> str:
+        return f"ratio {1 - block_params(one, arch) / arch.block_params:.4f}"
+
+    if sizes.least > 1:
+        made = f"hidden {sizes.hidden}, FFN {sizes.ffn}, {ratio(sizes)}"
+        return f"sizes are multiples of {sizes.multiple}: {made} (--multiple 1: exact sizes)"
+    if sizes.multiple is None or not divides(BLOCK, arch):
+        return ""
+    shape = _widest_shape(pruning, sizes, arch)
+    matrices = [one for one in shape.tensors().values() if len(one.shape) == 2]
+    odd = [one for one in matrices if one.axes[-1] in MULTIPLE_AXES and one.shape[-1] % BLOCK]
+    if not odd:
+        return ""
+    try:
+        amount = replace(pruning.asked.amount, multiple=BLOCK)
+        other = resolve_sizes(method, pruning.options, amount, arch)
+    except PruneError:
+        return ""
+    return (
+        f"{len(odd)} of {len(matrices)} matrices have rows that llama.cpp's Q8_0 cannot take, "
+        f"hidden {sizes.hidden}, FFN {sizes.ffn}: use --multiple {BLOCK} ({ratio(other)} instead "
+        f"of {ratio(sizes).removeprefix('ratio ')})"
+    )
 
 
 def _widest_shape(pruning: ResolvedPrune, sizes: Sizes, arch: Arch) -> Arch:

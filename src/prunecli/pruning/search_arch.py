@@ -56,7 +56,8 @@ class SearchRequest(Record):
 
     Attributes:
         params, flops, ratio: the budget; one of them.
-        multiple: what hidden and FFN sizes are multiples of (128 at hidden 4096, less below).
+        multiple: what hidden and FFN sizes are multiples of, those of a bare `prune` too; by
+            itself the grid's are of 128 at hidden 4096, less below (pruning/grid.py).
         data: the text of statistics, or that masks are trained on; `eval_data`: of losses.
         allow_overlap: accept that the two share text.
     """
@@ -250,7 +251,8 @@ def _candidates(search: Search, report: Report) -> list[Candidate]:
 def _default(search: Search, report: Report) -> list[Candidate]:
     """Return the shape that a bare `prune` takes for this budget, where it keeps to it."""
     arch, budget, ratio = search.dense.arch, search.budget, search.request.ratio
-    amount = Amount(ratio=ratio) if ratio is not None else Amount(params=budget.most)
+    params = budget.most if ratio is None else None
+    amount = Amount(ratio=ratio, params=params, multiple=search.request.multiple)
     biased = search.method.biased(search.options)
     try:
         sizes = resolve_sizes(search.method, search.options, amount, arch)

@@ -1,8 +1,15 @@
-"""From an amount to exact sizes, or to a pattern of zeros."""
+"""From an amount to exact sizes, or to a pattern of zeros.
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from math import floor, isfinite, sqrt
+Hidden and FFN sizes that come of a ratio, or of a number of parameters, are multiples of
+`Amount.multiple`, and the FFN is then the multiple that keeps the ratio nearest. Where none is
+asked for, it is the first of MULTIPLES that divides the model's own hidden and FFN sizes and moves
+the achieved ratio by less than MOVES from that of exact sizes (multiple 1), which are taken
+otherwise.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from math import floor, gcd, isfinite, lcm, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +23,10 @@ from prunecli.settings import Amount
 
 RAGGED = ("AL-MM", "AL-AM")  # structures that choose across layers
 SHAPE_AXES = ("layers", "hidden", "heads", "ffn")
+MULTIPLE_AXES = ("hidden", "ffn")
+BLOCK = 32  # weights of a row that llama.cpp's Q8_0 stores together
+MULTIPLES = (256, BLOCK)  # 256: those of its K-quants
+MOVES = 0.01  # of the model's block-linear parameters
 
 
 @dataclass(frozen=True)
@@ -23,6 +34,8 @@ class Sizes:
     """The sizes to reach, and the ratio that they were made from (None for exact shapes).
 
     `untouched` are how many of the first and of the last layers keep all heads and channels.
+    `multiple` is what hidden and FFN sizes were taken to, None where they were not made here;
+    `least` is the least that makes the same ones.
     """
 
     layers: int
@@ -31,6 +44,22 @@ class Sizes:
     ffn: int
     ratio: float | None = None
     untouched: tuple[int, int] = (0, 0)
+    multiple: int | None = None
+    least: int = 1
+
+    def recorded(self) -> dict[str, Any]:
+        """Return what decides the result, and makes it again; equal for equal sizes of a ratio.
+
+        Without a `multiple` among it sizes are exact.
+        """
+        record = {name: value for name, value in asdict(self).items() if name != "multiple"}
+        least = record.pop("least")
+        return record if self.ratio is None or least == 1 else {**record, "multiple": least}
+
+    @property
+    def axes(self) -> tuple[int, int, int, int]:
+        """Layers, hidden size, KV heads, FFN channels."""
+        return self.layers, self.hidden, self.kv_heads, self.ffn
 
     def widest(self, arch: Arch, structure: str | None) -> "Sizes":
         """Return the most that the widest layer can have, which a container must hold."""
@@ -50,6 +79,11 @@ def resolve_pattern(amount: Amount, arch: Arch) -> SparsityPattern:
         raise UsageError(
             f"--{shapes[0]} asks for a shape, but this method sets weights to zero",
             "use --ratio or --sparsity N:M",
+        )
+    if (amount.multiple or 1) > 1:
+        raise UsageError(
+            f"--multiple {amount.multiple} is for sizes, but this method sets weights to zero",
+            "leave it out",
         )
     kind = amount.sparsity or "unstructured"
     if kind == "unstructured":
@@ -98,10 +132,12 @@ def _sizes(
         sizes = _exact(method, shape, arch)
     elif amount.ratio is not None:
         target = round(arch.block_params * (1 - _in_range(amount.ratio)), 6)
-        sizes = _for_block_params(method, target, amount.ratio, arch, structure)
+        sizes = _for_block_params(
+            method, target, amount.ratio, arch, structure, amount.multiple or 1
+        )
     else:
         assert amount.params is not None
-        sizes = _for_params(method, options, amount.params, arch)
+        sizes = _for_params(method, options, amount.params, arch, amount.multiple or 1)
     _check_protected(method, options, sizes.layers, arch)
     return sizes if sizes.ratio is None else _reached(sizes, method, arch, structure, cut)
 
@@ -113,6 +149,79 @@ def resolve_sizes(method: Method, options: Mapping[str, Any], amount: Amount, ar
     that of the whole model. Raises UsageError for amounts of the wrong kind, InputError for those
     that cannot be reached, with the nearest that can, or that protected layers had to go for.
     """
+    if (amount.multiple or 1) > 1:
+        _check_multiple(method, options, amount, arch)
+
+    def of(multiple: int) -> Sizes | None:
+        try:
+            return _of_multiple(method, options, replace(amount, multiple=multiple), arch)
+        except InputError:
+            return None
+
+    sizes = _of_multiple(method, options, amount, arch)
+    if sizes.multiple is None:
+        return sizes
+    if amount.multiple is None and options.get("structure") not in RAGGED:
+        usable = (of(multiple) for multiple in MULTIPLES if divides(multiple, arch))
+        sizes = next((near for near in usable if near and _is_near(near, sizes, arch)), sizes)
+    return _of_least(sizes, of, arch)
+
+
+def divides(multiple: int, arch: Arch) -> bool:
+    """Return whether hidden and FFN sizes of a model are multiples of a number."""
+    return not any(getattr(arch, axis) % multiple for axis in MULTIPLE_AXES)
+
+
+def _is_near(sizes: Sizes, exact: Sizes, arch: Arch) -> bool:
+    moved = abs(block_params(sizes, arch) - block_params(exact, arch))
+    return moved < MOVES * arch.block_params
+
+
+def _of_least(sizes: Sizes, of: Callable[[int], Sizes | None], arch: Arch) -> Sizes:
+    """Return equal sizes as the least multiple makes them, so that their records are equal.
+
+    Powers of two come first.
+    """
+    assert sizes.multiple is not None
+    kept = {axis: getattr(sizes, axis) for axis in MULTIPLE_AXES}
+    common = gcd(*(size for axis, size in kept.items() if size < getattr(arch, axis)))
+    powers = [1 << power for power in range(max(MULTIPLES).bit_length())]
+    for least in [*powers, *range(1, sizes.multiple)]:
+        if common % least == 0:
+            same = sizes if least == sizes.multiple else of(least)
+            if same is not None and same.axes == sizes.axes:
+                return replace(same, multiple=sizes.multiple, least=least)
+    return replace(sizes, least=sizes.multiple)
+
+
+def _check_multiple(method: Method, options: Mapping[str, Any], amount: Amount, arch: Arch) -> None:
+    """Raise UsageError or InputError where no size can be made a multiple."""
+    multiple = f"--multiple {amount.multiple}"
+    axes = [axis for axis in MULTIPLE_AXES if axis in method.axes]
+    if not axes:
+        raise UsageError(
+            f"{multiple}: '{method.name}' removes {method.granularity}, hidden and FFN sizes stay",
+            "leave it out",
+        )
+    if amount.ratio is None and amount.params is None:
+        raise UsageError(
+            f"{multiple} is for sizes made from --ratio or --params, exact ones are as given",
+            "leave it out",
+        )
+    if options.get("structure") in RAGGED:
+        raise UsageError(
+            f"{multiple}: --structure {options['structure']} gives every layer a size of its own",
+            "use --structure UL-UM or UL-MM",
+        )
+    for axis in axes:
+        if amount.multiple is not None and amount.multiple > getattr(arch, axis):
+            raise InputError(
+                f"{multiple}: the model has {axis} {getattr(arch, axis)}", "choose a smaller one"
+            )
+
+
+def _of_multiple(method: Method, options: Mapping[str, Any], amount: Amount, arch: Arch) -> Sizes:
+    """Return the sizes that an amount means in its own multiple, exact ones where it has none."""
     ends = protected_layers(method, options)
     if not any(ends):
         return _sizes(method, options, amount, arch)
@@ -221,56 +330,89 @@ def _layer_params(arch: Arch, hidden: float, kv_heads: float, ffn: float) -> flo
 
 
 def _for_block_params(
-    method: Method, target: float, ratio: float, arch: Arch, structure: str | None
+    method: Method,
+    target: float,
+    ratio: float,
+    arch: Arch,
+    structure: str | None,
+    multiple: int,
 ) -> Sizes:
     """Return default sizes that leave about `target` block-linear parameters."""
     per_layer = target / arch.layers
     if method.axes == ("layers",):
         layers = floor(target / (arch.block_params / arch.layers) + 0.5)
         return Sizes(layers, arch.hidden, arch.kv_heads, arch.ffn, ratio)
+    whole = Sizes(arch.layers, arch.hidden, arch.kv_heads, arch.ffn, ratio, multiple=multiple)
+    step = _width_step(arch, multiple)
     if method.axes == ("hidden",):
-        hidden = _nearest_width(arch, arch.hidden * target / arch.block_params)
-        return Sizes(arch.layers, hidden, arch.kv_heads, arch.ffn, ratio)
+        hidden = _nearest_size(arch.hidden * target / arch.block_params, arch.hidden, step)
+        return replace(whole, hidden=hidden)
     if "hidden" in method.axes and "heads" not in method.axes:
         # h s (a + 3 f s) = per_layer, for one factor s of hidden and FFN
         attention = arch.hidden * (arch.axis_size("heads") + arch.axis_size("kv_heads")) * 2
         mlp = 3 * arch.hidden * arch.ffn
         factor = (sqrt(attention**2 + 4 * mlp * per_layer) - attention) / (2 * mlp)
-        hidden = max(_width_step(arch), _nearest_width(arch, arch.hidden * factor))
-        return _fill_ffn(Sizes(arch.layers, hidden, arch.kv_heads, 0, ratio), per_layer, arch)
+        hidden = max(step, _nearest_size(arch.hidden * factor, arch.hidden, step))
+        return _fill_ffn(replace(whole, hidden=hidden), per_layer, arch)
     # Fractions such as 0.7 * 10 fall just short in floating point
     kv_heads = arch.kv_heads - floor(ratio * arch.kv_heads + 1e-9)
     if structure == "UL-UM":
         ffn = arch.ffn - floor(ratio * arch.ffn + 1e-9)
-        return Sizes(arch.layers, arch.hidden, kv_heads, ffn, ratio)
-    return _fill_ffn(Sizes(arch.layers, arch.hidden, kv_heads, 0, ratio), per_layer, arch)
+        return replace(whole, kv_heads=kv_heads, ffn=_nearest_size(ffn, arch.ffn, multiple))
+    return _fill_ffn(replace(whole, kv_heads=kv_heads), per_layer, arch)
 
 
-def _for_ratio(method: Method, ratio: float, arch: Arch, structure: str | None) -> Sizes:
+def _for_ratio(
+    method: Method, ratio: float, arch: Arch, structure: str | None, multiple: int
+) -> Sizes:
     target = arch.block_params * (1 - ratio)
-    return _for_block_params(method, target, ratio, arch, structure)
+    return _for_block_params(method, target, ratio, arch, structure, multiple)
 
 
 def _fill_ffn(sizes: Sizes, per_layer: float, arch: Arch) -> Sizes:
-    """Return `sizes` with the FFN width that leaves at least `per_layer` parameters a layer."""
+    """Return `sizes` with the FFN width that leaves about `per_layer` parameters a layer.
+
+    It is the nearest multiple, and of exact sizes the least that leaves no fewer.
+    """
+    multiple = sizes.multiple or 1
     rest = per_layer - _layer_params(arch, sizes.hidden, sizes.kv_heads, 0)
-    removed = floor(arch.ffn - rest / (3 * sizes.hidden) + 1e-9)
-    return replace(sizes, ffn=min(arch.ffn, arch.ffn - removed))
+    ffn = rest / (3 * sizes.hidden)
+    if multiple == 1:
+        ffn = arch.ffn - floor(arch.ffn - ffn + 1e-9)
+    return replace(sizes, ffn=_nearest_size(ffn, arch.ffn, multiple))
 
 
-def _nearest_width(arch: Arch, hidden: float) -> int:
-    """Return the hidden size nearest to `hidden` that the parent's own container holds, or 0."""
-    step = _width_step(arch)
-    return min(arch.hidden, floor(hidden / step + 0.5) * step)
+def _nearest_size(size: float, whole: int, multiple: int) -> int:
+    """Return the multiple nearest to a size, maybe 0; or all of it, where that is as near."""
+    nearest = min(floor(size / multiple + 0.5), whole // multiple) * multiple
+    return whole if whole - size <= abs(size - nearest) else nearest
 
 
-def _width_step(arch: Arch) -> int:
-    return arch.heads if arch.family.hidden_divides else 1
+def _width_step(arch: Arch, multiple: int) -> int:
+    """Return what hidden sizes are multiples of.
+
+    A container may want those that the heads divide. Exact sizes keep to the model's own; multiples
+    may go into another that holds the same, where there is one.
+    """
+    if not arch.family.hidden_divides:
+        return multiple
+    if multiple > 1:
+        try:
+            arch.child(hidden=multiple)
+        except InputError:
+            pass
+        else:
+            return multiple
+    return lcm(arch.heads, multiple)
 
 
 def _possible(sizes: Sizes, arch: Arch) -> bool:
-    kept = (sizes.layers, sizes.hidden, sizes.kv_heads, sizes.ffn)
-    return min(kept) >= 1 and kept != (arch.layers, arch.hidden, arch.kv_heads, arch.ffn)
+    return min(sizes.axes) >= 1 and sizes.axes != (
+        arch.layers,
+        arch.hidden,
+        arch.kv_heads,
+        arch.ffn,
+    )
 
 
 def _reached(sizes: Sizes, method: Method, arch: Arch, structure: str | None, cut: float) -> Sizes:
@@ -282,21 +424,28 @@ def _reached(sizes: Sizes, method: Method, arch: Arch, structure: str | None, cu
     assert ratio is not None
     if _possible(sizes, arch):
         return sizes
-    nearest = _nearest(ratio, method, arch, structure)
+    multiple = sizes.multiple or 1
+    nearest = _nearest(ratio, method, arch, structure, multiple)
+    within = f" in multiples of {multiple}" if multiple > 1 else ""
     if nearest is None:
-        raise InputError(f"--ratio {ratio * cut:g} cannot be reached: the model is too small")
+        raise InputError(
+            f"--ratio {ratio * cut:g} cannot be reached{within}: the model is too small",
+            "choose a smaller --multiple" if within else "",
+        )
     reached = 1 - block_params(nearest, arch) / arch.block_params
     raise InputError(
-        f"--ratio {ratio * cut:g} cannot be reached by '{method.name}' on this model",
+        f"--ratio {ratio * cut:g} cannot be reached by '{method.name}' on this model{within}",
         f"the nearest reachable ratio is {reached * cut:g}",
     )
 
 
-def _nearest(ratio: float, method: Method, arch: Arch, structure: str | None) -> Sizes | None:
+def _nearest(
+    ratio: float, method: Method, arch: Arch, structure: str | None, multiple: int
+) -> Sizes | None:
     """Return the possible sizes nearest to a ratio that cannot be reached."""
 
     def at(candidate: float) -> Sizes:
-        return _for_ratio(method, candidate, arch, structure)
+        return _for_ratio(method, candidate, arch, structure, multiple)
 
     # what is out of reach lies at the ends: bisect from the asked ratio towards the middle
     out, inside = ratio, 0.5
@@ -324,20 +473,24 @@ def _total(sizes: Sizes, arch: Arch) -> int:
     ).total_params
 
 
-def _for_params(method: Method, options: Mapping[str, Any], params: float, arch: Arch) -> Sizes:
+def _for_params(
+    method: Method, options: Mapping[str, Any], params: float, arch: Arch, multiple: int
+) -> Sizes:
     """Return the default sizes at the smallest ratio that leaves at most `params` parameters."""
     if not 0 < params < arch.total_params:
         raise InputError(
             f"--params {params:g} is not below the model's {arch.total_params} parameters"
         )
     structure = options.get("structure")
+    known: dict[tuple[int, ...], bool] = {}
 
     def at(ratio: float) -> Sizes:
-        return _for_ratio(method, ratio, arch, structure)
+        return _for_ratio(method, ratio, arch, structure, multiple)
 
     def fits(sizes: Sizes) -> bool:
-        smallest = min(sizes.layers, sizes.hidden, sizes.kv_heads, sizes.ffn)
-        return smallest < 1 or _total(sizes, arch) <= params
+        if sizes.axes not in known:
+            known[sizes.axes] = min(sizes.axes) < 1 or _total(sizes, arch) <= params
+        return known[sizes.axes]
 
     low, high = 0.0, 1.0
     for _ in range(60):
@@ -345,7 +498,7 @@ def _for_params(method: Method, options: Mapping[str, Any], params: float, arch:
         low, high = (low, middle) if fits(at(middle)) else (middle, high)
     sizes = at(high)
     if not _possible(sizes, arch) or _total(sizes, arch) > params:
-        nearest = _nearest(1.0, method, arch, structure)
+        nearest = _nearest(1.0, method, arch, structure, multiple)
         if nearest:
             _check_protected(method, options, nearest.layers, arch)
         remedy = f"the nearest is {_total(nearest, arch)}" if nearest else "the model is too small"

@@ -333,7 +333,8 @@ def _amount(writer: _Writer, method: Method, options: Mapping[str, Any]) -> list
         return _flags(**{"ratio": options["ratio"]} if pattern == FREE else {"sparsity": pattern})
     sizes = dict(options["sizes"])
     if sizes["ratio"] is not None:
-        return _flags(ratio=sizes["ratio"])
+        exact = 1 if {"hidden", "ffn"} & set(method.axes) else None
+        return _flags(ratio=sizes["ratio"], multiple=sizes.get("multiple", exact))
     if "heads" in method.axes:
         sizes["heads"] = sizes["kv_heads"] * _group(writer.history)
     return _flags(**{axis: sizes[axis] for axis in method.axes})
