@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from prunecli.model.families import registry
 
@@ -46,7 +46,7 @@ def make(folder: Path, family: str = "llama", dtype=torch.float32, shard=None, *
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.dim() == 1:
+            if parameter.dim() < 2:
                 parameter.copy_(torch.randn_like(parameter) * 0.2 + 1)
     model = model.to(dtype)
     model.save_pretrained(folder, **({"max_shard_size": shard} if shard else {}))
@@ -71,6 +71,14 @@ def logits(folder: Path | str, ids: torch.Tensor) -> torch.Tensor:
     assert not info["missing_keys"] and not info["unexpected_keys"], info
     with torch.no_grad():
         return model.eval()(ids.long()).logits
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the weights of a folder with one file, to be edited, by the names used here."""
+    record = json.loads((folder / "config.json").read_text())
+    family = registry.of_model_type(record["model_type"])
+    stored = load_file(folder / "model.safetensors")
+    return {family.own_name(name): tensor.clone() for name, tensor in stored.items()}
 
 
 def sidecar(folder: Path | str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
     ("page", "folder", "name", "tests"),
     [
         ("adding-a-method", "methods", "magnitude_sp", "test_methods.py"),
-        ("adding-a-family", "model/families", "ernie4_5", "test_families.py"),
+        ("adding-a-family", "model/families", "iquestcoder", "test_families.py"),
     ],
 )
 def test_one_file_is_enough(page, folder, name, tests, tmp_path):

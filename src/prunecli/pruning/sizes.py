@@ -217,7 +217,7 @@ def _exact(method: Method, shape: dict[str, int], arch: Arch) -> Sizes:
 def _layer_params(arch: Arch, hidden: float, kv_heads: float, ffn: float) -> float:
     """Return the linear parameters of one layer of these sizes."""
     heads = kv_heads * arch.head_dim * (2 * arch.group + 2)
-    return hidden * (heads + 3 * ffn)
+    return hidden * (heads + arch.ffn_matrices * ffn)
 
 
 def _for_block_params(
@@ -232,9 +232,9 @@ def _for_block_params(
         hidden = _nearest_width(arch, arch.hidden * target / arch.block_params)
         return Sizes(arch.layers, hidden, arch.kv_heads, arch.ffn, ratio)
     if "hidden" in method.axes and "heads" not in method.axes:
-        # h s (a + 3 f s) = per_layer, for one factor s of hidden and FFN
+        # h s (a + m f s) = per_layer, for one factor s of hidden and FFN
         attention = arch.hidden * (arch.axis_size("heads") + arch.axis_size("kv_heads")) * 2
-        mlp = 3 * arch.hidden * arch.ffn
+        mlp = arch.ffn_matrices * arch.hidden * arch.ffn
         factor = (sqrt(attention**2 + 4 * mlp * per_layer) - attention) / (2 * mlp)
         hidden = max(_width_step(arch), _nearest_width(arch, arch.hidden * factor))
         return _fill_ffn(Sizes(arch.layers, hidden, arch.kv_heads, 0, ratio), per_layer, arch)
@@ -254,7 +254,7 @@ def _for_ratio(method: Method, ratio: float, arch: Arch, structure: str | None) 
 def _fill_ffn(sizes: Sizes, per_layer: float, arch: Arch) -> Sizes:
     """Return `sizes` with the FFN width that leaves at least `per_layer` parameters a layer."""
     rest = per_layer - _layer_params(arch, sizes.hidden, sizes.kv_heads, 0)
-    removed = floor(arch.ffn - rest / (3 * sizes.hidden) + 1e-9)
+    removed = floor(arch.ffn - rest / (arch.ffn_matrices * sizes.hidden) + 1e-9)
     return replace(sizes, ffn=min(arch.ffn, arch.ffn - removed))
 
 

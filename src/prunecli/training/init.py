@@ -22,7 +22,7 @@ from prunecli.files.claim import exclusive
 from prunecli.files.sidecar import Input, SidecarBuilder
 from prunecli.files.tensorfile import STORAGE, Spec, spec_of, torch_dtype
 from prunecli.model import companions, configs
-from prunecli.model.arch import BIASED, Arch, Tensor
+from prunecli.model.arch import Arch, Tensor
 from prunecli.model.checkpoint import Checkpoint, check_buildable
 from prunecli.model.sparsity import claims, pattern_of, results_of, sparse_tensors
 from prunecli.model.write import WriteSummary, size_results, write_tensors
@@ -42,13 +42,13 @@ def _hf(name: str, arch: Arch) -> float:
 
 
 def _depth_scaled(name: str, arch: Arch) -> float:
-    residual = name.endswith(tuple(f"{module}.weight" for module in BIASED))
+    residual = name.endswith(tuple(f"{module}.weight" for module in arch.outputs))
     return 1 / sqrt(2 * arch.layers) if residual else 1.0
 
 
 def _mup(name: str, arch: Arch) -> float:
     narrower = BASE_WIDTH / arch.hidden
-    if name == "lm_head.weight":
+    if name == f"{arch.family.head}.weight":
         return narrower
     return sqrt(narrower) if ".layers." in name else 1.0
 
@@ -303,7 +303,7 @@ class Initializer:
 
     def _official(self, name: str, spec: Spec) -> "torch.Tensor | None":
         """Return what the official script keeps: all but the weights of linear layers."""
-        kept = len(spec.shape) == 1 or "embed_tokens" in name
+        kept = len(spec.shape) < 2 or ".embed" in name
         assert self.target.reference is not None
         return self.target.reference.tensor(name).float().clone() if kept else None
 
@@ -315,8 +315,8 @@ class Initializer:
         if tensor.layer is not None:
             source = tensor.layer * small.layers // large.layers
             name = tensor.template.replace("{i}", str(source))
-        if name == "lm_head.weight" and small.tied:
-            name = "model.embed_tokens.weight"
+        if name == f"{large.family.head}.weight" and small.tied:
+            name = f"{small.family.embedding}.weight"
         if name in warm_start.specs:
             part = warm_start.tensor(name).float()
             axes = [
