@@ -314,7 +314,7 @@ class Arch:
             if why is not None and size is not None and size < getattr(self, axis):
                 what = "heads" if axis == "kv_heads" else UNITS.get(axis, axis)
                 raise InputError(
-                    f"a {self.family.name} cannot lose {what}: {why}", "keep all of them"
+                    f"'{self.family.name}' cannot lose {what}: {why}", "keep all of them"
                 )
 
     def _active(self, key: str) -> bool:

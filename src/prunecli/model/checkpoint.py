@@ -199,7 +199,7 @@ class Checkpoint(Reader):
         others = set()
         for path, header in headers.items():
             for stored, spec in header.items():
-                if BUFFER in stored:
+                if BUFFER in stored or stored.endswith(family.buffers):
                     continue
                 name = _own_name(family.own_name(stored), prefixes, expected)
                 if name is None:

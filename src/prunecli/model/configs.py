@@ -38,12 +38,14 @@ NUMBERS: Mapping[str, tuple[float, float]] = {
     "final_logit_softcapping": (1e-6, 1e6),
     "logit_scale": (1e-6, 1e6),
     "ffn_dim": (1, MOST),
+    "init_std": (0, 1e6),
 }
 
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 FRACTIONS = (
-    "rms_norm_eps", "initializer_range", "logits_scaling", "final_logit_softcapping", "logit_scale",
+    "rms_norm_eps", "initializer_range", "init_std", "logits_scaling", "logit_scale",
+    "final_logit_softcapping",
 )  # fmt: skip
 
 

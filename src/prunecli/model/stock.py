@@ -4,6 +4,7 @@ Parameters are on the meta device; buffers, which are computed from the config a
 real.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -64,6 +65,15 @@ class Parts(NamedTuple):
         return cls(model.base_model, *map(model.get_submodule, names))
 
 
+def stored_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield what a checkpoint of a model holds: parameters, tied ones once, and some buffers."""
+    yield from model.named_parameters()
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if name not in parameters:
+            yield name, tensor
+
+
 def with_ones(states: Tensor) -> Tensor:
     """Return states [..., D + 1], a one behind each: for heads whose bias is their last column."""
     return torch.cat([states, states.new_ones(*states.shape[:-1], 1)], -1)
@@ -114,10 +124,11 @@ def loaded(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> 
     parts = Parts.of(model, checkpoint.arch.family)
     if checkpoint.arch.tied:
         parts.head.weight = parts.embedding.weight
-    for name, _ in list(model.named_parameters()):
+    for name, old in list(stored_tensors(model)):
         module, _, leaf = name.rpartition(".")
         weight = checkpoint.tensor(name).to(device, dtype, copy=True)
-        setattr(model.get_submodule(module), leaf, nn.Parameter(weight))
+        made = nn.Parameter(weight) if isinstance(old, nn.Parameter) else weight
+        setattr(model.get_submodule(module), leaf, made)
     if checkpoint.arch.tied:
         parts.head.weight = parts.embedding.weight
     model.config.dtype = dtype

@@ -290,13 +290,17 @@ class Initializer:
         import torch
 
         arch = self.target.arch
-        if len(spec.shape) == 1:
+        if len(spec.shape) < 2:
             norm_weight = 1.0 - arch.family.norm_weight_offset
-            return torch.full(spec.shape, 0.0 if name.endswith(".bias") else norm_weight)
+            usual = 0.0 if name.endswith(".bias") else norm_weight
+            others = (value for end, value in arch.family.initial.items() if name.endswith(end))
+            return torch.full(spec.shape, next(others, usual))
         if self.scheme == OFFICIAL:
             std = OFFICIAL_STD
         else:
-            std = float(arch.get("initializer_range")) * SCHEMES[self.scheme](name, arch)
+            std = float(arch.get(arch.family.key("initializer_range"))) * SCHEMES[self.scheme](
+                name, arch
+            )
         seed = hashlib.sha256(f"{self.seed_key} {name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(seed[:8], "little") >> 1)
         return torch.empty(spec.shape).normal_(0, std, generator=generator)

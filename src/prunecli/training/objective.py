@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from prunecli.files.tensorfile import Spec, torch_dtype
 from prunecli.model.checkpoint import Checkpoint
-from prunecli.model.stock import LogitSoftcap, Parts, meta_model, with_ones
+from prunecli.model.stock import LogitSoftcap, Parts, meta_model, stored_tensors, with_ones
 from prunecli.training.distributed import Ranks
 from prunecli.training.fixed_masks import local
 from prunecli.training.losses import Distillation, next_token_loss
@@ -200,7 +200,7 @@ def _shard(module: nn.Module, ranks: Ranks, dtype: torch.dtype) -> None:
 @torch.no_grad()
 def load_weights(model: nn.Module, checkpoint: Checkpoint, ranks: Ranks) -> None:
     """Copy the checkpoint's weights into the model, one tensor at a time."""
-    for name, parameter in model.named_parameters():
+    for name, parameter in stored_tensors(model):
         stored = checkpoint.tensor(name)
         if isinstance(parameter, DTensor):
             # every process reads the files, so nothing has to be sent
@@ -218,7 +218,7 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, ranks: Ranks) -> None
 @torch.no_grad()
 def round_to(specs: Mapping[str, Spec], model: nn.Module) -> None:
     """Round every weight to the type that it will be stored in; the parameters stay float32."""
-    for name, parameter in model.named_parameters():
+    for name, parameter in stored_tensors(model):
         part = local(parameter)
         part.copy_(part.to(torch_dtype(specs[name].dtype)))
 
@@ -226,7 +226,7 @@ def round_to(specs: Mapping[str, Spec], model: nn.Module) -> None:
 @torch.no_grad()
 def full_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield every weight in full, one at a time; all processes must take part."""
-    for name, parameter in model.named_parameters():
+    for name, parameter in stored_tensors(model):
         yield name, full_tensor(parameter.detach())
 
 

@@ -28,6 +28,11 @@ CONFIG_KEYS = {
 }
 
 
+# why some families cannot lose an axis exactly
+MEAN = "its LayerNorm subtracts the mean over all hidden channels, which their removal changes"
+HEAD_SIZE = "its config has no size of heads: it is hidden / heads, which their removal changes"
+
+
 @dataclass(frozen=True)
 class Family:
     """One family's tables.
@@ -38,9 +43,10 @@ class Family:
         layer: what the names of a layer's tensors begin with.
         embedding, final_norm, head, positions: the modules outside the layers; positions where
             they are learned.
-        keys: config keys of sizes, where they are not those of CONFIG_KEYS.
+        keys: config keys, by the axis or by the key of Llama, where they are not the same.
         aliases: config keys of older checkpoints -> those that transformers writes.
         stored_names: parts of names in older checkpoints, and what they are here, in this order.
+        buffers: ends of names of stored tensors that transformers computes.
         only: config keys -> the values that make it a model that these tables describe.
         tensors: name template -> axes, of the tensors that are always there (`{i}` is the layer).
         biases: config flag -> the biases that exist when it is true.
@@ -56,6 +62,7 @@ class Family:
         scales_embedding: embeddings are multiplied by sqrt(hidden), which surgery undoes.
         norm_weight_offset: a norm multiplies by its weight plus this.
         logits_times: the config key of what logits are multiplied by.
+        initial: ends of names -> what vectors begin with in a new model that are no norm's.
         position_offset: learned positions begin at this row of their table.
         containers: families that can hold the same computation exactly, in order of preference.
         not_convertible_if: config keys that, when set, forbid the move into another container.
@@ -76,6 +83,7 @@ class Family:
     keys: Mapping[str, str] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     stored_names: tuple[tuple[str, str], ...] = ()
+    buffers: tuple[str, ...] = ()
     only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     post_norms: tuple[str, ...] = ()
     fixed: Mapping[str, str] = field(default_factory=dict)
@@ -88,6 +96,7 @@ class Family:
     scales_embedding: bool = False
     norm_weight_offset: float = 0.0
     logits_times: str | None = None
+    initial: Mapping[str, float] = field(default_factory=dict)
     position_offset: int = 0
     containers: tuple[str, ...] = ()
     not_convertible_if: tuple[str, ...] = ()
@@ -95,8 +104,8 @@ class Family:
     test_config: Mapping[str, Any] = field(default_factory=dict)
 
     def key(self, axis: str) -> str:
-        """Return the config key of a size."""
-        return self.keys.get(axis, CONFIG_KEYS[axis])
+        """Return the config key of an axis, or of what is `axis` in Llama's."""
+        return self.keys.get(axis, CONFIG_KEYS.get(axis, axis))
 
     def renamed(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return `config` with the keys that transformers writes."""

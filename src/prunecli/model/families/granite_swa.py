@@ -20,6 +20,7 @@ FAMILY = Family(
     tensors={**llama.FAMILY.tensors, llama.ATTENTION + "sinks": ("each_head",)},
     biases=llama.FAMILY.biases,
     inputs=llama.INPUTS,
+    initial={"sinks": 0.0},
     defaults={
         **granite.FAMILY.defaults,
         "max_position_embeddings": 8192,

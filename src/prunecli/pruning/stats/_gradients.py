@@ -92,8 +92,6 @@ def _backward(
             squares[name].addcmul_(slope, slope, value=len(inputs))
             weight.grad = None
     return [
-        WeightGradients(
-            weight.detach().float(), sums[name], squares[name], axes[prefix + name]
-        )
+        WeightGradients(weight.detach().float(), sums[name], squares[name], axes[prefix + name])
         for name, weight in weights.items()
     ]
