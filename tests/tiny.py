@@ -2,10 +2,11 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -29,6 +30,23 @@ SIZES = {
     "bos_token_id": None,
     "eos_token_id": None,
 }
+
+
+# families whose whole product of axes and ties is in the fast tests, one of each mechanism at
+# least; that of all others is in `make soak`
+QUICK = (
+    "apertus", "cohere", "exaone", "gemma2", "gemma3", "gpt-neox", "granite", "granite-swa",
+    "llama", "mistral", "olmo2", "olmo3", "opt", "phi", "phi3", "qwen2", "qwen3", "seed-oss",
+    "smollm3",
+)  # fmt: skip
+
+
+def families(names: Iterable[str] = registry.names()) -> list[Any]:
+    """Return families to parametrize a test with; those that are not quick are slow."""
+    return [
+        pytest.param(name, id=name, marks=[] if name in QUICK else [pytest.mark.slow])
+        for name in names
+    ]
 
 
 def config_of(family: str, **overrides: Any) -> dict[str, Any]:

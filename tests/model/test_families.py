@@ -174,6 +174,7 @@ def test_old_rope_settings_survive_a_change_of_container(llama, tmp_path, rope):
     )
 
 
+@pytest.mark.parametrize("family", tiny.families())
 def test_ffn_channels_are_cut_as_if_zero(family, models, tmp_path):
     keep = [sorted({(7 * j + i) % 80 for j in range(50)}) for i in range(4)]
     width = min(map(len, keep))
@@ -194,6 +195,7 @@ def test_ffn_channels_are_cut_as_if_zero(family, models, tmp_path):
     )
 
 
+@pytest.mark.parametrize("family", tiny.families())
 def test_kv_groups_are_cut_as_if_zero(family, tmp_path):
     keep = [[0], [1], [1], [0]]
     model = tiny.make(tmp_path / "m", family, rms_norm_eps=1e-12)
@@ -211,6 +213,7 @@ def test_kv_groups_are_cut_as_if_zero(family, tmp_path):
     )
 
 
+@pytest.mark.parametrize("family", tiny.families())
 def test_query_heads_are_cut_within_their_groups(family, tmp_path):
     keep = [[0, 2, 3, 5]] * 4
     model = tiny.make(tmp_path / "m", family, rms_norm_eps=1e-12)
@@ -230,6 +233,7 @@ def test_query_heads_are_cut_within_their_groups(family, tmp_path):
     )
 
 
+@pytest.mark.parametrize("family", tiny.families())
 def test_layers_are_cut_as_if_they_added_nothing(family, models, tmp_path):
     arch = Arch(tiny.config_of(family))
     made = run_plan(models(family), tmp_path / "out", tmp_path, layers=[0, 3])
@@ -249,6 +253,7 @@ def test_layers_are_cut_as_if_they_added_nothing(family, models, tmp_path):
     )
 
 
+@pytest.mark.parametrize("family", tiny.families())
 @pytest.mark.parametrize("tied", [False, True])
 def test_hidden_channels_are_cut_as_if_zero(family, tied, tmp_path):
     """A norm over fewer channels is exact once the parent's gains are scaled by sqrt(d / d')."""
@@ -297,7 +302,8 @@ def test_smollm2_keeps_its_own_container():
 
 
 @pytest.mark.parametrize(
-    "name", [f for f in registry.names() if any(registry.get(f).layer_lists.values())]
+    "name",
+    tiny.families(f for f in registry.names() if any(registry.get(f).layer_lists.values())),
 )
 def test_lists_that_config_json_leaves_out_are_thinned_too(name, tmp_path):
     """What transformers fills in depends on the layer's number, which pruning changes."""

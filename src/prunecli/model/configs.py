@@ -159,9 +159,12 @@ def _refuse_kernels(values: Mapping[str, Any]) -> None:
 
 
 def _filled(values: dict[str, Any], counted: bool) -> dict[str, Any]:
+    from prunecli.model import nearest
     from prunecli.model.families import registry
 
     # before transformers could mistake an unknown family
+    if not registry.knows(values["model_type"]):
+        raise registry.unknown(values["model_type"], nearest.described(values["model_type"]))
     family = registry.of_model_type(values["model_type"])
     values = family.renamed(values)
     if not counted and values.get("quantization_config") is not None:

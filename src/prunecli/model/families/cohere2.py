@@ -1,4 +1,4 @@
-"""Cohere 2 (Command R7B, Command A): Cohere with windows, and no positions in every fourth layer."""
+"""Cohere 2 (Command R7B and A): Cohere with windows, and no positions in every fourth layer."""
 
 from prunecli.model.families import cohere, llama
 from prunecli.model.families._base import MEAN, Family

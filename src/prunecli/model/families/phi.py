@@ -1,4 +1,4 @@
-"""Phi 1, 1.5 and 2: attention and FFN side by side behind one LayerNorm, no gate, biases everywhere.
+"""Phi 1 to 2: attention and FFN side by side behind one LayerNorm, no gate, biases everywhere.
 
 The output head has a bias too. Positions are on half of each head.
 """
