@@ -2,12 +2,13 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from prunecli.model.families import registry
 
@@ -31,6 +32,23 @@ SIZES = {
 }
 
 
+# families whose whole product of axes and ties is in the fast tests, one of each mechanism at
+# least; that of all others is in `make soak`
+QUICK = (
+    "apertus", "cohere", "exaone", "gemma2", "gemma3", "gpt-neox", "granite", "granite-swa",
+    "llama", "mistral", "olmo2", "olmo3", "opt", "phi", "phi3", "qwen2", "qwen3", "seed-oss",
+    "smollm3",
+)  # fmt: skip
+
+
+def families(names: Iterable[str] = registry.names()) -> list[Any]:
+    """Return families to parametrize a test with; those that are not quick are slow."""
+    return [
+        pytest.param(name, id=name, marks=[] if name in QUICK else [pytest.mark.slow])
+        for name in names
+    ]
+
+
 def config_of(family: str, **overrides: Any) -> dict[str, Any]:
     """Return the config.json of a tiny model."""
     record = registry.get(family)
@@ -46,7 +64,7 @@ def make(folder: Path, family: str = "llama", dtype=torch.float32, shard=None, *
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.dim() == 1:
+            if parameter.dim() < 2:
                 parameter.copy_(torch.randn_like(parameter) * 0.2 + 1)
     model = model.to(dtype)
     model.save_pretrained(folder, **({"max_shard_size": shard} if shard else {}))
@@ -71,6 +89,14 @@ def logits(folder: Path | str, ids: torch.Tensor) -> torch.Tensor:
     assert not info["missing_keys"] and not info["unexpected_keys"], info
     with torch.no_grad():
         return model.eval()(ids.long()).logits
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the weights of a folder with one file, to be edited, by the names used here."""
+    record = json.loads((folder / "config.json").read_text())
+    family = registry.of_model_type(record["model_type"])
+    stored = load_file(folder / "model.safetensors")
+    return {family.own_name(name): tensor.clone() for name, tensor in stored.items()}
 
 
 def sidecar(folder: Path | str) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def random_gates(arch, seed):
 
 @pytest.mark.parametrize("axes", [None, "layers", "hidden", "kv_heads", "ffn"])
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize("name", tiny.families())
 def test_a_masked_model_is_the_cut_one(name, tied, axes, tmp_path):
     """Every norm, projection and head: gates in the forward, or folded into what is left."""
     from transformers import AutoModelForCausalLM
@@ -82,7 +82,12 @@ def test_a_masked_model_is_the_cut_one(name, tied, axes, tmp_path):
     flags = registry.get(name).biases
     folder = tiny.make(tmp_path / "m", name, tie_word_embeddings=tied, **dict.fromkeys(flags, True))
     parent = Checkpoint(str(folder))
+    fixed = parent.arch.family.fixed
+    kept = {"heads": "kv_heads"}.get
     values = random_gates(parent.arch, 1)
+    values = {axis: z for axis, z in values.items() if axis not in {kept(a, a) for a in fixed}}
+    if axes is not None and axes not in values:
+        return  # no cut of it is exact, and test_families.py finds it refused
     if axes is not None:
         values = {axes: values[axes]}
     plan = gates.plan_of(values)

@@ -4,6 +4,7 @@ A verb knows its artefact before it computes: kind, options and inputs make the 
 `settled` first, and what it computes then goes through one of the `write_` methods.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from prunecli.settings import Result, RunContext
 
 if TYPE_CHECKING:
     import torch
+
+FIRST = re.compile(r"\blayers\.0\b")  # in the names of the tensors of layer 0
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,7 @@ class Artefact:
                 first = next(parts)
                 parts = chain([first], parts)
                 specs = {
-                    name.replace("model.layers.0", f"model.layers.{i}", 1): spec_of(tensor)
+                    FIRST.sub(f"layers.{i}", name, count=1): spec_of(tensor)
                     for i in range(layers)
                     for name, tensor in first.items()
                 } | dict(whole_model or {})

@@ -4,6 +4,7 @@ What it is follows from its sidecar's `kind`; a model folder needs none. Each `_
 what is wrong with one kind, the cheapest first.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.sparsity import faults
 from prunecli.report import SILENT, Report
 
-LAYER = "model.layers."  # what the names of a layer's tensors begin with, before its number
+# what the names of a layer's tensors begin with, and its number
+LAYER = re.compile(r"(?:[a-z_]+\.)+layers\.([^.]*)\.")
 
 Problems = Iterator[str]
 
@@ -174,9 +176,8 @@ def _uneven(specs: Mapping[str, Spec]) -> Problems:
     """Yield the layers whose tensors are not those of layer 0 by name, type and shape."""
     layers: dict[str, dict[str, Spec]] = {}
     for name, spec in specs.items():
-        if name.startswith(LAYER):
-            number, _, own = name.removeprefix(LAYER).partition(".")
-            layers.setdefault(number, {})[own] = spec
+        if match := LAYER.match(name):
+            layers.setdefault(match[1], {})[name[match.end() :]] = spec
     expected = {str(i) for i in range(len(layers))}
     for number in sorted(expected ^ layers.keys()):
         yield f"the tensors of layer {number} are {'missing' if number in expected else 'too many'}"

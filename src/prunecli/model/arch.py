@@ -16,10 +16,10 @@ from prunecli.model.families import registry
 from prunecli.model.families._base import CONFIG_KEYS, Axes, Family
 
 GROUPS = ("embedding", "attention", "ffn", "norms", "biases", "head")
-BIASED = ("self_attn.o_proj", "mlp.down_proj")
 EXPLICIT = ("heads", "kv_heads", "head_dim")
 ATTENTION = {"full_attention", "sliding_attention"}
 POINTS = ("q", "o", "gate", "down")
+UNITS = {"hidden": "hidden channels", "ffn": "FFN channels"}
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Arch:
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        self.config = dict(config)
         self.family: Family = registry.of_model_type(config["model_type"])
-        configs.check_numbers(config)
+        self.config = self.family.renamed(config)
+        configs.check_numbers(self.config)
         self.layers = self._size("layers")
         self.hidden = self._size("hidden")
         self.ffn = self._size("ffn")
@@ -82,7 +82,7 @@ class Arch:
                 )
 
     def _size(self, axis: str, otherwise: int | None = None) -> int:
-        key = CONFIG_KEYS[axis]
+        key = self.family.key(axis)
         value = self.get(key)
         if value is None:
             value = otherwise
@@ -102,17 +102,41 @@ class Arch:
 
     def norms(self) -> list[str]:
         """Return the modules of a layer that norm the residual stream, or what is added to it."""
-        inside = "model.layers.{i}."
+        inside = self.family.layer
         return [
             name.removeprefix(inside).removesuffix(".weight")
-            for name, axes in self.family.tensors.items()
+            for name, axes in self.family.templates(self.config).items()
             if name.startswith(inside) and axes == ("hidden",) and not name.endswith(".bias")
         ]
 
     @property
+    def post_norms(self) -> tuple[str, ...]:
+        """The post-sublayer norms that a model with this config has."""
+        return tuple(name for name in self.family.post_norms if name in self.norms())
+
+    @property
+    def head_bias(self) -> bool:
+        """Whether the output head has a bias."""
+        return f"{self.family.head}.bias" in self.family.tensors
+
+    @property
+    def outputs(self) -> tuple[str, str]:
+        """The projections of a layer out of the heads and out of the FFN channels."""
+        return self.module("o"), self.module("down")
+
+    @property
     def writers(self) -> tuple[str, ...]:
         """The modules of a layer whose outputs are added to the residual stream."""
-        return self.family.post_norms or BIASED
+        return self.post_norms or self.outputs
+
+    @property
+    def ffn_matrices(self) -> int:
+        """How many matrices have a row or a column of an FFN channel: 3, or 2 without a gate."""
+        return sum("+".join(axes).split("+").count("ffn") for axes in self._matrices())
+
+    def _matrices(self) -> list[Axes]:
+        tensors = self.family.tensors
+        return [tensors[name] for name in self.block_linears()]
 
     @property
     def norm_spans_heads(self) -> bool:
@@ -138,21 +162,33 @@ class Arch:
 
     def axis_slices(self, axis: str) -> list[slice]:
         """Return where the parts of a fused axis lie, of any other axis the whole."""
-        lengths = {
-            "heads": self.heads * self.head_dim,
-            "kv_heads": self.kv_heads * self.head_dim,
-        }
         found, start = [], 0
         for part in axis.split("+"):
-            stop = start + (lengths.get(part) or getattr(self, part))
+            stop = start + self._length(part)
             found.append(slice(start, stop))
             start = stop
         return found
 
+    def unit_rows(self, axis: str) -> tuple[str, int] | None:
+        """Return the heads that an axis is made of, and its rows of each; None if of none."""
+        return {
+            "heads": ("heads", self.head_dim),
+            "kv_heads": ("kv_heads", self.head_dim),
+            "each_head": ("heads", 1),
+            "qkv_by_head": ("heads", 3 * self.head_dim),
+        }.get(axis)
+
+    def _length(self, axis: str) -> int:
+        unit = self.unit_rows(axis)
+        if unit is not None:
+            return int(getattr(self, unit[0])) * unit[1]
+        others = {"one": 1, "positions": self.max_positions + self.family.position_offset}
+        return others[axis] if axis in others else int(getattr(self, axis))
+
     def _templates(self) -> dict[str, Axes]:
         templates = self.family.templates(self.config)
         if self.tied:
-            templates.pop("lm_head.weight")
+            templates.pop(f"{self.family.head}.weight")
         return templates
 
     def tensors(self) -> dict[str, Tensor]:
@@ -177,7 +213,11 @@ class Arch:
         """Yield the templates of the block linears: what ratios are fractions of."""
         for modules in self.family.inputs:
             for module in modules:
-                yield f"model.layers.{{i}}.{module}.weight"
+                yield f"{self.family.layer}{module}.weight"
+
+    def prefix(self, i: int) -> str:
+        """Return what the names of the tensors of layer `i` begin with."""
+        return self.family.layer.replace("{i}", str(i))
 
     def module(self, point: str) -> str:
         """Return the module of a layer that reads the input called `q`, `o`, `gate` or `down`."""
@@ -185,8 +225,8 @@ class Arch:
 
     def point(self, i: int, point: str) -> str:
         """Return the full name of a point of layer `i`, under which its statistics are kept."""
-        layer = f"model.layers.{i}"
-        return f"{layer}:out" if point == "block" else f"{layer}.{self.module(point)}:in"
+        layer = self.prefix(i)
+        return f"{layer[:-1]}:out" if point == "block" else f"{layer}{self.module(point)}:in"
 
     def point_width(self, point: str) -> int:
         """Return how many channels a point has."""
@@ -197,7 +237,7 @@ class Arch:
         groups = dict.fromkeys(GROUPS, 0)
         for name, axes in self._templates().items():
             times = self.layers if "{i}" in name else 1
-            groups[_group(name, axes)] += times * prod(map(self.axis_size, axes))
+            groups[_group(name, axes, self.family)] += times * prod(map(self.axis_size, axes))
         return groups
 
     @property
@@ -242,28 +282,40 @@ class Arch:
         `layers` are the indices kept; `biased` asks for biases on the projections out of the heads
         and out of the FFN. The parent's own family is kept where its config class allows the
         shape, else the first of its `containers` that computes the same.
-        Raises InputError when none does.
+        Raises InputError when none does, or the family cannot lose an axis exactly.
         """
+        self._check_fixed(hidden=hidden, ffn=ffn, heads=heads, kv_heads=kv_heads)
         # absent, these would mean something else in a pruned model or in another container
-        config = {**self.config, **{CONFIG_KEYS[a]: getattr(self, a) for a in EXPLICIT}}
+        key = self.family.key
+        config = {**self.config, **{key(axis): getattr(self, axis) for axis in EXPLICIT}}
         if kv_heads is not None:
             group = (heads or self.group * kv_heads) // kv_heads
-            config[CONFIG_KEYS["kv_heads"]] = kv_heads
-            config[CONFIG_KEYS["heads"]] = group * kv_heads
+            config[key("kv_heads")] = kv_heads
+            config[key("heads")] = group * kv_heads
         for axis, size in (("hidden", hidden), ("ffn", ffn)):
             if size is not None:
-                config[CONFIG_KEYS[axis]] = size
+                config[key(axis)] = size
         if layers is not None:
-            config[CONFIG_KEYS["layers"]] = len(layers)
-            for key, entry in self.family.layer_lists.items():
-                if isinstance(config.get(key), list):
-                    config[key] = [config[key][i] for i in layers]
+            config[key("layers")] = len(layers)
+            for name, entry in self.family.layer_lists.items():
+                if isinstance(config.get(name), list):
+                    config[name] = [config[name][i] for i in layers]
                 elif entry is not None:
-                    config[key] = [entry(self.config, i) for i in layers]
+                    config[name] = [entry(self.config, i) for i in layers]
             if isinstance(config.get("max_window_layers"), int):
                 full = config["max_window_layers"]
                 config["max_window_layers"] = sum(i < full for i in layers)
         return Arch(self._contained(config, biased))
+
+    def _check_fixed(self, **sizes: int | None) -> None:
+        """Raise InputError for sizes below this model's on axes that its family cannot lose."""
+        for axis, size in sizes.items():
+            why = self.family.fixed.get("heads" if axis == "kv_heads" else axis)
+            if why is not None and size is not None and size < getattr(self, axis):
+                what = "heads" if axis == "kv_heads" else UNITS.get(axis, axis)
+                raise InputError(
+                    f"'{self.family.name}' cannot lose {what}: {why}", "keep all of them"
+                )
 
     def _active(self, key: str) -> bool:
         """Return whether a config key is on; a window that holds every position is not."""
@@ -274,7 +326,7 @@ class Arch:
         has = self.family.templates(self.config)
         wanted = {name for name in has if name.endswith(".bias")}
         if biased:
-            wanted |= {f"model.layers.{{i}}.{module}.bias" for module in BIASED}
+            wanted |= {f"{self.family.layer}{module}.bias" for module in self.outputs}
         flags = _bias_flags(self.family, wanted)
         if flags is not None and _takes(self.family, config):
             return {**config, **flags} if biased else config
@@ -299,7 +351,7 @@ class Arch:
 
 
 def _takes(family: Family, config: Mapping[str, Any]) -> bool:
-    hidden, heads = config[CONFIG_KEYS["hidden"]], config[CONFIG_KEYS["heads"]]
+    hidden, heads = config[family.key("hidden")], config[family.key("heads")]
     return not family.hidden_divides or hidden % heads == 0
 
 
@@ -311,10 +363,10 @@ def _bias_flags(family: Family, wanted: set[str]) -> dict[str, bool] | None:
     return flags if wanted <= held else None
 
 
-def _group(name: str, axes: Axes) -> str:
+def _group(name: str, axes: Axes, family: Family) -> str:
     if "{i}" not in name and len(axes) == 2:
-        return "head" if name.startswith("lm_head") else "embedding"
-    if len(axes) == 1:
+        return "head" if name.startswith(family.head) else "embedding"
+    if len(axes) < 2:
         return "biases" if name.endswith(".bias") else "norms"
     return "ffn" if "ffn" in "+".join(axes) else "attention"
 

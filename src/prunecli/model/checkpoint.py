@@ -33,7 +33,7 @@ from prunecli.files.tensorfile import (
 from prunecli.model import companions, configs, foreign
 from prunecli.model.arch import Arch
 from prunecli.model.families._base import CONFIG_KEYS
-from prunecli.model.families._wrappers import PLAIN, WRAPPERS, Prefixes
+from prunecli.model.families._wrappers import WRAPPERS, Prefixes, plain
 from prunecli.report import SILENT, Report
 
 if TYPE_CHECKING:
@@ -45,9 +45,6 @@ if TYPE_CHECKING:
 ONE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 FLOATS = ("F32", "BF16", "F16", "F64")
-
-
-HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
 # computed by transformers from the config, but stored by older versions of it
@@ -170,6 +167,8 @@ class Checkpoint(Reader):
             report.info(f"'{model}' has an adapter beside its weights, which is ignored")
         config, self.part_of = configs.read(self.folder)
         self.arch = Arch(config)
+        family = self.arch.family
+        self._head, self._embedding = f"{family.head}.weight", f"{family.embedding}.weight"
         # by the name used here: the file, and the tensor's name in it
         self._stored: dict[str, tuple[Path, str]] = {}
         self.specs: dict[str, Spec] = {}
@@ -203,15 +202,16 @@ class Checkpoint(Reader):
     def _find_tensors(self, report: Report) -> None:
         """Find each tensor in the files; these count, not what an index says of them."""
         headers = {path: read_header(path) for path in self._files()}
-        self._check_layers([name for header in headers.values() for name in header])
-        expected = {*self.arch.tensors(), HEAD}
-        prefixes = PLAIN if self.part_of is None else WRAPPERS[self.part_of]
+        family = self.arch.family
+        self._check_layers([family.own_name(name) for file in headers.values() for name in file])
+        expected = {*self.arch.tensors(), self._head}
+        prefixes = plain(family) if self.part_of is None else WRAPPERS[self.part_of]
         others = set()
         for path, header in headers.items():
             for stored, spec in header.items():
-                if BUFFER in stored:
+                if BUFFER in stored or stored.endswith(family.buffers):
                     continue
-                name = _own_name(stored, prefixes, expected)
+                name = _own_name(family.own_name(stored), prefixes, expected)
                 if name is None:
                     others.add(stored)
                     continue
@@ -224,7 +224,8 @@ class Checkpoint(Reader):
                     )
                 self._stored[name], self.specs[name] = (path, stored), spec
         self.specs = {name: self.specs[name] for name in sorted(self.specs)}
-        headless = self._stored.get(EMBEDDING, (None, EMBEDDING))[1] != EMBEDDING
+        found = self._stored.get(self._embedding)
+        headless = found is not None and family.own_name(found[1]) != self._embedding
         if self.part_of is not None or headless:
             classes = {"architectures": [f"{self.arch.family.classes}ForCausalLM"]}
             self.arch = Arch({**self.arch.config, **classes})
@@ -251,22 +252,23 @@ class Checkpoint(Reader):
 
     def _tie(self, report: Report) -> None:
         """Decide what the output head is where config.json says that it is the embedding."""
-        if not self.arch.tied or HEAD not in self.specs:
+        head, embedding = self._head, self._embedding
+        if not self.arch.tied or head not in self.specs:
             return
-        if EMBEDDING not in self.specs:
+        if embedding not in self.specs:
             # whichever is stored serves as both
-            self._stored[EMBEDDING] = self._stored[HEAD]
-            self.specs[EMBEDDING] = self.specs[HEAD]
-        elif not self._equal(HEAD, EMBEDDING):
+            self._stored[embedding] = self._stored[head]
+            self.specs[embedding] = self.specs[head]
+        elif not self._equal(head, embedding):
             # transformers then loads both, so the model is not tied
             self.arch = Arch({**self.arch.config, "tie_word_embeddings": False})
-            types = " and ".join(self.specs[name].dtype for name in (EMBEDDING, HEAD))
+            types = " and ".join(self.specs[name].dtype for name in (embedding, head))
             report.info(
                 f"config.json ties the output head to the embedding, but both are stored ({types}) "
                 "and differ; they are read as untied, as transformers does in float32"
             )
             return
-        del self._stored[HEAD], self.specs[HEAD]
+        del self._stored[head], self.specs[head]
 
     def _equal(self, one: str, other: str) -> bool:
         """Return whether two matrices hold equal numbers, whatever their types."""
@@ -296,10 +298,10 @@ class Checkpoint(Reader):
                     f"'{name}' is stored as {spec.dtype}, expected one of {', '.join(FLOATS)}",
                     "dequantise the model first",
                 )
-        if missing == [HEAD]:
+        if missing == [self._head]:
             raise InputError(
-                f"the output head '{HEAD}' is missing, and config.json does not tie it to the "
-                "embedding",
+                f"the output head '{self._head}' is missing, and config.json does not tie it to "
+                "the embedding",
                 "if it is the embedding, set tie_word_embeddings to true; else download it again",
             )
         for name in missing:
@@ -497,7 +499,7 @@ def check_buildable(arch: Arch, remedy: str = "is config.json as it came with th
             f"no '{arch.config['model_type']}' of {sizes}: {error.what}", remedy
         ) from None
     if arch.tied:
-        expected.pop(HEAD, None)
+        expected.pop(f"{arch.family.head}.weight", None)
     ours = {name: tensor.shape for name, tensor in arch.tensors().items()}
     for name in [*ours, *expected]:
         if ours.get(name) != expected.get(name):

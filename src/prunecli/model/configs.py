@@ -36,15 +36,21 @@ NUMBERS: Mapping[str, tuple[float, float]] = {
     "initializer_range": (0, 1e6),
     "logits_scaling": (1e-6, 1e6),
     "final_logit_softcapping": (1e-6, 1e6),
+    "logit_scale": (1e-6, 1e6),
+    "ffn_dim": (1, MOST),
+    "init_std": (0, 1e6),
 }
 
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-FRACTIONS = ("rms_norm_eps", "initializer_range", "logits_scaling", "final_logit_softcapping")
+FRACTIONS = (
+    "rms_norm_eps", "initializer_range", "init_std", "logits_scaling", "logit_scale",
+    "final_logit_softcapping",
+)  # fmt: skip
 
 
 # sizes without a default in any family's table
-FILLED = tuple(CONFIG_KEYS[axis] for axis in ("layers", "hidden", "ffn", "heads", "vocab"))
+FILLED = ("layers", "hidden", "ffn", "heads", "vocab")
 
 
 # keys that a language model may take from the multimodal model's config
@@ -67,12 +73,12 @@ PREFERENCES = (
 )  # fmt: skip
 
 
-# keys by which any class of transformers becomes another model, and what they may be
+# keys by which any class of transformers becomes another model, and what they may be beside null
 ORDINARY: Mapping[str, tuple[Any, ...]] = {
-    "per_layer_config": (None,),
-    "transformers_weights": (None,),
-    "is_causal": (None, True),
-    "is_encoder_decoder": (None, False),
+    "per_layer_config": (),
+    "transformers_weights": (),
+    "is_causal": (True,),
+    "is_encoder_decoder": (False,),
 }
 
 
@@ -153,25 +159,29 @@ def _refuse_kernels(values: Mapping[str, Any]) -> None:
 
 
 def _filled(values: dict[str, Any], counted: bool) -> dict[str, Any]:
+    from prunecli.model import nearest
     from prunecli.model.families import registry
 
     # before transformers could mistake an unknown family
-    registry.of_model_type(values["model_type"])
+    if not registry.knows(values["model_type"]):
+        raise registry.unknown(values["model_type"], nearest.described(values["model_type"]))
+    family = registry.of_model_type(values["model_type"])
+    values = family.renamed(values)
     if not counted and values.get("quantization_config") is not None:
         # whatever it says, transformers would read plain weights as quantised ones
         raise InputError(
             "config.json has a quantization_config",
             "dequantise the model first, or remove the key if its weights are not quantised",
         )
-    for key, allowed in ORDINARY.items():
-        if values.get(key) not in allowed:
+    for key, allowed in {**ORDINARY, **family.only}.items():
+        if values.get(key) not in (None, *allowed):
             raise InputError(
                 f"config.json: {key} is {strict.told(values[key])}, which makes it another kind of "
                 "model",
                 "give a causal language model with layers of one shape",
             )
     check_numbers(values)
-    absent = [key for key in FILLED if values.get(key) is None]
+    absent = [key for key in map(family.key, FILLED) if values.get(key) is None]
     if counted and not absent:
         return values
     known = transformers_config(values)

@@ -68,7 +68,7 @@ def dtype_of(compute: Compute, checkpoint: Reader) -> "torch.dtype":
         return getattr(torch, compute.dtype)  # type: ignore[no-any-return]
     if device_of(compute).type == "cpu":
         return torch.float32
-    return torch_dtype(checkpoint.specs["model.embed_tokens.weight"].dtype)
+    return torch_dtype(checkpoint.specs[f"{checkpoint.arch.family.embedding}.weight"].dtype)
 
 
 def check_device(compute: Compute) -> None:

@@ -110,12 +110,12 @@ def of_walk(
     is how often the windows go through the model.
     """
     arch, item = checkpoint.arch, item_bytes(compute)
-    matrices = ["model.embed_tokens.weight", *([] if arch.tied else ["lm_head.weight"])]
+    matrices = [f"{name}.weight" for name in (arch.family.embedding, arch.family.head)]
     stored = sum(checkpoint.specs[name].bytes for name in matrices if name in checkpoint.specs)
     hidden = rows * length * arch.hidden * item if compute.buffer == "ram" else 0
     # a batch is at least one window: what enters and leaves the linears, and a residual stream
     batch = max(BATCH_TOKENS, length)
-    activations = batch * (8 * arch.hidden + 3 * arch.ffn) * item
+    activations = batch * (8 * arch.hidden + arch.ffn_matrices * arch.ffn) * item
     return MemoryNeed(
         {"hidden states": hidden, "embeddings": stored},
         {

@@ -4,6 +4,7 @@ Parameters are on the meta device; buffers, which are computed from the config a
 real.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from prunecli.files import strict
 from prunecli.model import companions, configs
 from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint
+from prunecli.model.families._base import Family
 
 
 class LogitSoftcap(NamedTuple):
@@ -29,8 +31,9 @@ class LogitSoftcap(NamedTuple):
     @classmethod
     def of(cls, arch: Arch) -> "LogitSoftcap":
         """Return that of an architecture."""
-        cap = arch.get("final_logit_softcapping")
-        return cls(float(arch.get("logits_scaling") or 1.0), None if cap is None else float(cap))
+        cap, times = arch.get("final_logit_softcapping"), arch.family.logits_times
+        divided = arch.get("logits_scaling") if times is None else 1 / arch.get(times)
+        return cls(float(divided or 1.0), None if cap is None else float(cap))
 
     def __call__(self, products: Tensor) -> Tensor:
         """Return the logits of products `z`; both of any shape."""
@@ -42,6 +45,38 @@ class LogitSoftcap(NamedTuple):
         """Return d logits / dz from the logits."""
         of_cap = 1.0 if self.cap is None else 1 - (logits / self.cap) ** 2
         return of_cap / self.scaling
+
+
+class Parts(NamedTuple):
+    """The parts of transformers' model: what turns ids into hidden states, and modules in it."""
+
+    body: Any
+    layers: Any
+    embedding: Any
+    final_norm: Any
+    head: Any
+
+    @classmethod
+    def of(cls, model: Any, family: Family) -> "Parts":
+        """Return those of a causal language model of a family."""
+        names = (
+            family.layer.removesuffix(".{i}."), family.embedding, family.final_norm, family.head
+        )  # fmt: skip
+        return cls(model.base_model, *map(model.get_submodule, names))
+
+
+def stored_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield what a checkpoint of a model holds: parameters, tied ones once, and some buffers."""
+    yield from model.named_parameters()
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if name not in parameters:
+            yield name, tensor
+
+
+def with_ones(states: Tensor) -> Tensor:
+    """Return states [..., D + 1], a one behind each: for heads whose bias is their last column."""
+    return torch.cat([states, states.new_ones(*states.shape[:-1], 1)], -1)
 
 
 # what a generation_config.json may say: where texts begin and end, and how tokens are chosen
@@ -86,14 +121,16 @@ def loaded(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> 
     from transformers import GenerationConfig
 
     model = meta_model(checkpoint.arch, device)
+    parts = Parts.of(model, checkpoint.arch.family)
     if checkpoint.arch.tied:
-        model.lm_head.weight = model.model.embed_tokens.weight
-    for name, _ in list(model.named_parameters()):
+        parts.head.weight = parts.embedding.weight
+    for name, old in list(stored_tensors(model)):
         module, _, leaf = name.rpartition(".")
         weight = checkpoint.tensor(name).to(device, dtype, copy=True)
-        setattr(model.get_submodule(module), leaf, nn.Parameter(weight))
+        made = nn.Parameter(weight) if isinstance(old, nn.Parameter) else weight
+        setattr(model.get_submodule(module), leaf, made)
     if checkpoint.arch.tied:
-        model.lm_head.weight = model.model.embed_tokens.weight
+        parts.head.weight = parts.embedding.weight
     model.config.dtype = dtype
     for path in companions.find(checkpoint.folder, ("generation_config.json",)):
         record = strict.read_object(path)

@@ -18,7 +18,7 @@ from prunecli.interruption import safe_point
 from prunecli.model import memory
 from prunecli.model.checkpoint import Reader
 from prunecli.model.device import device_of, dtype_of
-from prunecli.model.stock import LogitSoftcap, meta_model
+from prunecli.model.stock import LogitSoftcap, Parts, meta_model, with_ones
 from prunecli.report import SILENT, Report
 from prunecli.settings import BATCH_TOKENS, Compute, RunContext
 
@@ -51,10 +51,10 @@ class LayerStream:
         self.buffer_kind = compute.buffer
         self._stock = meta_model(checkpoint.arch, self.device)
         self._cap = LogitSoftcap.of(checkpoint.arch)
-        self._norm = self._stock.model.norm
-        self._stock.model.norm = nn.Identity()
+        self._parts = Parts.of(self._stock, self.arch.family)
+        self._stock.set_submodule(self.arch.family.final_norm, nn.Identity())
         # transformers' model runs without its layers, to capture the inputs of each
-        for stub in self._stock.model.layers:
+        for stub in self._parts.layers:
             stub.forward = self._capture
         self._captured: list[tuple[Tensor, dict[str, Any]]] = []
         self._roots: dict[str, Tensor] = {}
@@ -89,12 +89,22 @@ class LayerStream:
         be the peak of memory.
         """
         used, local = torch.unique(ids, return_inverse=True)  # [U], [B, T] into it
-        table = self._root("model.embed_tokens.weight")[used.long()]  # [U, D]
-        embedding = self._stock.model.embed_tokens
+        family = self.arch.family
+        table = self._root(f"{family.embedding}.weight")[used.long()]  # [U, D]
+        embedding = self._parts.embedding
         embedding.weight = nn.Parameter(table.to(self.device, self.dtype), requires_grad=False)
+        if family.positions is not None:
+            self._load(self._stock.get_submodule(family.positions), f"{family.positions}.")
         self._captured = []
-        self._stock.model(input_ids=local.to(self.device), use_cache=False)
+        self._parts.body(input_ids=local.to(self.device), use_cache=False)
         return self._captured
+
+    def _load(self, module: nn.Module, prefix: str) -> None:
+        """Give a module its weights, on the device in the compute type, unless it has them."""
+        if any(parameter.is_meta for parameter in module.parameters()):
+            state = {name: self.weight(prefix + name) for name in module.state_dict()}
+            module.load_state_dict(state, strict=True, assign=True)
+            module.requires_grad_(False)
 
     def _root(self, name: str) -> Tensor:
         """Return a matrix outside the layers as it is stored; read once, for many batches."""
@@ -128,13 +138,11 @@ class LayerStream:
     def layer(self, i: int) -> nn.Module:
         """Return decoder layer `i` with its weights, on the device in the compute type."""
         memory.release()
-        prefix = f"model.layers.{i}."
         with torch.device("meta"):
-            kind = type(self._stock.model.layers[i])
+            kind = type(self._parts.layers[i])
             layer: nn.Module = kind(self._stock.config, i)
-        state = {name: self.weight(prefix + name) for name in layer.state_dict()}
-        layer.load_state_dict(state, strict=True, assign=True)
-        return layer.eval().requires_grad_(False)
+        self._load(layer, self.arch.prefix(i))
+        return layer.eval()
 
     def context(self, i: int, hidden: Tensor) -> dict[str, Any]:
         """Return what layer `i` takes beside hidden states [B, T, D]: positions and a mask."""
@@ -198,12 +206,14 @@ class LayerStream:
         return before.grad
 
     def _normed(self, hidden: Tensor) -> Tensor:
-        """Return the states [B, T - 1, D] that the head reads, of all tokens but the last."""
-        if self._norm.weight.is_meta:
-            weight = self.weight("model.norm.weight")
-            self._norm.weight = nn.Parameter(weight, requires_grad=False)
-        normed: Tensor = self._norm(hidden[:, :-1])
-        return normed
+        """Return the states [B, T - 1, D] that the head reads, of all tokens but the last.
+
+        A bias of the head is one more column of it here, which reads a one.
+        """
+        norm = self._parts.final_norm
+        self._load(norm, f"{self.arch.family.final_norm}.")
+        normed: Tensor = norm(hidden[:, :-1])
+        return with_ones(normed) if self.arch.head_bias else normed
 
     def _scored(self, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return, for states [R, D], logsumexp over all logits [R] and the targets' logits [R]."""
@@ -218,8 +228,12 @@ class LayerStream:
     def _head_chunks(self, targets: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield chunks [V', D] of the head as stored, which targets [R] are inside, and where."""
         if self._head is None:
-            name = "model.embed_tokens.weight" if self.arch.tied else "lm_head.weight"
-            self._head = self._root(name).to(self.device)
+            family = self.arch.family
+            name = family.embedding if self.arch.tied else family.head
+            self._head = self._root(f"{name}.weight").to(self.device)
+            if self.arch.head_bias:
+                bias = self.checkpoint.tensor(f"{family.head}.bias").to(self._head)
+                self._head = torch.cat([self._head, bias[:, None]], 1)
         head = self._head
         for start in range(0, self.arch.vocab, VOCAB_CHUNK):
             chunk = head[start : start + VOCAB_CHUNK]

@@ -106,18 +106,19 @@ def _global_ranking(
 ) -> tuple[list[int], list[int]]:
     """Return counts from one ranking of groups and channels, weighed by their parameters.
 
-    A group costs head_dim (2 g + 2) / 3 channels (methods of An et al. for g = 1: 512 / 3).
+    A group costs head_dim (2 g + 2) / 3 channels (methods of An et al. for g = 1: 512 / 3), or
+    half of head_dim (2 g + 2) where the FFN has no gate.
     """
     import torch
 
     layers = range(arch.layers)
-    cost = arch.head_dim * (2 * arch.group + 2) / 3
+    cost = arch.head_dim * (2 * arch.group + 2) / arch.ffn_matrices
     kept = (
         block_params(amount, arch)
         if amount.ratio is None
         else (arch.block_params * (1 - amount.ratio))
     )
-    target = kept / (3 * arch.hidden)
+    target = kept / (arch.ffn_matrices * arch.hidden)
     groups = torch.cat([scores[f"kv_heads.{i}"] for i in layers])
     channels = torch.cat([scores[f"ffn.{i}"] for i in layers])
     value = torch.cat([groups, channels])

@@ -28,7 +28,6 @@ LOW, HIGH = -0.1, 1.1  # what samples are stretched to before they are clamped t
 EPSILON = 1e-6
 LIMIT = log(100)  # of log alpha, on either side
 SHARPNESS = 0.8  # of the final masks, as in the official code
-EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens", "model.norm", "lm_head"
 NORMED = ("hidden", "heads", "kv_heads")  # axes that a norm may run over, in whole units
 
 MaskValues = Mapping[str, Tensor]  # z by axis
@@ -110,9 +109,10 @@ class MaskedOutput(NamedTuple):
 
 def outputs(arch: Arch) -> dict[str, MaskedOutput]:
     """Return the modules whose outputs are masked: norms and writers of the residual stream."""
-    modules = {name: MaskedOutput(("hidden",)) for name in (EMBEDDING, FINAL_NORM)}
+    family = arch.family
+    modules = {name: MaskedOutput(("hidden",)) for name in (family.embedding, family.final_norm)}
     for i in range(arch.layers):
-        layer = f"model.layers.{i}."
+        layer = arch.prefix(i)
         modules |= {layer + norm: MaskedOutput(("hidden",)) for norm in arch.norms()}
         modules |= {
             layer + writer: MaskedOutput(("layers", "hidden"), i) for writer in arch.writers
@@ -123,7 +123,7 @@ def outputs(arch: Arch) -> dict[str, MaskedOutput]:
 def inputs(arch: Arch) -> dict[str, MaskedOutput]:
     """Return the modules whose inputs are masked: readers of heads and FFN channels."""
     return {
-        f"model.layers.{i}.{arch.module(point)}": MaskedOutput((axis,), i)
+        arch.prefix(i) + arch.module(point): MaskedOutput((axis,), i)
         for i in range(arch.layers)
         for point, axis in (("o", "heads"), ("down", "ffn"))
     }
@@ -139,7 +139,7 @@ def attach(
     handles = []
     masked_outputs = outputs(arch)
     if not embedding:
-        del masked_outputs[EMBEDDING]
+        del masked_outputs[arch.family.embedding]
 
     def times(masked: MaskedOutput, x: Tensor) -> Tensor:
         factor = masked.factor(values(), arch)
@@ -210,10 +210,10 @@ class MergedMasks(Reader):
         self._tensors = source.arch.tensors()
         self._outputs, self._inputs = outputs(source.arch), inputs(source.arch)
         if official:
-            self._inputs[HEAD] = MaskedOutput(("hidden",))
+            self._inputs[source.arch.family.head] = MaskedOutput(("hidden",))
         elif source.arch.tied:
             # the head is masked as the embedding is
-            del self._outputs[FINAL_NORM]
+            del self._outputs[source.arch.family.final_norm]
 
     def tensor(self, name: str) -> Tensor:
         """Return one weight, in its storage type."""

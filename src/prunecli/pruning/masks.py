@@ -51,15 +51,15 @@ class WeightMasker:
         self.damping_retries.update({point: int(count) for point, count in retries.items()})
         for i, layer, take in self._layers(calibration):
             for modules in dense.arch.family.inputs:
-                point = f"model.layers.{i}.{modules[0]}:in"
+                point = f"{dense.arch.prefix(i)}{modules[0]}:in"
                 precomputed = self._precompute(take(point), point, retries)
                 for module in modules:
-                    name = f"model.layers.{i}.{module}.weight"
+                    name = f"{dense.arch.prefix(i)}{module}.weight"
                     loaded = None if layer is None else layer.get_submodule(module)
                     yield name, (self._pruned(name, loaded, precomputed, device).cpu(),)
                 del precomputed  # a factor, before the next is made
         linears = {
-            f"model.layers.{i}.{module}.weight"
+            f"{dense.arch.prefix(i)}{module}.weight"
             for i in range(dense.arch.layers)
             for modules in dense.arch.family.inputs
             for module in modules

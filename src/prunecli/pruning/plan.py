@@ -125,7 +125,7 @@ class Plan:
         heads = 2 * hidden * arch.head_dim
         return sum(
             heads * (len(self.kept_heads(arch, i)) + len(self.kept_kv_heads(arch, i)))
-            + 3 * hidden * len(self.kept_ffn(arch, i))
+            + arch.ffn_matrices * hidden * len(self.kept_ffn(arch, i))
             for i in range(len(self.kept_layers(arch)))
         )
 

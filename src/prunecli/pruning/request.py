@@ -319,11 +319,11 @@ def _sizes_target(
 ) -> PruneTarget:
     """Return the sizes that an amount means for a model."""
     arch = dense.arch
-    if method.rotates and arch.family.post_norms:
+    unrotatable = "a rotation cannot pass its post-sublayer norms" if arch.post_norms else None
+    why = arch.family.fixed.get("hidden", unrotatable)
+    if method.rotates and why is not None:
         raise InputError(
-            f"'{method.name}' does not support {arch.family.name}: a rotation cannot pass its "
-            "post-sublayer norms",
-            "use another method",
+            f"'{method.name}' does not support {arch.family.name}: {why}", "use another method"
         )
     if method.rotates:
         arch = rotate.untied(arch)

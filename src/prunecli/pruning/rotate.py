@@ -9,14 +9,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from prunecli.files.tensorfile import Spec, spans, torch_dtype
-from prunecli.model.arch import BIASED, Arch
+from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Reader
 
 if TYPE_CHECKING:
     import torch
-
-
-HEAD, EMBEDDING, LAST = "lm_head.weight", "model.embed_tokens.weight", "model.norm.weight"
 
 
 def untied(arch: Arch) -> Arch:
@@ -37,16 +34,18 @@ class Rotated(Reader):
         self.widened = shape.hidden / width
         epsilon = float(shape.get("rms_norm_eps")) * self.widened
         self.arch = Arch({**shape.config, "rms_norm_eps": epsilon})
-        self._tensors = self.arch.tensors()
-        head = Spec(source.specs[EMBEDDING].dtype, self._tensors[HEAD].shape)
-        self.specs = {HEAD: head, **source.specs}
+        self._tensors, family = self.arch.tensors(), self.arch.family
+        self._embedding = f"{family.embedding}.weight"
+        head = f"{family.head}.weight"
+        made = Spec(source.specs[self._embedding].dtype, self._tensors[head].shape)
+        self.specs = {head: made, **source.specs}
 
     def tensor(self, name: str) -> "torch.Tensor":
         """Return one rotated tensor, in its storage type."""
         import torch
 
         tensor, dtype = self._tensors[name], torch_dtype(self.specs[name].dtype)
-        if name.rpartition(".")[0].endswith(BIASED):
+        if name.rpartition(".")[0].endswith(self.arch.outputs):
             stored = self.source.tensor(name)
             if stored.dim() == 1:
                 return next(self._times(stored[None], None, dtype))[0]
@@ -60,12 +59,13 @@ class Rotated(Reader):
         import torch
 
         tensor, dtype = self._tensors[name], torch_dtype(self.specs[name].dtype)
-        if "hidden" not in tensor.axes or name.rpartition(".")[0].endswith(BIASED):
+        if "hidden" not in tensor.axes or name.rpartition(".")[0].endswith(self.arch.outputs):
             return iter((self.tensor(name),))
         if tensor.axes == ("hidden",):
-            return iter((torch.full(tensor.shape, self.widened**0.5, dtype=dtype),))
-        stored = self.source.tensor(name if name in self.source.specs else EMBEDDING)
-        gains = None if name == EMBEDDING else self._gains(name, tensor.layer)
+            gain = self.widened**0.5 - self.arch.family.norm_weight_offset
+            return iter((torch.full(tensor.shape, gain, dtype=dtype),))
+        stored = self.source.tensor(name if name in self.source.specs else self._embedding)
+        gains = None if name == self._embedding else self._gains(name, tensor.layer)
         return self._times(stored, gains, dtype)
 
     def _times(
@@ -80,8 +80,9 @@ class Rotated(Reader):
     def _gains(self, name: str, layer: int | None) -> "torch.Tensor":
         """Return the gains of the norm that this matrix reads."""
         if layer is None:
-            norm = LAST
+            norm = self.arch.family.final_norm
         else:
             attention, ffn = self.arch.norms()
-            norm = f"model.layers.{layer}.{attention if '.self_attn.' in name else ffn}.weight"
-        return self.source.tensor(norm).double()
+            of_ffn = "ffn" in "+".join(self._tensors[name].axes)
+            norm = self.arch.prefix(layer) + (ffn if of_ffn else attention)
+        return self.source.tensor(f"{norm}.weight").double() + self.arch.family.norm_weight_offset

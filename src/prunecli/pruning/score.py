@@ -169,7 +169,7 @@ def score_layer(
     arch = dense.arch
     view = LayerView(
         weights={
-            point: dense.tensor(f"model.layers.{i}.{arch.module(point)}.weight")
+            point: dense.tensor(f"{arch.prefix(i)}{arch.module(point)}.weight")
             for point in ("o", "down")
         },
         stats={

@@ -326,7 +326,7 @@ def _exact(method: Method, shape: dict[str, int], arch: Arch) -> Sizes:
 def _layer_params(arch: Arch, hidden: float, kv_heads: float, ffn: float) -> float:
     """Return the linear parameters of one layer of these sizes."""
     heads = kv_heads * arch.head_dim * (2 * arch.group + 2)
-    return hidden * (heads + 3 * ffn)
+    return hidden * (heads + arch.ffn_matrices * ffn)
 
 
 def _for_block_params(
@@ -348,9 +348,9 @@ def _for_block_params(
         hidden = _nearest_size(arch.hidden * target / arch.block_params, arch.hidden, step)
         return replace(whole, hidden=hidden)
     if "hidden" in method.axes and "heads" not in method.axes:
-        # h s (a + 3 f s) = per_layer, for one factor s of hidden and FFN
+        # h s (a + m f s) = per_layer, for one factor s of hidden and FFN
         attention = arch.hidden * (arch.axis_size("heads") + arch.axis_size("kv_heads")) * 2
-        mlp = 3 * arch.hidden * arch.ffn
+        mlp = arch.ffn_matrices * arch.hidden * arch.ffn
         factor = (sqrt(attention**2 + 4 * mlp * per_layer) - attention) / (2 * mlp)
         hidden = max(step, _nearest_size(arch.hidden * factor, arch.hidden, step))
         return _fill_ffn(replace(whole, hidden=hidden), per_layer, arch)
@@ -376,7 +376,7 @@ def _fill_ffn(sizes: Sizes, per_layer: float, arch: Arch) -> Sizes:
     """
     multiple = sizes.multiple or 1
     rest = per_layer - _layer_params(arch, sizes.hidden, sizes.kv_heads, 0)
-    ffn = rest / (3 * sizes.hidden)
+    ffn = rest / (arch.ffn_matrices * sizes.hidden)
     if multiple == 1:
         ffn = arch.ffn - floor(arch.ffn - ffn + 1e-9)
     return replace(sizes, ffn=_nearest_size(ffn, arch.ffn, multiple))

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from prunecli.files.tensorfile import Spec, torch_dtype
-from prunecli.model.arch import BIASED, Arch, Tensor
+from prunecli.model.arch import Arch, Tensor
 from prunecli.model.checkpoint import Reader
 from prunecli.pruning.plan import Plan
 
@@ -50,14 +50,16 @@ def _kept(axis: str, layer: int | None, plan: Plan, arch: Arch) -> list[int] | N
     """Return the kept rows of an axis, or None for all of them."""
     if axis == "hidden":
         return None if plan.hidden is None else list(plan.hidden)
-    if layer is None or axis in ("vocab", "head_dim"):
-        return None
     if axis == "ffn":
-        return None if plan.ffn is None else list(plan.ffn[layer])
-    units = {"heads": plan.kept_heads, "kv_heads": plan.kept_kv_heads}[axis](arch, layer)
-    if len(units) * arch.head_dim == arch.axis_size(axis):
+        return None if plan.ffn is None or layer is None else list(plan.ffn[layer])
+    unit = arch.unit_rows(axis)
+    if layer is None or unit is None:
         return None
-    return [unit * arch.head_dim + j for unit in units for j in range(arch.head_dim)]
+    kind, rows = unit
+    kept = {"heads": plan.kept_heads, "kv_heads": plan.kept_kv_heads}[kind](arch, layer)
+    if len(kept) * rows == arch.axis_size(axis):
+        return None
+    return [head * rows + j for head in kept for j in range(rows)]
 
 
 class PrunedModel(Reader):
@@ -76,7 +78,7 @@ class PrunedModel(Reader):
     ) -> None:
         self.checkpoint, self.plan, self.arch, self.means = checkpoint, plan, arch, means or {}
         self._tensors = arch.tensors()
-        self._biases = tuple(f".{module}.bias" for module in BIASED) if biased else ()
+        self._biases = tuple(f".{module}.bias" for module in arch.outputs) if biased else ()
         self.specs = {
             name: Spec(checkpoint.specs[dtype_source(name, checkpoint)].dtype, tensor.shape)
             for name, tensor in self._tensors.items()
@@ -106,7 +108,8 @@ class PrunedModel(Reader):
 def dtype_source(name: str, checkpoint: Reader) -> str:
     """Return the parent's tensor whose type and file a child's gets: new biases their weights'."""
     names = (name, name.removesuffix("bias") + "weight")
-    return next((n for n in names if n in checkpoint.specs), "model.embed_tokens.weight")
+    embedding = f"{checkpoint.arch.family.embedding}.weight"
+    return next((n for n in names if n in checkpoint.specs), embedding)
 
 
 def _rescaled(name: str, values: "torch.Tensor", arch: Arch, child: Arch) -> "torch.Tensor":
@@ -117,9 +120,9 @@ def _rescaled(name: str, values: "torch.Tensor", arch: Arch, child: Arch) -> "to
     factor = (arch.hidden / child.hidden) ** 0.5
     if not arch.family.scales_embedding or factor == 1:
         return values
-    if name == "model.embed_tokens.weight":
+    if name == f"{arch.family.embedding}.weight":
         return values.float().mul(factor).to(values.dtype)
-    if name == "model.norm.weight" and arch.tied:
+    if name == f"{arch.family.final_norm}.weight" and arch.tied:
         offset = arch.family.norm_weight_offset
         return values.float().add(offset).div(factor).sub(offset).to(values.dtype)
     return values
@@ -141,10 +144,10 @@ def compensation(
     arch, tensor = checkpoint.arch, child.tensors()[name]
     layer = tensor.layer
     assert layer is not None, "only layers have compensated biases"
-    module = next((m for m in BIASED if f".{m}." in name), None)
+    module = next((m for m in child.outputs if f".{m}." in name), None)
     if module is None:
         return torch.zeros(tensor.shape, dtype=torch.float64)
-    source = f"model.layers.{plan.kept_layers(arch)[layer]}.{module}"
+    source = f"{arch.prefix(plan.kept_layers(arch)[layer])}{module}"
     weight_OI = checkpoint.tensor(f"{source}.weight")
     removed = torch.ones(weight_OI.shape[1], dtype=torch.bool)
     removed[_kept_inputs(module, layer, plan, arch)] = False
@@ -155,7 +158,7 @@ def compensation(
 
 
 def _kept_inputs(module: str, layer: int, plan: Plan, arch: Arch) -> list[int]:
-    if module == "mlp.down_proj":
+    if module == arch.module("down"):
         return list(plan.kept_ffn(arch, layer))
     heads = plan.kept_heads(arch, layer)
     return [head * arch.head_dim + j for head in heads for j in range(arch.head_dim)]

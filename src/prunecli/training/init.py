@@ -23,7 +23,7 @@ from prunecli.files.keeping import Keeper
 from prunecli.files.sidecar import Input, SidecarBuilder
 from prunecli.files.tensorfile import STORAGE, Spec, spans, torch_dtype
 from prunecli.model import companions, configs
-from prunecli.model.arch import BIASED, Arch, Tensor
+from prunecli.model.arch import Arch, Tensor
 from prunecli.model.checkpoint import Checkpoint, check_buildable
 from prunecli.model.sparsity import claims, pattern_of, results_of, sparse_tensors
 from prunecli.model.write import WriteSummary, size_results, write_tensors
@@ -45,13 +45,13 @@ def _hf(name: str, arch: Arch) -> float:
 
 
 def _depth_scaled(name: str, arch: Arch) -> float:
-    residual = name.endswith(tuple(f"{module}.weight" for module in BIASED))
+    residual = name.endswith(tuple(f"{module}.weight" for module in arch.outputs))
     return 1 / sqrt(2 * arch.layers) if residual else 1.0
 
 
 def _mup(name: str, arch: Arch) -> float:
     narrower = BASE_WIDTH / arch.hidden
-    if name == "lm_head.weight":
+    if name == f"{arch.family.head}.weight":
         return narrower
     return sqrt(narrower) if ".layers." in name else 1.0
 
@@ -285,6 +285,9 @@ class Initializer:
         tensor, reference = self.target.arch.tensors()[name], self.target.reference
         kept = self._official(name, spec) if self.scheme == OFFICIAL else None
         drawn = self._random(name, spec)
+        if not spec.shape:
+            yield (drawn(()) if kept is None else kept).to(torch_dtype(spec.dtype))
+            return
         for rows in spans(spec.shape[0], 4 * prod(spec.shape[1:])):
             shape = (rows.stop - rows.start, *spec.shape[1:])
             values = drawn(shape) if kept is None else kept[rows].to(torch.float32, copy=True)
@@ -299,21 +302,25 @@ class Initializer:
         import torch
 
         arch = self.target.arch
-        if len(spec.shape) == 1:
+        if len(spec.shape) < 2:
             norm_weight = 1.0 - arch.family.norm_weight_offset
-            constant = 0.0 if name.endswith(".bias") else norm_weight
+            usual = 0.0 if name.endswith(".bias") else norm_weight
+            others = (value for end, value in arch.family.initial.items() if name.endswith(end))
+            constant = next(others, usual)
             return lambda shape: torch.full(shape, constant)
         if self.scheme == OFFICIAL:
             std = OFFICIAL_STD
         else:
-            std = float(arch.get("initializer_range")) * SCHEMES[self.scheme](name, arch)
+            std = float(arch.get(arch.family.key("initializer_range"))) * SCHEMES[self.scheme](
+                name, arch
+            )
         seed = hashlib.sha256(f"{self.seed_key} {name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(seed[:8], "little") >> 1)
         return lambda shape: torch.empty(shape).normal_(0, std, generator=generator)
 
     def _official(self, name: str, spec: Spec) -> "torch.Tensor | None":
         """Return what the official script keeps: all but the weights of linear layers."""
-        kept = len(spec.shape) == 1 or "embed_tokens" in name
+        kept = len(spec.shape) < 2 or ".embed" in name
         assert self.target.reference is not None
         return self.target.reference.tensor(name) if kept else None
 
@@ -330,8 +337,8 @@ class Initializer:
         if tensor.layer is not None:
             source = tensor.layer * small.layers // large.layers
             name = tensor.template.replace("{i}", str(source))
-        if name == "lm_head.weight" and small.tied:
-            name = "model.embed_tokens.weight"
+        if name == f"{large.family.head}.weight" and small.tied:
+            name = f"{small.family.embedding}.weight"
         if name in warm_start.specs:
             part = warm_start.tensor(name)
             axes = [

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from prunecli.files.tensorfile import Spec, torch_dtype
 from prunecli.model.checkpoint import Checkpoint
-from prunecli.model.stock import LogitSoftcap, meta_model
+from prunecli.model.stock import LogitSoftcap, Parts, meta_model, stored_tensors, with_ones
 from prunecli.training.distributed import Ranks
 from prunecli.training.fixed_masks import local
 from prunecli.training.losses import Distillation, next_token_loss
@@ -81,15 +81,23 @@ class Objective(nn.Module):
         return next_token_loss(hidden, _head(self.model), labels, distillation, self.cap)
 
     def _hidden(self, model: nn.Module, ids: Tensor) -> Tensor:
-        output = model.model(input_ids=ids, use_cache=False)  # type: ignore[operator]
+        output = model.base_model(input_ids=ids, use_cache=False)  # type: ignore[operator]
         # autocast leaves the residual stream in float32
         states: Tensor = output.last_hidden_state.to(self.dtype)  # [B, T, D]
-        return states[:, :-1].flatten(0, 1)
+        states = states[:, :-1].flatten(0, 1)
+        return states if _output(model).bias is None else with_ones(states)
+
+
+def _output(model: nn.Module) -> nn.Linear:
+    """Return the output head."""
+    head: nn.Linear = model.get_output_embeddings()  # type: ignore[operator]
+    return head
 
 
 def _head(model: nn.Module) -> Tensor:
-    weight: Tensor = model.lm_head.weight  # type: ignore[union-attr,assignment]
-    return weight
+    """Return the matrix of the output head, a bias as its last column, which reads ones."""
+    head = _output(model)
+    return head.weight if head.bias is None else torch.cat([head.weight, head.bias[:, None]], 1)
 
 
 def build(
@@ -140,17 +148,20 @@ def assemble(
         pairs.append((teacher_model, teacher))
     for model, source in pairs:
         # layer by layer, so that a process never holds more than its shards and one layer
-        for layer in model.model.layers:
+        parts = Parts.of(model, source.arch.family)
+        for layer in parts.layers:
             allocate_weights(layer, ranks.device)
             if compile:
                 layer.compile()
             if ranks.mesh is not None:
                 _shard(layer, ranks, dtype)
         # everything outside the layers, and what is tied
-        for part in (model.model.embed_tokens, model.model.norm, model.lm_head):
+        positions = source.arch.family.positions
+        learned = [] if positions is None else [model.get_submodule(positions)]
+        for part in (parts.embedding, parts.final_norm, parts.head, *learned):
             allocate_weights(part, ranks.device)
         if source.arch.tied:
-            model.lm_head.weight = model.model.embed_tokens.weight
+            parts.head.weight = parts.embedding.weight
     if ranks.mesh is not None:
         _shard(objective, ranks, dtype)
     for model, source in pairs:
@@ -189,7 +200,7 @@ def _shard(module: nn.Module, ranks: Ranks, dtype: torch.dtype) -> None:
 @torch.no_grad()
 def load_weights(model: nn.Module, checkpoint: Checkpoint, ranks: Ranks) -> None:
     """Copy the checkpoint's weights into the model, one tensor at a time."""
-    for name, parameter in model.named_parameters():
+    for name, parameter in stored_tensors(model):
         stored = checkpoint.tensor(name)
         if isinstance(parameter, DTensor):
             # every process reads the files, so nothing has to be sent
@@ -207,7 +218,7 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, ranks: Ranks) -> None
 @torch.no_grad()
 def round_to(specs: Mapping[str, Spec], model: nn.Module) -> None:
     """Round every weight to the type that it will be stored in; the parameters stay float32."""
-    for name, parameter in model.named_parameters():
+    for name, parameter in stored_tensors(model):
         part = local(parameter)
         part.copy_(part.to(torch_dtype(specs[name].dtype)))
 
@@ -215,7 +226,7 @@ def round_to(specs: Mapping[str, Spec], model: nn.Module) -> None:
 @torch.no_grad()
 def full_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield every weight in full, one at a time; all processes must take part."""
-    for name, parameter in model.named_parameters():
+    for name, parameter in stored_tensors(model):
         yield name, full_tensor(parameter.detach())
 
 

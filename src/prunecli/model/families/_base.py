@@ -1,8 +1,9 @@
 """`Family`: a model family as data. Surgery, counting and checking need nothing more.
 
 A tensor's name template maps to one axis name per dimension. Axes: `vocab`, `hidden`, `ffn`,
-`heads` (query heads times head_dim rows), `kv_heads` (likewise), `head_dim`. A fused projection
-names its segments in order: `"heads+kv_heads+kv_heads"`.
+`heads` (query heads times head_dim rows), `kv_heads` (likewise), `head_dim`, `each_head` (one row
+per query head), `qkv_by_head` (per head its rows of q, of k and of v), `positions`, `one`. A fused
+projection names its segments in order: `"heads+kv_heads+kv_heads"`.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,6 +28,11 @@ CONFIG_KEYS = {
 }
 
 
+# why some families cannot lose an axis exactly
+MEAN = "its LayerNorm subtracts the mean over all hidden channels, which their removal changes"
+HEAD_SIZE = "its config has no size of heads: it is hidden / heads, which their removal changes"
+
+
 @dataclass(frozen=True)
 class Family:
     """One family's tables.
@@ -34,19 +40,32 @@ class Family:
     Attributes:
         model_types: the `model_type`s of config.json that this family reads; the first is written.
         classes: the prefix of transformers' class names (`Llama` for `LlamaForCausalLM`).
+        layer: what the names of a layer's tensors begin with.
+        embedding, final_norm, head, positions: the modules outside the layers; positions where
+            they are learned.
+        keys: config keys, by the axis or by the key of Llama, where they are not the same.
+        aliases: config keys of older checkpoints -> those that transformers writes.
+        stored_names: parts of names in older checkpoints, and what they are here, in this order.
+        buffers: ends of names of stored tensors that transformers computes.
+        only: config keys -> the values that make it a model that these tables describe.
         tensors: name template -> axes, of the tensors that are always there (`{i}` is the layer).
         biases: config flag -> the biases that exist when it is true.
-        flags: what a bias flag means when config.json lacks it.
+        optional: config flag -> the other tensors that exist when it is true.
+        flags: what one of these flags means when config.json lacks it.
         inputs: linears of a layer by distinct input: those of one tuple read the same tensor.
         post_norms: norms of what attention and what the FFN give, before it is added to the stream.
+        fixed: axes that a model of this family cannot lose exactly, and why.
         defaults: what other config keys mean when config.json lacks them.
         layer_lists: config keys with one entry per layer, thinned out with the layers, and what an
             entry is when the list is absent (None: there is none then).
         hidden_divides: the config class refuses hidden sizes that heads do not divide.
         scales_embedding: embeddings are multiplied by sqrt(hidden), which surgery undoes.
-        gain_offset: a norm multiplies by its weight plus this.
+        norm_weight_offset: a norm multiplies by its weight plus this.
+        logits_times: the config key of what logits are multiplied by.
+        initial: ends of names -> what vectors begin with in a new model that are no norm's.
+        position_offset: learned positions begin at this row of their table.
         containers: families that can hold the same computation exactly, in order of preference.
-        contained_unless: config keys that, when set, forbid the move into another container.
+        not_convertible_if: config keys that, when set, forbid the move into another container.
         as_container: config keys to set when this family holds another one's weights.
         test_config: config overrides for the random models of the tests.
     """
@@ -56,25 +75,55 @@ class Family:
     classes: str
     tensors: Mapping[str, Axes]
     inputs: tuple[tuple[str, ...], ...]
+    layer: str = "model.layers.{i}."
+    embedding: str = "model.embed_tokens"
+    final_norm: str = "model.norm"
+    head: str = "lm_head"
+    positions: str | None = None
+    keys: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    stored_names: tuple[tuple[str, str], ...] = ()
+    buffers: tuple[str, ...] = ()
+    only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     post_norms: tuple[str, ...] = ()
+    fixed: Mapping[str, str] = field(default_factory=dict)
     biases: Mapping[str, Mapping[str, Axes]] = field(default_factory=dict)
+    optional: Mapping[str, Mapping[str, Axes]] = field(default_factory=dict)
     flags: Mapping[str, bool] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     layer_lists: Mapping[str, Entry | None] = field(default_factory=lambda: {"layer_types": None})
     hidden_divides: bool = False
     scales_embedding: bool = False
     norm_weight_offset: float = 0.0
+    logits_times: str | None = None
+    initial: Mapping[str, float] = field(default_factory=dict)
+    position_offset: int = 0
     containers: tuple[str, ...] = ()
     not_convertible_if: tuple[str, ...] = ()
     as_container: Mapping[str, Any] = field(default_factory=dict)
     test_config: Mapping[str, Any] = field(default_factory=dict)
 
+    def key(self, axis: str) -> str:
+        """Return the config key of an axis, or of what is `axis` in Llama's."""
+        return self.keys.get(axis, CONFIG_KEYS.get(axis, axis))
+
+    def renamed(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return `config` with the keys that transformers writes."""
+        return {self.aliases.get(key, key): value for key, value in config.items()}
+
+    def own_name(self, stored: str) -> str:
+        """Return a tensor's name as transformers writes it, of one that a file has."""
+        for old, new in self.stored_names:
+            stored = stored.replace(old, new)
+        return stored
+
     def flag(self, config: Mapping[str, Any], name: str) -> bool:
-        """Return a bias flag of `config`, or what its absence means."""
+        """Return a flag of `config`, or what its absence means."""
         value = config.get(name)
         return self.flags.get(name, False) if value is None else bool(value)
 
     def templates(self, config: Mapping[str, Any]) -> dict[str, Axes]:
         """Return every tensor template that a model with this config has, with its axes."""
-        tables = [table for name, table in self.biases.items() if self.flag(config, name)]
+        flagged = [*self.biases.items(), *self.optional.items()]
+        tables = [table for name, table in flagged if self.flag(config, name)]
         return {**self.tensors, **{name: axes for table in tables for name, axes in table.items()}}

@@ -7,6 +7,8 @@ tensor whose name begins with none of these belongs to another part.
 
 from collections.abc import Mapping
 
+from prunecli.model.families._base import Family
+
 Prefixes = tuple[tuple[str, str], ...]
 
 
@@ -40,5 +42,7 @@ WRAPPERS: Mapping[str, Prefixes] = {
 }
 
 
-# a language model by itself: names as they are, or those of its body saved without an output head
-PLAIN: Prefixes = (("", ""), ("", "model."))
+def plain(family: Family) -> Prefixes:
+    """Return those of a language model by itself: as they are, or of a body without its head."""
+    body = family.layer.partition(".")[0]
+    return (("", ""), ("", f"{body}."))

@@ -20,10 +20,23 @@ def get(name: str) -> Family:
 
 def of_model_type(model_type: str) -> Family:
     """Return the family of a config.json's `model_type`; raise InputError if none knows it."""
-    known = {kind: name for name in names() for kind in get(name).model_types}
-    if model_type not in known:
-        raise InputError(
-            f"unknown family: config.json has model_type '{model_type}'"
-            f"{suggest(model_type, sorted(known))}"
-        )
-    return get(known[model_type])
+    if not knows(model_type):
+        raise unknown(model_type)
+    return get(_by_model_type()[model_type])
+
+
+def knows(model_type: str) -> bool:
+    """Return whether a family reads a `model_type`."""
+    return model_type in _by_model_type()
+
+
+def unknown(model_type: str, beside: str = "") -> InputError:
+    """Return the error for a `model_type` that no family reads, and what else is known of it."""
+    return InputError(
+        f"unknown family: config.json has model_type '{model_type}'"
+        f"{beside or suggest(model_type, sorted(_by_model_type()))}"
+    )
+
+
+def _by_model_type() -> dict[str, str]:
+    return {kind: name for name in names() for kind in get(name).model_types}

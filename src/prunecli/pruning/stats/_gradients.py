@@ -72,6 +72,7 @@ def _backward(
     gradients of the layer's weights.
     """
     axes = {name: tensor.axes for name, tensor in stream.arch.tensors().items()}
+    prefix = stream.arch.prefix(i)
     weights = dict(layer.named_parameters())
     sums = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
     squares = {name: torch.zeros_like(total) for name, total in sums.items()}
@@ -91,8 +92,6 @@ def _backward(
             squares[name].addcmul_(slope, slope, value=len(inputs))
             weight.grad = None
     return [
-        WeightGradients(
-            weight.detach().float(), sums[name], squares[name], axes[f"model.layers.{i}.{name}"]
-        )
+        WeightGradients(weight.detach().float(), sums[name], squares[name], axes[prefix + name])
         for name, weight in weights.items()
     ]

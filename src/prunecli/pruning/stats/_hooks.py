@@ -26,16 +26,21 @@ class HookedCollectors:
         for need in needs:
             for point in need.points:
                 self._collectors.setdefault((point, need.name), registry.get(need.name).make())
-        self._hooks = []
+        self._batch = torch.Size()
+        self._hooks = [layer.register_forward_pre_hook(self._begin)]
         for point in {point for point, _ in self._collectors} - {"block"}:
             module = stream.arch.module(point)
             self._hooks.append(
                 layer.get_submodule(module).register_forward_pre_hook(self._hook(point))
             )
 
+    def _begin(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._batch = inputs[0].shape[:2]
+
     def _hook(self, point: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def capture(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self.update(point, inputs[0])
+            # some classes (OPT) flatten sequences before their FFN
+            self.update(point, inputs[0].view(*self._batch, -1))
 
         return capture
 

@@ -25,19 +25,27 @@ def taylor_channels(weights: list[WeightGradients], arch: Arch) -> Stats:
     """Return `AXIS.SALIENCE` [I]: saliences summed over every row or column of a channel.
 
     A channel of `heads` has a row of q and a column of o, one of `kv_heads` a row of k and one of
-    v, one of `ffn` a row of gate and of up and a column of down.
+    v, one of `ffn` a row of up, of gate if there is one, and a column of down.
     """
     found: Stats = {}
     for entry in (s for s in weights if len(s.axes) == 2):
         for name, salience in SALIENCES.items():
             values = salience(entry).double()
             for dim, axis in enumerate(entry.axes):
+                sums = values.sum(1 - dim)
                 for part, place in zip(axis.split("+"), arch.axis_slices(axis), strict=True):
-                    if part in UNITS:
-                        share = values.sum(1 - dim)[place].abs()
-                        key = f"{part}.{name}"
-                        found[key] = found[key] + share if key in found else share
+                    for unit, share in _shares(part, sums[place], arch):
+                        key = f"{unit}.{name}"
+                        found[key] = found.get(key, 0.0) + share.abs()
     return found
+
+
+def _shares(axis: str, sums: Tensor, arch: Arch) -> list[tuple[str, Tensor]]:
+    """Return the rows or columns of an axis, by the unit of whose channels they are."""
+    if axis == "qkv_by_head":
+        q, k, v = sums.view(arch.heads, 3, arch.head_dim).unbind(1)
+        return [("heads", q.flatten()), ("kv_heads", k.flatten()), ("kv_heads", v.flatten())]
+    return [(axis, sums)] if axis in UNITS else []
 
 
 STATISTIC = Statistic(
