@@ -211,6 +211,7 @@ def _drawn(
         "skipped": reading.skipped,
         "bos": {"ids": front, "before": "text" if of_text else "windows"} if front else None,
         "special_tokens": data.special_tokens or TEXT,
+        **text.origin,
     }
     if text.builtin:
         meta["python"] = platform.python_version()

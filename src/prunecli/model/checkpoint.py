@@ -48,6 +48,7 @@ LAYER = re.compile(r"\blayers\.(\d{1,9})\.")
 BUFFER = "rotary_emb.inv_freq"
 SHOWN = ("layers", "hidden", "heads", "kv_heads", "ffn")
 CHUNK = 8192  # rows of a matrix compared at once
+HUB = "hf:"  # what a name on the hub begins with
 
 
 def locate(model: str) -> Path:
@@ -55,8 +56,8 @@ def locate(model: str) -> Path:
 
     Raises InputError if it is missing or the hub cannot be reached.
     """
-    if model.startswith("hf:"):
-        return _from_hub(model[3:])
+    if model.startswith(HUB):
+        return _from_hub(model.removeprefix(HUB))
     path = Path(model)
     if regular.is_dir(path):
         return path
@@ -82,8 +83,9 @@ def _from_hub(name: str) -> Path:
 
     try:
         folder = fetch(
-            revision or None, "config.json", sidecar.FOLDER_SIDECAR, INDEX, *companions.ALL
-        )
+            revision or None, "config.json", sidecar.FOLDER_SIDECAR, INDEX, companions.CARD,
+            *companions.ALL,
+        )  # fmt: skip
         # of all formats in a repository only what will be read, and of the same commit
         files = [glob.escape(name) for name in _indexed(folder / INDEX)] or [ONE_FILE]
         return fetch(folder.name, *files)
@@ -148,12 +150,17 @@ class Checkpoint(Reader):
 
     Attributes:
         folder: the model folder. arch: its architecture. specs: type and shape of each tensor.
+        hub: `org/name@commit` where it came from a hub, else None.
         part_of: the `model_type` of the multimodal model that it is the language model of, or None.
         sidecar: its record, None if prunecli did not make it.
     """
 
     def __init__(self, model: str, report: Report = SILENT) -> None:
         self.folder = locate(model)
+        self.hub = None
+        if model.startswith(HUB):
+            # a snapshot's folder is called like its commit
+            self.hub = f"{model.removeprefix(HUB).partition('@')[0]}@{self.folder.name}"
         if not any((self.folder / name).exists() for name in (ONE_FILE, INDEX)):
             foreign.refuse_folder(self.folder)
         elif (self.folder / foreign.ADAPTER).exists():
@@ -334,8 +341,9 @@ class Checkpoint(Reader):
     def as_input(self, digest: str, role: str = "model") -> sidecar.Input:
         """Return this checkpoint as an input of a sidecar; `digest` is that of its content."""
         known = {"id": self.sidecar.id if self.sidecar else None, "digest": digest}
-        part = {} if self.part_of is None else {"part_of": self.part_of}
-        return sidecar.Input.model_validate({"role": role, **known, **part})
+        optional = {"part_of": self.part_of, "hub": self.hub}
+        given = {name: value for name, value in optional.items() if value is not None}
+        return sidecar.Input.model_validate({"role": role, **known, **given})
 
     def companion_files(self) -> dict[str, bytes]:
         """Return the files that belong to the model, by name: tokenizer, generation settings."""

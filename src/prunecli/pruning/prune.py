@@ -391,7 +391,7 @@ def _write(
             {"digest": written.digest, "params": pruned.arch.total_params},
             {**_described(pruning), **_size_results(dense.arch, pruned.arch, written), **results()},
         )
-        written.finish(record, dense.companion_files())
+        written.finish(record, dense.companion_files(), artefact.path, dense.folder)
     _summarise(dense.arch, record.results, pruning.run.report)
     return artefact.result(record)
 
@@ -410,6 +410,7 @@ def _size_results(dense: Arch, pruned: Arch, written: WriteSummary) -> dict[str,
         "ratio": 1 - written.census.block_nonzero / dense.block_params,
         "ratio_total": 1 - written.census.nonzero / dense.total_params,
         "ratio_embedding": 1 - embedding / before,
+        "params_before": dense.total_params,
         **size_results(pruned, written),
     }
 
