@@ -2,8 +2,10 @@
 
 import json
 import os
+import shlex
 import shutil
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,14 +18,21 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+PROGRESS = ("auto", "json", "none")
+EVERY = 1.0  # seconds between lines of --progress json
+
 
 class StderrReport(Report):
-    """Notes as lines on stderr; progress, rate and time left where stderr is a terminal."""
+    """Notes as lines on stderr; progress, rate and time left where stderr is a terminal.
 
-    def __init__(self, quiet: bool, verbose: bool) -> None:
-        self.quiet, self.verbose = quiet, verbose
+    `progress` is one of PROGRESS: `json` writes it as lines of JSON instead, whoever reads them,
+    and whether `quiet` or not.
+    """
+
+    def __init__(self, quiet: bool, verbose: bool, progress: str = PROGRESS[0]) -> None:
+        self.quiet, self.verbose, self.form = quiet, verbose, progress
         self._status = ""
-        plain = os.environ.get("TERM") == "dumb"
+        plain = os.environ.get("TERM") == "dumb" or progress != PROGRESS[0]
         self.interactive = not quiet and not plain and sys.stderr.isatty()
 
     def info(self, message: str) -> None:
@@ -43,10 +52,41 @@ class StderrReport(Report):
     def progress(
         self, items: Iterable[T], what: str, total: int | None = None, unit: str = "it"
     ) -> Iterator[T]:
-        """Yield `items` under a progress bar, if somebody is there to see it."""
-        if not self.interactive:
-            yield from super().progress(items, what, total, unit)
-            return
+        """Yield `items` under a progress bar, if somebody is there to see it; or among lines."""
+        if total is None and hasattr(items, "__len__"):
+            total = len(items)  # type: ignore[arg-type]
+        self._status = ""
+        inner = super().progress(items, what, total, unit)
+        if self.form == "json":
+            yield from self._lines(inner, what, total, unit)
+        elif self.interactive:
+            yield from self._bar(inner, what, total, unit)
+        else:
+            yield from inner
+
+    def _lines(self, items: Iterable[T], what: str, total: int | None, unit: str) -> Iterator[T]:
+        """Yield `items`, and write an object a line: the first, the last, and one a second."""
+        start = told = time.monotonic()
+        done = 0
+
+        def tell(seconds: float) -> None:
+            rate = done / seconds if done and seconds > 0 else None
+            left = None if rate is None or total is None else round((total - done) / rate, 1)
+            line = {"phase": what, "done": done, "total": total, "unit": unit}
+            line |= {"rate": rate and float(f"{rate:.4g}"), "eta": left, "status": self._status}
+            print(json.dumps(line), file=sys.stderr, flush=True)
+
+        tell(0.0)
+        for item in items:
+            yield item
+            done += 1
+            now = time.monotonic()
+            if now - told >= EVERY and done != total:
+                told = now
+                tell(now - start)
+        tell(time.monotonic() - start)
+
+    def _bar(self, items: Iterable[T], what: str, total: int | None, unit: str) -> Iterator[T]:
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -65,12 +105,9 @@ class StderrReport(Report):
             TextColumn("{task.fields[rate]}", markup=False),
             TimeRemainingColumn(),
         )
-        if total is None and hasattr(items, "__len__"):
-            total = len(items)  # type: ignore[arg-type]
-        self._status = ""
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task(printable(what), total=total, rate="")
-            for item in super().progress(items, what, total, unit):
+            for item in items:
                 yield item
                 progress.advance(task)
                 speed = progress.tasks[0].speed
@@ -90,13 +127,24 @@ def print_objects(made: list[Result]) -> None:
     print(json.dumps(objects[0] if len(objects) == 1 else many))
 
 
-def print_made(made: Result, values: Mapping[str, Any]) -> None:
-    """Print what was made: its path as typed, or with --json or --dry-run one object."""
+def print_made(made: Result, values: Mapping[str, Any], then: str = "") -> None:
+    """Print what was made: its path as typed, or with --json or --dry-run one object.
+
+    `then` is a command that may come next, without the program's name: `{out}` in it is the path.
+    """
     if values["json"] or values["dry_run"]:
         print(json.dumps(as_object(made)))
-    else:
-        # a pipe gets the very name, for the next command
-        print(printable(made.path) if sys.stdout.isatty() else made.path)
+        return
+    # a pipe gets the very name, for the next command
+    print(printable(made.path) if sys.stdout.isatty() else made.path)
+    if then:
+        hint(then.replace("{out}", shlex.quote(made.path)), values)
+
+
+def hint(command: str, values: Mapping[str, Any]) -> None:
+    """Name a command that may come next, where a person sees it; never asked, never waited for."""
+    if sys.stderr.isatty() and sys.stdout.isatty() and not values["quiet"]:
+        print(f"prunecli: next: prunecli {printable(command)}", file=sys.stderr)
 
 
 def plain(value: float) -> str:

@@ -123,7 +123,7 @@ def init(
     from prunecli.training.init import init as verb
 
     run = records.run_context(values, out, report, records.command_line(context))
-    console.print_made(verb(InitRequest(**own), run), values)
+    console.print_made(verb(InitRequest(**own), run), values, "train --data ROWS {out} OUT")
 
 
 EXAMPLES = (

@@ -42,7 +42,8 @@ def setup(context: typer.Context, *, silent: bool = False) -> StderrReport:
     values = context.params
     if values.get("threads"):
         os.environ["OMP_NUM_THREADS"] = str(values["threads"])
-    return StderrReport(values["quiet"] or silent, values["verbose"] and not silent)
+    progress = "none" if silent else values["progress"]
+    return StderrReport(values["quiet"] or silent, values["verbose"] and not silent, progress)
 
 
 def output(values: Mapping[str, Any]) -> Output:

@@ -126,7 +126,7 @@ def train(
     run = records.run_context(values, out, report, records.command_line(context))
     made = verb(Training(model=folder, **fields), run)
     if first:
-        console.print_made(made, values)
+        console.print_made(made, values, "eval {out}")
 
 
 EXAMPLES = (

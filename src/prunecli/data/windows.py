@@ -145,7 +145,7 @@ def check_tokenizer(chosen: rows.Rows, folder: str) -> None:
     if chosen.tokenizer != tokenizer.digest(folder):
         raise InputError(
             f"rows '{chosen.name}' come from another tokenizer than that of '{folder}'",
-            "tokenize the text with the model's own",
+            "make rows with the model's own: `prunecli tokenize --tokenizer IN`",
         )
 
 

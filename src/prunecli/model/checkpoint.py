@@ -96,7 +96,7 @@ def _from_hub(name: str) -> Path:
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise refused(error) or InputError(
             f"cannot fetch 'hf:{name}' from the Hugging Face hub: {why}",
-            "download the model elsewhere and give its folder",
+            f"fetch it elsewhere, with `hf download {repo} --local-dir DIR`, and give that folder",
         ) from None
 
 

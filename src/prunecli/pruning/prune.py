@@ -161,7 +161,10 @@ def open_calibration(pruning: Pruning) -> Calibration:
         plan, record = read_plan(asked.plan)
         made_from = None if record is None else next(iter(record.inputs), None)
         if made_from is not None and made_from.digest != pruning.digest:
-            raise InputError(f"the plan in '{asked.plan}' was made from another model")
+            raise InputError(
+                f"the plan in '{asked.plan}' was made from another model",
+                "make one of this model with `prunecli prune --plan-only`",
+            )
         content = sidecar.content_id("plan", plan.to_json(), [])
         of_plan = [Input(role="plan", id=record.id if record else None, digest=content)]
         # what the plan was made on

@@ -86,7 +86,10 @@ def _sidecars(given: str) -> list[tuple[Path, Sidecar]]:
         if "made_by" in content and "kind" in content:
             records.append((file, sidecar.read(file)))
     if not records:
-        raise InputError(f"no sidecar in '{given}'", "give files or folders made by prunecli")
+        raise InputError(
+            f"no sidecar in '{given}'",
+            "give files or folders made by prunecli, as `prunecli eval --out FILE.json` does",
+        )
     return records
 
 
