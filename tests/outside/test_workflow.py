@@ -6,6 +6,7 @@ installed in an environment of its own.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -18,20 +19,45 @@ SMALL = {
     "PARENT_ROWS": "64", "BUDGETS": "32", "METHODS": "flap", "TOTAL": "",
     "EVAL_FROM": "2600", "EVAL_ROWS": "16",
 }  # fmt: skip
+GRID = {
+    "METHODS": "flap minitron-depth", "SPARSE": "wanda", "BUDGETS": "256 512", "SEEDS": "0 1",
+    "TOTAL": "",
+}  # fmt: skip
 pytestmark = [
     pytest.mark.outside,
     pytest.mark.skipif(SNAKEMAKE is None, reason="snakemake is not installed"),
 ]
 
 
-def snakemake(work: Path, *more: str) -> str:
-    given = [f"{name}={value}" for name, value in {**SMALL, "WORK": str(work)}.items()]
+def snakemake(work: Path, *more: str, **changed: str) -> str:
+    values = {**(changed or SMALL), "WORK": str(work)}
+    given = [f"{name}={value}" for name, value in values.items()]
     ended = subprocess.run(
         [str(SNAKEMAKE), "-j2", "-s", str(HERE / "Snakefile"), *more, "--config", *given],
         cwd=work.parent, env=environment(), capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     return ended.stdout + ended.stderr
+
+
+def commands(text: str) -> set[str]:
+    """Return the commands in what a dry run prints, with sums worked out."""
+    lines = (line.strip().removeprefix("Shell command: ") for line in text.splitlines())
+    found = (line.split(" > ")[0] for line in lines if line.startswith("prunecli "))
+    return {
+        " ".join(re.sub(r"\$\(\((\d+) \+ 1\)\)", lambda sum: str(int(sum[1]) + 1), one).split())
+        for one in found
+        if "--layout table9" not in one
+    }
+
+
+def test_both_run_the_same_commands(tmp_path):
+    work = tmp_path / "work"
+    of_make = make(work, "-n", "-o", "cost", *(f"{n}={v}" for n, v in GRID.items()))
+    of_snakemake = snakemake(work, "-n", "-p", **GRID)
+    assert commands(of_make) == commands(of_snakemake)
+    # rows, random and parent; three cuts with two twins each; their runs, measured; three tables
+    assert len(commands(of_make)) == 3 + 3 * (1 + 2) + 2 * 3 * 2 * 2 * 2 + 3
 
 
 def digests(work: Path) -> dict[str, str]:
