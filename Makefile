@@ -77,7 +77,7 @@ check: install ## lint, format and types
 	ruff format --check .
 	mypy
 
-docs: install ## generate completions, man pages and the sidecar schema
+docs: install ## generate completions, man pages, the list of variables, the skill and the sidecar schema
 	python docs/generate.py
 
 shells: install ## test completions and man pages (needs bash, zsh, fish, man)

@@ -92,6 +92,7 @@ class Amount(Record):
 class Output(Record):
     """Where the result goes, what may happen to what is there, and the recorded command line.
 
+    `command` is that line in one form, which a model card shows: equal runs have equal ones.
     `restart` clears the state of an unfinished run instead of going on from it; `probe` tries
     whether the memory that the run needs can be had, before any work.
     """
@@ -103,6 +104,7 @@ class Output(Record):
     restart: bool = False
     probe: bool = False
     argv: tuple[str, ...] = ()
+    command: str = ""
 
     def for_intermediates(self, path: str) -> "Output":
         """Return where a file of a step between goes: one of the same run is taken as it is."""

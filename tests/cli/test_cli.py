@@ -398,6 +398,24 @@ def test_print_config_is_read_back(run, called, tmp_path) -> None:
     assert first == again
 
 
+def test_equal_runs_have_one_command_line(run, called, monkeypatch) -> None:
+    line = "prunecli prune --method flap --ratio 0.5 --data text.txt --structure UL-UM IN OUT"
+    given = ("--ratio", "0.5", "--structure", "UL-UM", "--data", "/home/me/text.txt")
+    assert run("prune", "--method", "flap", *given, "in", "out").code == 0
+    assert called["output"].command == line
+    monkeypatch.setenv("PRUNECLI_STRUCTURE", "UL-UM")
+    monkeypatch.setenv("PRUNECLI_LR", "1")  # of other methods
+    for name, value in zip(given[::2], given[1::2], strict=True):
+        monkeypatch.setenv("PRUNECLI_" + name[2:].upper(), value)
+    assert (
+        run("prune", "--quiet", "--force", "--seed", "0", "/a/in/", "b/", "--method", "flap").code
+        == 0
+    )
+    assert called["output"].command == line
+    assert run(*PRUNE, "hf:org/name@main", "out").code == 0
+    assert called["output"].command.endswith(" hf:org/name@main OUT")
+
+
 # -- commands that need no stub -------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from prunecli import prune
 from prunecli.data import tokenizer
 from prunecli.data.tokenizer import Tokenizer
 from prunecli.errors import InputError
+from prunecli.files import sidecar
 from prunecli.model import companions
 from prunecli.model.checkpoint import Checkpoint, locate
 from prunecli.settings import Amount
@@ -44,7 +45,7 @@ def listing(folder):
 
 def test_what_goes_with_a_model_is_copied_byte_for_byte(repository, tmp_path):
     prune(str(repository), str(tmp_path / "out"), method="magnitude", amount=Amount(ratio=0.5))
-    written = {"config.json", "model.safetensors", "prunecli.json"}
+    written = {"config.json", "model.safetensors", "prunecli.json", "README.md"}
     assert listing(tmp_path / "out") == {*CARRIED, *written}
     for name in CARRIED:
         assert (tmp_path / "out" / name).read_bytes() == (repository / name).read_bytes()
@@ -70,10 +71,17 @@ def test_what_is_fetched_is_what_is_read(shard, repository, tmp_path, monkeypatc
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     folder = locate("hf:org/name@main")
-    assert listing(folder) == listing(repository) - set(LEFT)
+    # the card is read, and not copied
+    assert listing(folder) == listing(repository) - set(LEFT) | {"README.md"}
     # weights come from the very commit whose config was read
     assert revisions == ["main", "c" * 40]
-    assert Checkpoint("hf:org/name@main").digest() == Checkpoint(str(repository)).digest()
+    fetched, local = Checkpoint("hf:org/name@main"), Checkpoint(str(repository))
+    assert fetched.digest() == local.digest()
+    # the record names the commit, of which no id is made: equal weights are equal inputs
+    of_hub, of_folder = fetched.as_input("d"), local.as_input("d")
+    assert of_hub.model_extra == {"hub": "org/name@" + "c" * 40} and of_folder.model_extra == {}
+    ids = [sidecar.content_id("checkpoint", {}, [entry]) for entry in (of_hub, of_folder)]
+    assert ids[0] == ids[1]
 
 
 def test_a_link_brings_nothing_from_elsewhere(llama, tmp_path):

@@ -5,6 +5,7 @@ import json
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow
 import pyarrow.parquet as parquet
@@ -108,6 +109,9 @@ def row(form: str, codec: str, root: Path) -> list[str]:
     ]
 
 
+INFO = SimpleNamespace(sha="c" * 40)  # of any data set, as the hub tells it
+
+
 @pytest.fixture
 def of_hub(monkeypatch):
     """Return a function from a local corpus to its name on a hub, which `datasets` then reads."""
@@ -116,7 +120,7 @@ def of_hub(monkeypatch):
 
     real, places = datasets.load_dataset, {}
 
-    def load_dataset(repo, streaming, split, **settings):
+    def load_dataset(repo, streaming, split, revision, **settings):
         files = places[repo]
         files = sorted(files.iterdir()) if files.is_dir() else [files]
         kind = textfiles.format_of(files[0])[0]
@@ -130,7 +134,7 @@ def of_hub(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: False)
-    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, repo, timeout: None)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, repo, timeout: INFO)
     return name
 
 

@@ -4,6 +4,7 @@ import json
 import random
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -594,6 +595,9 @@ def test_hub_without_a_connection_fails_at_once(load, monkeypatch):
         load("c4")
 
 
+INFO = SimpleNamespace(sha="c" * 40)  # of any data set, as the hub tells it
+
+
 @pytest.fixture
 def online(monkeypatch):
     """Stand in for the hub: a data set of 300 rows, and what was asked of `datasets`."""
@@ -611,7 +615,7 @@ def online(monkeypatch):
         return found.to_iterable_dataset() if streaming else found
 
     monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: False)
-    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, repo, timeout: None)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, repo, timeout: INFO)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     return asked
 
@@ -622,7 +626,8 @@ def test_hub_sets_are_streamed_when_read_in_order(load, model, online, part):
     assert decode(model, found.ids[0]) == (text_of(30, 0) + "\n\n" + text_of(30, 1))[:50]
     assert found.meta["source"] == f"wikitext2:{part}"
     split = {"calibration": "train", "evaluation": "test"}[part]
-    settings = {"split": split, "name": "wikitext-2-raw-v1"}
+    settings = {"split": split, "name": "wikitext-2-raw-v1", "revision": INFO.sha}
+    assert found.meta["hub"] == f"Salesforce/wikitext@{INFO.sha}"
     assert online == [("Salesforce/wikitext", True, settings)]
 
 
@@ -630,7 +635,7 @@ def test_hub_sets_are_fetched_when_read_at_random(load, model, online):
     streamed = load("hf:org/name", nsamples=2, seq_len=50)
     found = load("hf:org/name", nsamples=2, seq_len=50, sampler="docs")
     assert [asked[1] for asked in online] == [True, False]
-    assert online[0][2] == {"split": "train"}
+    assert online[0][2] == {"split": "train", "revision": INFO.sha}
     assert streamed.meta["source"] == "hf:org/name:train"
     expected = samplers.docs(
         [text_of(30, seed) for seed in range(300)],
@@ -646,7 +651,7 @@ def test_hub_columns(load, model, online):
     found = load("hf:org/name:validation:article", nsamples=1, seq_len=9)
     assert decode(model, found.ids[0]) == "article 0"
     assert found.meta["source"] == "hf:org/name:validation:article"
-    assert online[0][2] == {"split": "validation"}
+    assert online[0][2] == {"split": "validation", "revision": INFO.sha}
     with pytest.raises(InputError, match="has no column 'body': text, article, n"):
         load("hf:org/name:train:body")
     with pytest.raises(InputError, match="name:train:n' has no string in 'n': it holds int64"):

@@ -59,7 +59,8 @@ def calibrate(
         records.amount_of(values),
         records.follows_official(context, collected),
     )
-    console.print_made(verb(request, records.run_context(values, out, report)), values)
+    then = "score --method NAME --stats {out} IN OUT.safetensors"
+    console.print_made(verb(request, records.run_context(values, out, report)), values, then)
 
 
 EXAMPLES = (

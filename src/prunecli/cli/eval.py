@@ -1,5 +1,6 @@
 """`prunecli eval`."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any
@@ -192,6 +193,8 @@ def evaluate(
         # what was measured before a failure is not lost
         if made:
             _print(made, values["json"] or values["dry_run"])
+    if values["out"] and not values["dry_run"]:
+        console.hint(f"table {shlex.quote(values['out'])}", values)
 
 
 def _sources(values: Mapping[str, Any]) -> list[Data]:

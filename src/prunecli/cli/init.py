@@ -122,8 +122,8 @@ def init(
     own |= {"like": records.from_stdin(own["like"])[0], "compat": own["compat"] is not None}
     from prunecli.training.init import init as verb
 
-    run = records.run_context(values, out, report)
-    console.print_made(verb(InitRequest(**own), run), values)
+    run = records.run_context(values, out, report, records.command_line(context))
+    console.print_made(verb(InitRequest(**own), run), values, "train --data ROWS {out} OUT")
 
 
 EXAMPLES = (

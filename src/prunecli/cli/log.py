@@ -20,16 +20,24 @@ def log(
     commands: Annotated[
         bool, option("commands", "print a shell script that makes it again", "History")
     ] = False,
+    card: Annotated[
+        bool,
+        option("card", "print the model card, with the evaluations among the paths", "History"),
+    ] = False,
 ) -> None:
     """Show how models and files came to be, oldest step first.
 
     A sidecar holds the results of its own step only: give the models before it, and evaluations,
     too, and theirs are shown. With --commands, what is not among the paths is a variable to set in
     the script; the exit status is 4 if a step cannot be made again from its record.
+
+    With --card, one of the paths is a model, and the others are evaluations of it.
     """
     report = records.setup(context)
-    if commands and context.params["json"]:
-        raise UsageError("--commands prints a script, --json an object", "give one of them")
+    if commands + card + context.params["json"] > 1:
+        raise UsageError(
+            "--commands prints a script, --card a card, --json an object", "give one of them"
+        )
     from prunecli.tables.log import log as verb
 
     history = verb(records.read_paths() if paths == ["-"] else paths)
@@ -40,6 +48,8 @@ def log(
             results = {"steps": [step.dump() for step in history.of(path)]}
             made.append(Result(path, record.dump(), results))
         console.print_objects(made)
+    elif card:
+        streams.result(history.card().rstrip("\n"))
     elif script is not None:
         streams.result(script.text)
         for fault in history.faults:
@@ -62,4 +72,5 @@ EXAMPLES = (
     ("what was done to a model", "log out/"),
     ("with the results of the steps between", "log in/ pruned/ trained/ trained.json"),
     ("make it again elsewhere", "log --commands rows/ pruned/ trained/ > again.sh"),
+    ("a model card with what was measured", "log --card out/ out.json > README.md"),
 )

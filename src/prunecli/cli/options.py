@@ -12,6 +12,7 @@ from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
 import typer
 
 from prunecli.cli.config import load_config, show_config
+from prunecli.cli.console import PROGRESS
 from prunecli.data import tokenizer
 from prunecli.errors import UsageError, suggest
 from prunecli.methods import registry
@@ -36,6 +37,7 @@ CHOICES = {
     "suite": ("paper",),
     "reference": ("paper",),
     "figure": ("1", "3", "4", "5"),
+    "progress": PROGRESS,
     "format": ("rich", "md", "csv", "tex", "json"),
 }
 # options whose choices are only the usual ones
@@ -315,6 +317,17 @@ PROBE: Group = of_record(
 VERBOSITY: Group = {
     "json": (Json, False),
     "quiet": (Annotated[bool, option("quiet", "hide messages and progress", OUTPUT_PANEL)], False),
+    "progress": (
+        Annotated[
+            str,
+            option(
+                "progress",
+                "on stderr: a bar in a terminal, one JSON object a line, or nothing",
+                OUTPUT_PANEL,
+            ),
+        ],
+        PROGRESS[0],
+    ),
     "verbose": (
         Annotated[
             bool, option("verbose", "show details, and a traceback on failure", OUTPUT_PANEL)

@@ -136,9 +136,11 @@ def prune(
         keep=values["keep"],
         compat=records.follows_official(context, quirks),
     )
-    made = verb(request, records.run_context(values, out, report))
+    run = records.run_context(values, out, report, records.command_line(context))
+    made = verb(request, run)
     if first:
-        console.print_made(made, values)
+        then = "prune --plan {out} IN OUT" if values["plan_only"] else "eval {out}"
+        console.print_made(made, values, then)
 
 
 EXAMPLES = (

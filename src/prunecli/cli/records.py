@@ -1,9 +1,11 @@
 """What the options of a command came to: records for the verbs, paths from stdin, the listener."""
 
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import PurePath
 from typing import Any
 
 import typer
@@ -11,13 +13,27 @@ import typer
 from prunecli import interruption
 from prunecli.cli import console, signals, streams
 from prunecli.cli.config import resolved
-from prunecli.cli.options import OUTPUT, PROBE, RESTART, WINDOWS, method_options
+from prunecli.cli.options import (
+    CONFIG,
+    OUTPUT,
+    PROBE,
+    RESTART,
+    VERBOSITY,
+    WINDOWS,
+    method_options,
+)
 from prunecli.errors import UsageError
 from prunecli.files import strict
 from prunecli.methods import registry
 from prunecli.methods._base import Method
 from prunecli.report import Report
 from prunecli.settings import Amount, Compute, Data, Output, RunContext
+
+# options that decide nothing of what is written
+INCIDENTAL = frozenset({
+    *OUTPUT, *RESTART, *PROBE, *VERBOSITY, *CONFIG, "help", "device", "threads", "buffer", "keep",
+    "save_every", "keep_states", "track",
+})  # fmt: skip
 
 
 def setup(context: typer.Context, *, silent: bool = False) -> Report:
@@ -26,9 +42,10 @@ def setup(context: typer.Context, *, silent: bool = False) -> Report:
     values = context.params
     if values.get("threads"):
         os.environ["OMP_NUM_THREADS"] = str(values["threads"])
+    progress = "none" if silent else values["progress"]
     quiet = values["quiet"] or silent
     streams.keep_apart(quiet)
-    return console.StderrReport(quiet, values["verbose"] and not silent)
+    return console.StderrReport(quiet, values["verbose"] and not silent, progress)
 
 
 def output(values: Mapping[str, Any]) -> Output:
@@ -37,12 +54,48 @@ def output(values: Mapping[str, Any]) -> Output:
     return Output(**flags, argv=tuple(sys.argv))
 
 
-def run_context(values: Mapping[str, Any], out: str | None, report: Report) -> RunContext:
-    """Return what every verb is handed beside its request; `out` is None where nothing is kept."""
+def run_context(
+    values: Mapping[str, Any], out: str | None, report: Report, command: str = ""
+) -> RunContext:
+    """Return what every verb is handed beside its request; `out` is None where nothing is kept.
+
+    `command` is for those that write model cards.
+    """
     interruption.safe_point()  # what the verb needs has been imported
     return RunContext(
-        replace(output(values), path=out or ""), compute_of(values), report, interruption.asked
+        replace(output(values), path=out or "", command=command),
+        compute_of(values),
+        report,
+        interruption.asked,
     )
+
+
+def command_line(context: typer.Context) -> str:
+    """Return the command line in one form, whoever typed it where.
+
+    Paths of models are IN and OUT, those of files are without their folders, and what is at its
+    default or decides nothing of the result is left out.
+    """
+    flags, arguments = [], []
+    method = context.params.get("method")
+    own = {entry.name for entry in registry.get(method).options} if method else set()
+    foreign = method_options().keys() - own
+    for parameter in context.command.params:
+        value, name = context.params.get(parameter.name or ""), parameter.name
+        if parameter.param_type_name == "argument":
+            is_hub = isinstance(value, str) and value.startswith("hf:")
+            arguments.append(shlex.quote(str(value)) if is_hub else str(parameter.metavar))
+        elif name in INCIDENTAL or name in foreign or value in (None, False, parameter.default):
+            continue
+        elif value is True:
+            flags.append(parameter.opts[0])
+        else:
+            flags += [parameter.opts[0], shlex.quote(_without_folder(str(value)))]
+    return " ".join(["prunecli", context.info_name or "", *flags, *arguments])
+
+
+def _without_folder(value: str) -> str:
+    return value if value.startswith("hf:") else PurePath(value).name or value
 
 
 def read_paths() -> list[str]:

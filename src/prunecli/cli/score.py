@@ -59,7 +59,8 @@ def score(
         stats,
         records.follows_official(context, registry.get(method).quirks is not None),
     )
-    console.print_made(verb(request, records.run_context(values, out, report)), values)
+    then = f"prune --method {method} --scores {{out}} --ratio R IN OUT"
+    console.print_made(verb(request, records.run_context(values, out, report)), values, then)
 
 
 EXAMPLES = (

@@ -128,7 +128,7 @@ def search_arch(
         **{name: values[name] for name in (*BUDGET, "allow_overlap")},
     )
     made = verb(request, records.run_context(values, out, report))
-    console.print_made(made, values)
+    console.print_made(made, values, f"prune --method {method} --arch {{out}} IN OUT")
 
 
 EXAMPLES = (

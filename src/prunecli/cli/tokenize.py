@@ -150,7 +150,9 @@ def tokenize(
 
     names = TokenizeRequest.__dataclass_fields__.keys() & values.keys()
     request = TokenizeRequest(source, **{name: values[name] for name in names})
-    console.print_made(verb(request, records.run_context(values, out, report)), values)
+    console.print_made(
+        verb(request, records.run_context(values, out, report)), values, "train --data {out} IN OUT"
+    )
 
 
 EXAMPLES = (

@@ -123,9 +123,10 @@ def train(
     fields = {name: values[name] for name in (*TRAINING, "seed")}
     from prunecli.training.train import train as verb
 
-    made = verb(Training(model=folder, **fields), records.run_context(values, out, report))
+    run = records.run_context(values, out, report, records.command_line(context))
+    made = verb(Training(model=folder, **fields), run)
     if first:
-        console.print_made(made, values)
+        console.print_made(made, values, "eval {out}")
 
 
 EXAMPLES = (

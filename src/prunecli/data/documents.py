@@ -14,12 +14,18 @@ from prunecli.files import regular
 class Text:
     """Documents, and the name of their source for the record: no path, defaults spelt out.
 
-    `builtin` marks the text inside Python, which comes with a warning.
+    `builtin` marks the text inside Python, which comes with a warning. `hub` is `org/name@commit`.
     """
 
     name: str
     documents: Iterable[str]
     builtin: bool = False
+    hub: str | None = None
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """What a record of it adds if it came from a hub."""
+        return {} if self.hub is None else {"hub": self.hub}
 
 
 def open_text(source: str, part: str, lazy: bool, reading: Reading | None = None) -> Text:
@@ -37,9 +43,11 @@ def open_text(source: str, part: str, lazy: bool, reading: Reading | None = None
             raise UsageError("--text-column is for text with columns, and builtin has none")
         return _builtin(rest if colon else part)
     if kind == "hf":
-        return Text(*hub.by_id(rest, part, lazy, reading))
+        name, rows, commit = hub.by_id(rest, part, lazy, reading)
+        return Text(name, rows, hub=commit)
     if kind in hub.SETS and (not colon or rest in builtin_text.PARTS):
-        return Text(*hub.by_name(kind, rest or part, lazy, reading))
+        name, rows, commit = hub.by_name(kind, rest or part, lazy, reading)
+        return Text(name, rows, hub=commit)
     path = Path(source)
     if source and regular.exists(path):
         return Text(path.name or path.resolve().name, textfiles.documents(path, reading))

@@ -78,10 +78,14 @@ def is_id(name: str) -> bool:
     return bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name))
 
 
-def by_name(name: str, part: str, lazy: bool, reading: Reading) -> tuple[str, Iterable[str]]:
+Found = tuple[str, Iterable[str], str | None]
+
+
+def by_name(name: str, part: str, lazy: bool, reading: Reading) -> Found:
     """Return the full name and the documents of one of `SETS`; raise InputError if unreachable.
 
-    Only without `lazy` are the documents a Sequence, and everything is fetched.
+    The third is `org/name@commit`, None where only a cache was read. Only without `lazy` are the
+    documents a Sequence, and everything is fetched.
     """
     known = SETS[name]
     chosen = known.parts[PARTS.index(part)]
@@ -93,10 +97,10 @@ def by_name(name: str, part: str, lazy: bool, reading: Reading) -> tuple[str, It
     if known.config:
         settings["name"] = known.config
     reading.column = reading.column or known.column
-    return f"{name}:{part}", _load(known.repo, settings, name, lazy, reading)
+    return f"{name}:{part}", *_load(known.repo, settings, name, lazy, reading)
 
 
-def by_id(name: str, part: str, lazy: bool, reading: Reading) -> tuple[str, Iterable[str]]:
+def by_id(name: str, part: str, lazy: bool, reading: Reading) -> Found:
     """Return the same for org/name[:split[:column]]; `part` matters only without a split."""
     repo, split, column = [*name.split(":"), "", ""][:3]
     if name.count(":") > 2 or not is_id(repo):
@@ -105,13 +109,14 @@ def by_id(name: str, part: str, lazy: bool, reading: Reading) -> tuple[str, Iter
         raise UsageError(f"'hf:{name}' names another column than --text-column")
     reading.column = column or reading.column
     split = split or {"calibration": "train", "evaluation": "test"}[part]
-    rows = _load(repo, {"split": split}, f"hf:{name}", lazy, reading)
-    return ":".join(filter(None, ["hf", repo, split, column])), rows
+    found = _load(repo, {"split": split}, f"hf:{name}", lazy, reading)
+    return ":".join(filter(None, ["hf", repo, split, column])), *found
 
 
 def _load(
     repo: str, settings: dict[str, Any], name: str, lazy: bool, reading: Reading
-) -> Iterable[str]:
+) -> tuple[Iterable[str], str | None]:
+    commit = None
     with _hub_errors(name):
         import datasets
         import fsspec.compression
@@ -120,7 +125,9 @@ def _load(
         offline = is_offline_mode()
         if not offline:
             # without a connection `datasets` would retry for half a minute before it fails
-            HfApi().dataset_info(repo, timeout=10)
+            revision = HfApi().dataset_info(repo, timeout=10).sha
+            commit = f"{repo}@{revision}"
+            settings = {**settings, "revision": revision}
         datasets.disable_progress_bars()
         # fsspec's own silently stops after the first frame
         fsspec.compression.register_compression("zstd", unzstd, "zst", force=True)
@@ -133,13 +140,13 @@ def _load(
             rows = datasets.load_dataset(repo, **whole, **settings)
         next(iter(rows), {})  # what cannot be fetched fails now
         if rows.features is None:
-            return _Undeclared(rows, name, reading)
+            return _Undeclared(rows, name, reading), commit
         kinds = {column: _kind(feature) for column, feature in rows.features.items()}
         column = choose(kinds, reading.column, f"'{name}'")
         if column not in (reading.column, DEFAULT):
             reading.guessed(column, f"'{name}'")
         rows = rows.select_columns([column])
-    return (_Lazy if lazy else _Rows)(rows, name, reading, column)
+    return (_Lazy if lazy else _Rows)(rows, name, reading, column), commit
 
 
 def _kind(feature: Any) -> str:

@@ -122,7 +122,7 @@ class Rows:
             raise InputError(
                 f"'{self.name}' has ids from {ids.min()} to {ids.max()}, recorded are "
                 f"{self.min_id} to {self.max_id}",
-                "make the rows again",
+                "make the rows again with `prunecli tokenize --force`",
             )
         return torch.from_numpy(ids)
 
@@ -196,7 +196,10 @@ def _folder(path: str) -> Rows:
     for index in range(results.shards):
         file = folder / shard_name(index)
         if not file.exists():
-            raise InputError(f"'{path}' lacks its shard {file.name}", "make the rows again")
+            raise InputError(
+                f"'{path}' lacks its shard {file.name}",
+                "make the rows again with `prunecli tokenize --force`",
+            )
         spec = read_header(regular.inside(folder, file)).get(NAME, Spec("", ()))
         is_row = len(spec.shape) == 2 and spec.shape[1] == results.seq_len
         if not is_row or spec.dtype not in INTEGERS:

@@ -120,7 +120,8 @@ def tokenize(request: TokenizeRequest, run: RunContext = RunContext()) -> Result
         rows, text_digest = _write_rows(
             request, text, reading, tokenizer, encoding, folder, run.report
         )
-        made = replace(artefact, inputs=[Input(role="text", digest=text_digest)])
+        of_text = {"role": "text", "digest": text_digest, **text.origin}
+        made = replace(artefact, inputs=[Input.model_validate(of_text)])
         record = made.sidecar(
             {"digest": rows.digest.hexdigest()},
             _results(rows, tokenizer, separator, reading.skipped),

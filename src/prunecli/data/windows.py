@@ -145,7 +145,7 @@ def check_tokenizer(chosen: rows.Rows, folder: str) -> None:
     if chosen.tokenizer != tokenizer.digest(folder):
         raise InputError(
             f"rows '{chosen.name}' come from another tokenizer than that of '{folder}'",
-            "tokenize the text with the model's own",
+            "make rows with the model's own: `prunecli tokenize --tokenizer IN`",
         )
 
 
@@ -211,6 +211,7 @@ def _drawn(
         "skipped": reading.skipped,
         "bos": {"ids": front, "before": "text" if of_text else "windows"} if front else None,
         "special_tokens": data.special_tokens or TEXT,
+        **text.origin,
     }
     if text.builtin:
         meta["python"] = platform.python_version()

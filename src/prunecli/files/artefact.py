@@ -110,7 +110,7 @@ class Artefact:
 
     def sidecar(self, outputs: dict[str, Any], results: dict[str, Any]) -> Sidecar:
         """Return the finished record."""
-        return self.builder.sidecar(
+        record = self.builder.sidecar(
             self.kind,
             self.options,
             self.inputs,
@@ -122,6 +122,8 @@ class Artefact:
             ),
             computed=self.computed,
         )
+        record.run.command = self.run.output.command or None
+        return record.seal()
 
     def result(self, record: Sidecar) -> Result:
         """Return what the verb hands back, once everything is written."""

@@ -35,6 +35,7 @@ class InputDetails(Part):
     name: str | None = None
     text: str | None = None
     tokenizer: str | None = None
+    hub: str | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> "InputDetails":

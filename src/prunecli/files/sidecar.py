@@ -108,6 +108,8 @@ class RunInfo(_Strict):
 
     argv: list[str]
     """Command line."""
+    command: str | None = None
+    """Command line in one form: what decides nothing is left out, files are without folders."""
     started: str
     """Time of the start, UTC."""
     seconds: float
@@ -130,6 +132,8 @@ class RunInfo(_Strict):
     """Largest resident memory of the process."""
     files: dict[str, str] = {}
     """SHA-256 of each file in the folder that holds no tensors, by name."""
+    card: str | None = None
+    """SHA-256 of the model card as it was written; it is its user's to edit."""
     digest: str | None = None
     """SHA-256 of this record without this field."""
 
@@ -197,9 +201,14 @@ def tokens_input(role: str, meta: dict[str, Any], windows: list[str]) -> Input:
 
 def content_id(kind: str, options: dict[str, Any], inputs: list[Input]) -> str:
     """Return the id of what these options and inputs make: equal ids, equal artefacts."""
-    content = [kind, options, [entry.model_dump(mode="json") for entry in inputs]]
+    content = [kind, options, hashed(inputs)]
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def hashed(inputs: list[Input]) -> list[dict[str, Any]]:
+    """Return what ids are made from of inputs: what they are, not the hub that they came from."""
+    return [entry.model_dump(mode="json", exclude={"hub"}) for entry in inputs]
 
 
 def path_of(artefact: str | Path) -> Path:

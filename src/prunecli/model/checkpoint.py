@@ -51,6 +51,7 @@ FLOATS = ("F32", "BF16", "F16", "F64")
 LAYER = re.compile(r"\blayers\.(\d{1,9})\.")
 BUFFER = "rotary_emb.inv_freq"
 SHOWN = ("layers", "hidden", "heads", "kv_heads", "ffn")
+HUB = "hf:"  # what a name on the hub begins with
 
 
 def locate(model: str) -> Path:
@@ -58,8 +59,8 @@ def locate(model: str) -> Path:
 
     Raises InputError if it is missing or the hub cannot be reached.
     """
-    if model.startswith("hf:"):
-        return _from_hub(model[3:])
+    if model.startswith(HUB):
+        return _from_hub(model.removeprefix(HUB))
     path = Path(model)
     if regular.is_dir(path):
         return path
@@ -85,8 +86,9 @@ def _from_hub(name: str) -> Path:
 
     try:
         folder = fetch(
-            revision or None, "config.json", sidecar.FOLDER_SIDECAR, INDEX, *companions.ALL
-        )
+            revision or None, "config.json", sidecar.FOLDER_SIDECAR, INDEX, companions.CARD,
+            *companions.ALL,
+        )  # fmt: skip
         # of all formats in a repository only what will be read, and of the same commit
         files = [glob.escape(name) for name in _indexed(folder / INDEX)] or [ONE_FILE]
         return fetch(folder.name, *files)
@@ -97,7 +99,7 @@ def _from_hub(name: str) -> Path:
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise refused(error) or InputError(
             f"cannot fetch 'hf:{name}' from the Hugging Face hub: {why}",
-            "download the model elsewhere and give its folder",
+            f"fetch it elsewhere, with `hf download {repo} --local-dir DIR`, and give that folder",
         ) from None
 
 
@@ -155,12 +157,17 @@ class Checkpoint(Reader):
 
     Attributes:
         folder: the model folder. arch: its architecture. specs: type and shape of each tensor.
+        hub: `org/name@commit` where it came from a hub, else None.
         part_of: the `model_type` of the multimodal model that it is the language model of, or None.
         sidecar: its record, None if prunecli did not make it.
     """
 
     def __init__(self, model: str, report: Report = SILENT) -> None:
         self.folder = locate(model)
+        self.hub = None
+        if model.startswith(HUB):
+            # a snapshot's folder is called like its commit
+            self.hub = f"{model.removeprefix(HUB).partition('@')[0]}@{self.folder.name}"
         if not any((self.folder / name).exists() for name in (ONE_FILE, INDEX)):
             foreign.refuse_folder(self.folder)
         elif (self.folder / foreign.ADAPTER).exists():
@@ -352,8 +359,9 @@ class Checkpoint(Reader):
     def as_input(self, digest: str, role: str = "model") -> sidecar.Input:
         """Return this checkpoint as an input of a sidecar; `digest` is that of its content."""
         known = {"id": self.sidecar.id if self.sidecar else None, "digest": digest}
-        part = {} if self.part_of is None else {"part_of": self.part_of}
-        return sidecar.Input.model_validate({"role": role, **known, **part})
+        optional = {"part_of": self.part_of, "hub": self.hub}
+        given = {name: value for name, value in optional.items() if value is not None}
+        return sidecar.Input.model_validate({"role": role, **known, **given})
 
     def companion_files(self) -> dict[str, bytes]:
         """Return the files that belong to the model, by name: tokenizer, generation settings."""

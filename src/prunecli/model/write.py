@@ -10,7 +10,7 @@ from prunecli.files import output, seal, sidecar
 from prunecli.files.keeping import Keeper
 from prunecli.files.sidecar import Sidecar
 from prunecli.files.tensorfile import Spec
-from prunecli.model import memory
+from prunecli.model import card, companions, memory
 from prunecli.model.arch import FLOPS_TOKENS, Arch
 from prunecli.model.checkpoint import CheckpointWriter, check_loads
 from prunecli.model.pattern import SparsityPattern
@@ -30,12 +30,19 @@ class WriteSummary:
     digest: str
     census: Census
 
-    def finish(self, made: Sidecar, companion_files: Mapping[str, bytes]) -> None:
-        """Write the files around the tensors; the sidecar last, once transformers loads them."""
+    def finish(
+        self, made: Sidecar, companion_files: Mapping[str, bytes], out: str, parent: Path | None
+    ) -> None:
+        """Write the files around the tensors; the sidecar last, once transformers loads them.
+
+        They will be at `out`; `parent` is the folder of the model whose weights go on in them.
+        """
         folder = self.writer.folder
         self.writer.finish(made.id, companion_files)
         check_loads(folder)
-        made.seal(seal.of_folder(folder, apart=()))
+        card.write(folder, made, parent, out)
+        # a card is its user's to edit
+        made.seal(seal.of_folder(folder, apart=(companions.CARD,)))
         output.write_text(folder / sidecar.FOLDER_SIDECAR, made.text())
 
 

@@ -173,7 +173,9 @@ def read_plan(path: str) -> tuple[Plan, Sidecar | None]:
     try:
         record = strict.read_value(Path(path))
     except FileNotFoundError:
-        raise InputError(f"no such plan: '{path}'", "check the path") from None
+        raise InputError(
+            f"no such plan: '{path}'", "make it with `prunecli prune --plan-only`"
+        ) from None
     if isinstance(record, dict) and "kind" in record:
         made = sidecar.read(path, ("plan",))
         return Plan.from_json(made.results), made

@@ -162,7 +162,10 @@ def open_calibration(pruning: Pruning) -> Calibration:
         plan, record = read_plan(asked.plan)
         made_from = None if record is None else next(iter(record.inputs), None)
         if made_from is not None and made_from.digest != pruning.digest:
-            raise InputError(f"the plan in '{asked.plan}' was made from another model")
+            raise InputError(
+                f"the plan in '{asked.plan}' was made from another model",
+                "make one of this model with `prunecli prune --plan-only`",
+            )
         content = sidecar.content_id("plan", plan.to_json(), [])
         of_plan = [Input(role="plan", id=record.id if record else None, digest=content)]
         # what the plan was made on
@@ -392,7 +395,7 @@ def _write(
             {"digest": written.digest, "params": pruned.arch.total_params},
             {**_described(pruning), **_size_results(dense.arch, pruned.arch, written), **results()},
         )
-        written.finish(record, dense.companion_files())
+        written.finish(record, dense.companion_files(), artefact.path, dense.folder)
     _summarise(dense.arch, record.results, pruning.run.report)
     return artefact.result(record)
 
@@ -411,6 +414,7 @@ def _size_results(dense: Arch, pruned: Arch, written: WriteSummary) -> dict[str,
         "ratio": 1 - written.census.block_nonzero / dense.block_params,
         "ratio_total": 1 - written.census.nonzero / dense.total_params,
         "ratio_embedding": 1 - embedding / before,
+        "params_before": dense.total_params,
         **size_results(pruned, written),
     }
 

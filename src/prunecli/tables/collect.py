@@ -10,7 +10,7 @@ from pathlib import Path
 
 from prunecli.errors import InputError
 from prunecli.files import provenance, regular, sidecar, strict
-from prunecli.files.sidecar import Sidecar
+from prunecli.files.sidecar import HistoryStep, Sidecar
 from prunecli.model.checkpoint import Checkpoint
 
 Checkpoints = Mapping[str, tuple[Path, Sidecar]]
@@ -86,7 +86,10 @@ def _sidecars(given: str) -> list[tuple[Path, Sidecar]]:
         if "made_by" in content and "kind" in content:
             records.append((file, sidecar.read(file)))
     if not records:
-        raise InputError(f"no sidecar in '{given}'", "give files or folders made by prunecli")
+        raise InputError(
+            f"no sidecar in '{given}'",
+            "give files or folders made by prunecli, as `prunecli eval --out FILE.json` does",
+        )
     return records
 
 
@@ -120,12 +123,18 @@ def _integrity_error(checkpoints: Checkpoints, key: str) -> str:
         return error
     for step in record.history[:-1]:
         # the same steps as the ancestor itself records them
-        if step.id in checkpoints and checkpoints[step.id][1].history[-1] != step:
+        if step.id in checkpoints and _differ(checkpoints[step.id][1].history[-1], step):
             return f"its history differs from that of '{name_of(checkpoints[step.id][0])}'"
     digest = record.outputs.get("digest")
     if _weights_are_newer(path) and Checkpoint(str(path.parent)).digest() != digest:
         return "its weights are not those of its sidecar (digest)"
     return ""
+
+
+def _differ(one: HistoryStep, other: HistoryStep) -> bool:
+    """Return whether two records of a step differ in more than the hub that its inputs are from."""
+    bare, same = (step.model_copy(update={"inputs": []}) for step in (one, other))
+    return bare != same or sidecar.hashed(one.inputs) != sidecar.hashed(other.inputs)
 
 
 def _weights_are_newer(path: Path) -> bool:

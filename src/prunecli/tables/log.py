@@ -1,8 +1,11 @@
-"""The library verb `log`: how models and files came to be, as a table and as a script."""
+"""The library verb `log`: how models and files came to be, as a table, a script or a card."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from prunecli.files import provenance, sidecar
+from prunecli.errors import UsageError
+from prunecli.files import provenance, regular, sidecar
+from prunecli.model import card
 from prunecli.tables.history import History, steps_of
 from prunecli.tables.remake import Script, remake
 
@@ -17,6 +20,25 @@ class Log(History):
     def commands(self) -> str:
         """Return the text of that script."""
         return self.script().text
+
+    def card(self) -> str:
+        """Return the model card of the checkpoint among the paths.
+
+        The evaluations among them that are of it are in its metadata; the licence is that of the
+        card that lies beside it. Raises UsageError unless there is one checkpoint.
+        """
+        models = {p: r for p, r in self.records.items() if r.kind == "checkpoint"}
+        if len(models) != 1:
+            raise UsageError(f"a card is of one checkpoint, got {len(models)}", "name one folder")
+        [(path, record)] = models.items()
+        folder = Path(path) if regular.is_dir(path) else Path(path).parent
+        known = (record.id, record.outputs.get("digest"))
+        measured = [
+            one
+            for one in self.records.values()
+            if one.kind == "eval" and (one.inputs[0].id, one.inputs[0].digest) == known
+        ]
+        return card.text(record, card.licence(folder), measured)
 
 
 def log(paths: Sequence[str]) -> Log:

@@ -222,13 +222,13 @@ def check_rows(rows: Rows, checkpoint: Checkpoint) -> None:
         bad_id = rows.min_id if rows.min_id < 0 else rows.max_id
         raise InputError(
             f"rows of another vocabulary: id {bad_id}, the model has vocab_size {arch.vocab}",
-            "tokenize the text with this model's own tokenizer",
+            "make rows with the model's own: `prunecli tokenize --tokenizer IN`",
         )
     if rows.seq_len > arch.max_positions:
         raise InputError(
             f"rows of {rows.seq_len} tokens exceed the model's context length, "
             f"{arch.max_positions}",
-            "tokenize with a smaller --seq-len",
+            "make shorter rows: `prunecli tokenize --seq-len N`",
         )
 
 
@@ -355,7 +355,7 @@ def _teacher(training: Training, checkpoint: Checkpoint, rows: Rows) -> Checkpoi
         raise InputError(
             f"rows of {rows.seq_len} tokens exceed the teacher's context length, "
             f"{teacher.arch.max_positions}",
-            "tokenize with a smaller --seq-len",
+            "make shorter rows: `prunecli tokenize --seq-len N`",
         )
     return teacher
 

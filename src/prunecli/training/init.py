@@ -151,7 +151,8 @@ def _write(target: Target, tensors: "Stream", artefact: Artefact) -> Result:
                 **size_results(arch, written),
             },
         )
-        written.finish(record, target.companions)
+        parent = None if target.warm_start is None else target.warm_start.folder
+        written.finish(record, target.companions, artefact.path, parent)
     return artefact.result(record)
 
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 KEPT_LOG = "train.jsonl"  # the log in OUT
 
 # results of pruning (or of a scratch twin) that training does not change
-INHERITED = ("method", "granularity", "ratio", "ratio_total", "ratio_embedding")
+INHERITED = ("method", "granularity", "ratio", "ratio_total", "ratio_embedding", "params_before")
 
 
 @exclusive
@@ -179,7 +179,7 @@ def _write(
             },
         )  # fmt: skip
         output.write_text(temporary / KEPT_LOG, (folder / LOG).read_text("utf-8"))
-        written.finish(record, checkpoint.companion_files())
+        written.finish(record, checkpoint.companion_files(), artefact.path, checkpoint.folder)
     output.discard(folder)
     artefact.run.report.info(
         f"{resolved.steps} steps, {resolved.tokens} tokens, loss {record.results['loss']:.4f}, "
