@@ -35,7 +35,7 @@ CHOICES = {
     ),
     "suite": ("paper",),
     "reference": ("paper",),
-    "figure": ("1", "3", "4", "5"),
+    "figure": ("1", "3", "4", "5", "sweep", "plan"),
     "format": ("rich", "md", "csv", "tex", "json"),
 }
 # options whose choices are only the usual ones
