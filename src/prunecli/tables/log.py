@@ -18,6 +18,10 @@ class Log(History):
         """Return the text of that script."""
         return self.script().text
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        return self.table()._repr_html_()
+
 
 def log(paths: Sequence[str]) -> Log:
     """Return the history of artefacts, oldest first.

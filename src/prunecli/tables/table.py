@@ -54,7 +54,7 @@ class TableRequest(Record):
 
 @dataclass(frozen=True)
 class TableResult:
-    """What `table` has to show: text to print, the same as plain JSON, the table, the figure.
+    """What `table` has to show: text to print, the same as plain JSON, and the table itself.
 
     `results` is None where the text is a figure, or the names of files that were written.
     """
@@ -62,7 +62,6 @@ class TableResult:
     text: str
     results: Any = None
     table: Table | None = None
-    drawing: Drawing | None = None
 
 
 def table(request: TableRequest, run: RunContext = RunContext()) -> TableResult:
@@ -83,7 +82,7 @@ def _table(request: TableRequest, run: RunContext) -> TableResult:
     plan = request.figure == figures.PLAN
     if plan and request.html is None:
         # plans that were written by hand have no sidecar, and are no rows of a table
-        return _shown(request, run, None, figures.plan(list(request.paths)))
+        return _shown(request, run, None, drawn(request))
     runs = Runs(collect(list(request.paths)) if request.paths else Models())
     if request.advise:
         advised = advice.advise(runs, request.reference, request.budget)
@@ -108,11 +107,11 @@ def _shown(
         Picture(drawing).save(request.plot)
     elif drawing is not None:
         text = Picture(drawing).text(request.width or WIDTH)
-        return TableResult(text, None, table, drawing)
+        return TableResult(text, None, table)
     for path in files:
         run.report.debug(f"wrote {path}")
     if files:
-        return TableResult("\n".join(files), None, table, drawing)
+        return TableResult("\n".join(files), None, table)
     assert table is not None  # there is no drawing
     text = terminal.shown(table, request.format, request.width)
     return TableResult(text, table.objects(), table)
@@ -150,6 +149,14 @@ def build_table(runs: Runs, layout: str | None, reference: str | None) -> Table:
             raise UsageError(f"layout '{layout}' has no rows of the paper", "choose another layout")
         return own_layouts.build(runs, layout)
     return build(LAYOUTS[layout], rows_of_layout(runs, layout, reference))
+
+
+def drawn(request: TableRequest) -> Drawing:
+    """Return the figure that a request asks for; raises what `table` raises."""
+    _check(request)
+    if request.figure == figures.PLAN:
+        return figures.plan(list(request.paths))
+    return _drawing(request, Runs(collect(list(request.paths)) if request.paths else Models()))
 
 
 def _drawing(request: TableRequest, runs: Runs) -> Drawing:
