@@ -44,7 +44,8 @@ const next = (widths) => {
   frame.src = "report.html";
   frame.onload = () => {
     const page = frame.contentDocument, all = [...page.querySelectorAll("*")];
-    const button = [...page.querySelectorAll("th button")].find((b) => /better/.test(b.textContent));
+    const buttons = [...page.querySelectorAll("th button")];
+    const button = buttons.find((one) => /better/.test(one.textContent));
     const order = () => [...button.closest("table").tBodies[0].rows].map(
       (row) => Number(row.cells[button.parentNode.cellIndex].dataset.value));
     button.click(); const up = order(); button.click(); const down = order();
@@ -65,9 +66,7 @@ def test_the_report_is_shown(tmp_path, layout, llama, calibration):
     """At every width nothing scrolls sideways, tables sort, and the console stays empty."""
     for ratio in (0.25, 0.5):
         prunecli.prune(llama, tmp_path / f"m{ratio}", method="magnitude", ratio=ratio)
-        prunecli.evaluate(
-            tmp_path / f"m{ratio}", tmp_path / f"e{ratio}.json", data=calibration, seq_len=16
-        )
+        prunecli.evaluate(tmp_path / f"m{ratio}", tmp_path / f"e{ratio}.json", data=calibration)
     path = tmp_path / "report.html"
     runs = Runs(collect([str(tmp_path)]))
     paper = "paper" if layout == "table16" else None
