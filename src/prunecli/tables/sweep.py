@@ -41,19 +41,18 @@ def panels(rows: list[ModelRow]) -> Iterator[Panel]:
     measured = _alike(rows, column)
     parents = [row for row in measured if row.initialization == BASE]
     pruned = _named([row for row in measured if row.pruned], parents)
-    if not pruned:
+    if not any(row.ratio is not None for rows in pruned.values() for row in rows):
         return
     sizes = [row for row in measured if row.shape.get("nonzero")]
     twins = [row for row in sizes if row.initialization == SCRATCH]
+    lines = [_line(name, rows, column, "ratio", True) for name, rows in pruned.items()]
+    lines.append(_marks(PARENT, BASE, parents, column, "ratio", True))
     source = column.heading.removeprefix("loss ").removeprefix("ppl ").removesuffix(" loss")
     yield Panel(
         f"perplexity by ratio, not retrained ({source})",
         "ratio: share of the block weights that is removed or zero",
         f"perplexity ({source}; lower is better)",
-        [
-            *(_line(name, rows, column, "ratio", True) for name, rows in pruned.items()),
-            _marks(PARENT, BASE, parents, column, "ratio", True),
-        ],
+        [one for one in lines if one.x],
         apart=True,
         y_log=True,
         lower=True,
