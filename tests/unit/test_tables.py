@@ -21,7 +21,7 @@ from prunecli.files import provenance, sidecar
 from prunecli.files.sidecar import Input, SidecarBuilder, TokensSeen, Trained
 from prunecli.measuring.eval import MODEL
 from prunecli.measuring.suite import TASKS
-from prunecli.tables import advice, draw, figures, html, matching, reference, sketch
+from prunecli.tables import advice, comparison, draw, figures, html, matching, reference, sketch
 from prunecli.tables.collect import Models, collect
 from prunecli.tables.entries import SUITE, Metric, noise
 from prunecli.tables.layouts import LAYOUTS, rows_of_layout
@@ -586,6 +586,14 @@ def test_the_report_begins_with_the_verdict(runs):
     cells = [re.sub("<[^>]+>", "", cell) for cell in re.findall(r"<td.*?</td>", row)]
     assert cells[4:8] == ["2.0000", "3.0000", "+1.0000", "+1 to +1"]
     assert "TFLOPs" in text and "peak MB" in text and "granularity" not in text
+
+
+def test_the_report_has_our_pairs_beside_the_papers(runs):
+    found = collected(runs.folder)
+    rows = comparison.pair_table(found, "paper").objects()
+    ours = {row["metric"] for row in rows if row["source"] == "ours"}
+    assert ours == {"loss text.txt", "average"}
+    assert {"DCLM loss", "average"} == {r["metric"] for r in rows if r["source"] == "paper"}
 
 
 def test_the_report_tells_no_home(runs, tmp_path):

@@ -39,7 +39,9 @@ def pair_table(runs: Runs, paper: str | None) -> Table:
     both = len({entry.source for entry in entries}) > 1
     for pruned, scratch, setting, _ in pairs(entries):
         if setting is not None:
-            measured = [_row(pruned, scratch, column) for column in main_columns(entries)]
+            # the paper and others measure on other text
+            alike = [entry for entry in entries if entry.source == pruned.source]
+            measured = [_row(pruned, scratch, column) for column in main_columns(alike)]
             found = [row for row in measured if row]
             named = {"setting": SETTINGS[setting], "source": pruned.source if both else None}
             rows += [row | named for row in found]
@@ -71,9 +73,9 @@ def _row(pruned: ModelRow, scratch: ModelRow, column: Column) -> Row:
 
 
 def certain(table: Table) -> str:
-    """Say in how many rows of a pair table the interval excludes zero."""
+    """Say in how many rows of a pair table the interval excludes zero, if any has one."""
     known = [str(row["interval"]).split(" to ") for row in table.rows if row["interval"]]
     if not known:
-        return "No noise is known of these differences."
+        return ""
     sure = sum(float(low) * float(high) > 0 for low, high in known)
     return f"Noise does not explain {sure} of {len(known)} differences (95 % interval beside zero)."

@@ -130,7 +130,9 @@ def _size(piece: Panel | Grid) -> tuple[float, float]:
         cell = 0.36 if columns <= NUMBERED else 0.14
         return max(WIDE, 1.4 + cell * columns), FRAME + LINE * len(piece.rows)
     if piece.names:
-        return WIDE, FRAME + LINE * len(piece.names)
+        # long names do not take the room of what they name
+        more = max(0, max(map(len, piece.names)) - 20) / CHARACTERS
+        return WIDE + more, FRAME + LINE * len(piece.names)
     return WIDE, HIGH if not piece.behind and piece.limits is None else SMALL
 
 
@@ -162,8 +164,10 @@ def _draw(axis: Any, piece: Panel | Grid) -> None:
         _draw_dumbbells(axis, piece)
     else:
         _draw_lines(axis, piece)
-    named = isinstance(piece, Grid) or bool(piece.names)
-    room = int((_size(piece)[0] - (1.9 if named else 0.8)) * CHARACTERS)
+    names = piece.rows if isinstance(piece, Grid) else piece.names
+    named = bool(names)
+    beside = max(map(len, names), default=0) / CHARACTERS
+    room = max(20, int((_size(piece)[0] - beside - 0.8) * CHARACTERS))
     # what is up the axis stands above it: turned text is hard to read, and longer than the axis
     above = fill("" if isinstance(piece, Panel) and named else piece.y_label, room)
     axis.set_title(fill(piece.title, room), pad=6 + 1.25 * SIZE * (len(above.splitlines())))

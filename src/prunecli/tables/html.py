@@ -106,8 +106,8 @@ def _verdict(
     if not told:
         yield "No verdict: no pruned model here was measured beside its parent or a scratch twin."
     yield from told
-    if pairs.rows:
-        yield comparison.certain(pairs)
+    if sure := comparison.certain(pairs):
+        yield sure
     try:
         advised = advice.advise(runs, paper, None)
     except InputError:
