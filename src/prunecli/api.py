@@ -27,6 +27,7 @@ from prunecli.settings import (
 
 if TYPE_CHECKING:
     from prunecli.tables.log import Log
+    from prunecli.tables.picture import Picture
     from prunecli.tables.render import Table
 
 Path = str | os.PathLike[str]
@@ -464,3 +465,24 @@ def table(
     made = verb(TableRequest(tuple(os.fspath(one) for one in several), layout, reference)).table
     assert made is not None  # no advice was asked for
     return made
+
+
+def figure(
+    paths: Path | Sequence[Path] = (),
+    name: str = "1",
+    layout: str | None = None,
+    reference: str | None = None,
+) -> "Picture":
+    """Return one figure of the sidecars in files and folders; a notebook shows it.
+
+    `name` is that of `table --figure`: 1, 3, 4, 5, sweep or plan. Its `title` says what is seen,
+    `save(path)` draws it into a file, `text(width)` shows it in characters.
+    Raises UsageError for unknown names, InputError for a path without any sidecar, one that is
+    damaged, or nothing that fits the figure.
+    """
+    from prunecli.tables.picture import Picture
+    from prunecli.tables.table import TableRequest, drawn
+
+    several = [paths] if isinstance(paths, str | os.PathLike) else paths
+    given = tuple(os.fspath(one) for one in several)
+    return Picture(drawn(TableRequest(given, layout, reference, figure=name)))

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 from prunecli.record import Record, limited
-from prunecli.report import SILENT, Report
+from prunecli.report import SILENT, Report, printable
 
 SHARD_TOKENS = 1 << 24  # per file of token rows
 LARGEST_SEED = 2**32 - 1
@@ -137,6 +138,19 @@ class Result:
     path: str
     sidecar: dict[str, Any] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the path, and those results that are one value."""
+        single = {"path": self.path} | {
+            key: value
+            for key, value in self.results.items()
+            if isinstance(value, str | int | float)
+        }
+        rows = "".join(
+            f"<tr><th>{escape(printable(key))}</th><td>{escape(printable(str(value)))}</td></tr>"
+            for key, value in single.items()
+        )
+        return f"<table>{rows}</table>"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,9 @@ from prunecli.cli.console import StderrReport
 from prunecli.report import BIDI, printable
 from prunecli.settings import Amount, Data
 from prunecli.tables import table as verb
-from prunecli.tables.draw import as_text
-from prunecli.tables.figures import Drawing, Panel, Series, _printable
+from prunecli.tables.panels import Drawing, Panel, Series, shown
 from prunecli.tables.render import FORMATS, Cell, Column, Table
+from prunecli.tables.sketch import as_text
 
 # a title of a terminal, a line of its own, a turned direction, HTML, Markdown, LaTeX
 HOSTILE = (
@@ -90,7 +90,7 @@ def test_terminal_figures_and_errors_of_tables(runs, run, monkeypatch) -> None:
         assert controls(ended.out) == set(), words
         assert controls(ended.err) == set() and len(ended.err) <= 501, words
     line = Series("pruned", [NAME], [1.0], group=NAME, part=NAME)
-    drawing = Drawing("", [Panel("", "", "", [_printable(line)])])
+    drawing = shown(Drawing(NAME, [Panel(NAME, NAME, NAME, [line])]))
     assert controls(as_text(drawing, 80)) == set()
 
 
@@ -99,19 +99,21 @@ def test_the_report(runs, tmp_path) -> None:
     verb.table(verb.TableRequest((str(runs),), html=str(path)))
     page = path.read_text("utf-8")
     assert controls(page) == set()
-    assert "<img" not in page and "<script" not in page
+    assert "<img" not in page and page.count("<script") == 1
     assert "http-equiv='Content-Security-Policy' content=\"default-src 'none'; style-src" in page
     # figures of matplotlib: a name is no formula there
     from prunecli.tables import draw
 
     line = Series("$\\frac{$", ["$x^$"], [1.0])
-    assert "$x^$" in draw.svg(Drawing("", [Panel("$", "", "", [line])]))
+    (picture,) = draw.svgs(Drawing("", [Panel("$", "", "", [line])]), "one")
+    assert "$x^$" in picture
 
 
 @pytest.mark.parametrize("text", ["=1", "+cmd|' /C calc'!A0", "-cmd", "@SUM(1)", " =1", "\t=1"])
 def test_formulas(text) -> None:
-    shown = Table([{"a": text, "b": -1.5, "c": Cell("-1.5"), "d": "-"}], tuple(map(column, "abcd")))
-    _, row = csv.reader(io.StringIO(shown.render("csv")))
+    cells = {"a": text, "b": -1.5, "c": Cell("-1.5"), "d": "-"}
+    made = Table([cells], tuple(map(column, "abcd")))
+    _, row = csv.reader(io.StringIO(made.render("csv")))
     assert row == ["'" + text.replace("\t", " "), "-1.5", "-1.5", "'-"]
 
 

@@ -1,11 +1,15 @@
 """Tables from printed figures and from sidecars: differences, noise, marks, forgeries, figures."""
 
+import base64
 import copy
 import csv
+import hashlib
 import io
 import json
+import re
 from decimal import Decimal
-from math import sqrt
+from itertools import pairwise
+from math import exp, sqrt
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -17,15 +21,18 @@ from prunecli.files import provenance, sidecar
 from prunecli.files.sidecar import Input, SidecarBuilder, TokensSeen, Trained
 from prunecli.measuring.eval import MODEL
 from prunecli.measuring.suite import TASKS
-from prunecli.tables import advice, draw, figures, html, matching, reference
+from prunecli.tables import advice, comparison, draw, figures, html, matching, reference, sketch
 from prunecli.tables.collect import Models, collect
 from prunecli.tables.entries import SUITE, Metric, noise
 from prunecli.tables.layouts import LAYOUTS, rows_of_layout
+from prunecli.tables.panels import Panel, Series
+from prunecli.tables.render import Column, Table
 from prunecli.tables.runs import Runs as Collected
 from prunecli.tables.table import LAYOUT_NAMES, build_table, check_file
 
 PAPER_LAYOUTS = {11: "table11", 12: "table12", 13: "table13", 14: "table14", 15: "table15"}
 PAPER_LAYOUTS[16] = "table16"
+PAPER_FIGURES = [number for number in figures.FIGURES if number.isdigit()]
 NAMED = ("method", "ratio", "initialization", "train_tokens_b", "minus", "minus_tokens_b")
 
 
@@ -405,7 +412,7 @@ def test_bad_requests(runs, tmp_path):
         check_file("plot", str(tmp_path / "x.svg"), Output())
 
 
-@pytest.mark.parametrize("number", list(figures.FIGURES))
+@pytest.mark.parametrize("number", PAPER_FIGURES)
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
 def test_figures_of_the_paper(number, suffix, tmp_path):
     layout = figures.FIGURES[number].layouts[0]
@@ -434,21 +441,123 @@ def test_figures_show_the_papers_figures():
     assert len(lines) == 12 and all(line.x == [10, 30, 50, 250, 500] for line in lines)
 
 
-@pytest.mark.parametrize("number", list(figures.FIGURES))
+@pytest.mark.parametrize("number", PAPER_FIGURES)
 def test_figures_in_a_terminal(number):
     layout = figures.FIGURES[number].layouts[0]
-    text = draw.as_text(figures.drawing(LAYOUTS[layout].published(), number), 80)
+    text = sketch.as_text(figures.drawing(LAYOUTS[layout].published(), number), 80)
     assert "minitron-depth" in text and "\x1b" not in text
 
 
-def test_figures_of_own_runs_have_error_bars(runs):
+def test_whiskers_are_the_interval_of_the_difference(runs):
+    """Both read the same windows, so what varies with these is not in it; accuracies are not."""
     twin = runs.made("twin-b", "init", options={"seed": 7})
     runs.eval("e-s-b", runs.trained("s-b", twin, 10, 14, seed=7), 3.2, [task(value=0.4)])
     rows = rows_of_layout(collected(runs.folder), "table16", None)
     panel = figures.drawing(rows, "1").panels[0]
     errors = {series.label: series.errors for series in panel.series}
-    assert errors["scratch"][0] == pytest.approx(stdev([50, 40]))
-    assert errors["pruned"] == [None]
+    of_scratch = max(stdev([50, 40]) / sqrt(2), 100 * sqrt(0.25 / 100))
+    of_pruned = 100 * sqrt(0.24 / 100)
+    assert errors["pruned"][0] == pytest.approx(1.96 * sqrt(of_scratch**2 + of_pruned**2))
+    assert errors["scratch"] == [None]
+    # what is compared has one scale, which holds every whisker
+    one, other = figures.drawing(rows, "1").panels
+    assert one.span == other.span
+    for series in (*one.series, *other.series):
+        for y, error in zip(series.y, series.errors, strict=True):
+            assert one.span[0] <= y - (error or 0) and y + (error or 0) <= one.span[1]
+
+
+def test_titles_say_what_is_seen(runs):
+    rows = rows_of_layout(collected(runs.folder), "table16", None)
+    seen = "Pruned is better than scratch in 1 of 1"
+    assert figures.drawing(rows, "1").title == (
+        f"{seen} at equal retraining tokens, in 1 of 1 at equal total budget"
+    )
+    assert figures.drawing(rows, "3").title == f"{seen} at the fewest tokens, in 1 at the most"
+    paper = LAYOUTS["table16"].published()
+    assert figures.drawing(paper, "5").title.endswith("in 5 of 8 at equal total budget")
+
+
+def swept(runs):
+    """Add models of two methods that were pruned only, and what all are compared with."""
+    parent = runs.models["parent"]
+    runs.eval("e-parent", parent, 1.5)
+    for method, losses in (("flap", (2.0, 2.5)), ("magnitude", (2.2, 3.5))):
+        for ratio, loss in zip((0.25, 0.5), losses, strict=True):
+            made = {"method": method, "ratio": ratio, "nonzero": round(100 * (1 - ratio))}
+            model = runs.made(f"{method}-{ratio}", "prune", parent, made, results=made)
+            runs.eval(f"e-{method}-{ratio}", model, loss)
+    return figures.figure(collected(runs.folder), "sweep", None, None)
+
+
+def test_sweep(runs):
+    """Perplexity by ratio, loss by size; the parent and the trained twins are in every panel."""
+    found = swept(runs)
+    assert found.title == (
+        f"At ratio 0.5, flap has the lowest perplexity of 2 methods: {exp(2.5):.4g}, "
+        f"the parent {exp(1.5):.4g}"
+    )
+    ratios, sizes = found.panels
+    lines = {one.label: one for one in ratios.series}
+    assert lines["flap"].x == [0.25, 0.5]
+    assert lines["flap"].y == pytest.approx([exp(2.0), exp(2.5)])
+    assert lines["parent"].x == [0.0] and lines["parent"].y == pytest.approx([exp(1.5)])
+    lines = {one.label: one for one in sizes.series}
+    assert lines["magnitude"].x == [50, 75] and lines["magnitude"].y == pytest.approx([3.5, 2.2])
+    assert sorted(lines["scratch, trained"].y) == pytest.approx([2.5, 3.0])
+    for panel in found.panels:
+        small = panel.small()
+        assert [one.title for one in small] == ["flap", "magnitude"]
+        assert all("parent" in [line.label for line in one.series] for one in small)
+        assert len({one.span for one in small}) == 1
+    text = sketch.as_text(found, 80)
+    assert "a flap" in text and max(map(len, text.splitlines())) <= 80
+
+
+def test_sweep_shows_what_was_measured_alike(runs):
+    swept(runs)
+    runs.eval("e-flap-0.5", runs.models["parent"].model_copy(), 9.0, digest="other tokens")
+    model = collected(runs.folder).models
+    assert model.plans == []
+    other = runs.made("sleb-0.5", "prune", runs.models["parent"], results={"method": "sleb",
+                      "ratio": 0.5})  # fmt: skip
+    runs.eval("e-sleb", other, 0.1, digest="other tokens")
+    found = figures.figure(collected(runs.folder), "sweep", None, None)
+    assert all("sleb" not in one.label for panel in found.panels for one in panel.series)
+
+
+def test_many_lines_are_small_panels_before_the_others():
+    lines = [Series(f"m{i}", [0.1, 0.2], [1.0 + i, 2.0], group=f"m{i}", part=f"m{i}")
+             for i in range(9)]  # fmt: skip
+    small = Panel("t", "x", "y", lines, apart=True).small()
+    assert len(small) == 9 and all(len(one.series) == 1 for one in small)
+    assert all(len(one.behind) == 8 for one in small)
+    few = Panel("t", "x", "y", lines[:3], apart=True).small()
+    assert all(not one.behind for one in few)
+
+
+@pytest.mark.parametrize("wanted", [[0.5] * 4, [0.1, 0.11, 0.9], [0.0, 0.05, 0.06, 1.0]])
+def test_names_at_lines_do_not_collide(wanted):
+    places = draw._spread(wanted, 0.1)
+    assert all(b - a >= 0.1 - 1e-9 for a, b in pairwise(places))
+    assert fmean(places) == pytest.approx(fmean(wanted), abs=0.1)
+
+
+def test_marks_are_apart_without_colour():
+    """In grey the kinds differ by their marks, filled and open; lines by marks and dashes."""
+    kinds = [draw._mark(kind) for kind in ("pruned", "scratch", "base")]
+    assert len({(one["marker"], one["markerfacecolor"]) for one in kinds}) == 3
+    lines = [draw._line(Series("", [], [], group=str(i), part=str(i)), i) for i in range(6)]
+    assert len({(one["marker"], str(one["linestyle"])) for one in lines}) == 6
+
+
+def script_of(text):
+    """Return the only script of a page, which its policy allows by hash."""
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    assert text.count("<script") == 1
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}';" in text and "default-src 'none';" in text
+    return script
 
 
 def test_html_stands_alone(runs, tmp_path):
@@ -456,10 +565,50 @@ def test_html_stands_alone(runs, tmp_path):
     path = tmp_path / "report.html"
     html.write(str(path), found, build_table(found, "table16", "paper"), "paper")
     text = path.read_text()
-    assert "<script" not in text and "src=" not in text and "<link" not in text
+    assert "http" not in script_of(text) and "src=" not in text and "<link" not in text
     for key in found.models.checkpoints:
         assert f"id='{key}'" in text
-    assert matching.EQUAL_TOTAL in text and text.count("<svg") == 4
+    assert matching.EQUAL_TOTAL in text and text.count("<svg") > 4
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    assert text == html.page(found, build_table(found, "table16", "paper"), "paper", tmp_path)
+
+
+def test_the_report_begins_with_the_verdict(runs):
+    found = collected(runs.folder)
+    text = html.page(found, build_table(found, "models", None), None)
+    parts = ["Pruned is better than scratch in 1 of 1", "<svg", "Pruned beside scratch",
+             "<h2>Models</h2>", "How each model was made"]  # fmt: skip
+    places = [text.index(part) for part in parts]
+    assert places == sorted(places)
+    # a pair a row: pruned, scratch, difference, interval of equal differences of all windows
+    row = re.search(r"<tr>.*?loss text.txt.*?</tr>", text)[0]
+    cells = [re.sub("<[^>]+>", "", cell) for cell in re.findall(r"<td.*?</td>", row)]
+    assert cells[4:8] == ["2.0000", "3.0000", "+1.0000", "+1 to +1"]
+    assert "TFLOPs" in text and "peak MB" in text and "granularity" not in text
+
+
+def test_the_report_has_our_pairs_beside_the_papers(runs):
+    found = collected(runs.folder)
+    rows = comparison.pair_table(found, "paper").objects()
+    ours = {row["metric"] for row in rows if row["source"] == "ours"}
+    assert ours == {"loss text.txt", "average"}
+    assert {"DCLM loss", "average"} == {r["metric"] for r in rows if r["source"] == "paper"}
+
+
+def test_the_report_tells_no_home(runs, tmp_path):
+    model = runs.models["p"].model_copy(deep=True)
+    model.options["sizes"] = {"layers": 2, "list": [1, 2]}
+    model.history[-1].options["sizes"] = {"layers": 2, "list": [1, 2], "none": None}
+    model.run.argv = ["/home/ann/bin/prunecli", "train", "--data", "/home/ann/rows:0:9",
+                      f"--teacher={tmp_path}/a b/t", f"{tmp_path}/in", "out"]  # fmt: skip
+    runs.write("p", model)
+    found = collected(runs.folder)
+    text = html.page(found, build_table(found, "models", None), None, tmp_path)
+    assert "/home/ann" not in text and str(tmp_path) not in text
+    command = "prunecli train --data .../rows:0:9 &#39;--teacher=a b/t&#39; in out"
+    assert command in text
+    assert "steps 1, sizes (layers 2, list 1 2); from" in text and "{&#39;" not in text
 
 
 def test_html_escapes_what_sidecars_say(runs, tmp_path):
@@ -469,8 +618,18 @@ def test_html_escapes_what_sidecars_say(runs, tmp_path):
     runs.write("<i>forged", forged)
     found = collected(runs.folder)
     text = html.page(found, build_table(found, "models", None), None)
-    assert "<script" not in text and "<b>" not in text and "<i>forged" not in text
+    script_of(text)
+    assert "<b>" not in text and "<i>forged" not in text
     assert "&lt;script&gt;" in text and "id='&#39;&gt;&lt;b&gt;'" in text
+
+
+def test_tables_in_a_notebook(runs):
+    made = table([str(runs.folder)], "pairs")
+    text = made._repr_html_()
+    assert text.startswith("<table>") and text.count("<tr>") == 1 + len(made.rows)
+    evil = Table([{"a": "<b>'x"}], (Column("a", "<i>", repeats=True), Column("b", "empty")))
+    assert "<b>" not in evil._repr_html_() and "<i>" not in evil._repr_html_()
+    assert "empty" not in evil._repr_html_()
 
 
 def test_advice_from_the_papers_curves():

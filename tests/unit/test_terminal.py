@@ -14,9 +14,9 @@ from test_tables import Runs, task
 
 import tiny
 from prunecli.cli import app
-from prunecli.tables import draw, own_layouts
-from prunecli.tables.figures import Drawing, Panel, Series
+from prunecli.tables import own_layouts, sketch
 from prunecli.tables.layouts import LAYOUTS
+from prunecli.tables.panels import Drawing, Grid, Panel, Series
 from prunecli.tables.render import Cell, Column, Table
 from prunecli.tables.terminal import shown
 from prunecli.tables.text import aligned, filled
@@ -185,15 +185,26 @@ def test_text_without_a_width_is_as_it_is():
     assert aligned(["a"], [["x" * 300]]).splitlines()[2] == "x" * 300
 
 
-def test_bars_stand_for_their_values(show):
-    """Two rows a method with the value at the end, lengths in order of the values."""
+def test_dumbbells_stand_for_their_values(show):
+    """A row for every method, its marks in order of the values that stand at its end."""
     text = show(80, "table", "--reference", "paper", "--figure", "1")
-    panel = text.partition("\n\n")[0].splitlines()
-    assert panel[0] == "equal retraining tokens (average)" and panel[-1].startswith("(bars start")
-    bars = [(float(line.split()[-1]), line.count("#") + line.count("=")) for line in panel[1:-1]]
-    assert len(bars) == 16 and all("=" in line for line in panel[2:-1:2])
-    assert [length for _, length in sorted(bars)] == sorted(length for _, length in bars)
-    assert (bars[0][0], bars[1][0]) == (64.4, 60.7)
+    panel = text.split("\n\n")[1].splitlines()
+    assert panel[0] == "equal retraining tokens (average)" and panel[9].startswith("# pruned; o")
+    rows = panel[1:9]
+    assert rows[0].split()[-2:] == ["64.4", "60.7"]
+    for line in rows:
+        marks, (one, other) = line.rpartition("  ")[0], map(float, line.split()[-2:])
+        assert (one > other) == (marks.rindex("#") > marks.rindex("o")), line
+
+
+def test_cells_are_characters():
+    cells = [[1.0, 0.55, 0.0, None] * 30, [0.999, 0.1, 0.0, None] * 30]
+    names = [str(i) for i in range(120)]
+    text = sketch.as_text(Drawing("", [Grid("title", "layer", "", ["a", "bb"], names, cells)]), 80)
+    assert widest(text) <= 80
+    rows = [line for line in text.splitlines() if line.startswith("a  ")]
+    assert "".join(line[4:] for line in rows).replace(" ", "") == "#50." * 30
+    assert "layer 0 to 75" in text and "layer 76 to 119" in text
 
 
 def test_a_real_terminal():
@@ -226,4 +237,4 @@ def test_a_real_terminal():
 def test_a_single_value_can_be_drawn(x, y, zero):
     series = Series("pruned", x, [y] * len(x), part="pruned")
     panel = Panel("title", "tokens", "loss", [series], log=False, zero=zero)
-    assert widest(draw.as_text(Drawing("", [panel]), 80)) <= 80
+    assert widest(sketch.as_text(Drawing("", [panel]), 80)) <= 80

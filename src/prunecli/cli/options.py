@@ -36,7 +36,7 @@ CHOICES = {
     ),
     "suite": ("paper",),
     "reference": ("paper",),
-    "figure": ("1", "3", "4", "5"),
+    "figure": ("1", "3", "4", "5", "sweep", "plan"),
     "progress": PROGRESS,
     "format": ("rich", "md", "csv", "tex", "json"),
 }

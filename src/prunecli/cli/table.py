@@ -41,7 +41,8 @@ COMPARISON: options.Group = {
             option(
                 "figure",
                 "draw one of the paper's figures: 1 both settings, 3 loss by tokens, 4 by size, 5 "
-                "equal total budget; in the terminal, or into --plot FILE",
+                "equal total budget; or sweep: pruned models by ratio and size, or plan: which "
+                "layers, heads and weights are kept; in the terminal, or into --plot FILE",
                 FIGURE,
             ),
         ],
@@ -133,6 +134,8 @@ EXAMPLES = (
     ("pruned beside scratch", "table --layout pairs runs/"),
     ("Table 16 of the paper", "table --layout table16 --reference paper --format csv"),
     ("plot your own runs", "table --figure 3 --plot tokens.svg runs/"),
+    ("how far can each method go?", "table --figure sweep runs/"),
+    ("what a plan keeps", "table --figure plan --plot kept.png plan.json"),
     ("a report to share", "table --layout table16 --html report.html runs/"),
     ("prune, or train from scratch?", "table --advise --budget 50e9 runs/"),
 )

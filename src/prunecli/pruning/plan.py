@@ -121,13 +121,14 @@ class Plan:
 
     def block_params(self, arch: Arch) -> int:
         """Return the block-linear parameters that stay, true counts of ragged layers."""
+        return sum(self.layer_params(arch, i) for i in range(len(self.kept_layers(arch))))
+
+    def layer_params(self, arch: Arch, i: int) -> int:
+        """Return those of the i-th kept layer."""
         hidden = arch.hidden if self.hidden is None else len(self.hidden)
-        heads = 2 * hidden * arch.head_dim
-        return sum(
-            heads * (len(self.kept_heads(arch, i)) + len(self.kept_kv_heads(arch, i)))
-            + arch.ffn_matrices * hidden * len(self.kept_ffn(arch, i))
-            for i in range(len(self.kept_layers(arch)))
-        )
+        heads = len(self.kept_heads(arch, i)) + len(self.kept_kv_heads(arch, i))
+        ffn = arch.ffn_matrices * hidden * len(self.kept_ffn(arch, i))
+        return 2 * hidden * arch.head_dim * heads + ffn
 
     def counts(self, arch: Arch) -> dict[str, Any]:
         """Return how much is kept: numbers, or one number per layer where layers differ."""

@@ -24,7 +24,7 @@ class Models:
         checkpoints: checkpoint sidecars by id, each with its path.
         measurements: evaluations and speeds, each with its path and the id of its model (None: not
             among `checkpoints`).
-        searches: sidecars of searched architectures.
+        searches: sidecars of searched architectures. plans: the files of plans.
         integrity_errors: why the sidecar of a model cannot be believed, by id.
     """
 
@@ -32,6 +32,7 @@ class Models:
     measurements: list[tuple[Path, Sidecar, str | None]] = field(default_factory=list)
     searches: list[Sidecar] = field(default_factory=list)
     integrity_errors: Mapping[str, str] = field(default_factory=dict)
+    plans: list[Path] = field(default_factory=list)
 
     def evaluations(self) -> Iterator[tuple[Path, Sidecar, str | None]]:
         """Yield the sidecars made by `eval`."""
@@ -47,7 +48,7 @@ def collect(paths: list[str]) -> Models:
 
     Raises InputError for a path without any sidecar, or one that is damaged.
     """
-    sidecars = [entry for path in paths for entry in _sidecars(path)]
+    sidecars = [entry for path in paths for entry in records_of(path)]
     checkpoints: dict[str, tuple[Path, Sidecar]] = {}
     for path, record in sidecars:
         if record.kind == "checkpoint":
@@ -68,10 +69,15 @@ def collect(paths: list[str]) -> Models:
         measurements,
         [record for _, record in sidecars if record.kind == "arch"],
         {key: error for key, error in errors.items() if error},
+        [path for path, record in sidecars if record.kind == "plan"],
     )
 
 
-def _sidecars(given: str) -> list[tuple[Path, Sidecar]]:
+def records_of(given: str) -> list[tuple[Path, Sidecar]]:
+    """Return the sidecars of a file or folder with their paths.
+
+    Raises InputError if there are none.
+    """
     path = Path(given)
     if not regular.exists(path):
         raise InputError(f"no such file or folder: '{given}'")

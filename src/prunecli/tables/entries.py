@@ -99,6 +99,7 @@ class ModelRow:
         shape: sizes, params, nonzero and FLOPs.
         integrity_error: why its sidecar cannot be believed, empty if it can.
         seed: that of its last step; `seeds` are how many runs it is the mean of.
+        origin: digest of what it was pruned from first, or of a base itself.
     """
 
     name: str
@@ -115,6 +116,7 @@ class ModelRow:
     source: str = "ours"
     seed: str = ""
     seeds: int = 1
+    origin: str = ""
 
     @property
     def pruned(self) -> bool:

@@ -1,105 +1,64 @@
-"""The paper's figures as data: panels of bars or lines, which draw.py draws.
+"""The figures of `table`: the paper's, from its results or ours, and two that are our own.
 
 Figure 1 shows both settings side by side, 3 loss and accuracy against tokens, 4 the advantage of
-pruning against size, 5 both models and their difference at equal total budget.
+pruning against size, 5 both models and their difference at equal total budget. `sweep` (sweep.py)
+is for models that were pruned and not retrained, `plan` (kept.py) shows what went where.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 from prunecli.errors import InputError
-from prunecli.report import printable
-from prunecli.tables import matching, reference
-from prunecli.tables.entries import AVERAGE, SCRATCH, ModelRow, columns_of, difference, pairs
-from prunecli.tables.layouts import MATCHED
+from prunecli.tables import kept, matching, reference, sweep
+from prunecli.tables.entries import (
+    AVERAGE,
+    SCRATCH,
+    ModelRow,
+    columns_of,
+    difference,
+    noise,
+    pairs,
+)
+from prunecli.tables.layouts import MATCHED, rows_of_layout
+from prunecli.tables.panels import CONFIDENT, Drawing, Panel, Series, compared, shown
 from prunecli.tables.render import Column
-from prunecli.tables.text import count
+from prunecli.tables.runs import Runs
+from prunecli.tables.text import count, quantity
 
 TOTAL = frozenset({matching.EQUAL_TOTAL})
 
 
-@dataclass(frozen=True)
-class Series:
-    """One line, or the bars of one kind; `errors` are spreads over seeds, None for single runs.
-
-    `group` is what a line shares with others of one colour, `part` what tells it from these.
-    """
-
-    label: str
-    x: list[float] | list[str]
-    y: list[float]
-    errors: list[float | None] = field(default_factory=list)
-    kind: str = "pruned"
-    group: str = ""
-    part: str = ""
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One set of axes; a text axis makes bars, a numeric one lines.
-
-    `zero`: values are differences, and their axis reaches zero. `apart`: text has a small panel
-    for every group of lines.
-    """
-
-    title: str
-    x_label: str
-    y_label: str
-    series: list[Series]
-    log: bool = False
-    zero: bool = False
-    apart: bool = False
-
-    @property
-    def bars(self) -> bool:
-        """Whether the horizontal axis has names."""
-        return any(isinstance(x, str) for one in self.series for x in one.x)
-
-    @property
-    def span(self) -> tuple[float, float]:
-        """The part of a value axis to show: differences are small beside the values."""
-        values = [y for one in self.series for y in one.y] + [0.0] * self.zero
-        low, high = min(values), max(values)
-        margin = (high - low or abs(high)) * (0.1 if self.zero else 0.5)
-        return low - margin if low < 0 or not self.zero else low, high + margin / 2
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """One figure of the paper, from the paper's or from our own results."""
-
-    title: str
-    panels: list[Panel]
-
-
 def figure_of(layout: str | None) -> str:
     """Return the figure that belongs to a layout, where none is named."""
-    for number, figure in FIGURES.items():
-        if layout in figure.layouts:
-            return number
-    return "1"
+    return next((number for number, one in FIGURES.items() if layout in one.layouts), "1")
 
 
 def drawing(entries: list[ModelRow], number: str) -> Drawing:
     """Return one of FIGURES from these entries; raise InputError if they have nothing for it."""
-    panels = [panel for panel in FIGURES[number].panels(entries) if panel.series]
+    asked = FIGURES[number]
+    panels = compared(panel for panel in asked.panels(entries) if panel.series)
     if not panels:
-        raise InputError(
-            f"no token-matched runs for figure {number}", "see table --layout pairs for why"
-        )
-    shown = [replace(panel, series=list(map(_printable, panel.series))) for panel in panels]
-    return Drawing(FIGURES[number].title, shown)
+        raise InputError(asked.nothing.format(number=number), asked.remedy)
+    return shown(Drawing(asked.says(panels), [*panels]))
 
 
-def _printable(one: Series) -> Series:
-    """Return a line whose names are printable."""
-    x: Any = [printable(x) if isinstance(x, str) else x for x in one.x]
-    label, group, part = map(printable, (one.label, one.group, one.part))
-    return replace(one, label=label, x=x, group=group, part=part)
+def figure(runs: Runs, number: str, layout: str | None, paper: str | None) -> Drawing:
+    """Return one of FIGURES but `plan`; `layout` chooses other entries than its own.
+
+    Raises InputError if the runs have nothing for it.
+    """
+    if number == SWEEP:
+        return drawing(sweep.entries(runs), number)
+    return drawing(rows_of_layout(runs, layout or FIGURES[number].layouts[0], paper), number)
 
 
-def _shown(entries: list[ModelRow]) -> list[Column]:
+def plan(paths: list[str]) -> Drawing:
+    """Return figure `plan` of plans and checkpoints; raise InputError where there are none."""
+    return shown(kept.drawing(paths))
+
+
+def main_columns(entries: list[ModelRow]) -> list[Column]:
     """Return what figures show: one loss (or else perplexity), and the average accuracy."""
     columns = columns_of(entries)
     losses = [c for c in columns if c.lower_is_better]
@@ -111,7 +70,11 @@ def _shown(entries: list[ModelRow]) -> list[Column]:
 def _bars(
     entries: list[ModelRow], settings: frozenset[str], column: Column, title: str
 ) -> tuple[Panel, Panel]:
-    """Return a panel of both models of every pair, and one of their differences."""
+    """Return a panel of both models of every pair, and one of their differences.
+
+    The whisker of a pruned model is the interval of the difference: where it reaches the scratch
+    model, there may be none.
+    """
     kinds: dict[str, Series] = {
         kind: Series(kind, [], [], [], kind) for kind in ("pruned", SCRATCH)
     }
@@ -126,16 +89,25 @@ def _bars(
         if name in apart.x:
             # runs that differ in more than what bars are named by
             name = f"{name} ({pruned.name}, {scratch.name})"
-        for entry, series in ((pruned, kinds["pruned"]), (scratch, kinds[SCRATCH])):
+        one, other = pruned.metrics[column.key], scratch.metrics[column.key]
+        sd = noise(one, other)
+        half = None if sd is None else CONFIDENT * sd
+        for metric, error, series in (
+            (one, half, kinds["pruned"]),
+            (other, None, kinds[SCRATCH]),
+        ):
             series.x.append(name)
-            series.y.append(float(entry.metrics[column.key].value))
-            series.errors.append(entry.metrics[column.key].spread)
+            series.y.append(float(metric.value))
+            series.errors.append(error)
         apart.x.append(name)
         apart.y.append(float(cell.value))
+        apart.errors.append(half)
     title = f"{title} ({column.heading})"
-    both = Panel(title, "", column.heading, [s for s in kinds.values() if s.x])
-    advantage = _advantage(column)
-    return both, Panel(advantage, "", column.heading, [apart] if apart.x else [], zero=True)
+    lower = column.lower_is_better
+    values, label = [s for s in kinds.values() if s.x], quantity(column.key, column.heading, lower)
+    both = Panel(title, "", label, values, lower=lower)
+    advantage = f"{_advantage(column)}; right of zero pruning is better"
+    return both, Panel(advantage, "", label, [apart] if apart.x else [], zero=True)
 
 
 def _advantage(column: Column) -> str:
@@ -162,14 +134,15 @@ def _amount(entry: ModelRow) -> str:
 
 
 def _figure1(entries: list[ModelRow]) -> Iterator[Panel]:
-    for column in _shown(entries)[-1:]:
+    for column in main_columns(entries)[-1:]:
         yield _bars(entries, MATCHED, column, "equal retraining tokens")[0]
         yield _bars(entries, TOTAL, column, "equal total budget")[0]
 
 
 def _figure3(entries: list[ModelRow]) -> Iterator[Panel]:
-    unit = "billion tokens" if any(e.source == "paper" for e in entries) else "tokens"
-    for column in _shown(entries):
+    large = any(e.source == "paper" for e in entries)
+    unit = "training tokens (billions)" if large else "training tokens"
+    for column in main_columns(entries):
         lines: dict[tuple[str, str], list[ModelRow]] = {}
         for entry in entries:
             if column.key in entry.metrics and entry.tokens:
@@ -182,7 +155,7 @@ def _figure3(entries: list[ModelRow]) -> Iterator[Panel]:
             series.append(
                 Series(
                     label,
-                    [_tokens(row, unit) for row in rows],
+                    [_tokens(row, large) for row in rows],
                     [float(row.metrics[column.key].value) for row in rows],
                     [row.metrics[column.key].spread for row in rows],
                     _kind(rows[0]),
@@ -191,7 +164,9 @@ def _figure3(entries: list[ModelRow]) -> Iterator[Panel]:
                 )
             )
         title = f"{column.heading} against tokens"
-        yield Panel(title, unit, column.heading, series, log=True, apart=True)
+        lower = column.lower_is_better
+        label = quantity(column.key, column.heading, lower)
+        yield Panel(title, unit, label, series, log=True, apart=True, lower=lower)
 
 
 def _kind(entry: ModelRow) -> str:
@@ -199,16 +174,16 @@ def _kind(entry: ModelRow) -> str:
     return SCRATCH if not entry.pruned else "pruned" if entry.before else "released"
 
 
-def _tokens(entry: ModelRow, unit: str) -> float:
+def _tokens(entry: ModelRow, large: bool) -> float:
     tokens = float(entry.tokens or 0)
-    return tokens / 1e9 if entry.source == "ours" and unit != "tokens" else tokens
+    return tokens / 1e9 if entry.source == "ours" and large else tokens
 
 
 def _figure4(entries: list[ModelRow]) -> Iterator[Panel]:
     sizes = {(e.method, e.ratio): e.shape["nonzero"] for e in reference.shapes()}
     large = any(entry.source == "paper" for entry in entries)
     several = len({(e.source, e.tokens) for e in entries if e.pruned}) > 1
-    for column in _shown(entries):
+    for column in main_columns(entries):
         lines: dict[str, list[tuple[float, float]]] = {}
         for pruned, scratch, setting, _ in pairs(entries):
             cell = difference(pruned, scratch, column) if setting in MATCHED else None
@@ -222,31 +197,103 @@ def _figure4(entries: list[ModelRow]) -> Iterator[Panel]:
             Series(name, [x for x, _ in points], [y for _, y in points], group=name, part=name)
             for name, points in ((name, sorted(points)) for name, points in lines.items())
         ]
-        unit = "billion parameters" if large else "parameters"
-        yield Panel(_advantage(column), unit, column.heading, series, zero=True)
+        unit = "parameters that are not zero" + " (billions)" * large
+        label = f"{column.heading}: above zero pruning is better"
+        yield Panel(_advantage(column), unit, label, series, zero=True)
 
 
 def _figure5(entries: list[ModelRow]) -> Iterator[Panel]:
-    for column in _shown(entries)[-1:]:
+    for column in main_columns(entries)[-1:]:
         yield from _bars(entries, TOTAL, column, "equal total budget")
+
+
+# -- what is seen ---------------------------------------------------------------------------------
+
+
+def _wins(one: Series, other: Series, lower: bool) -> tuple[int, int]:
+    """Return at how many of the places that two lines share the first is better, and how many."""
+    theirs = dict(zip(other.x, other.y, strict=True))
+    both = [(y, theirs[x]) for x, y in zip(one.x, one.y, strict=True) if x in theirs]
+    return sum(a < b if lower else a > b for a, b in both), len(both)
+
+
+def _says_bars(panels: list[Panel]) -> str:
+    told = []
+    for panel in panels:
+        if len(panel.series) == 2:
+            wins, all_ = _wins(panel.series[0], panel.series[1], panel.lower)
+            told.append(f"in {wins} of {all_} at {panel.title.partition(' (')[0]}")
+    return f"Pruned is better than scratch {', '.join(told)}"
+
+
+def _says_tokens(panels: list[Panel]) -> str:
+    """Say in how many pairs of lines pruning leads, at the fewest and at the most tokens."""
+    panel = panels[0]
+    ends: list[tuple[bool, bool]] = []
+    for one in panel.series:
+        for other in panel.series:
+            if one.kind == SCRATCH or other.kind != SCRATCH or one.group != other.group:
+                continue
+            theirs = dict(zip(other.x, other.y, strict=True))
+            both = [(y, theirs[x]) for x, y in zip(one.x, one.y, strict=True) if x in theirs]
+            if both:
+                ahead = [a < b if panel.lower else a > b for a, b in (both[0], both[-1])]
+                ends.append((ahead[0], ahead[1]))
+    if not ends:
+        return f"{panel.title[:1].upper()}{panel.title[1:]}"
+    first, last = (sum(side) for side in zip(*ends, strict=True))
+    return (
+        f"Pruned is better than scratch in {first} of {len(ends)} at the fewest tokens, "
+        f"in {last} at the most"
+    )
+
+
+def _says_sizes(panels: list[Panel]) -> str:
+    lines = [one for one in panels[0].series if len(one.y) > 1]
+    values = [y for one in panels[0].series for y in one.y]
+    told = f"Pruned is better than scratch in {sum(y > 0 for y in values)} of {len(values)}"
+    if not lines:
+        return told
+    falling = sum(one.y[0] < one.y[-1] for one in lines)
+    return (
+        f"{told}; the smallest model has a smaller lead than the largest in {falling} of "
+        f"{len(lines)} methods"
+    )
 
 
 @dataclass(frozen=True)
 class Figure:
-    """How one of the paper's figures is made, and for which layouts it stands."""
+    """How a figure is made, for which layouts it stands, and what is seen in it.
+
+    `nothing` and `remedy` are the error where there is nothing to show.
+    """
 
     title: str
     layouts: tuple[str, ...]
     panels: Callable[[list[ModelRow]], Iterator[Panel]]
+    says: Callable[[list[Panel]], str]
+    nothing: str = "no token-matched runs for figure {number}"
+    remedy: str = "see table --layout pairs for why"
 
 
+SWEEP, PLAN = "sweep", "plan"
 FIGURES = {
-    "1": Figure("Pruning against training from scratch", ("table2",), _figure1),
+    "1": Figure("Pruning against training from scratch", ("table2",), _figure1, _says_bars),
     "3": Figure(
         "More tokens",
         ("scaling", "table12", "table13", "table14", "table15"),
         _figure3,
+        _says_tokens,
     ),
-    "4": Figure("Smaller models", ("table11",), _figure4),
-    "5": Figure("Equal total budget", ("table16",), _figure5),
+    "4": Figure("Smaller models", ("table11",), _figure4, _says_sizes),
+    "5": Figure("Equal total budget", ("table16",), _figure5, _says_bars),
+    SWEEP: Figure(
+        "Pruned, not retrained",
+        ("table10",),
+        sweep.panels,
+        sweep.says,
+        "no pruned model here has a measured loss",
+        "evaluate each with `prunecli eval --out FILE.json`",
+    ),
+    PLAN: Figure("What went where", (), lambda entries: iter(()), lambda panels: ""),
 }

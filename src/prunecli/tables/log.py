@@ -40,6 +40,10 @@ class Log(History):
         ]
         return card.text(record, card.licence(folder), measured)
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        return self.table()._repr_html_()
+
 
 def log(paths: Sequence[str]) -> Log:
     """Return the history of artefacts, oldest first.

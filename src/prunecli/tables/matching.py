@@ -48,6 +48,14 @@ def training_history(record: Sidecar) -> TrainingHistory:
     )
 
 
+def origin(record: Sidecar) -> str:
+    """Return the digest of what was pruned first, nothing if that is not known."""
+    for step in record.history:
+        if step.command == "prune":
+            return next((entry.digest for entry in step.inputs if entry.role == "model"), "")
+    return ""
+
+
 def rows_seen(steps: Iterable[HistoryStep]) -> RowsSeen:
     """Return which rows these steps trained on, and how often."""
     changes: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))

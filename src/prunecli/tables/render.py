@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
+from html import escape
 from typing import Any
 
 from prunecli.errors import UsageError, suggest
@@ -128,6 +129,21 @@ class Table:
             "json": lambda table: json.dumps(table.objects(), indent=1),
         }
         return makers[format](self)
+
+    def html(self) -> str:
+        """Return the table as HTML, with what a page needs to sort it and to fold it."""
+        return _html(self)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        return self.without_empty().html()
+
+    def without_empty(self) -> "Table":
+        """Return a table without the columns that hold nothing, those that name a row excepted."""
+        cells = list(zip(*self.cells(), strict=True))
+        used = [any(cell.value is not None or cell.note for cell in column) for column in cells]
+        kept = [c for c, any_ in zip(self.columns, used, strict=True) if any_ or c.repeats]
+        return replace(self, columns=tuple(kept))
 
     def objects(self) -> list[dict[str, Any]]:
         """Return each row as plain JSON: values by key, and the notes on single cells."""
@@ -282,3 +298,22 @@ def _latex(table: Table) -> str:
     end = [r"\bottomrule", r"\end{tabular}"]
     notes = [rf"\\ \footnotesize {escaped(note)}" for note in notes_below(table)]
     return "\n".join([start, *body, *map(line, cells), *end, *notes])
+
+
+def _html(table: Table) -> str:
+    def escaped(text: str) -> str:
+        return escape(printable(text))
+
+    texts = shown_cells(table, "<span class='grey'>({})</span>", "<sup>{}</sup>", escaped)
+    headings = list(map(escaped, _headings(table)))
+    lines = ["<table>", "<thead><tr>"]
+    lines += [f"<th scope='col'>{heading}</th>" for heading in headings]
+    lines += ["</tr></thead>", "<tbody>"]
+    for row, shown in zip(table.cells(), texts, strict=True):
+        cells = []
+        for cell, text, heading in zip(row, shown, headings, strict=True):
+            number = f" class='number' data-value='{cell.value}'" if cell.is_number else ""
+            cells.append(f"<td data-label='{heading}'{number}>{text}</td>")
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    lines += ["</tbody>", "</table>"]
+    return "\n".join([*lines, *(f"<p class='note'>{x}</p>" for x in notes_below(table, escaped))])

@@ -155,6 +155,7 @@ def _row(models: Models, key: str, metrics: Metrics) -> ModelRow:
         integrity_error=models.integrity_errors.get(key, ""),
         parent=parent if history.pruned else "",
         seed=_seed(record),
+        origin=matching.origin(record) or str(record.outputs.get("digest", "")),
     )
 
 
@@ -220,8 +221,9 @@ def _external(models: Models) -> list[ModelRow]:
     rows: dict[tuple[str, str], ModelRow] = {}
     for path, record, key in models.evaluations():
         if key is None:
-            new = ModelRow(path.stem, BASE, 0.0, BASE, metrics={}, shape=_shape(record.results))
-            row = rows.setdefault((path.stem, record.inputs[0].digest), new)
+            shape, digest = _shape(record.results), record.inputs[0].digest
+            new = ModelRow(path.stem, BASE, 0.0, BASE, metrics={}, shape=shape, origin=digest)
+            row = rows.setdefault((path.stem, digest), new)
             _update(row.metrics, metrics_of(record), "")
             _average(row.metrics)
     return list(rows.values())

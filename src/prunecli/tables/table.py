@@ -13,13 +13,14 @@ from prunecli.settings import Output, RunContext
 from prunecli.tables import advice, figures, marks, own_layouts, terminal
 from prunecli.tables.collect import Models, collect
 from prunecli.tables.layouts import LAYOUTS, build, rows_of_layout
+from prunecli.tables.panels import Drawing
+from prunecli.tables.picture import WIDTH, Picture
 from prunecli.tables.render import Table
 from prunecli.tables.runs import Runs
 
 LAYOUT_NAMES = (*own_layouts.LAYOUTS, *LAYOUTS)
 SUFFIXES = {"plot": (".png", ".svg", ".pdf"), "html": (".html", ".htm")}
 DEFAULT, REFERENCE_DEFAULT, FIGURES_DEFAULT = "models", "table2", "table16"
-FIGURE_WIDTH = 100  # characters, where there is no terminal
 
 
 @dataclass(frozen=True)
@@ -75,31 +76,45 @@ def table(request: TableRequest, run: RunContext = RunContext()) -> TableResult:
 
 
 def _table(request: TableRequest, run: RunContext) -> TableResult:
+    files = {name: path for name in SUFFIXES if (path := getattr(request, name)) is not None}
+    for name, path in files.items():
+        check_file(name, path, run.output)
+    plan = request.figure == figures.PLAN
+    if plan and request.html is None:
+        # plans that were written by hand have no sidecar, and are no rows of a table
+        return _shown(request, run, None, drawn(request))
     runs = Runs(collect(list(request.paths)) if request.paths else Models())
     if request.advise:
         advised = advice.advise(runs, request.reference, request.budget)
         return TableResult(advised.text(request.width), advised.results)
-    files = {name: path for name in SUFFIXES if (path := getattr(request, name)) is not None}
-    for name, path in files.items():
-        check_file(name, path, run.output)
     shown = build_table(runs, request.layout, request.reference)
     if request.html is not None:
         from prunecli.tables import html
 
         html.write(request.html, runs, shown, request.reference)
+    drawing = None
     if request.plot is not None or request.figure is not None:
-        from prunecli.tables import draw
+        drawing = figures.plan(list(request.paths)) if plan else _drawing(request, runs)
+    return _shown(request, run, shown, drawing)
 
-        drawing = _drawing(request, runs)
-        if request.plot is None:
-            return TableResult(draw.as_text(drawing, request.width or FIGURE_WIDTH), table=shown)
-        draw.save(drawing, request.plot)
-    if not files:
-        text = terminal.shown(shown, request.format, request.width)
-        return TableResult(text, shown.objects(), shown)
-    for path in files.values():
+
+def _shown(
+    request: TableRequest, run: RunContext, table: Table | None, drawing: Drawing | None
+) -> TableResult:
+    """Return a table or figure as text, or the names of the files that it went into."""
+    files = [path for path in (request.plot, request.html) if path is not None]
+    if drawing is not None and request.plot is not None:
+        Picture(drawing).save(request.plot)
+    elif drawing is not None:
+        text = Picture(drawing).text(request.width or WIDTH)
+        return TableResult(text, None, table)
+    for path in files:
         run.report.debug(f"wrote {path}")
-    return TableResult("\n".join(files.values()), table=shown)
+    if files:
+        return TableResult("\n".join(files), None, table)
+    assert table is not None  # there is no drawing
+    text = terminal.shown(table, request.format, request.width)
+    return TableResult(text, table.objects(), table)
 
 
 def _check(request: TableRequest) -> None:
@@ -108,6 +123,14 @@ def _check(request: TableRequest) -> None:
     if request.advise and (request.layout or request.figure or request.plot or request.html):
         raise UsageError(
             "--advise prints advice only", "leave out --layout, --figure, --plot, --html"
+        )
+    if request.figure is not None and request.figure not in figures.FIGURES:
+        near = suggest(request.figure, list(figures.FIGURES))
+        raise UsageError(f"unknown figure '{request.figure}'{near}")
+    own = request.figure in (figures.SWEEP, figures.PLAN)
+    if not request.paths and own:
+        raise UsageError(
+            f"figure '{request.figure}' shows your own models", "give files or folders"
         )
     if not request.paths and request.reference is None:
         raise UsageError("no sidecars given", "give files or folders, or --reference paper")
@@ -128,13 +151,21 @@ def build_table(runs: Runs, layout: str | None, reference: str | None) -> Table:
     return build(LAYOUTS[layout], rows_of_layout(runs, layout, reference))
 
 
-def _drawing(request: TableRequest, runs: Runs) -> figures.Drawing:
+def drawn(request: TableRequest) -> Drawing:
+    """Return the figure that a request asks for; raises what `table` raises."""
+    _check(request)
+    if request.figure == figures.PLAN:
+        return figures.plan(list(request.paths))
+    return _drawing(request, Runs(collect(list(request.paths)) if request.paths else Models()))
+
+
+def _drawing(request: TableRequest, runs: Runs) -> Drawing:
     """Return the figure asked for, or that of the layout, of what the layout or figure is about."""
     number = request.figure or figures.figure_of(request.layout)
-    layout = request.layout or figures.FIGURES[number].layouts[0]
-    if layout not in LAYOUTS:  # one of our own: all that was retrained
-        layout = FIGURES_DEFAULT
-    return figures.drawing(rows_of_layout(runs, layout, request.reference), number)
+    # a layout of our own is about all that was retrained
+    own = request.layout is not None and request.layout not in LAYOUTS
+    layout = FIGURES_DEFAULT if own else request.layout
+    return figures.figure(runs, number, layout, request.reference)
 
 
 def check_file(option: str, path: str, output: Output) -> None:

@@ -15,7 +15,7 @@ def shown(table: Table, format: str, width: int | None) -> str:
 
 
 def _fitted(table: Table, width: int) -> str:
-    table = _merged(_without_empty(_summarized(table)))
+    table = merged(_summarized(table).without_empty())
     chosen = _chosen(table, width)
     left_out = [column.heading for column in table.columns if column not in chosen]
     if left_out:
@@ -31,15 +31,7 @@ def _headings(table: Table) -> list[str]:
     return [column.heading for column in table.columns]
 
 
-def _without_empty(table: Table) -> Table:
-    """Return a table without the columns that hold nothing, those that name a row excepted."""
-    cells = list(zip(*table.cells(), strict=True))
-    used = [any(cell.value is not None or cell.note for cell in column) for column in cells]
-    kept = [c for c, any_ in zip(table.columns, used, strict=True) if any_ or c.repeats]
-    return replace(table, columns=tuple(kept))
-
-
-def _merged(table: Table) -> Table:
+def merged(table: Table) -> Table:
     """Return a table whose difference rows name what is subtracted in the columns of the rows.
 
     `scratch` compared with `pruned-p200` reads `- pruned-p200`, and 250 with 50 tokens `250 - 50`.

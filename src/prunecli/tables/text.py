@@ -118,3 +118,12 @@ def count(tokens: float) -> str:
         if tokens >= size:
             return f"{tokens / size:.3g}{letter}"
     return f"{tokens:.0f}"
+
+
+def quantity(key: str, heading: str, lower: bool) -> str:
+    """Return the label of an axis of a metric: what it is, its unit, and which way is better."""
+    loss = key.startswith("loss_") or key == "dclm_loss"
+    # a metric of a task that is less when better has a unit of its own
+    unit = "nats per token; " if loss else "" if lower else "%; "
+    heading = "mean accuracy" if key == "average" else heading
+    return f"{heading} ({unit}{'lower' if lower else 'higher'} is better)"
