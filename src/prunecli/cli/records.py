@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -32,7 +33,7 @@ def setup(context: typer.Context, *, silent: bool = False) -> StderrReport:
 def output(values: Mapping[str, Any]) -> Output:
     """Return what may happen to OUT."""
     flags = {name: values.get(name, False) for name in (*OUTPUT, *RESTART, *PROBE)}
-    return Output(**flags, argv=tuple(sys.argv))
+    return Output(**flags, argv=(Path(sys.argv[0]).name, *sys.argv[1:]))
 
 
 def run_context(values: Mapping[str, Any], out: str | None, report: Report) -> RunContext:
