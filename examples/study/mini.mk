@@ -1,7 +1,7 @@
-# The paper in miniature: seven methods, three seeds, on two cores. The parent has 0.55 million
-# parameters beside its embedding and sees 18 tokens for each; text of few constructions and a small
+# The paper in miniature: seven methods, three seeds, on two cores. The parent has half a million
+# parameters beside its embedding and sees 14 tokens for each; text of few constructions and a small
 # vocabulary, so that so small a model learns something. A seed draws initial weights of the twins,
-# order of rows, and calibration text. The parent is one.
+# order of rows, and calibration text. There is one parent.
 WORK ?= build/study/mini
 STORE ?= docs/study/sidecars
 CORPUS ?= $(W)/text
@@ -11,18 +11,18 @@ TEXT_KEY ?= $(firstword $(shell sha256sum <$(STUDY)corpus.json))
 TOKENIZER ?= --train-tokenizer 1024
 SHAPE ?= $(STUDY)parent.json
 SEQ_LEN ?= 128
-# M = 80,000 rows; N = M/4, for two methods M/20 too
-PARENT_ROWS ?= 80000
-BUDGETS ?= 20000
-BUDGETS.minitron-depth-0.5 ?= 4000 20000
-BUDGETS.wanda-0.5 ?= 4000 20000
+# M = 7 million tokens, half of all rows; N = M/4, for two methods M/20 too
+PARENT_ROWS ?= 55000
+BUDGETS ?= 13750
+BUDGETS.minitron-depth-0.5 ?= 2750 13750
+BUDGETS.wanda-0.5 ?= 2750 13750
 METHODS ?= minitron-depth minitron-width flap sheared-llama wanda sparsegpt
 RATIOS ?= 0.5
 SPARSE ?= wanda
 SEEDS ?= 0 1 2
 # S_{M+N} for a coarse method and a fine one, and scratch at equal compute
 TOTAL ?= minitron-depth-0.5 wanda-0.5
-TOTAL_BUDGETS ?= 20000
+TOTAL_BUDGETS ?= 13750
 TOTAL_SEEDS ?= $(SEEDS)
 SAME_COMPUTE ?= minitron-depth-0.5 minitron-width-0.5
 COMPUTE_SEEDS ?= 0
