@@ -22,7 +22,7 @@ from scipy.stats import nct, t
 from prunecli.methods import registry
 from prunecli.tables import matching
 from prunecli.tables.collect import Models, collect
-from prunecli.tables.entries import BASE, ModelRow, columns_of, pairs
+from prunecli.tables.entries import ModelRow, columns_of, pairs
 from prunecli.tables.runs import Runs
 from prunecli.tables.table import TableRequest, table
 
@@ -135,10 +135,9 @@ class Study:
     def at_equal_compute(self) -> Iterator[tuple[ModelRow, ModelRow]]:
         """Yield pruned models and what was trained on as many FLOPs, which is known by its name."""
         for pruned, scratch, _, _ in pairs(self.rows):
-            kind, _, run = scratch.name.partition(".")
-            if kind == "compute" and pruned.name.partition(".")[2].rpartition(".")[0] == (
-                run.rpartition(".")[0]
-            ):
+            kind, *made = scratch.name.split(".")[:-1]
+            # names end with seeds, those of pooled runs with that of the first
+            if kind == "compute" and pruned.name.split(".")[1:-1] == made:
                 yield pruned, scratch
 
 
@@ -221,12 +220,12 @@ def shrinking(study: Study, key: str) -> str:
 
 
 def by_granularity(study: Study) -> list[tuple[str, int, Effect]]:
-    """Return how much lower the loss of finer methods is: pairs of granularities, tokens, effect."""
+    """Return how much lower the loss of finer methods is: two granularities, tokens, effect."""
     groups: dict[tuple[int, str], list[Losses]] = defaultdict(list)
     for row in study.rows:
-        if row.pruned and row.tokens and study.losses(row) and row.initialization != BASE:
-            if abs(float(row.ratio or 0) - 0.5) < 0.05:
-                groups[int(row.tokens), unit(row)].append(study.losses(row))
+        half = abs(float(row.ratio or 0) - 0.5) < 0.05
+        if row.pruned and row.tokens and half and study.losses(row):
+            groups[int(row.tokens), unit(row)].append(study.losses(row))
     means = {
         key: {s: fmean(run[s] for run in runs if s in run) for s in set().union(*runs)}
         for key, runs in groups.items()
@@ -262,10 +261,8 @@ def prose(study: Study) -> str:
             ours, theirs = study.losses(pruned, column.key), study.losses(scratch, column.key)
             if ours and theirs:
                 effect = Effect.of(ours, theirs)
-                rows.append(
-                    [column.heading, run_name(pruned), f"{int(pruned.tokens or 0):,}"]
-                    + effect.cells()
-                )
+                tokens = f"{int(pruned.tokens or 0):,}"
+                rows.append([column.heading, run_name(pruned), tokens, *effect.cells()])
     return rendered(["text", "method", "N", *HEADINGS], rows) if rows else "None was measured."
 
 

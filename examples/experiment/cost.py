@@ -6,7 +6,7 @@
 
 A run is KIND.METHOD-RATIO.ROWS.SEED. Training takes three times the FLOPs of a forward pass (arXiv
 2606.14150, Appendix F). A forward pass has 2048 tokens there. Longer rows cost more per token,
-because of attention. Zeros save no time in training: hours of sparse models are those of dense ones.
+because of attention. Zeros save no time in training, so sparse models take the hours of dense ones.
 """
 
 import argparse

@@ -274,7 +274,9 @@ def _learning_rates(training: Training) -> tuple[float, ...]:
     try:
         lrs = tuple(sorted({float(part) for part in text.split(",")}))
     except ValueError:
-        raise UsageError(f"--lr '{text}': expected a number, several (1e-3,3e-3), or {SWEEP_NAME}") from None
+        raise UsageError(
+            f"--lr '{text}': expected a number, several (1e-3,3e-3), or {SWEEP_NAME}"
+        ) from None
     if not all(0 < lr < MAX_LR for lr in lrs):
         raise UsageError(f"--lr {text}: expected more than 0 and less than {MAX_LR}")
     if len(lrs) == 1 and training.sweep_steps is not None:

@@ -254,7 +254,8 @@ class Trainer:
             self.run.report.info(f"sweep over {steps} steps: {losses}; choosing {best:g}")
             if best in (lrs[0], lrs[-1]):
                 self.run.report.info(
-                    "the best learning rate is at the edge of the sweep; --lr takes a list with others"
+                    "the best learning rate is at the edge of the sweep; give --lr a list "
+                    "that goes further"
                 )
         return best
 
