@@ -86,6 +86,7 @@ class Shell:
         return sum(words[0] == command for words in self.commands)
 
 
+@pytest.mark.slow
 def test_the_study(run, tmp_path) -> None:
     """All of it; a second run does nothing; runs that are kept are not made again."""
     shell, work = Shell(run, tmp_path), tmp_path / "work"
