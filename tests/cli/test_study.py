@@ -120,7 +120,7 @@ def test_the_study(run, tmp_path) -> None:
     assert [shell.times(name) for name in ("train", "prune", "init", "eval")] == [2, 1, 2, 1]
     assert tables == {name: (work / name).read_text() for name in tables}
 
-    # what is measured in another way has other keys; two models are still there
+    # what is measured in another way has other keys, though two models are still there
     told = shell.make("--dry-run", STORE=str(tmp_path / "kept"), EVAL="--bos never")
     assert told.count("prunecli train --force") == 1 + 2 * 2 * 3 + 2 * 2 + 1 - 2
     assert told.count("prunecli eval") == 1 + 2 * 2 + 2 * 2 * 3 + 2 * 2 + 1
