@@ -16,10 +16,10 @@ RUNTIMES := build/runtimes
 REAL := PRUNECLI_SMOLLM2=$(abspath $(MODEL)) PRUNECLI_RUNTIMES=$(abspath $(RUNTIMES))
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help install test portable foreign floors ceilings versions soak outside experiment golden check docs shells demo bench solve methods agreement masks throughput scratch runtimes clean
+.PHONY: help install test portable foreign floors ceilings versions soak outside experiment study study-page study-smoke golden check docs shells demo bench solve methods agreement masks throughput scratch runtimes clean
 
 help: ## list all targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -68,6 +68,17 @@ runtimes: $(RUNTIMES)/ready $(MODEL)/model.safetensors ## run pruned models in l
 
 experiment: install ## compare pruned and scratch at toy size: table, figures, report
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(MAKE) -j2 -f examples/experiment/Makefile
+
+study: install ## the paper in miniature, into docs/study (five hours of one core; resumes)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(MAKE) -j2 -f examples/experiment/Makefile SETTING=mini
+	$(MAKE) study-page
+
+study-page: install ## docs/study again, from the sidecars that are there
+	docs/study/update docs/study/sidecars docs/study
+
+study-smoke: install ## every step of the study, on a toy (4 minutes)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(MAKE) -j2 -f examples/experiment/Makefile SETTING=smoke
+	docs/study/update build/study/smoke/sidecars build/study/smoke/page
 
 golden: $(MODEL)/model.safetensors ## compare with official implementations (needs PRUNECLI_GOLDEN)
 	PRUNECLI_SMOLLM2=$(abspath $(MODEL)) HF_HUB_OFFLINE=1 pytest -m golden -rs

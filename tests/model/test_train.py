@@ -326,6 +326,9 @@ def test_sweep(llama, ids, tmp_path) -> None:
         train(str(llama), str(tmp_path / "cut"), **settings, stop=stop_after(10))
     train(str(llama), str(tmp_path / "cut"), **settings)
     assert same(tmp_path / "swept", tmp_path / "cut")
+    listed = {**settings, "lr": ",".join(map(str, reversed(SWEEP)))}
+    own = train(str(llama), str(tmp_path / "listed"), **listed)
+    assert own.sidecar["id"] == made.sidecar["id"]
 
 
 @pytest.mark.parametrize("bad", ["loss", "gradient"])
@@ -402,8 +405,11 @@ def test_overlap_with_an_ancestor(llama, ids, tmp_path) -> None:
         ({"steps": 0}, UsageError, "at least 1"),
         ({"tokens": 100.0}, UsageError, "cannot be combined"),
         ({"steps": None, "tokens": 10.0}, InputError, "less than one step"),
-        ({"lr": "fast"}, UsageError, "expected a number or sweep"),
+        ({"lr": "fast"}, UsageError, "expected a number, several"),
         ({"lr": "-1"}, UsageError, "more than 0"),
+        ({"lr": "1e-3,"}, UsageError, "expected a number, several"),
+        ({"lr": "1e-3,0"}, UsageError, "more than 0"),
+        ({"lr": "1e-3,1e-3", "sweep_steps": 5}, UsageError, "--lr sweep"),
         ({"beta1": 1.5}, UsageError, "--beta1 1.5: expected 0 or more, below 1"),
         ({"beta2": 1.0}, UsageError, "--beta2 1.0: expected 0 or more, below 1"),
         ({"beta2": float("nan")}, UsageError, "--beta2 nan: expected 0 or more, below 1"),

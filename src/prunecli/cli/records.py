@@ -5,7 +5,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import typer
@@ -51,7 +51,7 @@ def setup(context: typer.Context, *, silent: bool = False) -> Report:
 def output(values: Mapping[str, Any]) -> Output:
     """Return what may happen to OUT."""
     flags = {name: values.get(name, False) for name in (*OUTPUT, *RESTART, *PROBE)}
-    return Output(**flags, argv=tuple(sys.argv))
+    return Output(**flags, argv=(Path(sys.argv[0]).name, *sys.argv[1:]))
 
 
 def run_context(

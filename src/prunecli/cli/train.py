@@ -28,9 +28,9 @@ TRAINING: options.Group = {
         Training,
         "Optimizer and schedule",
         lr=Text(
-            "peak learning rate, or `sweep` to pick the best of five in short trials "
-            "[default: 3e-4]",
-            "R",
+            "peak learning rate, several to pick the best of in short trials (1e-3,3e-3), or "
+            "`sweep` for five from 1e-5 to 1e-3 [default: 3e-4]",
+            "R[,R...]|sweep",
         ),
         sweep_steps=Text(
             "steps per trial of a sweep [default: 5 % of all steps, at least 20]", "N"

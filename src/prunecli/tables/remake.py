@@ -413,7 +413,8 @@ def _train(writer: _Writer, step: Step) -> list[str]:
     own = _changed(Training, options, names)
     words = ["--data", _rows(writer, rows.digest, meta["range"], rows.id)]
     words += _flags(steps=options["steps"], batch_size=options["batch_size"])
-    words += _flags(lr="sweep" if isinstance(options["lr"], list) else options["lr"])
+    lrs = options["lr"]
+    words += _flags(lr=",".join(map(str, lrs)) if isinstance(lrs, list) else lrs)
     words += _flags(repeat=meta["passes"] > meta["range"][1] - meta["range"][0])
     words += _flags(allow_overlap=_read_before(writer, step, rows))
     for role in ("teacher", "masks"):

@@ -271,15 +271,17 @@ def _learning_rates(training: Training) -> tuple[float, ...]:
     text = training.lr or (SWEEP_NAME if training.recipe else str(LR))
     if text == SWEEP_NAME:
         return SWEEP
-    if training.sweep_steps is not None:
-        raise UsageError("--sweep-steps needs --lr sweep")
     try:
-        lr = float(text)
+        lrs = tuple(sorted({float(part) for part in text.split(",")}))
     except ValueError:
-        raise UsageError(f"--lr '{text}': expected a number or {SWEEP_NAME}") from None
-    if not 0 < lr < MAX_LR:
+        raise UsageError(
+            f"--lr '{text}': expected a number, several (1e-3,3e-3), or {SWEEP_NAME}"
+        ) from None
+    if not all(0 < lr < MAX_LR for lr in lrs):
         raise UsageError(f"--lr {text}: expected more than 0 and less than {MAX_LR}")
-    return (lr,)
+    if len(lrs) == 1 and training.sweep_steps is not None:
+        raise UsageError("--sweep-steps needs --lr sweep")
+    return lrs
 
 
 def local_batch_size(batch_size: int) -> int:

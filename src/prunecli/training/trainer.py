@@ -286,7 +286,10 @@ class Trainer:
             losses = ", ".join(f"{lr:g}: {final_loss(lr):.4f}" for lr in lrs)
             self.run.report.info(f"sweep over {steps} steps: {losses}; choosing {best:g}")
             if best in (lrs[0], lrs[-1]):
-                self.run.report.info("the best learning rate is at the edge of the sweep")
+                self.run.report.info(
+                    "the best learning rate is at the edge of the sweep; give --lr a list "
+                    "that goes further"
+                )
         return best
 
     def fit(self, loop: Loop) -> list[Line]:

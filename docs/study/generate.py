@@ -1,0 +1,322 @@
+#!/usr/bin/env python3
+"""The study's page, from the sidecars of its runs alone.
+
+    generate.py SIDECARS [OUT.md]
+
+Every finding of the paper (arXiv 2606.14150) is a difference of held-out losses. Runs of one seed
+are paired. Intervals are Student's, at 95 %, over seeds; power is that of the paired test at 5 %,
+from the noncentral F distribution (scipy, which lm-eval brings).
+"""
+
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from math import inf, sqrt
+from pathlib import Path
+from statistics import fmean, stdev
+
+from scipy.optimize import brentq
+from scipy.stats import ncf, t
+
+from prunecli.methods import registry
+from prunecli.tables import matching
+from prunecli.tables.collect import Models, collect
+from prunecli.tables.entries import ModelRow, columns_of, pairs
+from prunecli.tables.runs import Runs
+from prunecli.tables.table import TableRequest, table
+
+LEVEL, POWER = 0.95, 0.8
+# granularities of the paper, from coarse to fine
+UNITS = ("layers", "channels", "weights")
+POINTS = 8  # of the parent's curve
+
+Losses = dict[str, float]  # by seed
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A difference over seeds, positive where the finding says so: mean, interval, power."""
+
+    by_seed: tuple[float, ...]
+
+    @classmethod
+    def of(cls, better: Losses, worse: Losses) -> "Effect":
+        """Return by how much one loss is lower than another, seed by seed."""
+        return cls(tuple(worse[seed] - better[seed] for seed in better if seed in worse))
+
+    @property
+    def mean(self) -> float:
+        """The mean over seeds."""
+        return fmean(self.by_seed)
+
+    @property
+    def error(self) -> float | None:
+        """The standard error of the mean; None for one seed."""
+        return stdev(self.by_seed) / sqrt(len(self.by_seed)) if len(self.by_seed) > 1 else None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The interval of the mean; unbounded for one seed."""
+        if self.error is None:
+            return -inf, inf
+        half = float(t.ppf((1 + LEVEL) / 2, len(self.by_seed) - 1)) * self.error
+        return self.mean - half, self.mean + half
+
+    @property
+    def verdict(self) -> str:
+        """Whether the finding holds."""
+        low, high = self.interval
+        if low == -inf:
+            return "one seed"
+        return "holds" if low > 0 else "the reverse" if high < 0 else "undecided"
+
+    def power(self, shift: float) -> float:
+        """Return the chance that the test finds a true difference of so many standard errors."""
+        degrees = len(self.by_seed) - 1
+        limit = float(t.ppf((1 + LEVEL) / 2, degrees))
+        # the square of a noncentral t: nct itself is not a number for large shifts
+        return float(1 - ncf.cdf(limit**2, 1, degrees, shift**2))
+
+    def cells(self) -> list[str]:
+        """Return mean, interval, seeds, verdict, and the difference that is found with POWER."""
+        if self.error is None:
+            return [f"{self.mean:+.4f}", "", str(len(self.by_seed)), self.verdict, ""]
+        low, high = self.interval
+        found = brentq(lambda shift: self.power(shift) - POWER, 0.0, 40.0) * self.error
+        return [
+            f"{self.mean:+.4f}",
+            f"{low:+.4f} to {high:+.4f}",
+            str(len(self.by_seed)),
+            self.verdict,
+            f"{found:.4f}",
+        ]
+
+
+HEADINGS = ["difference", "95 % interval", "seeds", "finding", "found with 80 % power"]
+
+
+def rendered(headings: list[str], rows: Iterable[list[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+@dataclass(frozen=True)
+class Study:
+    """All runs of some sidecars, and the held-out loss by which they are compared."""
+
+    folder: str
+    models: Models
+    rows: list[ModelRow]
+    column: str
+
+    @classmethod
+    def read(cls, folder: str) -> "Study":
+        """Read all sidecars below a folder; the first loss by name is the one that counts."""
+        models = collect([folder])
+        rows = Runs(models).rows
+        losses = [column.key for column in columns_of(rows) if column.lower_is_better]
+        return cls(folder, models, rows, losses[0])
+
+    def losses(self, row: ModelRow, column: str = "") -> Losses:
+        """Return the loss of every seed of a run; empty if it was not measured."""
+        metric = row.metrics.get(column or self.column)
+        if metric is None:
+            return {}
+        runs = metric.seeds or {row.seed: metric}
+        return {seed: float(run.value) for seed, run in runs.items()}
+
+    def matched(self, setting: str) -> Iterator[tuple[ModelRow, ModelRow]]:
+        """Yield pruned and scratch models that are token-matched in a setting."""
+        for pruned, scratch, found, _ in pairs(self.rows):
+            if found == setting and self.losses(pruned) and self.losses(scratch):
+                yield pruned, scratch
+
+    def at_equal_compute(self) -> Iterator[tuple[ModelRow, ModelRow]]:
+        """Yield pruned models and what was trained on as many FLOPs, which is known by its name."""
+        for pruned, scratch, _, _ in pairs(self.rows):
+            kind, *made = scratch.name.split(".")[:-1]
+            # names end with seeds, those of pooled runs with that of the first
+            if kind == "compute" and pruned.name.split(".")[1:-1] == made:
+                yield pruned, scratch
+
+
+def unit(row: ModelRow) -> str:
+    """Return what a run's method removes."""
+    name = next(n for n in registry.names() if row.method.startswith(n))
+    return registry.get(name).unit
+
+
+def run_name(row: ModelRow) -> str:
+    """Return method and ratio."""
+    return f"{row.method} {float(row.ratio or 0):.3g}"
+
+
+def in_order(found: Iterable[tuple[ModelRow, ModelRow]]) -> list[tuple[ModelRow, ModelRow]]:
+    """Return pairs from coarse to fine, and with more tokens later."""
+    return sorted(
+        found,
+        key=lambda pair: (
+            UNITS.index(unit(pair[0])), pair[0].method, float(pair[0].ratio or 0),
+            int(pair[0].tokens or 0),
+        ),
+    )  # fmt: skip
+
+
+def compared(study: Study, found: Iterable[tuple[ModelRow, ModelRow]]) -> str:
+    """Return a table of pruned models beside scratch: positive where pruned is better."""
+    rows = []
+    for pruned, scratch in in_order(found):
+        ours, theirs = study.losses(pruned), study.losses(scratch)
+        rows.append(
+            [
+                run_name(pruned),
+                f"{int(pruned.tokens or 0):,}",
+                f"{int(scratch.tokens or 0):,}",
+                f"{fmean(ours.values()):.4f}",
+                f"{fmean(theirs.values()):.4f}",
+                *Effect.of(ours, theirs).cells(),
+            ]
+        )
+    return rendered(["method", "N", "scratch's tokens", "pruned", "scratch", *HEADINGS], rows)
+
+
+def tally(effects: Iterable[Effect]) -> str:
+    """Return how often a finding holds, in words."""
+    verdicts = [effect.verdict for effect in effects]
+    if not verdicts:
+        return "No runs for this yet."
+    counts = [f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts)]
+    return f"Of {len(verdicts)} comparisons: {', '.join(counts)}."
+
+
+def advantages(study: Study, setting: str) -> list[tuple[ModelRow, Losses]]:
+    """Return by how much every pruned model is better than scratch, by seed."""
+    found = []
+    for pruned, scratch in in_order(study.matched(setting)):
+        ours, theirs = study.losses(pruned), study.losses(scratch)
+        found.append((pruned, {s: theirs[s] - ours[s] for s in ours if s in theirs}))
+    return found
+
+
+def shrinking(study: Study, key: str) -> str:
+    """Return how the advantage of pruning changes with tokens or with ratio."""
+    groups: dict[tuple[object, ...], list[tuple[float, Losses]]] = defaultdict(list)
+    for row, by_seed in advantages(study, matching.EQUAL_RETRAINING):
+        tokens, ratio = float(row.tokens or 0), round(float(row.ratio or 0), 2)
+        along, other = (tokens, ratio) if key == "tokens" else (ratio, tokens)
+        groups[row.method, other].append((along, by_seed))
+    rows = []
+    for (method, _), points in groups.items():
+        points.sort(key=lambda point: point[0])
+        if len(points) > 1:
+            (few, at_few), (many, at_many) = points[0], points[-1]
+            # smaller where more is given: at_few - at_many is positive
+            cells = Effect.of(at_many, at_few).cells()
+            rows.append([str(method), f"{few:,g} to {many:,g}", *cells])
+    if not rows:
+        return f"No method has runs at several values of {key} yet."
+    return rendered(["method", key, *HEADINGS], rows)
+
+
+def by_granularity(study: Study) -> list[tuple[str, int, Effect]]:
+    """Return how much lower the loss of finer methods is: two granularities, tokens, effect."""
+    groups: dict[tuple[int, str], list[Losses]] = defaultdict(list)
+    for row in study.rows:
+        half = abs(float(row.ratio or 0) - 0.5) < 0.05
+        if row.pruned and row.tokens and half and study.losses(row):
+            groups[int(row.tokens), unit(row)].append(study.losses(row))
+    means = {
+        key: {s: fmean(run[s] for run in runs if s in run) for s in set().union(*runs)}
+        for key, runs in groups.items()
+    }
+    return [
+        (f"{fine} against {coarse}", tokens, Effect.of(means[tokens, fine], means[tokens, coarse]))
+        for tokens in sorted({tokens for tokens, _ in means})
+        for number, coarse in enumerate(UNITS)
+        for fine in UNITS[number + 1 :]
+        if (tokens, coarse) in means and (tokens, fine) in means
+    ]
+
+
+def parent_curve(study: Study) -> str:
+    """Return the held-out losses of the parent while it was trained, as a table."""
+    for path, record in study.models.checkpoints.values():
+        points = record.results.get("evaluations") or []
+        if path.parent.name == "parent" and points:
+            every = max(1, len(points) // POINTS)
+            shown = points[every - 1 :: every]
+            per_step = record.results["batch_size"] * record.results["seq_len"]
+            rows = [[f"{point['step'] * per_step:,}", f"{point['loss']:.4f}"] for point in shown]
+            return rendered(["tokens", "validation loss"], rows)
+    return "The parent's curve was not recorded."
+
+
+def prose(study: Study) -> str:
+    """Return the first finding on every other held-out text."""
+    others = [c for c in columns_of(study.rows) if c.lower_is_better and c.key != study.column]
+    rows = []
+    for column in others:
+        for pruned, scratch in in_order(study.matched(matching.EQUAL_RETRAINING)):
+            ours, theirs = study.losses(pruned, column.key), study.losses(scratch, column.key)
+            if ours and theirs:
+                effect = Effect.of(ours, theirs)
+                tokens = f"{int(pruned.tokens or 0):,}"
+                rows.append([column.heading, run_name(pruned), tokens, *effect.cells()])
+    return rendered(["text", "method", "N", *HEADINGS], rows) if rows else "None was measured."
+
+
+def shown(study: Study, layout: str) -> str:
+    """Return one of the paper's tables in Markdown."""
+    return table(TableRequest((study.folder,), layout=layout, format="md")).text.rstrip()
+
+
+def page(folder: str) -> str:
+    """Return the whole page."""
+    study = Study.read(folder)
+    first = list(study.matched(matching.EQUAL_RETRAINING))
+    second = list(study.matched(matching.EQUAL_TOTAL))
+
+    def effects(found: Iterable[tuple[ModelRow, ModelRow]]) -> list[Effect]:
+        return [Effect.of(study.losses(p), study.losses(s)) for p, s in found]
+
+    third = by_granularity(study)
+    finer = rendered(
+        ["granularity", "N", *HEADINGS],
+        [[name, f"{tokens:,}", *effect.cells()] for name, tokens, effect in third],
+    )
+    text = Path(__file__).with_name("page.md").read_text()
+    parts = {
+        "runs": str(sum(1 for _ in study.models.evaluations())),
+        "column": study.column,
+        "curve": parent_curve(study),
+        "tally1": tally(effects(first)),
+        "first": compared(study, first),
+        "tokens": shrinking(study, "tokens"),
+        "ratio": shrinking(study, "ratio"),
+        "tally2": tally(effects(second)),
+        "second": compared(study, second),
+        "tally3": tally(effect for _, _, effect in third),
+        "third": finer,
+        "compute": compared(study, study.at_equal_compute()),
+        "prose": prose(study),
+        "table16": shown(study, "table16"),
+        "table10": shown(study, "table10"),
+    }
+    for name, content in parts.items():
+        text = text.replace("{" + name + "}", content)
+    return text
+
+
+def main() -> None:
+    """Write the page."""
+    folder, *out = sys.argv[1:]
+    if out:
+        Path(out[0]).write_text(page(folder))
+    else:
+        print(page(folder), end="")
+
+
+if __name__ == "__main__":
+    main()
