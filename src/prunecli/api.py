@@ -44,6 +44,7 @@ class RunWords(TypedDict, total=False):
     restart: bool
     probe: bool
     argv: tuple[str, ...]
+    command: str
     compute: Compute
     device: str
     dtype: str
