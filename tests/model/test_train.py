@@ -110,6 +110,7 @@ def test_like_a_bare_loop(llama, ids, tmp_path, micro) -> None:
     assert not Path(f"{out}.partial").exists()
 
 
+@pytest.mark.parametrize("family", tiny.families())
 def test_every_family_learns(models, family, ids, tmp_path) -> None:
     made = train(str(models(family)), str(tmp_path / "o"), ids, steps=12, batch_size=8, lr="3e-3")
     losses = made.results["curve"]["loss"]
