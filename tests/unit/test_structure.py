@@ -18,7 +18,17 @@ ROOMS = (
     "cli", "tables", "pruning", "measuring", "training", "methods", "data", "model", "files", "top",
 )  # fmt: skip
 # what lies flat beside the rooms, each using those before it
-TOP = ("__init__", "errors", "interruption", "limits", "native", "record", "report", "settings", "registry")
+TOP = (
+    "__init__",
+    "errors",
+    "interruption",
+    "limits",
+    "native",
+    "record",
+    "report",
+    "settings",
+    "registry",
+)
 # the front doors of the library and of the program, above the rooms as the command line is
 DOORS = ("api", "__main__")
 
