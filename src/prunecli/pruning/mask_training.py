@@ -120,7 +120,9 @@ class ResolvedMaskTraining:
         """Return what training holds in memory."""
         length = self.rows.seq_len
         flops = 3 * arch.flops(length) * (self.tokens // length)
-        return memory.of_training(self._state_bytes(arch.total_params), flops)
+        tokens = length * config.micro_batch_size(self.options["batch_size"], length)
+        held = memory.activations(arch, tokens, 4, self.options["activation_checkpointing"])
+        return memory.of_training(self._state_bytes(arch.total_params), flops, held)
 
 
 def resolve_mask_training(
