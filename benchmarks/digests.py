@@ -91,8 +91,8 @@ def commands() -> list[tuple[str, str]]:
         (f"calibrate --for flap,wanda,sparsegpt {windows} llama s.safetensors", "s.safetensors"),
         ("score --method wanda-sp --stats s.safetensors llama sc.safetensors", "sc.safetensors"),
         ("prune --method wanda --stats s.safetensors --ratio 0.5 llama from-stats", "from-stats"),
-        ("prune --method flap --scores kept-flap/scores.safetensors --ratio 0.3 --multiple 1 llama from-scores",
-         "from-scores"),
+        ("prune --method flap --scores kept-flap/scores.safetensors --ratio 0.3"
+         " --multiple 1 llama from-scores", "from-scores"),
         (f"prune --method minitron-width --plan-only {' '.join(WIDTH)} llama p.json", "p.json"),
         ("prune --plan p.json llama from-plan", "from-plan"),
         (f"search-arch --method minitron-width --ratio 0.4 {windows} --multiple 16"
