@@ -204,3 +204,21 @@ def test_no_word_where_no_multiple_would_help(llama, calibration, tmp_path):
     told = Told()
     prune(llama, tmp_path / "o", method="flap", data=calibration, ratio=0.5, report=told)
     assert not any("multiple" in note for note in told.notes)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"method": "flap", "ratio": 0.5}, ["SGLang", "--bias drop"]),
+        ({"method": "flap", "ratio": 0.5, "options": {"bias": "drop"}}, []),
+        ({"method": "magnitude", "sparsity": "2:4"}, ["2:4", "no faster"]),
+        ({"method": "magnitude", "ratio": 0.5}, []),
+    ],
+)
+def test_which_runtimes_do_not_read_it(options, said, llama, calibration, tmp_path):
+    told = Told()
+    data = {} if options["method"] == "magnitude" else {"data": calibration}
+    prune(llama, tmp_path / "o", **data, **options, dry_run=True, report=told)
+    lines = [note for note in told.notes if "docs/running.md" in note]
+    assert len(lines) == bool(said)
+    assert all(word in lines[0] for word in said)
