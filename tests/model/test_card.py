@@ -1,14 +1,17 @@
 """Model cards: what a hub reads of a checkpoint, and that a card is its user's to edit."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
 
 import tiny
 from prunecli import evaluate, init, log, prune, tokenize, train
-from prunecli.errors import UsageError
+from prunecli.errors import OutputExists, UsageError
+from prunecli.files import regular
 from prunecli.measuring.check import check
 from prunecli.model import card
 
@@ -102,6 +105,25 @@ def test_an_edited_card_is_no_fault_and_is_kept(llama, tmp_path):
     assert check(str(out), deep=True) == []
     prune(llama, out, method="magnitude", ratio=0.5, force=True)
     assert (out / "README.md").read_bytes() == ours
+
+
+@pytest.mark.parametrize(
+    "put",
+    [
+        os.mkfifo, lambda path: path.symlink_to("/etc/hostname"), Path.symlink_to,
+        lambda path: path.write_bytes(bytes(regular.MAX_BYTES + 1)),
+    ],
+    ids=["pipe", "link", "circle", "large"],
+)  # fmt: skip
+def test_what_cannot_be_kept_as_a_card_is_refused_at_once(put, llama, tmp_path):
+    out = tmp_path / "o"
+    prune(llama, out, method="magnitude", ratio=0.5)
+    card_of = out / "README.md"
+    card_of.unlink()
+    put(*[card_of] * (2 if put is Path.symlink_to else 1))
+    with pytest.raises(OutputExists, match=r"holds 'README\.md', which prunecli did not"):
+        prune(llama, out, method="magnitude", ratio=0.25, force=True)
+    assert os.path.lexists(card_of)
 
 
 @pytest.mark.parametrize(

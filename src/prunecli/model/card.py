@@ -53,7 +53,7 @@ def edited(folder: Path) -> bytes | None:
 
     Raises InputError if it cannot be read.
     """
-    if not (regular.is_dir(folder) and regular.is_file(folder / CARD)):
+    if not regular.is_own(folder / CARD):
         return None
     found = regular.content(folder / CARD)
     run = strict.read_object(sidecar.path_of(folder)).get("run")

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from prunecli.errors import InputError
-from prunecli.files import regular, strict
+from prunecli.files import regular, sidecar, strict
 
 FAST = "tokenizer.json"
 
@@ -45,7 +45,7 @@ ALL = (
 
 
 # what a hub shows of a repository: read, but not copied, because it tells of that model
-CARD = "README.md"
+CARD = sidecar.CARD
 
 
 # the key of configs that names code in the same repository; it is never run and never copied
