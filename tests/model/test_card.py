@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -132,12 +133,34 @@ def test_what_cannot_be_kept_as_a_card_is_refused_at_once(put, llama, tmp_path):
         b"no metadata", b"---\n- a\n- list\n---\n", b"---\nlicense: [a, b]\n---\n", b"\xff",
         b"---\nlicense: *unknown\n---\n", b"---\nlicense: " + b"x" * 300 + b"\n---\n",
         b"---\n" + b"[" * 5000 + b"\n---\n", b"---\nlicense: \"a\\nb\"\n---\n",
-        b"x" * (card.MOST + 1), b"",
+        b"x" * (card.MOST + 1), b"", b"---\nlicense: mit\nx: " + b"y" * card.METADATA + b"\n---\n",
     ],
 )  # fmt: skip
 def test_a_strangers_card_never_stops_a_run(content, tmp_path):
     (tmp_path / "README.md").write_bytes(content)
     assert card.licence(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    "metadata", ["x: 1" + ":1" * 49_000, "x: 2020-99-99", "x: !!python/name:os.system", "<<: 1"]
+)
+def test_a_strangers_metadata_is_text(metadata, tmp_path, capsys):
+    """Numbers of base 60 took minutes, and a date that is none hid the licence."""
+    (tmp_path / "README.md").write_text(f"---\nlicense: no\n{metadata}\n---\n# A model\n")
+    begun = time.process_time()
+    assert card.licence(tmp_path) == {"license": "no"}
+    assert time.process_time() - begun < 5
+    (tmp_path / "README.md").write_text("no metadata")
+    assert card.licence(tmp_path) == {}
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_card_that_is_a_link_to_elsewhere_is_not_read(tmp_path):
+    other, folder = tmp_path / "other.md", tmp_path / "m"
+    other.write_text("---\nlicense: mit\n---\n")
+    folder.mkdir()
+    (folder / "README.md").symlink_to(other)
+    assert card.licence(folder) == {}
 
 
 def test_a_strangers_history_is_text(hub, tmp_path):
@@ -148,9 +171,12 @@ def test_a_strangers_history_is_text(hub, tmp_path):
     record["history"][0]["options"]["method"] = "[x](http://evil)\n# y"
     record["history"][0]["inputs"][0]["hub"] = "a](http://evil)@c"
     record["results"]["granularity"] = "<script>|"
+    record["made_by"]["version"] = "1[x](http://evil)\n# evil\n"
+    record["run"]["command"] = "prunecli\n```\n# evil\x1b[31m\u202e"
     path.write_text(json.dumps(record))
     text = log(tmp_path / "p").card()
-    assert "evil" not in text
+    assert "\n# evil" not in text and "[x](" not in text
+    assert "\n````\nprunecli ``` # evil\ufffd[31m\ufffd\n````\n" in text
     assert text.count("<script") == 1 and "\\<script\\>\\|\n" in text
     assert made.results["params_before"] > 0
 
