@@ -17,6 +17,38 @@ _results: int | None = None  # where descriptor 1 leads then
 _bar: Any = None  # the console of rich that shows progress
 
 
+class _Lasting(io.FileIO):
+    """A descriptor that takes all that is written, though nobody may get it any more."""
+
+    def write(self, data: Any) -> int:
+        """Write what can be written: a full disk or a reader that has left stops no work."""
+        try:
+            super().write(data)
+        except OSError:
+            pass
+        return memoryview(data).nbytes
+
+
+@contextmanager
+def lasting_stderr() -> Iterator[None]:
+    """Go on where stderr can no longer be written to: it is talk, and the work may take hours."""
+    before = sys.stderr
+    if not _is(before, 2):
+        yield
+        return
+    sys.stderr = io.TextIOWrapper(
+        io.BufferedWriter(_Lasting(2, "w", closefd=False)),
+        before.encoding,
+        before.errors,
+        line_buffering=True,
+    )
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        sys.stderr = before
+
+
 class Talk(io.TextIOBase):
     """The stdout and stderr of libraries: each line is told as a note is, or not with --quiet."""
 
