@@ -5,7 +5,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 from prunecli.report import cut, printable
@@ -22,10 +22,8 @@ class _Lasting(io.FileIO):
 
     def write(self, data: Any) -> int:
         """Write what can be written: a full disk or a reader that has left stops no work."""
-        try:
+        with suppress(OSError):
             super().write(data)
-        except OSError:
-            pass
         return memoryview(data).nbytes
 
 
