@@ -247,13 +247,17 @@ def transformers_config(values: Mapping[str, Any]) -> Any:
 def _passed_on(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return what transformers is told of a config: the keys that the class of its kind declares.
 
-    Raises ValueError for a kind that it does not know.
+    Raises InputError for a kind that the installed version does not know.
     """
-    from transformers import CONFIG_MAPPING, PretrainedConfig
+    from transformers import CONFIG_MAPPING, PretrainedConfig, __version__
 
     kind = values["model_type"]
     if kind not in CONFIG_MAPPING:
-        raise ValueError(f"it knows no model_type {strict.told(kind)}")
+        raise InputError(
+            f"config.json has model_type {strict.told(kind)}, which transformers {__version__} "
+            "does not know",
+            "install a version of transformers that knows it",
+        )
     declared = signature(CONFIG_MAPPING[kind]).parameters.keys()
     known = {*declared, *PASSED} - (signature(PretrainedConfig).parameters.keys() - {*PASSED})
     # its classes change nested values in place
