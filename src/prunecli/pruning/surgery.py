@@ -97,7 +97,7 @@ class PrunedModel(Reader):
     def parts(self, name: str) -> "Iterator[torch.Tensor]":
         """Yield the pruned model's tensor `name` in parts; of tokens' rows all stay."""
         tensor, parent = self._tensors[name], self.checkpoint.arch
-        if tensor.axes[0] != "vocab":
+        if tensor.axes[:1] != ("vocab",):
             yield self.tensor(name)
             return
         for rows in self.checkpoint.parts(name):
