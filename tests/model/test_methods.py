@@ -115,6 +115,27 @@ def test_what_always_holds(method, family, models, calibration, tmp_path, record
     assert str(tmp_path) not in json.dumps(record)
 
 
+@pytest.mark.parametrize(
+    ("method", "family", "amount"),
+    [
+        ("flap", "opt", Amount(ffn=48)),
+        ("llm-pruner", "gpt-neox", Amount(ffn=48)),
+        ("minitron-width", "phi", Amount(ffn=48)),
+        ("sheared-llama", "cohere", Amount(layers=3, ffn=48)),
+    ],
+)
+def test_what_a_family_can_lose_of_several_axes(
+    method, family, amount, models, calibration, tmp_path
+):
+    """Where one axis is refused, the others of the method are cut, and nothing else."""
+    options = {key: value for key, value in ON_TINY.get(method, {}).items() if key != "protect"}
+    cut(models(family), tmp_path / "o", method, calibration, amount, options=options)
+    before, after = (Checkpoint(str(m)).arch.sizes for m in (models(family), tmp_path / "o"))
+    asked = {axis: size for axis, size in vars(amount).items() if axis in before and size}
+    assert after == before | asked
+    assert tiny.logits(tmp_path / "o", torch.arange(20)[None]).isfinite().all()
+
+
 @pytest.mark.parametrize("bias", ["keep", "drop"])
 @pytest.mark.parametrize("name", ["llama", "seed-oss"])
 def test_flap_replaces_channels_by_their_means(name, bias, models, calibration, tmp_path):

@@ -124,7 +124,7 @@ def _rescaled(name: str, values: "torch.Tensor", arch: Arch, child: Arch) -> "to
         return values.float().mul(factor).to(values.dtype)
     if name == f"{arch.family.final_norm}.weight" and arch.tied:
         offset = arch.family.norm_weight_offset
-        return values.float().add(offset).div(factor).sub(offset).to(values.dtype)
+        return values.double().add(offset).div(factor).sub(offset).to(values.dtype)
     return values
 
 
