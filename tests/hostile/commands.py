@@ -7,40 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import lines
 from faults import KILL, KILLED, REMOVAL, TORN, Ended, Layer, ended
 
-OLD, NEW = "1", "3"  # what WAY stands for in the command that made the old result, and the new one
-# command -> OUT, and the options; a new command is one line
-COMMANDS = {
-    "calibrate": ("o.safetensors", "calibrate --for flap --data TOKENS --nsamples WAY MODEL OUT"),
-    "score": ("o.safetensors", "score --method flap --data TOKENS --nsamples WAY MODEL OUT"),
-    "prune": ("o", "prune --method magnitude --ratio 0.WAY MODEL OUT"),
-    "prune by data": (
-        "o", "prune --method wanda --ratio 0.5 --data TOKENS --nsamples WAY MODEL OUT"),
-    "prune --keep": (
-        "o", "prune --method flap --ratio 0.2 --data TOKENS --nsamples WAY --keep KEPT MODEL OUT"),
-    "prune --plan-only": ("o.json", "prune --method shortgpt --layers 3 --data TOKENS "
-                          "--nsamples WAY --plan-only MODEL OUT"),
-    "prune by training": ("o", "prune --method sheared-llama --layers 3 --hidden 36 --heads 3 "
-                          "--ffn 40 --data TOKENS --tokens 64 --batch-size 2 --lr 1e-3 "
-                          "--seed WAY MODEL OUT"),
-    "search-arch": ("o.json", "search-arch --method minitron-width --ratio 0.WAY --data TOKENS "
-                    "--eval-data HELD --nsamples 2 --multiple 4 MODEL OUT"),
-    "init": ("o", "init --like MODEL --seed WAY OUT"),
-    "tokenize": ("o", "tokenize --seq-len 16 --tokenizer READER --shard-tokens 64 --workers 1 "
-                 "--tokens WAY00 TEXT OUT"),
-    "tokenize, trained": ("o", "tokenize --seq-len 16 --train-tokenizer 262 --workers 1 "
-                          "--tokenizer KEPT --tokens WAY00 TEXT OUT"),
-    "train": ("o", "train --data TOKENS --steps 2 --batch-size 2 --lr 1e-3 --save-every 1 "
-              "--seed WAY MODEL OUT"),
-    "eval": ("o.json", "eval --data TOKENS --nsamples WAY --out OUT MODEL"),
-    "speed": ("o.json", "speed --flops-only --seq-len WAY0 --out OUT MODEL"),
-    "table --html": ("o.html", "table --html OUT RUNS/WAY"),
-    "table --plot": ("o.png", "table --reference paper --figure WAY --plot OUT"),
-}  # fmt: skip
+OLD, NEW = 1, 3  # what WAY stands for in the command that made the old result, and the new one
 SAID = {"ENOSPC": "free some space", "EIO": "check that disk", "EACCES": "change the permissions"}
 COUNTS = ("bad", "lost", "refused", "left", "mute")
-TIMES = re.compile(rb'"tokens_per_second": [\d.]+')
 
 
 @dataclass
@@ -63,18 +35,14 @@ class Case:
         self.before, self.after = contents(self.old), contents(new)
         assert self.before != self.after and len(self.points) > 5
 
-    def line(self, folder: Path, way: str) -> list[str]:
-        out, options = COMMANDS[self.name]
-        own = {**self.words, "OUT": str(folder / out), "KEPT": str(folder / "kept"), "WAY": way}
-        pattern = re.compile("|".join(own))
-        words = [pattern.sub(lambda found: own[found[0]], word) for word in options.split()]
-        return [*words, "--quiet", *["--force"][: self.force]]
+    def line(self, folder: Path, way: int) -> list[str]:
+        return lines.line(self.name, self.words, folder, way, *["--force"] * self.force)
 
-    def run(self, folder: Path, way: str = NEW, at: int = -1, kind: str = KILL, **how) -> Ended:
+    def run(self, folder: Path, way: int = NEW, at: int = -1, kind: str = KILL, **how) -> Ended:
         layer = Layer(folder, at, kind, self.exchange)
         return ended(self.line(folder, way), layer, self.root / "said", **how)
 
-    def done(self, folder: Path, way: str) -> list[str]:
+    def done(self, folder: Path, way: int) -> list[str]:
         """Run the command, which must succeed; return the write points."""
         ended = self.run(folder, way)
         assert ended.status == 0, (self.name, ended.lines)
@@ -149,7 +117,7 @@ def contents(folder: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for file in sorted(folder.rglob("*")):
         if file.is_file():
-            name, content = str(file.relative_to(folder)), TIMES.sub(b"", file.read_bytes())
+            name, content = str(file.relative_to(folder)), lines.TIMES.sub(b"", file.read_bytes())
             found[name] = without_run(content) if file.suffix == ".json" else content
         elif not any(file.iterdir()):
             found[f"{file.relative_to(folder)}/"] = b""

@@ -1,6 +1,7 @@
 """Command lines over tiny inputs, for tests that disturb them, and what two results have in common.
 
-In a line OUT is the output, WAY a number that changes it, and other words in capitals are inputs.
+In a line OUT is the output, WAY a number that changes it, KEPT a folder beside OUT that is kept,
+and other words in capitals are inputs.
 """
 
 import io
@@ -19,7 +20,7 @@ import tiny
 from prunecli.cli import app
 from prunecli.files import output
 
-# command -> the name of its output, empty where it has none, and the line
+# command -> the name of its output, empty where it has none, and the line: a new one is added here
 LINES = {
     "calibrate": (
         "o.safetensors", "calibrate --for flap --data TOKENS --nsamples WAY MODEL OUT"),
@@ -33,25 +34,32 @@ LINES = {
     "search-arch": ("o.json", "search-arch --method minitron-width --ratio 0.2 --data TOKENS "
                     "--eval-data HELD --nsamples WAY --multiple 4 MODEL OUT"),
     "eval": ("o.json", "eval --data TOKENS --data HELD --nsamples WAY --out OUT MODEL"),
-}  # fmt: skip
-# those that the eight above do not show
-MORE = {
     "prune by data": (
         "o", "prune --method wanda --ratio 0.5 --data TOKENS --nsamples WAY MODEL OUT"),
+    "prune --keep": (
+        "o", "prune --method flap --ratio 0.2 --data TOKENS --nsamples WAY --keep KEPT MODEL OUT"),
+    "prune --plan-only": ("o.json", "prune --method shortgpt --layers 3 --data TOKENS "
+                          "--nsamples WAY --plan-only MODEL OUT"),
     "prune by training": ("o", "prune --method sheared-llama --layers 3 --hidden 36 --heads 3 "
                           "--ffn 40 --data TOKENS --tokens 128 --batch-size 2 --lr 1e-3 "
                           "--seed WAY MODEL OUT"),
-    "tokenize, trained": ("o", "tokenize --seq-len 16 --train-tokenizer 26WAY --workers 1 "
-                          "--tokens 200 TEXT OUT"),
+    "tokenize, trained": ("o", "tokenize --seq-len 16 --train-tokenizer 262 --workers 1 "
+                          "--tokenizer KEPT --tokens WAY00 TEXT OUT"),
     "tokenize by two": ("o", "tokenize --seq-len 16 --tokenizer READER --shard-tokens 100000 "
                         "--workers 2 LONG OUT"),
     "eval of tasks": ("o.json", "eval --tasks own --include-path TASKS --out OUT READER"),
-    "table": ("o.html", "table --html OUT RUNS"),
+    "speed --out": ("o.json", "speed --flops-only --seq-len WAY0 --out OUT MODEL"),
+    "table --html": ("o.html", "table --html OUT RUNS/WAY"),
+    "table --plot": ("o.png", "table --reference paper --figure WAY --plot OUT"),
     "speed": ("", "speed --rounds 2 --seq-len 16 READER"),
     "check": ("", "check --deep PRUNED"),
     "methods": ("", "methods"),
     "families": ("", "families"),
 }  # fmt: skip
+# the eight commands that make what others read, each once
+EIGHT = list(LINES)[:8]
+# what is made depends on WAY
+CHANGED = [name for name, (out, line) in LINES.items() if out and "WAY" in line]
 TIMES = re.compile(rb'"tokens_per_second": [\d.]+')
 
 
@@ -66,7 +74,10 @@ def inputs(root: Path) -> dict[str, str]:
     (root / "text.txt").write_text(text)
     rows = [json.dumps({"text": text * 80}) for _ in range(48)]
     (root / "long.jsonl").write_text("\n".join(rows))
-    prunecli.prune(str(model), str(root / "runs" / "p"), method="magnitude", ratio=0.5)
+    prunecli.prune(str(model), str(root / "p"), method="magnitude", ratio=0.5)
+    for rows in (1, 3):
+        read = tiny.tokens(root / f"w{rows}.safetensors", rows=rows)
+        prunecli.evaluate(str(model), data=[read], out=str(root / "runs" / str(rows) / "e.json"))
     _task(root / "tasks")
     return {
         "MODEL": str(model),
@@ -77,7 +88,7 @@ def inputs(root: Path) -> dict[str, str]:
         "LONG": str(root / "long.jsonl"),
         "TASKS": str(root / "tasks"),
         "RUNS": str(root / "runs"),
-        "PRUNED": str(root / "runs" / "p"),
+        "PRUNED": str(root / "p"),
     }
 
 
@@ -97,10 +108,11 @@ def _task(folder: Path) -> None:
 
 def line(name: str, words: dict[str, str], folder: Path, way: int, *more: str) -> list[str]:
     """Return the arguments of a command whose output goes into `folder`."""
-    out, text = {**LINES, **MORE}[name]
-    known = {**words, "OUT": str(folder / out)}
+    out, text = LINES[name]
+    known = {**words, "OUT": str(folder / out), "KEPT": str(folder / "kept"), "WAY": str(way)}
+    pattern = re.compile("|".join(known))
     quiet = [] if name in ("check", "methods", "families") else ["--quiet"]
-    arguments = [known.get(word, word.replace("WAY", str(way))) for word in text.split()]
+    arguments = [pattern.sub(lambda found: known[found[0]], word) for word in text.split()]
     return [arguments[0], *quiet, *more, *arguments[1:]]
 
 
@@ -133,7 +145,7 @@ def names(folder: Path) -> set[str]:
 
 def made(folder: Path, name: str) -> dict[str, object]:
     """Return what the output of a command consists of, but for what equal runs do not share."""
-    path = folder / {**LINES, **MORE}[name][0]
+    path = folder / LINES[name][0]
     files = [path, path.with_name(path.name + ".json")]
     if path.is_dir():
         files = [file for file in sorted(path.rglob("*")) if file.is_file()]

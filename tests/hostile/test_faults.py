@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import COMMANDS, COUNTS, Case
+from commands import COUNTS, Case
 from faults import ERRORS, KILL, TORN, can
+from lines import CHANGED
 
 from prunecli import errors
 from prunecli.files import output
@@ -41,7 +42,7 @@ def walked(case: Case, kinds: tuple[str, ...]) -> Iterator[list[str]]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", CHANGED)
 def test_kills_at_every_point_of_every_command(name, words, tmp_path):
     tried = []
     for force, exchange in ((False, True), (True, True), (True, False)):
@@ -52,7 +53,7 @@ def test_kills_at_every_point_of_every_command(name, words, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", CHANGED)
 def test_refusals_at_every_point_of_every_command(name, words, tmp_path):
     tried = []
     for force in (False, True):
@@ -85,7 +86,7 @@ def test_planted_faults_are_found(fault, words, tmp_path, monkeypatch):
     assert any({one.split(":")[0] for one in wrong} & expected for wrong in walked(case, (kind,)))
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", CHANGED)
 def test_a_few_faults_of_every_command(name, words, tmp_path):
     """At points that the name draws: the same each time, others for each command."""
     draw, tried = random.Random(name), []

@@ -13,8 +13,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from commands import COMMANDS, Case, contents
+from commands import Case, contents
 from faults import Ended, Layer, ended
+from lines import CHANGED
 
 from prunecli import errors
 from prunecli.model import checkpoint
@@ -61,7 +62,7 @@ def test_files_may_not_be_large(name, force, words, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", CHANGED)
 def test_files_of_every_command_may_not_be_large(name, words, tmp_path):
     wrong = []
     for force in (False, True):
@@ -125,7 +126,7 @@ def test_a_full_disk(name, force, words, tmp_path, disk):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", CHANGED)
 def test_full_disks_of_ten_sizes(name, words, tmp_path, disk):
     wrong = []
     for force in (False, True):

@@ -10,16 +10,11 @@ from pathlib import Path
 import lines
 import pytest
 from forks import begun, ended
-from lines import LINES, as_program, line, made
+from lines import EIGHT, LINES, as_program, line, made
 
 from prunecli.files import claim
 
 WAYS = (1, 3)
-
-
-@pytest.fixture(scope="module")
-def words(tmp_path_factory) -> dict[str, str]:
-    return lines.inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +77,7 @@ def pairs(name: str, count: int, words, alone, root: Path, before=lambda: None) 
     return counts
 
 
-@pytest.mark.parametrize("name", LINES)
+@pytest.mark.parametrize("name", EIGHT)
 def test_pairs(name, words, alone, tmp_path):
     pairs(name, 2, words, alone, tmp_path)
 
@@ -101,6 +96,6 @@ def test_without_a_lock_there_are_mixtures(words, alone, tmp_path):
 @pytest.mark.timeout(3600)
 def test_400_pairs(words, alone, tmp_path):
     counts: Counter[str] = Counter()
-    for name in LINES:
+    for name in EIGHT:
         counts += pairs(name, 50, words, alone, tmp_path / name)
-    print(f"\n{counts.total()} pairs over {len(LINES)} commands, 0 corrupted; won: {dict(counts)}")
+    print(f"\n{counts.total()} pairs over {len(EIGHT)} commands, 0 corrupted; won: {dict(counts)}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import lines
 import pytest
-from lines import LINES, line, made
+from lines import EIGHT, LINES, line, made
 from power import Files, build, crashes, recorded
 
 from prunecli.files.claim import claimed
@@ -16,16 +16,10 @@ from prunecli.files.output import MARK
 from prunecli.settings import RunContext
 
 OLD, NEW = 1, 3
-COMMANDS = ("calibrate", "score", "prune", "train", "tokenize", "init", "search-arch", "eval")
 TWO_STEPS = " --force, without an exchange"
 # what was there: nothing, not even the folder; or an old result, with renameat2 and without
 MODES = ("", " --force", TWO_STEPS)
 COUNTS = ("bad", "lost", "refused", "differs", "not kept")
-
-
-@pytest.fixture(scope="module")
-def words(tmp_path_factory) -> dict[str, str]:
-    return lines.inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @dataclass
@@ -135,7 +129,7 @@ def test_without_fsync_there_are_losses(words, tmp_path):
 @pytest.mark.timeout(3600)
 def test_all_crashes(words, tmp_path):
     total: Counter[str] = Counter()
-    for name in COMMANDS:
+    for name in EIGHT:
         for mode in MODES:
             case = Case(name, mode, words, tmp_path / name / f"at{mode}")
             states = case.crashes()

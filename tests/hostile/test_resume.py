@@ -10,6 +10,7 @@ import shutil
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from forks import in_child
@@ -196,13 +197,14 @@ def test_states_of_other_runs(case, llama, calibration, tmp_path, layers, always
 
 def damages(state: Path):
     """Yield functions that damage a state, each in another way."""
-    record = json.loads((state / keeping.STATE).read_text())
+    record = keeping.kept(state / keeping.STATE, dict[str, Any])
     (of_written,) = {*record["written"]} or {""}
     files = [state / name for name in record["files"]]
     files += [state / ".new" / of_written] if of_written else []
 
     def told(**changed):
-        return lambda: (state / keeping.STATE).write_text(json.dumps({**record, **changed}))
+        # sealed as it is, so that more than the seal is asked
+        return lambda: keeping.keep(state / keeping.STATE, {**record, **changed})
 
     yield lambda: (state / keeping.STATE).write_text('{"version": ')
     yield lambda: (state / keeping.STATE).write_text("[" * 5000)

@@ -14,7 +14,7 @@ from prunecli import calibrate, prune, score
 from prunecli.errors import OutputExists, PruneError
 from prunecli.methods import registry
 from prunecli.methods._masks import drop_mask
-from prunecli.model import stream
+from prunecli.model import stock, stream
 from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.families import registry as families
@@ -323,11 +323,10 @@ def test_taylor_scores_and_choice_are_those_of_autograd(family, tied, calibratio
     torch.nn.functional.cross_entropy(logits, ids[:, 1:].long().flatten()).backward()
     naive = [
         sum(float((w.detach().double() * w.grad.double()).abs().sum()) for w in layer.parameters())
-        for layer in whole.model.layers
+        for layer in stock.Parts.of(whole, runner.arch.family).layers
     ]
-    assert [float(found[f"model.layers.{i}:out.taylor"]) for i in range(4)] == pytest.approx(
-        naive, rel=1e-4
-    )
+    points = [f"{runner.arch.prefix(i).removesuffix('.')}:out.taylor" for i in range(4)]
+    assert [float(found[point]) for point in points] == pytest.approx(naive, rel=1e-4)
     made = cut(
         model, tmp_path / "o", "shortened-llama", calibration, Amount(layers=3),
         options={"protect": "1,1"},
@@ -371,33 +370,37 @@ def test_llm_pruner_scores_are_those_of_a_naive_loop(taylor, family, calibration
         "vector": lambda w, g, f: abs(float((w * g).sum())),
     }[taylor]
 
-    def rows(name, indices):
-        return sum(salience(*(t[i] for t in slopes[name])) for i in indices)
+    def naive(layer, **indices):
+        return sum(
+            salience(*(t.select(dim, j) for t in slopes[name]))
+            for name, dim, own in parts_of(arch, layer, indices)
+            for j in own
+        )
 
-    def columns(name, indices):
-        return sum(salience(*(t[:, i] for t in slopes[name])) for i in indices)
-
+    arch = Checkpoint(str(model)).arch
+    size, queries = arch.head_dim, arch.head_dim * arch.heads // arch.kv_heads
     for i in (0, 3):
-        attention, mlp = f"model.layers.{i}.self_attn.", f"model.layers.{i}.mlp."
-        fused = family == "phi3"
-        for group in range(2):
-            heads, own = range(24 * group, 24 * group + 24), range(8 * group, 8 * group + 8)
-            naive = columns(attention + "o_proj.weight", heads)
-            if fused:
-                qkv = [*heads, *(48 + j for j in own), *(64 + j for j in own)]
-                naive += rows(attention + "qkv_proj.weight", qkv)
-            else:
-                naive += rows(attention + "q_proj.weight", heads)
-                naive += sum(rows(attention + f"{x}_proj.weight", own) for x in "kv")
-            assert float(found[f"kv_heads.{i}"][group]) == pytest.approx(naive, rel=1e-3)
+        for group in range(arch.kv_heads):
+            heads = range(queries * group, queries * (group + 1))
+            own = range(size * group, size * (group + 1))
+            fused = range(3 * heads.start, 3 * heads.stop)
+            expected = naive(i, heads=heads, kv_heads=own, qkv_by_head=fused)
+            assert float(found[f"kv_heads.{i}"][group]) == pytest.approx(expected, rel=1e-3)
         for channel in (0, 41, 79):
-            naive = columns(mlp + "down_proj.weight", [channel])
-            if fused:
-                naive += rows(mlp + "gate_up_proj.weight", [channel, 80 + channel])
-            else:
-                naive += rows(mlp + "gate_proj.weight", [channel])
-                naive += rows(mlp + "up_proj.weight", [channel])
-            assert float(found[f"ffn.{i}"][channel]) == pytest.approx(naive, rel=1e-3)
+            expected = naive(i, ffn=[channel])
+            assert float(found[f"ffn.{i}"][channel]) == pytest.approx(expected, rel=1e-3)
+
+
+def parts_of(arch, layer, indices):
+    """Yield the matrices of a layer that have some of these indices by axis: name, dim, where."""
+    for name, tensor in arch.tensors().items():
+        for dim, axis in enumerate(tensor.axes if tensor.layer == layer else ()):
+            own, start = [], 0
+            for part in axis.split("+"):
+                own += [start + j for j in indices.get(part, ())]
+                start += arch.axis_size(part)
+            if own and len(tensor.axes) == 2:
+                yield name, dim, own
 
 
 def test_protected_layers_keep_everything(llama, calibration, tmp_path):

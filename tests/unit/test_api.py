@@ -59,7 +59,7 @@ def test_an_unknown_keyword(llama, tmp_path):
         prunecli.prune(str(llama), str(tmp_path / "o"), method="flap", structure="AL-AM")
 
 
-@pytest.mark.parametrize("code", EXAMPLES, ids=["prune", "steps", "scratch"])
+@pytest.mark.parametrize("code", EXAMPLES, ids=["prune", "steps", "scratch", "notebook"])
 def test_examples_of_the_page(code, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(tiny.config_of("llama")))
     prunecli.init(str(tmp_path / "in"), config=str(tmp_path / "config.json"), tokenizer="bytes")

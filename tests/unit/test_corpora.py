@@ -348,7 +348,7 @@ def test_json_that_is_one_object_or_lines_with_a_bad_first(tmp_path, monkeypatch
     with pytest.raises(InputError, match=r"line 1 of .* is not JSON"):
         read(tmp_path)
     assert read(tmp_path, skip_bad=1) == ["two"] * 5
-    monkeypatch.setattr(textfiles, "LARGEST_JSON", 50)
+    monkeypatch.setattr(textfiles, "LARGEST_TEXT", 50)
     assert read(tmp_path, skip_bad=1) == ["two"] * 5
     (tmp_path / "a.json").write_text('[{"text": "one"},\n {"text": }]')
     with pytest.raises(InputError, match=r"a.json' is not JSON: .* of line 2"):
@@ -402,12 +402,12 @@ def test_names_that_cannot_be_looked_up(tmp_path):
 
 
 def test_what_is_too_large_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(textfiles, "LARGEST_JSON", 100)
+    monkeypatch.setattr(textfiles, "LARGEST_TEXT", 100)
     monkeypatch.setattr(textfiles, "LARGEST_FILE", 100)
     contents = {
         "a.jsonl.gz": (json.dumps({"text": "x" * 200}).encode(), "line 1 of .* is longer than"),
         "b.json.gz": (b'[\n{"text": "' + b"x" * 200 + b'"}]', "is one array of more than"),
-        "c.txt.gz": (b"x" * 101, "is one text of more than"),
+        "c.txt.gz": (b"x" * 101, "is one document of more than"),
         "d.parquet.gz": (content_of(".parquet", ["x"]), "unpacks to more than"),
     }
     for name, (content, message) in contents.items():

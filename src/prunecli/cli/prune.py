@@ -119,14 +119,13 @@ def prune(
     from prunecli.pruning.request import PruneRequest
 
     chosen = registry.get(method) if method is not None else None
+    multiple = records.multiple_of(context, chosen)
     quirks = chosen is not None and plan is None and chosen.quirks is not None
     request = PruneRequest(
         model=folder or "",
         method=method,
         options=explicit,
-        amount=records.amount_of(
-            {**values, "arch": arch, "multiple": records.multiple_of(context, chosen)}
-        ),
+        amount=records.amount_of({**values, "arch": arch, "multiple": multiple}),
         data=replace(records.data_of(values), asked=records.asked(context)),
         recipe=values["recipe"],
         stats=stats,

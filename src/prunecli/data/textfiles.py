@@ -358,8 +358,11 @@ def _column(path: Path, content: IO[bytes], file: Any, column: str) -> Iterator[
     A value that many rows share is stored once, and read once: only then is the size of what is
     stored that of what is read. Raises InputError where it is too much for the size of the file.
     """
+    import pyarrow
     import pyarrow.parquet as parquet
 
+    # others reserve a gigabyte at once, within which no limit is felt
+    pyarrow.set_memory_pool(pyarrow.system_memory_pool())
     metadata = file.metadata
     chunks = [
         chunk

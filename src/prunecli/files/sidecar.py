@@ -27,6 +27,8 @@ from prunecli.files.forms import Part as Part
 
 SCHEMA = 1
 FOLDER_SIDECAR = "prunecli.json"
+# what a hub shows of a repository: that of IN is read, but not copied, because it tells of IN
+CARD = "README.md"
 MEASUREMENTS = ("eval", "speed")
 LIBRARIES = ("torch", "transformers", "safetensors", "tokenizers", "datasets", "numpy")
 
@@ -298,10 +300,12 @@ def kind_of(artefact: str | Path) -> str | None:
 
 
 def listed(folder: Path) -> set[str]:
-    """Return the paths of files in an artefact's folder that its sidecar lists, and its own."""
+    """Return the paths of files in an artefact's folder that its sidecar names, and its own."""
     run = strict.read_object(path_of(folder)).get("run")
-    files = run.get("files") if isinstance(run, dict) else None
-    return {FOLDER_SIDECAR, *(files if isinstance(files, dict) else ())}
+    run = run if isinstance(run, dict) else {}
+    files = run.get("files")
+    made = {CARD} if run.get("card") else set()
+    return {FOLDER_SIDECAR, *made, *(files if isinstance(files, dict) else ())}
 
 
 def kinds_at(artefact: str | Path) -> tuple[str, ...]:

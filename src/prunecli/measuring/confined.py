@@ -5,6 +5,8 @@ underscore, in bounded time and memory; and neither functions beside a task file
 are none of its own are loaded. Its own tasks may name functions: they were installed with it.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +32,20 @@ class Bounded(Template):
     def render(self, *args: Any, **kwargs: Any) -> str:
         """Return the text that it makes; raise InputError where that is too much."""
         safe_point()
-        try:
-            with limits.seconds(SECONDS), limits.memory(MEMORY):
-                text = super().render(*args, **kwargs)
-        except (limits.TookTooLong, MemoryError, OverflowError, SecurityError) as error:
-            raise _refused(str(error) or "it takes too much memory") from None
+        with _bounded():
+            text = super().render(*args, **kwargs)
         if len(text) > LONGEST:
             raise _refused(f"it makes more than {LONGEST} characters")
         return text
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    try:
+        with limits.seconds(SECONDS), limits.memory(MEMORY):
+            yield
+    except (limits.TookTooLong, MemoryError, OverflowError, SecurityError) as error:
+        raise _refused(str(error) or "it takes too much memory") from None
 
 
 def _refused(why: str) -> InputError:
@@ -52,6 +60,11 @@ class Sandbox(SandboxedEnvironment):
 
     template_class = Bounded
     intercepted_binops = frozenset(["**"])
+
+    def from_string(self, *args: Any, **kwargs: Any) -> Any:
+        """Return a template; its constants are computed here."""
+        with _bounded():
+            return super().from_string(*args, **kwargs)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Return what a power is; raise SecurityError for one that takes too long."""
@@ -95,8 +108,6 @@ def set_up(confine: bool) -> None:
             loader=BaseLoader(),
             undefined=StrictUndefined,
             keep_trailing_newline=True,
-            # else constants are computed when it is compiled, without bounds
-            optimized=False,
         )
         env.filters.update(_own["env"].filters)
     utils.env = env

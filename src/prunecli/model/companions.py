@@ -44,10 +44,6 @@ ALL = (
 )  # fmt: skip
 
 
-# what a hub shows of a repository: read, but not copied, because it tells of that model
-CARD = "README.md"
-
-
 # the key of configs that names code in the same repository; it is never run and never copied
 CODE = "auto_map"
 

@@ -11,6 +11,7 @@ from prunecli.errors import InputError
 from prunecli.files import world
 from prunecli.files.artefact import Artefact
 from prunecli.files.tensorfile import ITEM_BYTES, STORAGE
+from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Reader
 from prunecli.model.device import device_of
 from prunecli.settings import BATCH_TOKENS, Compute, Result
@@ -127,13 +128,21 @@ def of_walk(
     )
 
 
-def of_training(state_bytes: int, flops: float) -> MemoryNeed:
-    """Return what training needs: weights, moments and gradients; activations are not counted.
+def of_training(state_bytes: int, flops: float, activations: int) -> MemoryNeed:
+    """Return what training needs: weights, moments and gradients, and `activations`.
 
-    Several processes hold a share each.
+    Several processes hold a share each, and activations of their own.
     """
     share = -(-state_bytes // world.size())
-    return MemoryNeed({}, {"weights, moments and gradients": share}, flops)
+    held = {"weights, moments and gradients": share, "activations": activations}
+    return MemoryNeed({}, held, flops)
+
+
+def activations(arch: Arch, tokens: int, item: int, recompute: bool = False) -> int:
+    """Return the bytes that a backward pass over `tokens` reads, each of `item` bytes."""
+    of_layer = 16 * arch.hidden + 5 * arch.ffn  # what linears, norms, rotations and gates keep
+    kept = arch.layers * arch.hidden + of_layer if recompute else arch.layers * of_layer
+    return tokens * kept * item
 
 
 def _fits_host(size: int) -> bool:

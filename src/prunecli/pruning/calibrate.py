@@ -156,7 +156,25 @@ def memory_need(
         return MemoryNeed()
     rows, length = calibration.windows.ids.shape
     held = statistics_bytes(required, dense.arch)
-    return memory.of_walk(dense, run.compute, rows, length, held)
+    need = memory.of_walk(dense, run.compute, rows, length, held)
+    scopes = {statistics.get(one.name).scope for one in required}
+    if scopes & {GRADIENTS, MODEL}:
+        need = _with_losses(need, dense.arch, GRADIENTS in scopes)
+    return need
+
+
+def _with_losses(need: MemoryNeed, arch: Arch, backward: bool) -> MemoryNeed:
+    """Return what is held where losses are computed too, and if `backward`, their gradients."""
+    from prunecli.model.stream import VOCAB_CHUNK
+
+    chunk = min(VOCAB_CHUNK, arch.vocab)
+    device = {**need.device, "logits": 4 * chunk * (2 * BATCH_TOKENS + arch.hidden)}
+    if not backward:
+        return replace(need, device=device)
+    # states between all layers; and in float32 a layer's weights, gradients, their sums and squares
+    hidden = (arch.layers + 2) * need.host["hidden states"]
+    device["gradients"] = 5 * 4 * -(-arch.block_params // arch.layers)
+    return replace(need, host={**need.host, "hidden states": hidden}, device=device)
 
 
 def write_statistics(

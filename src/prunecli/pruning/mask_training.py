@@ -18,6 +18,7 @@ from prunecli.model import memory
 from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint, Reader
 from prunecli.model.memory import MemoryNeed
+from prunecli.model.stock import stored_tensors
 from prunecli.model.stream import LayerStream, sequence_losses
 from prunecli.pruning import gates, surgery
 from prunecli.pruning.gates import MaskValues
@@ -120,7 +121,9 @@ class ResolvedMaskTraining:
         """Return what training holds in memory."""
         length = self.rows.seq_len
         flops = 3 * arch.flops(length) * (self.tokens // length)
-        return memory.of_training(self._state_bytes(arch.total_params), flops)
+        tokens = length * config.micro_batch_size(self.options["batch_size"], length)
+        held = memory.activations(arch, tokens, 4, self.options["activation_checkpointing"])
+        return memory.of_training(self._state_bytes(arch.total_params), flops, held)
 
 
 def resolve_mask_training(
@@ -332,10 +335,10 @@ def _store_weights(model: nn.Module, path: Path, parent: Reader, ranks: Ranks) -
         for _ in tensors:
             pass  # a tensor is gathered from all processes
         return parent
-    specs = {name: Spec("F32", tuple(w.shape)) for name, w in model.named_parameters()}
+    specs = {name: Spec("F32", tuple(w.shape)) for name, w in stored_tensors(model)}
     with TensorWriter(path, specs) as writer:
         for name, tensor in tensors:
-            writer.write(name, tensor.cpu())
+            writer.write(name, tensor.cpu().float())
     return StoredWeights(path, parent)
 
 

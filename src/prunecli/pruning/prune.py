@@ -122,8 +122,8 @@ def _prune(request: PruneRequest, run: RunContext) -> Result:
     if request.keep is not None:
         output.check_kept(request.keep, resolved.kept, dense.folder, run.output.path)
     target = resolve_target(resolved, dense)
-    if target.told:
-        run.report.info(target.told)
+    for line in target.told:
+        run.report.info(line)
     dense.companion_files()  # refused now or never
     training = _resolve_training(resolved, dense, run)
     # masks are evaluated in the type that they are trained in

@@ -29,6 +29,15 @@ from prunecli.record import Record
 from prunecli.settings import Amount, Data, Output
 
 OTHER_SHAPE = "ask for other sizes, or remove layers instead"
+NOT_SKIPPED = (
+    "{}: vLLM, SGLang, llama.cpp and others read such a model as a dense one, no faster "
+    "(docs/running.md); structured methods are faster everywhere"
+)
+# what common runtimes do with FLAP's biases, by the model type that holds them (docs/running.md)
+LOSE_BIASES = {
+    "llama": "SGLang leaves out those of the FFN",
+    "seed_oss": "llama.cpp and ONNX Runtime refuse them",
+}
 # files of the steps between, in the folder of --keep
 STATS, SCORES, PLAN = "stats.safetensors", "scores.safetensors", "plan.json"
 
@@ -257,7 +266,7 @@ class PruneTarget:
         num_bytes: how much OUT takes, at most.
         pattern: of zeros; or
         sizes: of the pruned model; neither where a plan is carried out.
-        told: what a user should know of these sizes.
+        told: what a user should know of what is made, lines.
     """
 
     options: dict[str, Any]
@@ -266,7 +275,7 @@ class PruneTarget:
     num_bytes: int
     pattern: SparsityPattern | None = None
     sizes: Sizes | None = None
-    told: str = ""
+    told: tuple[str, ...] = ()
 
 
 def resolve_target(pruning: ResolvedPrune, dense: Checkpoint) -> PruneTarget:
@@ -298,7 +307,8 @@ def _zeros_target(
     recorded = {**options, "ratio": pattern.ratio, "sparsity": str(pattern)}
     expected = {"ratio": pattern.ratio, "params": arch.total_params, "sizes": arch.sizes}
     granularity = f"{method.granularity}, {pattern}"
-    return PruneTarget(recorded, granularity, expected, dense.num_bytes, pattern)
+    told = (NOT_SKIPPED.format(pattern),) if pattern.group else ()
+    return PruneTarget(recorded, granularity, expected, dense.num_bytes, pattern, told=told)
 
 
 def _plan_target(
@@ -311,7 +321,8 @@ def _plan_target(
     check_buildable(shape, OTHER_SHAPE)
     expected = plan_results(plan, dense.arch, shape)
     granularity = pruning.method.granularity if pruning.method else "as planned"
-    return PruneTarget(options, granularity, expected, dense.num_bytes)
+    told = _about_biases(pruning, shape)
+    return PruneTarget(options, granularity, expected, dense.num_bytes, told=told)
 
 
 def _sizes_target(
@@ -343,12 +354,23 @@ def _sizes_target(
     recorded = {**options, "sizes": sizes.recorded()}
     return PruneTarget(
         recorded, method.granularity, expected, dense.num_bytes, sizes=sizes,
-        told=_about_sizes(pruning, method, sizes, arch),
+        told=(*_about_sizes(pruning, method, sizes, arch), *_about_biases(pruning, shape)),
     )  # fmt: skip
 
 
-def _about_sizes(pruning: ResolvedPrune, method: Method, sizes: Sizes, arch: Arch) -> str:
-    """Return what a user should know of sizes that were made here, in one line, "" if nothing.
+def _about_biases(pruning: ResolvedPrune, shape: Arch) -> tuple[str, ...]:
+    """Return which common runtimes do not read the biases that a method adds, in a line or none."""
+    lost = LOSE_BIASES.get(shape.config["model_type"]) if pruning.biased else None
+    if lost is None:
+        return ()
+    made = f"{shape.family.classes}ForCausalLM"
+    return (f"{made} holds the biases: {lost} (docs/running.md); --bias drop leaves them out",)
+
+
+def _about_sizes(
+    pruning: ResolvedPrune, method: Method, sizes: Sizes, arch: Arch
+) -> tuple[str, ...]:
+    """Return what a user should know of sizes that were made here, in a line or none.
 
     They were taken to a multiple; or quantized formats cannot take them, where those of the model
     can be taken and a multiple would do.
@@ -359,23 +381,23 @@ def _about_sizes(pruning: ResolvedPrune, method: Method, sizes: Sizes, arch: Arc
 
     if sizes.least > 1:
         made = f"hidden {sizes.hidden}, FFN {sizes.ffn}, {ratio(sizes)}"
-        return f"sizes are multiples of {sizes.multiple}: {made} (--multiple 1: exact sizes)"
+        return (f"sizes are multiples of {sizes.multiple}: {made} (--multiple 1: exact sizes)",)
     if sizes.multiple is None or not divides(BLOCK, arch):
-        return ""
+        return ()
     shape = _widest_shape(pruning, sizes, arch)
     matrices = [one for one in shape.tensors().values() if len(one.shape) == 2]
     odd = [one for one in matrices if one.axes[-1] in MULTIPLE_AXES and one.shape[-1] % BLOCK]
     if not odd:
-        return ""
+        return ()
     try:
         amount = replace(pruning.asked.amount, multiple=BLOCK)
         other = resolve_sizes(method, pruning.options, amount, arch)
     except PruneError:
-        return ""
+        return ()
     return (
         f"{len(odd)} of {len(matrices)} matrices have rows that llama.cpp's Q8_0 cannot take, "
         f"hidden {sizes.hidden}, FFN {sizes.ffn}: use --multiple {BLOCK} ({ratio(other)} instead "
-        f"of {ratio(sizes).removeprefix('ratio ')})"
+        f"of {ratio(sizes).removeprefix('ratio ')})",
     )
 
 

@@ -56,8 +56,8 @@ class SearchRequest(Record):
 
     Attributes:
         params, flops, ratio: the budget; one of them.
-        multiple: what hidden and FFN sizes are multiples of, those of a bare `prune` too; by
-            itself the grid's are of 128 at hidden 4096, less below (pruning/grid.py).
+        multiple: what hidden and FFN sizes of the grid are multiples of; by default 128 at hidden
+            4096, less below (pruning/grid.py). The shape of a bare `prune` has its own.
         data: the text of statistics, or that masks are trained on; `eval_data`: of losses.
         allow_overlap: accept that the two share text.
     """
@@ -252,7 +252,7 @@ def _default(search: Search, report: Report) -> list[Candidate]:
     """Return the shape that a bare `prune` takes for this budget, where it keeps to it."""
     arch, budget, ratio = search.dense.arch, search.budget, search.request.ratio
     params = budget.most if ratio is None else None
-    amount = Amount(ratio=ratio, params=params, multiple=search.request.multiple)
+    amount = Amount(ratio=ratio, params=params)
     biased = search.method.biased(search.options)
     try:
         sizes = resolve_sizes(search.method, search.options, amount, arch)

@@ -62,7 +62,17 @@ def train(training: Training, run: RunContext = RunContext()) -> Result:
     weights = 4 * resolved.checkpoint.arch.total_params
     output.check_disk(artefact.path, 3 * weights * (training.keep_states + 1) + weights)
     expected = resolved.expected
-    need = memory.of_training(expected["state_bytes"], expected["flops"])
+    tokens = resolved.micro_batch_size * resolved.rows.seq_len
+    need = memory.of_training(
+        expected["state_bytes"],
+        expected["flops"],
+        memory.activations(
+            resolved.checkpoint.arch,
+            tokens,
+            4 if resolved.dtype == "float32" else 2,
+            bool(resolved.training.activation_checkpointing),
+        ),
+    )
     if dry_run := need.settled(artefact, {**resolved.options, **expected}, run.compute):
         return dry_run
 
