@@ -35,11 +35,19 @@ ON_TINY = {
 }
 BEHIND = tuple(name for name in families.names() if families.get(name).post_norms)
 FIXED = {name: families.get(name).fixed for name in families.names()}
+
+
+def cut_by_ratio(method: str) -> set[str]:
+    """Return the axes that a ratio cuts: a method that can cut heads takes these and channels."""
+    axes = {*registry.get(method).axes}
+    return {"heads", "ffn"} if "heads" in axes else axes
+
+
 REFUSED = {
     (method, family)
     for method in registry.names()
     for family in families.names()
-    if {*FIXED[family]} & {*registry.get(method).axes}
+    if {*FIXED[family]} & cut_by_ratio(method)
     or (registry.get(method).rotates and family in BEHIND)
 }
 UNSUPPORTED = "'{}' does not support {}|'{}' cannot lose"
