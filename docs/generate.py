@@ -452,6 +452,8 @@ def _typed(examples: tuple[tuple[str, str], ...]) -> list[str]:
 def method_text(method: Method) -> str:
     """Return the page of a method, with what stands between its marks made anew."""
     path = ROOT / "docs" / "methods" / f"{method.name}.md"
+    if not path.exists():
+        raise SystemExit(f"no {path}: write one, from a copy of another, and list it in mkdocs.yml")
     text = path.read_text("utf-8")
     for mark, part in {
         "formula": _formula(method),
