@@ -573,6 +573,7 @@ def test_the_id_of_padding_is_trained(llama, ids, tmp_path, pad, teacher) -> Non
     assert (trained[pad] - weights(llama)[name][pad]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("family", tiny.families())
 def test_padding_changes_no_family(models, family, ids, tmp_path) -> None:
     settings = {"data": ids, "steps": 2, "batch_size": 8, "lr": "1e-2"}
     model = padded(models(family), 7, tmp_path / "m")
