@@ -7,6 +7,7 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from prunecli.errors import InputError
 from prunecli.files import sidecar
 from prunecli.files.sidecar import HistoryStep, Input
 from prunecli.tables.history import FIRST, LAST
+from prunecli.tables.remake import MOST
 from prunecli.tables.terminal import shown
 
 TEXT = "".join(f"The {n} numbers before {n} add up to {n * (n - 1) // 2}.\n" for n in range(700))
@@ -326,6 +328,32 @@ def test_a_stranger_s_sidecar(run, made, tmp_path) -> None:
     assert served_ruin > 20
 
 
+def test_circles_and_crowds_of_a_stranger(run, made, tmp_path) -> None:
+    """Each step is looked at once, however often it is named."""
+    path = tmp_path / "m" / "prunecli.json"
+    path.parent.mkdir()
+    record = json.loads((Path(made["again"]) / "prunecli.json").read_text())
+    step = record["history"][-1]
+
+    def named(id: str, *read: str) -> dict:
+        return {
+            **step,
+            "id": id,
+            "inputs": [{"role": "model", "id": r, "digest": "d"} for r in read],
+        }
+
+    many = 20_000
+    record["history"] = [named("a", *["b"] * many), named("b", *["c"] * many), named("c", "a")]
+    path.write_text(json.dumps(record))
+    begun = time.process_time()
+    assert run("log", str(path.parent)).code == 0
+    assert time.process_time() - begun < 10
+    record["history"] = [named(str(number)) for number in range(MOST + 1)]
+    path.write_text(json.dumps(record))
+    ended = run("log", "--commands", str(path.parent))
+    assert ended.code == 4 and f"{MOST + 1} steps, a script has at most {MOST}" in ended.err
+
+
 def strings(value, way: tuple = ()) -> list[tuple]:
     """Return the ways to every text and key in nested JSON."""
     if isinstance(value, dict):
@@ -348,6 +376,7 @@ def test_no_heavy_import(made) -> None:
     """A history is read without torch, and so is a script written."""
     code = f"""
 import sys
+import time
 from prunecli.cli import app
 for words in (["log"], ["log", "--json"], ["log", "--commands"]):
     sys.argv = ["prunecli", *words, *{list(made.values())}]

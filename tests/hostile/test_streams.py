@@ -18,6 +18,31 @@ def test_closed_streams(closed, llama, tmp_path):
     assert tiny.same(out, other)
 
 
+@pytest.mark.parametrize("kept", ["2>/dev/full", "2> >(true)"])
+@pytest.mark.parametrize("progress", ["json", "plain"])
+def test_nobody_gets_the_talk(kept, progress, llama, tmp_path):
+    """The work is done nevertheless, and the status says how it ended."""
+    out = tmp_path / "out"
+    line = f"prunecli prune --method magnitude --ratio 0.5 --progress {progress} {llama} {out}"
+    for status in (0, 5):
+        ended = subprocess.run(["bash", "-c", f"{line} {kept}"], capture_output=True, text=True)
+        assert (ended.returncode, ended.stderr) == (status, "")
+        assert (out / "prunecli.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("</dev/zero", "more than 100000000 characters"),
+        ("< <(printf '\\xff')", "not text in UTF-8"),
+    ],
+)
+def test_a_path_from_a_stdin_that_has_none(given, told):
+    line = f"prunecli eval - {given}"
+    ended = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2 and told in ended.stderr
+
+
 def test_a_path_from_a_closed_stdin(tmp_path):
     ended = subprocess.run(["bash", "-c", "prunecli eval - <&-"], capture_output=True, text=True)
     assert ended.returncode == 2

@@ -1,14 +1,18 @@
 """Model cards: what a hub reads of a checkpoint, and that a card is its user's to edit."""
 
 import json
+import os
 import shutil
+import time
+from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
 
 import tiny
 from prunecli import evaluate, init, log, prune, tokenize, train
-from prunecli.errors import UsageError
+from prunecli.errors import OutputExists, UsageError
+from prunecli.files import regular
 from prunecli.measuring.check import check
 from prunecli.model import card
 
@@ -105,17 +109,58 @@ def test_an_edited_card_is_no_fault_and_is_kept(llama, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "put",
+    [
+        os.mkfifo, lambda path: path.symlink_to("/etc/hostname"), Path.symlink_to,
+        lambda path: path.write_bytes(bytes(regular.MAX_BYTES + 1)),
+    ],
+    ids=["pipe", "link", "circle", "large"],
+)  # fmt: skip
+def test_what_cannot_be_kept_as_a_card_is_refused_at_once(put, llama, tmp_path):
+    out = tmp_path / "o"
+    prune(llama, out, method="magnitude", ratio=0.5)
+    card_of = out / "README.md"
+    card_of.unlink()
+    put(*[card_of] * (2 if put is Path.symlink_to else 1))
+    with pytest.raises(OutputExists, match=r"holds 'README\.md', which prunecli did not"):
+        prune(llama, out, method="magnitude", ratio=0.25, force=True)
+    assert os.path.lexists(card_of)
+
+
+@pytest.mark.parametrize(
     "content",
     [
         b"no metadata", b"---\n- a\n- list\n---\n", b"---\nlicense: [a, b]\n---\n", b"\xff",
         b"---\nlicense: *unknown\n---\n", b"---\nlicense: " + b"x" * 300 + b"\n---\n",
         b"---\n" + b"[" * 5000 + b"\n---\n", b"---\nlicense: \"a\\nb\"\n---\n",
-        b"x" * (card.MOST + 1), b"",
+        b"x" * (card.MOST + 1), b"", b"---\nlicense: mit\nx: " + b"y" * card.METADATA + b"\n---\n",
     ],
 )  # fmt: skip
 def test_a_strangers_card_never_stops_a_run(content, tmp_path):
     (tmp_path / "README.md").write_bytes(content)
     assert card.licence(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    "metadata", ["x: 1" + ":1" * 49_000, "x: 2020-99-99", "x: !!python/name:os.system", "<<: 1"]
+)
+def test_a_strangers_metadata_is_text(metadata, tmp_path, capsys):
+    """Numbers of base 60 took minutes, and a date that is none hid the licence."""
+    (tmp_path / "README.md").write_text(f"---\nlicense: no\n{metadata}\n---\n# A model\n")
+    begun = time.process_time()
+    assert card.licence(tmp_path) == {"license": "no"}
+    assert time.process_time() - begun < 5
+    (tmp_path / "README.md").write_text("no metadata")
+    assert card.licence(tmp_path) == {}
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_card_that_is_a_link_to_elsewhere_is_not_read(tmp_path):
+    other, folder = tmp_path / "other.md", tmp_path / "m"
+    other.write_text("---\nlicense: mit\n---\n")
+    folder.mkdir()
+    (folder / "README.md").symlink_to(other)
+    assert card.licence(folder) == {}
 
 
 def test_a_strangers_history_is_text(hub, tmp_path):
@@ -126,9 +171,12 @@ def test_a_strangers_history_is_text(hub, tmp_path):
     record["history"][0]["options"]["method"] = "[x](http://evil)\n# y"
     record["history"][0]["inputs"][0]["hub"] = "a](http://evil)@c"
     record["results"]["granularity"] = "<script>|"
+    record["made_by"]["version"] = "1[x](http://evil)\n# evil\n"
+    record["run"]["command"] = "prunecli\n```\n# evil\x1b[31m\u202e"
     path.write_text(json.dumps(record))
     text = log(tmp_path / "p").card()
-    assert "evil" not in text
+    assert "\n# evil" not in text and "[x](" not in text
+    assert "\n````\nprunecli ``` # evil\ufffd[31m\ufffd\n````\n" in text
     assert text.count("<script") == 1 and "\\<script\\>\\|\n" in text
     assert made.results["params_before"] > 0
 

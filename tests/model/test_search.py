@@ -170,6 +170,7 @@ def test_the_same_again_is_accepted(llama, calibration, held_out, tmp_path):
         ({"ratio": None, "flops": float("nan")}, UsageError, "--flops nan: expected a positive"),
         ({"ratio": None, "params": 1e9}, InputError, "is not below"),
         ({"ratio": None, "params": 20.0}, InputError, r"no shape has 96% to 100%.*nearest has"),
+        ({"multiple": -1}, UsageError, "multiple is -1: expected 1 or more"),
         ({"multiple": 500}, InputError, r"no shape.*block-linear parameters; .*smaller --multiple"),
         ({"ratio": None, "flops": 1e3}, InputError, r"no shape.*FLOPs.*the nearest has"),
     ],

@@ -101,6 +101,11 @@ def main() -> None:
     """Run the command line; errors become one line on stderr and the documented exit status."""
     signals.listen()
     _replace_closed_streams()
+    with streams.lasting_stderr():
+        _guarded()
+
+
+def _guarded() -> None:
     try:
         _run()
     except (Exception, interruption.Interrupted) as error:

@@ -23,7 +23,7 @@ from prunecli.cli.options import (
     method_options,
 )
 from prunecli.errors import UsageError
-from prunecli.files import strict
+from prunecli.files import regular, strict
 from prunecli.methods import registry
 from prunecli.methods._base import Method
 from prunecli.report import Report
@@ -104,7 +104,12 @@ def read_paths() -> list[str]:
     Raises UsageError where there are none: the command before has failed.
     """
     with signals.waiting():
-        text = sys.stdin.read().strip()
+        try:
+            text = sys.stdin.read(regular.MAX_BYTES + 1).strip()
+        except UnicodeDecodeError:
+            raise UsageError("stdin is not text in UTF-8, expected a path") from None
+    if len(text) > regular.MAX_BYTES:
+        raise UsageError(f"stdin has more than {regular.MAX_BYTES} characters, expected paths")
     if not text:
         raise UsageError(
             "stdin is empty, expected a path", "see whether the command before it failed"

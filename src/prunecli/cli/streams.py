@@ -5,7 +5,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 from prunecli.report import cut, printable
@@ -15,6 +15,36 @@ PARTIAL = 10_000  # characters of a line without end
 _streams: tuple[TextIO, TextIO] | None = None  # stdout and stderr, while libraries are kept apart
 _results: int | None = None  # where descriptor 1 leads then
 _bar: Any = None  # the console of rich that shows progress
+
+
+class _Lasting(io.FileIO):
+    """A descriptor that takes all that is written, though nobody may get it any more."""
+
+    def write(self, data: Any) -> int:
+        """Write what can be written: a full disk or a reader that has left stops no work."""
+        with suppress(OSError):
+            super().write(data)
+        return memoryview(data).nbytes
+
+
+@contextmanager
+def lasting_stderr() -> Iterator[None]:
+    """Go on where stderr can no longer be written to: it is talk, and the work may take hours."""
+    before = sys.stderr
+    if not _is(before, 2):
+        yield
+        return
+    sys.stderr = io.TextIOWrapper(
+        io.BufferedWriter(_Lasting(2, "w", closefd=False)),
+        before.encoding,
+        before.errors,
+        line_buffering=True,
+    )
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        sys.stderr = before
 
 
 class Talk(io.TextIOBase):

@@ -74,6 +74,15 @@ def is_dir(path: str | Path) -> bool:
     return mode is not None and S_ISDIR(mode)
 
 
+def is_own(path: Path, most: int = MAX_BYTES) -> bool:
+    """Return whether `content` reads a path that is a file itself, and no link to one."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    return S_ISREG(found.st_mode) and found.st_size <= most and os.access(path, os.R_OK)
+
+
 def _mode(path: str | Path) -> int | None:
     try:
         return os.stat(path).st_mode

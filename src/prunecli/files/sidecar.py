@@ -300,12 +300,14 @@ def kind_of(artefact: str | Path) -> str | None:
 
 
 def listed(folder: Path) -> set[str]:
-    """Return the paths of files in an artefact's folder that its sidecar names, and its own."""
+    """Return the paths of files in an artefact's folder that its sidecar lists, and its own.
+
+    The model card is among them, edited or not, if it can be kept as it is.
+    """
     run = strict.read_object(path_of(folder)).get("run")
-    run = run if isinstance(run, dict) else {}
-    files = run.get("files")
-    made = {CARD} if run.get("card") else set()
-    return {FOLDER_SIDECAR, *made, *(files if isinstance(files, dict) else ())}
+    files, card = (run.get("files"), run.get("card")) if isinstance(run, dict) else (None, None)
+    has_card = isinstance(card, str) and regular.is_own(folder / CARD)
+    return {FOLDER_SIDECAR, *(files if isinstance(files, dict) else ()), *[CARD] * has_card}
 
 
 def kinds_at(artefact: str | Path) -> tuple[str, ...]:

@@ -14,8 +14,10 @@ from typing import Any
 from prunecli.errors import InputError
 from prunecli.files import forms, output, regular, sidecar, strict
 from prunecli.files.sidecar import CARD, HistoryStep, Sidecar
+from prunecli.report import printable
 
 MOST = 1_000_000  # bytes of a card that is read
+METADATA = 100_000  # characters of its metadata
 LONGEST = 200  # characters of a text taken over from one
 LICENCE = ("license", "license_name", "license_link")
 TASK = "text-generation"
@@ -52,7 +54,7 @@ def edited(folder: Path) -> bytes | None:
 
     Raises InputError if it cannot be read.
     """
-    if not (regular.is_dir(folder) and regular.is_file(folder / CARD)):
+    if not regular.is_own(folder / CARD):
         return None
     found = regular.content(folder / CARD)
     run = strict.read_object(sidecar.path_of(folder)).get("run")
@@ -62,21 +64,26 @@ def edited(folder: Path) -> bytes | None:
 
 def licence(folder: Path) -> dict[str, str]:
     """Return what the card in a folder says of the licence; nothing where it cannot be read."""
-    from huggingface_hub import ModelCard
+    import yaml  # type: ignore[import-untyped]
 
     try:
-        card = ModelCard(regular.content(folder / CARD, MOST).decode())
-        found = {name: card.data.get(name) for name in LICENCE}
-    except (FileNotFoundError, InputError, UnicodeDecodeError):
+        card = regular.content(regular.inside(folder, folder / CARD), MOST).decode()
+        # texts only: numbers, dates and merges can take minutes to work out
+        data = yaml.load(_metadata(card), yaml.BaseLoader)
+    except (FileNotFoundError, InputError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
         return {}
-    except Exception:
-        # the metadata is anybody's YAML, whose errors have no common base
-        return {}
+    found = {name: data.get(name) for name in LICENCE} if isinstance(data, dict) else {}
     return {
         name: value
         for name, value in found.items()
-        if isinstance(value, str) and value.isprintable() and len(value) <= LONGEST
+        if isinstance(value, str) and value.isprintable() and 0 < len(value) <= LONGEST
     }
+
+
+def _metadata(card: str) -> str:
+    """Return the YAML between two lines of dashes at the top of a card."""
+    found = re.match(r"\s*---[ \t]*\r?\n(.*?)\n---[ \t]*\r?(?:\n|\Z)", card, re.DOTALL)
+    return found[1] if found and len(found[1]) <= METADATA else ""
 
 
 def text(record: Sidecar, licence: dict[str, str], evaluations: Sequence[Sidecar] = ()) -> str:
@@ -140,13 +147,17 @@ def _tags(record: Sidecar) -> Iterator[str]:
 
 def _origin(record: Sidecar, base: str | None) -> str:
     """Return how it was made, in a sentence and a command."""
-    made = f"Made by prunecli {record.made_by.version}"
+    made = f"Made by prunecli {_cell(record.made_by.version)}"
     if base is not None:
         name, _, commit = base.partition("@")
         made += f" from [{name}](https://huggingface.co/{name}) at commit `{commit}`"
     made += ". It loads in unmodified transformers."
-    command = record.run.command
-    return made if command is None else f"{made}\n\n```\n{command}\n```"
+    if record.run.command is None:
+        return made
+    command = printable(record.run.command)
+    # a block ends only at as many signs as it began with
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", command))])
+    return f"{made}\n\n{fence}\n{command}\n{fence}"
 
 
 def _sections(record: Sidecar, evaluations: Sequence[Sidecar]) -> Iterator[str]:

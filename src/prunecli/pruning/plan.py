@@ -165,7 +165,9 @@ def _ascending(what: str, indices: Indices | None, limit: int) -> None:
         raise InputError(f"the plan keeps no {what}", "at least one must stay")
     if list(indices) != sorted(set(indices)):
         raise InputError(f"the plan's {what} are not ascending and unique")
-    if indices[0] < 0 or indices[-1] >= limit:
+    if indices[0] < 0:
+        raise InputError(f"the plan's {what} begin at {indices[0]}, expected 0 or more")
+    if indices[-1] >= limit:
         raise InputError(f"the plan's {what} reach {indices[-1]}, the model has {limit}")
 
 

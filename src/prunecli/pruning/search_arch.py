@@ -39,7 +39,7 @@ from prunecli.pruning.grid import Budget
 from prunecli.pruning.request import SCORES
 from prunecli.pruning.score import score_model, score_options, scores_artefact
 from prunecli.pruning.sizes import Sizes, protected_layers, resolve_sizes
-from prunecli.record import Record
+from prunecli.record import Record, limited
 from prunecli.report import Report
 from prunecli.settings import BATCH_TOKENS, Amount, Data, Output, Result, RunContext
 
@@ -67,7 +67,7 @@ class SearchRequest(Record):
     params: float | None = None
     flops: float | None = None
     ratio: float | None = None
-    multiple: int | None = None
+    multiple: int | None = limited(None, least=1)
     options: Mapping[str, Any] = field(default_factory=dict)
     data: Data = Data()
     eval_data: Data = Data()

@@ -193,13 +193,11 @@ def _in_order(made: list[HistoryStep]) -> Iterator[HistoryStep]:
         stack = [last]
         while stack:
             step = stack[-1]
-            before = [known[e.id] for e in step.inputs if e.id in known and e.id not in seen]
-            if step.id not in seen and before:
+            if step.id not in seen:
                 seen.add(step.id)  # a circle, which only a changed sidecar has, ends here
-                stack += before
+                stack += [known[e.id] for e in step.inputs if e.id in known and e.id not in seen]
                 continue
             stack.pop()
-            seen.add(step.id)
             if step.id in known:
                 yield known.pop(step.id)
 

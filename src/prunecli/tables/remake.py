@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from prunecli.data import hub
+from prunecli.errors import InputError
 from prunecli.files.sidecar import Input
 from prunecli.methods import registry
 from prunecli.methods._base import Method, domains_of
@@ -21,6 +22,7 @@ from prunecli.tables.history import PLANNED, SHORT, History, Step
 WIDTH = 96
 SUFFIXES = {"stats": ".safetensors", "scores": ".safetensors"}
 FOLDERS = ("checkpoint", "rows")
+MOST = 2000  # steps: each that trained is compared with all before it
 FREE = "unstructured"  # zeros anywhere
 TOKENIZER = "tokenizer.json"
 
@@ -102,7 +104,15 @@ class _Writer:
 
 
 def remake(history: History) -> Script:
-    """Return the script that makes every step of a history, in order, and compares the digests."""
+    """Return the script that makes every step of a history, in order, and compares the digests.
+
+    Raises InputError for more than MOST steps.
+    """
+    if len(history.steps) > MOST:
+        raise InputError(
+            f"the history has {len(history.steps)} steps, a script has at most {MOST}",
+            "leave out --commands, or give fewer paths",
+        )
     writer = _Writer(history)
     body: list[str] = []
     missing: list[str] = []
