@@ -16,7 +16,7 @@ RUNTIMES := build/runtimes
 REAL := PRUNECLI_SMOLLM2=$(abspath $(MODEL)) PRUNECLI_RUNTIMES=$(abspath $(RUNTIMES))
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help install test portable foreign floors ceilings versions soak outside experiment study study-page study-smoke golden check docs shells demo bench solve methods agreement masks throughput scratch runtimes clean
+.PHONY: help install test portable foreign floors ceilings versions soak outside experiment study study-page study-smoke golden check docs site shells demo bench solve methods agreement masks throughput scratch runtimes clean
 
 help: ## list all targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -88,8 +88,16 @@ check: install ## lint, format and types
 	ruff format --check .
 	mypy
 
-docs: install ## generate completions, man pages, the list of variables, the skill and the sidecar schema
+docs: install ## generate completions, man pages, pages of commands, the skill and the sidecar schema
 	python docs/generate.py
+
+$(VENV)/docs: $(VENV)/installed
+	$(PIP) -e '.[docs]'
+	touch $@
+
+site: $(VENV)/docs ## build README, docs and examples as a site in build/site, and check its links
+	python docs/gather.py build/pages
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
 shells: install ## test completions and man pages (needs bash, zsh, fish, man)
 	pytest -m shells

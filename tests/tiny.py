@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from prunecli.model.families import registry
 
+EXACT = 1e-9  # see `exact_logits`
 # per test; `tests/portable.sh` asks for others
 THREADS = int(os.environ.get("PRUNECLI_TEST_THREADS", "1"))
 
@@ -49,6 +52,15 @@ def families(names: Iterable[str] = registry.names()) -> list[Any]:
     ]
 
 
+def need(family: str) -> None:
+    """Skip the test where the installed transformers has no class for a family."""
+    from transformers import CONFIG_MAPPING, __version__
+
+    kind = registry.get(family).model_types[0]
+    if kind not in CONFIG_MAPPING:
+        pytest.skip(f"transformers {__version__} has no '{kind}'")
+
+
 def config_of(family: str, **overrides: Any) -> dict[str, Any]:
     """Return the config.json of a tiny model."""
     record = registry.get(family)
@@ -59,6 +71,7 @@ def make(folder: Path, family: str = "llama", dtype=torch.float32, shard=None, *
     """Write a tiny model of `family` with random weights, gains and biases included."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    need(family)
     torch.manual_seed(0)
     config = AutoConfig.for_model(**config_of(family, **overrides))
     model = AutoModelForCausalLM.from_config(config)
@@ -79,16 +92,49 @@ def tokens(path: Path, rows: int = 8, length: int = 32, vocab: int = 259, seed: 
     return f"{path}:ids"
 
 
-def logits(folder: Path | str, ids: torch.Tensor) -> torch.Tensor:
-    """Return the logits of a folder as stock transformers loads it, in float32."""
+def stock(folder: Path | str, dtype=torch.float32):
+    """Return a folder's model as stock transformers loads it, which has to say nothing to it."""
     from transformers import AutoModelForCausalLM
 
     model, info = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True
+        folder, dtype=dtype, output_loading_info=True
     )
     assert not info["missing_keys"] and not info["unexpected_keys"], info
+    return model.eval()
+
+
+def logits(folder: Path | str, ids: torch.Tensor) -> torch.Tensor:
+    """Return the logits of a folder as stock transformers loads it, in float32."""
     with torch.no_grad():
-        return model.eval()(ids.long()).logits
+        return stock(folder)(ids.long()).logits
+
+
+class InDouble(TorchFunctionMode):
+    """Computes in float64 where transformers' classes ask for float32: norms, softmax, rotation."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        func = torch.Tensor.double if func is torch.Tensor.float else func
+        args, kwargs = tree_map(
+            lambda one: torch.float64 if one is torch.float32 else one, (args, kwargs or {})
+        )
+        return func(*args, **kwargs)
+
+
+def exact_logits(folder: Path | str) -> torch.Tensor:
+    """Return the logits of a few rows as stock transformers computes them, all of it in float64.
+
+    Float32 rounds at 1e-7, which deep random models raise to 1e-3 of a logit; float64 rounds at
+    1e-16, so that what remains below `EXACT` is rounding, and what is above it is not.
+    """
+    ids = torch.randint(259, (2, 32), generator=torch.Generator().manual_seed(5))
+    model = stock(folder, torch.float64)
+    with torch.no_grad(), InDouble():
+        return model(ids).logits
+
+
+def computes_as(folder: Path | str, other: Path | str) -> bool:
+    """Return whether two models compute the same, but for the rounding of float64."""
+    return torch.allclose(exact_logits(folder), exact_logits(other), atol=EXACT, rtol=0)
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -1,25 +1,23 @@
 """README and docs: the quickstart runs; commands, links, names and versions in them exist."""
 
 import dataclasses
+import importlib.util
 import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
-import typer
 import yaml
 
 import prunecli
-from prunecli.cli import app
 from prunecli.methods._base import Method
 from prunecli.model.families._base import Family
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
-PAGES = sorted(
-    path for pattern in ("*.md", "docs/*.md", "examples/*/*.md") for path in ROOT.glob(pattern)
-)
+PATTERNS = ("*.md", "docs/*.md", "docs/methods/*.md", "docs/commands/*.md", "examples/*/*.md")
+PAGES = sorted(path for pattern in PATTERNS for path in ROOT.glob(pattern))
 EXAMPLE_MODEL = "hf:HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
@@ -28,16 +26,28 @@ def page(path: Path) -> str:
 
 
 def blocks(text: str) -> list[str]:
-    """Return the contents of all fenced blocks without a language."""
+    """Return the contents of all fenced blocks of shell: those without a language, and `sh`."""
     fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S)
-    return [content for language, content in fenced if not language]
+    return [content for language, content in fenced if language in ("", "sh")]
 
 
 def commands(text: str) -> list[list[str]]:
-    """Return the arguments of every `prunecli` command in the fenced blocks."""
-    lines = "".join(blocks(text)).replace("\\\n", " ").splitlines()
-    parts = [part for line in lines for part in re.split(r"[|;]", line) if "prunecli " in part]
-    found = [shlex.split(part[part.index("prunecli ") :], comments=True)[1:] for part in parts]
+    """Return the arguments of every `prunecli` command in these blocks, without redirections."""
+    found: list[list[str]] = []
+    for line in "".join(blocks(text)).replace("\\\n", " ").splitlines():
+        if "prunecli " not in line:
+            continue
+        lexer = shlex.shlex(re.sub(r"\d?>+ *\S+", "", line), posix=True, punctuation_chars="|;&")
+        lexer.whitespace_split = True
+        inside = False
+        for word in lexer:
+            if word in ("prunecli", "prunecli)"):  # as in: torchrun $(which prunecli) train
+                found.append([])
+                inside = True
+            elif set(word) <= set("|;&"):
+                inside = False
+            elif inside:
+                found[-1].append(word)
     return [words for words in found if words]
 
 
@@ -55,16 +65,32 @@ def test_quickstart(run, tmp_path, monkeypatch):
     assert f"{results['perplexity']:.4f}"[:5] in ended.out
 
 
-@pytest.mark.parametrize("path", PAGES, ids=page)
-def test_commands_have_these_options(path):
-    group = typer.main.get_command(app.app)
+def test_first_steps(run, tmp_path, monkeypatch):
+    """Every command of the page, in its order, on a tiny model and on text of two other pages."""
+    monkeypatch.chdir(tmp_path)
+    assert run("init", "--config", str(ROOT / "examples/ci/tiny.json"), "in/").code == 0
+    for name, text in (("calibration", "docs/training.md"), ("held-out", "docs/methods.md")):
+        (tmp_path / f"{name}.txt").write_bytes((ROOT / text).read_bytes())
+    for words in commands((ROOT / "docs/first-steps.md").read_text("utf-8")):
+        ended = run(*words)
+        assert ended.code == 0, (words, ended.err)
+        if words[:2] == ["table", "in.json"]:
+            table = ended.out.splitlines()
+            names = [name.removesuffix(".json") for name in words[1:]]
+            assert [line.split()[0] for line in table[2:]] == names
+
+
+@pytest.mark.parametrize("path", [path for path in PAGES if path.parts[-2] != "commands"], ids=page)
+def test_commands_are_understood(path, run, tmp_path, monkeypatch):
+    """In an empty folder each one works, or misses its input: none is wrong usage (status 2).
+
+    Those of docs/commands are in the skill, too.
+    """
+    monkeypatch.chdir(tmp_path)
     for words in commands(path.read_text("utf-8")):
-        name, options = words[0], {word.split("=")[0] for word in words if word[:2] == "--"}
-        if name.startswith("-"):
-            assert name == "--help"
-            continue
-        known = {flag for parameter in group.commands[name].params for flag in parameter.opts}
-        assert options <= known | {"--help"}, words
+        if "[OPTIONS]" not in words:
+            ended = run(*words, stdin="nowhere/")
+            assert ended.code != 2, (words, ended.err)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=page)
@@ -75,11 +101,13 @@ def test_links_lead_somewhere(path):
 
 @pytest.mark.parametrize("path", PAGES, ids=page)
 def test_named_files_exist(path):
-    """Those of the examples in docs/adding-a-*.md are the ones that are not there."""
-    text = path.read_text("utf-8")
+    """But for the examples of docs/adding-a-*.md, and what is of other projects."""
+    text = path.read_text("utf-8").split("\n## Evidence\n")[0]
     new = set(re.findall(r"complete one, `([^`]+)`", text))
     for name in set(re.findall(r"`([\w/.-]+/[\w.-]+\.(?:py|sh))`", text)) - new:
-        assert (ROOT / name).exists() or (ROOT / "src" / "prunecli" / name).exists(), name
+        places = [ROOT, ROOT / "src" / "prunecli"]
+        if any((place / name.split("/")[0]).exists() for place in places):
+            assert any((place / name).exists() for place in places), name
 
 
 def test_targets_of_make_exist():
@@ -117,3 +145,63 @@ def test_hooks_are_what_make_check_runs():
     recipe = re.search(r"^check:.*\n((?:\t.*\n)+)", makefile, re.M)
     assert recipe is not None
     assert hooks == recipe[1].replace("\t", "").splitlines()
+
+
+def test_features_name_their_tests():
+    """Each row with a Y of prunecli's has tests, and these exist."""
+    text = (ROOT / "docs" / "features.md").read_text("utf-8")
+    marks, tests = (
+        {row[0]: row[1] for row in re.findall(r"^\| ([^|]+?) \| ([^|]*?) \|", part, re.M)}
+        for part in (
+            text[text.index("## Table") : text.index("## Notes")],
+            text[text.index("## Tests") : text.index("## Evidence")],
+        )
+    )
+    assert {name for name, mark in marks.items() if "Y" in mark} <= set(tests) <= set(marks)
+    for named in tests.values():
+        for path, name in re.findall(r"`(tests/[^:`]+)::(\w+)`", named) or [("", "")]:
+            if path:
+                source = (ROOT / path).read_text("utf-8")
+                assert re.search(rf"^def {name}\(", source, re.M), (path, name)
+            else:
+                assert named == "tests"
+
+
+@pytest.fixture(scope="module")
+def gatherer():
+    spec = importlib.util.spec_from_file_location("gather", ROOT / "docs" / "gather.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_site_shows_every_page(gatherer):
+    """What the README leads to is what the navigation lists, and holds every page of docs."""
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda *parts: None)
+    tree = yaml.load((ROOT / "mkdocs.yml").read_text("utf-8"), Loader)["nav"]
+
+    def listed(entry):
+        if isinstance(entry, str):
+            return [entry]
+        return [
+            name
+            for part in (entry.values() if isinstance(entry, dict) else entry)
+            for name in listed(part)
+        ]
+
+    led_to = {page(path) for path in gatherer.gather(README) if path.suffix == ".md"}
+    assert sorted(listed(tree)) == sorted(led_to)
+    written = {page(path) for path in PAGES if path.parts[-2] in ("docs", "methods", "commands")}
+    assert written <= led_to
+
+
+def test_a_dead_link_ends_the_gathering(gatherer, tmp_path):
+    (tmp_path / "a.md").write_text("[b](b.md#part) [c](https://example.org/c)", "utf-8")
+    with pytest.raises(SystemExit, match=r"b\.md, which is no file"):
+        gatherer.gather(tmp_path / "a.md")
+    (tmp_path / "b.md").write_text("[a](a.md)", "utf-8")
+    assert gatherer.gather(tmp_path / "a.md") == {tmp_path / "a.md", tmp_path / "b.md"}

@@ -33,7 +33,8 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 # of the system: what processors there are, the time zone, random bytes
 SYSTEM = (
     "/proc", "/sys", "/dev/null", "/dev/urandom", "/dev/tty", "/etc/localtime", "/lib", "/usr/lib",
-    "/usr/share/zoneinfo", "/etc/ld.so.cache", "/etc/mime.types",
+    "/usr/share/zoneinfo", "/usr/share/fonts", "/usr/local/share/fonts", "/etc/ld.so.cache",
+    "/etc/mime.types",
 )  # fmt: skip
 # where `speed` has the system forget the highest memory so far
 OWN = (os.devnull, "/proc/self/clear_refs")
@@ -72,6 +73,8 @@ class Watch:
                 self._check(event, args[number], self.writes)
         elif event == "socket.bind" and args[1] == ("::1", 0):
             pass  # urllib3 asks the system whether it has IPv6
+        elif event == "subprocess.Popen" and args[0] == "fc-list":
+            pass  # matplotlib asks the system for its fonts
         elif event in AWAY:
             self._end(event, args)
         elif event == "ctypes.dlopen" and args[0] and os.sep in str(args[0]):

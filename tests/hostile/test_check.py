@@ -26,6 +26,7 @@ from prunecli import (
     train,
 )
 from prunecli.files import output, seal
+from prunecli.files.sidecar import CARD
 from prunecli.measuring import agreement, intact
 from prunecli.model.families import registry
 from prunecli.settings import Amount, Data
@@ -111,9 +112,14 @@ NAMES = ("scratch", "sparse", "small", "trained", "rows", "plan.json", "arch.jso
          "speed.json", "stats.safetensors", "scores.safetensors")  # fmt: skip
 
 
+def sealed(artefact: Path) -> list[Path]:
+    """Return an artefact's files but for the model card, which is its user's to edit."""
+    return [file for file in files_of(artefact) if file.name != CARD]
+
+
 def flips(artefact: Path, draw: random.Random, each: int) -> Iterator[str]:
     """Flip bits of every file, one at a time, and put them back; yield what was done."""
-    for file in files_of(artefact):
+    for file in sealed(artefact):
         whole = file.read_bytes()
         # tensors are long: their headers get as many as they do
         ends = [len(whole), min(len(whole), 512)]
@@ -134,7 +140,7 @@ def same_json(one: bytes, other: bytes) -> bool:
 
 def cuts(artefact: Path, draw: random.Random, each: int) -> Iterator[str]:
     """Truncate, lengthen and remove every file, and put it back; yield what was done."""
-    for file in files_of(artefact):
+    for file in sealed(artefact):
         whole = file.read_bytes()
         for length in (0, 1, 8, len(whole) - 2, *(draw.randrange(len(whole)) for _ in range(each))):
             file.write_bytes(whole[: max(0, length)])

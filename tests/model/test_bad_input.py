@@ -16,6 +16,7 @@ from prunecli.errors import InputError, PruneError
 from prunecli.files import output
 from prunecli.files.tensorfile import read_header
 from prunecli.model.checkpoint import CheckpointWriter
+from prunecli.model.families import registry
 from prunecli.settings import Amount, Data, Output
 
 
@@ -81,6 +82,38 @@ def test_unknown_family_and_tensor(model, tmp_path):
     refused(tmp_path, 4, "model.layers.0.extra.weight", "llama")
     configure(model, model_type="lama")
     refused(tmp_path, 4, "'lama'", "did you mean 'llama'")
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        # what is more and what is less in a layer, of sorts of layers too
+        (
+            "qwen3_moe",
+            "nearest is 'qwen3', from which it differs: its layer has also "
+            "mlp.experts.down_proj, mlp.experts.gate_up_proj, mlp.gate and lacks "
+            "mlp.down_proj, mlp.gate_proj, mlp.up_proj",
+        ),
+        # only more
+        ("bitnet", "its layer has also mlp.ffn_sub_norm, self_attn.attn_sub_norm"),
+        # more than a message holds
+        ("gpt2", "attn.c_proj.bias and 5 more and lacks"),
+        # transformers knows no causal model, or no model at all, of that name
+        ("vit", ""),
+        ("llamma", "did you mean 'llama'"),
+    ],
+)
+def test_unknown_families_are_told_the_nearest(kind, words, model, tmp_path):
+    configure(model, model_type=kind)
+    refused(tmp_path, 4, f"unknown family: config.json has model_type '{kind}'", words)
+
+
+def test_a_layer_of_the_same_tensors_may_compute_something_else(model, tmp_path, monkeypatch):
+    known = registry._by_model_type()
+    rest = {kind: name for kind, name in known.items() if kind != "mistral"}
+    monkeypatch.setattr(registry, "_by_model_type", lambda: rest)
+    configure(model, model_type="mistral")
+    refused(tmp_path, 4, "has the same tensors, and may compute something else")
 
 
 @pytest.mark.parametrize(

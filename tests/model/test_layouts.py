@@ -29,7 +29,8 @@ VISION = {
     "image_size": 28, "patch_size": 14,
 }  # fmt: skip
 CLIP = {"vision_config": {**VISION, "model_type": "clip_vision_model"}, "image_token_index": 258}
-# kind -> what its config.json says beside the text, and what its text is
+PIXTRAL = {"vision_config": {**VISION, "model_type": "pixtral"}}
+# kind, and more where it has several texts -> what its config.json says beside the text, the text
 WRAPPED = {
     "gemma3": ({"vision_config": VISION, "mm_tokens_per_image": 4}, "gemma3_text"),
     "idefics3": ({"vision_config": VISION, "image_token_id": 258}, "llama"),
@@ -40,7 +41,8 @@ WRAPPED = {
     "llava": (CLIP, "llama"),
     "llava_next": (CLIP, "mistral"),
     "llava_onevision": (CLIP, "qwen2"),
-    "mistral3": ({"vision_config": {**VISION, "model_type": "pixtral"}}, "mistral"),
+    "mistral3": (PIXTRAL, "mistral"),
+    "mistral3 of 2026": (PIXTRAL, "ministral3"),
     "smolvlm": ({"vision_config": VISION, "image_token_id": 258}, "llama"),
     "vipllava": ({**CLIP, "vision_feature_layers": [-1]}, "llama"),
 }
@@ -193,22 +195,22 @@ def wrapper(tmp_path_factory):
     """Return a function from a kind of wrapper to a tiny one that stock transformers saved."""
     root = tmp_path_factory.mktemp("wrappers")
 
-    def make(kind, **text):
+    def make(row, **text):
         from transformers import AutoConfig, AutoModelForImageTextToText
 
-        beside, of = WRAPPED[kind]
+        beside, of = WRAPPED[row]
         torch.manual_seed(0)
         config = AutoConfig.for_model(
-            kind, text_config={**TEXT, "model_type": of, **text}, **beside
+            row.split()[0], text_config={**TEXT, "model_type": of, **text}, **beside
         )
         model = AutoModelForImageTextToText.from_config(config).float()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.copy_(torch.randn_like(parameter) * 0.2 + (parameter.dim() == 1))
-        model.save_pretrained(root / kind)
-        return root / kind
+        model.save_pretrained(root / row)
+        return root / row
 
-    return lambda kind, **text: root / kind if (root / kind).exists() else make(kind, **text)
+    return lambda row, **text: root / row if (root / row).exists() else make(row, **text)
 
 
 def other_layout(name):
@@ -220,21 +222,22 @@ def other_layout(name):
     return "model." + name
 
 
-@pytest.mark.parametrize("kind", WRAPPED)
-def test_language_models_of_wrappers(kind, wrapper, ids, tmp_path):
-    folder = wrapper(kind)
+@pytest.mark.parametrize("row", WRAPPED)
+def test_language_models_of_wrappers(row, wrapper, ids, tmp_path):
+    folder, kind = wrapper(row), row.split()[0]
     tied = HEAD not in Checkpoint(str(folder)).specs
     notes = same_as_stock(folder, ids, tmp_path / "out", tied, "AutoModelForImageTextToText")
     assert [f"is a multimodal '{kind}': its language model" in note for note in notes] == [True]
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert config["model_type"] == WRAPPED[kind][1]
+    assert config["model_type"] == WRAPPED[row][1]
     assert [name.endswith("ForCausalLM") for name in config["architectures"]] == [True]
     assert not {"text_config", "vision_config"} & set(config)
     assert tiny.sidecar(tmp_path / "out")["inputs"][0]["part_of"] == kind
 
 
-def test_both_layouts_of_gemma3(wrapper, ids, tmp_path):
-    saved = wrapper("gemma3")
+@pytest.mark.parametrize("row", ["gemma3", "mistral3 of 2026"])
+def test_both_layouts_of_wrappers(row, wrapper, ids, tmp_path):
+    saved = wrapper(row)
     other = laid_out(saved, tmp_path / "other", lambda t: renamed(t, other_layout))
     names = set(load_file(other / "model.safetensors")) & set(
         load_file(saved / "model.safetensors")

@@ -144,6 +144,31 @@ def test_stopped_and_resumed_is_the_same(sparse, ids, tmp_path, recompute) -> No
     assert records[0] == records[1]
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+def test_dropout_is_the_same_after_resuming(ids, tmp_path, recompute) -> None:
+    """OPT trains with dropout, which a stopped run draws again as one that was not stopped."""
+    model = tiny.make(tmp_path / "m", "opt", dropout=0.1, attention_dropout=0.1)
+    settings = {
+        "data": ids,
+        "steps": 6,
+        "batch_size": 4,
+        "micro_batch": 2,
+        "lr": "1e-3",
+        "activation_checkpointing": recompute,
+    }
+    train(str(model), str(tmp_path / "whole"), **settings)
+    with pytest.raises(Stopped):
+        train(str(model), str(tmp_path / "cut"), **settings, stop=stop_after(3))
+    torch.manual_seed(1)  # another process begins with other random numbers
+    train(str(model), str(tmp_path / "cut"), **settings)
+    assert same(tmp_path / "whole", tmp_path / "cut")
+    assert curve(tmp_path / "whole") == curve(tmp_path / "cut")
+    still = tiny.make(tmp_path / "still", "opt")
+    train(str(still), str(tmp_path / "none"), **settings | {"steps": 1})
+    first = {name: curve(tmp_path / name)[0][1] for name in ("whole", "none")}
+    assert first["whole"] != first["none"]  # it has dropout
+
+
 class Killed(BaseException):
     """Stands for SIGKILL."""
 
@@ -548,6 +573,7 @@ def test_the_id_of_padding_is_trained(llama, ids, tmp_path, pad, teacher) -> Non
     assert (trained[pad] - weights(llama)[name][pad]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("family", tiny.families())
 def test_padding_changes_no_family(models, family, ids, tmp_path) -> None:
     settings = {"data": ids, "steps": 2, "batch_size": 8, "lr": "1e-2"}
     model = padded(models(family), 7, tmp_path / "m")

@@ -92,6 +92,16 @@ def test_sliding_layers_need_a_window(family):
         transformers_config(config)
 
 
+def test_a_class_that_is_newer_than_transformers(monkeypatch):
+    import transformers
+
+    monkeypatch.setattr(transformers, "CONFIG_MAPPING", {})
+    with pytest.raises(
+        InputError, match=r'"llama", which transformers \d.* does not know; install'
+    ):
+        transformers_config(tiny.config_of("llama"))
+
+
 def test_values_that_only_the_model_refuses(llama, tmp_path):
     """Config classes take any base of rotary positions; what is built of it is asked as early."""
     model = shutil.copytree(llama, tmp_path / "in")

@@ -168,7 +168,14 @@ def of_method(method: Method, formatter: Any) -> str:
     order = "layer by layer, on the outputs of already pruned layers" if method.sequential else ""
     facts = [("removes", method.granularity), ("prunes", order)]
     write_list(formatter, "Method", [fact for fact in facts if fact[1]])
-    recipes = [
+    write_list(formatter, "Recipes", recipes(method))
+    write_list(formatter, "Options", options.explained(method))
+    return str(formatter.getvalue()).rstrip()
+
+
+def recipes(method: Method) -> list[tuple[str, str]]:
+    """Return each recipe of a method as its flag, and the flags that it stands for."""
+    return [
         (
             f"--recipe {name}",
             " ".join(
@@ -178,9 +185,6 @@ def of_method(method: Method, formatter: Any) -> str:
         )
         for name, recipe in method.recipes.items()
     ]
-    write_list(formatter, "Recipes", recipes)
-    write_list(formatter, "Options", options.explained(method))
-    return str(formatter.getvalue()).rstrip()
 
 
 def examples(pairs: Iterable[tuple[str, str]]) -> str:

@@ -27,7 +27,8 @@ from prunecli.files.forms import Part as Part
 
 SCHEMA = 1
 FOLDER_SIDECAR = "prunecli.json"
-CARD = "README.md"  # what a hub shows of a folder
+# what a hub shows of a repository: that of IN is read, but not copied, because it tells of IN
+CARD = "README.md"
 MEASUREMENTS = ("eval", "speed")
 LIBRARIES = ("torch", "transformers", "safetensors", "tokenizers", "datasets", "numpy")
 

@@ -13,8 +13,7 @@ from typing import Any
 
 from prunecli.errors import InputError
 from prunecli.files import forms, output, regular, sidecar, strict
-from prunecli.files.sidecar import HistoryStep, Sidecar
-from prunecli.model.companions import CARD
+from prunecli.files.sidecar import CARD, HistoryStep, Sidecar
 from prunecli.report import printable
 
 MOST = 1_000_000  # bytes of a card that is read

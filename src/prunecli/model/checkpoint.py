@@ -86,7 +86,7 @@ def _from_hub(name: str) -> Path:
 
     try:
         folder = fetch(
-            revision or None, "config.json", sidecar.FOLDER_SIDECAR, INDEX, companions.CARD,
+            revision or None, "config.json", sidecar.FOLDER_SIDECAR, INDEX, sidecar.CARD,
             *companions.ALL,
         )  # fmt: skip
         # of all formats in a repository only what will be read, and of the same commit

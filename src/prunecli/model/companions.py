@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from prunecli.errors import InputError
-from prunecli.files import regular, sidecar, strict
+from prunecli.files import regular, strict
 
 FAST = "tokenizer.json"
 
@@ -42,10 +42,6 @@ ALL = (
     *TOKENIZER, "generation_config.json", "LICENSE*", "LICENCE*", "License*", "license*",
     "COPYING*", "NOTICE*", "Notice*", "USE_POLICY*",
 )  # fmt: skip
-
-
-# what a hub shows of a repository: read, but not copied, because it tells of that model
-CARD = sidecar.CARD
 
 
 # the key of configs that names code in the same repository; it is never run and never copied

@@ -14,13 +14,15 @@ from typing import Any, NamedTuple
 from prunecli.errors import InputError, suggest
 from prunecli.files import regular, strict
 from prunecli.model import companions
-from prunecli.model.families._base import CONFIG_KEYS
+from prunecli.model.families._base import CONFIG_KEYS, Family
 from prunecli.model.families._wrappers import WRAPPERS
 
 LONGEST = 200  # characters of a library's message
 CANNOT_BUILD = "transformers cannot build a model from config.json"
 MOST_LAYERS = 10_000
 MOST = 2**31 - 1
+PATTERN = "sliding_window_pattern"
+LETTERS = re.compile(r"[LG]{1,1000}")  # how some configs write it; see `windows` of the families
 
 
 # bounds of the numbers that prunecli itself computes with
@@ -29,7 +31,7 @@ NUMBERS: Mapping[str, tuple[float, float]] = {
     CONFIG_KEYS["layers"]: (1, MOST_LAYERS),
     "max_position_embeddings": (1, MOST),
     "sliding_window": (0, MOST),
-    "sliding_window_pattern": (1, MOST),
+    PATTERN: (0, MOST),
     "no_rope_layer_interval": (1, MOST),
     "max_window_layers": (0, MOST),
     "rms_norm_eps": (0, 1),
@@ -60,8 +62,7 @@ SHARED = ("dtype", "torch_dtype", "bos_token_id", "eos_token_id", "pad_token_id"
 # keys that transformers' classes take beside those that the class of a family declares
 PASSED = (
     *NUMBERS, "layer_types", "model_type", "dtype", "torch_dtype", "rope_theta", "rope_scaling",
-    "rope_local_base_freq", "partial_rotary_factor", "original_max_position_embeddings",
-    "sliding_window_pattern",
+    "rope_local_base_freq", "partial_rotary_factor", "original_max_position_embeddings", PATTERN,
 )  # fmt: skip
 
 
@@ -182,10 +183,25 @@ def _filled(values: dict[str, Any], counted: bool) -> dict[str, Any]:
             )
     check_numbers(values)
     absent = [key for key in map(family.key, FILLED) if values.get(key) is None]
+    if not absent and isinstance(values.get(PATTERN), str):
+        values = {**values, **_lists(family, values)}
     if counted and not absent:
         return values
     known = transformers_config(values)
     return {**values, **{key: getattr(known, key) for key in absent}}
+
+
+def _lists(family: Family, values: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return the lists that config.json leaves out, where a pattern in letters stands for them.
+
+    No class of transformers makes them from letters.
+    """
+    layers = range(values[family.key("layers")])
+    return {
+        key: [rule(values, i) for i in layers]
+        for key, rule in family.layer_lists.items()
+        if rule is not None and values.get(key) is None
+    }
 
 
 def check_numbers(values: Mapping[str, Any]) -> None:
@@ -198,7 +214,8 @@ def check_numbers(values: Mapping[str, Any]) -> None:
             )
     for key, (least, most) in NUMBERS.items():
         value = values.get(key)
-        if value is None:
+        letters = isinstance(value, str) and LETTERS.fullmatch(value)
+        if value is None or (key == PATTERN and letters):
             continue
         fits = isinstance(value, int | float if key in FRACTIONS else int)
         if not fits or isinstance(value, bool) or not least <= value <= most:
@@ -230,13 +247,17 @@ def transformers_config(values: Mapping[str, Any]) -> Any:
 def _passed_on(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return what transformers is told of a config: the keys that the class of its kind declares.
 
-    Raises ValueError for a kind that it does not know.
+    Raises InputError for a kind that the installed version does not know.
     """
-    from transformers import CONFIG_MAPPING, PretrainedConfig
+    from transformers import CONFIG_MAPPING, PretrainedConfig, __version__
 
     kind = values["model_type"]
     if kind not in CONFIG_MAPPING:
-        raise ValueError(f"it knows no model_type {strict.told(kind)}")
+        raise InputError(
+            f"config.json has model_type {strict.told(kind)}, which transformers {__version__} "
+            "does not know",
+            "install a version of transformers that knows it",
+        )
     declared = signature(CONFIG_MAPPING[kind]).parameters.keys()
     known = {*declared, *PASSED} - (signature(PretrainedConfig).parameters.keys() - {*PASSED})
     # its classes change nested values in place

@@ -10,7 +10,7 @@ from prunecli.files import output, seal, sidecar
 from prunecli.files.keeping import Keeper
 from prunecli.files.sidecar import Sidecar
 from prunecli.files.tensorfile import Spec
-from prunecli.model import card, companions, memory
+from prunecli.model import card, memory
 from prunecli.model.arch import FLOPS_TOKENS, Arch
 from prunecli.model.checkpoint import CheckpointWriter, check_loads
 from prunecli.model.pattern import SparsityPattern
@@ -42,7 +42,7 @@ class WriteSummary:
         check_loads(folder)
         card.write(folder, made, parent, out)
         # a card is its user's to edit
-        made.seal(seal.of_folder(folder, apart=(companions.CARD,)))
+        made.seal(seal.of_folder(folder, apart=(sidecar.CARD,)))
         output.write_text(folder / sidecar.FOLDER_SIDECAR, made.text())
 
 

@@ -18,6 +18,7 @@ from prunecli.model import memory
 from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint, Reader
 from prunecli.model.memory import MemoryNeed
+from prunecli.model.stock import stored_tensors
 from prunecli.model.stream import LayerStream, sequence_losses
 from prunecli.pruning import gates, surgery
 from prunecli.pruning.gates import MaskValues
@@ -334,10 +335,10 @@ def _store_weights(model: nn.Module, path: Path, parent: Reader, ranks: Ranks) -
         for _ in tensors:
             pass  # a tensor is gathered from all processes
         return parent
-    specs = {name: Spec("F32", tuple(w.shape)) for name, w in model.named_parameters()}
+    specs = {name: Spec("F32", tuple(w.shape)) for name, w in stored_tensors(model)}
     with TensorWriter(path, specs) as writer:
         for name, tensor in tensors:
-            writer.write(name, tensor.cpu())
+            writer.write(name, tensor.cpu().float())
     return StoredWeights(path, parent)
 
 

@@ -363,7 +363,7 @@ def _about_biases(pruning: ResolvedPrune, shape: Arch) -> tuple[str, ...]:
     lost = LOSE_BIASES.get(shape.config["model_type"]) if pruning.biased else None
     if lost is None:
         return ()
-    made = shape.config["architectures"][0]
+    made = f"{shape.family.classes}ForCausalLM"
     return (f"{made} holds the biases: {lost} (docs/running.md); --bias drop leaves them out",)
 
 

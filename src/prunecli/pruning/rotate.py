@@ -75,7 +75,7 @@ class Rotated(Reader):
         for part in spans(len(matrix), 8 * matrix.shape[1]):
             rows = matrix[part].double()
             wide = rows if gains is None else rows * gains
-            yield (wide @ self.rotation).float().to(dtype)
+            yield (wide @ self.rotation).to(dtype)
 
     def _gains(self, name: str, layer: int | None) -> "torch.Tensor":
         """Return the gains of the norm that this matrix reads."""

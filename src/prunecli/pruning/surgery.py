@@ -97,7 +97,7 @@ class PrunedModel(Reader):
     def parts(self, name: str) -> "Iterator[torch.Tensor]":
         """Yield the pruned model's tensor `name` in parts; of tokens' rows all stay."""
         tensor, parent = self._tensors[name], self.checkpoint.arch
-        if tensor.axes[0] != "vocab":
+        if tensor.axes[:1] != ("vocab",):
             yield self.tensor(name)
             return
         for rows in self.checkpoint.parts(name):
@@ -124,7 +124,7 @@ def _rescaled(name: str, values: "torch.Tensor", arch: Arch, child: Arch) -> "to
         return values.float().mul(factor).to(values.dtype)
     if name == f"{arch.family.final_norm}.weight" and arch.tied:
         offset = arch.family.norm_weight_offset
-        return values.float().add(offset).div(factor).sub(offset).to(values.dtype)
+        return values.double().add(offset).div(factor).sub(offset).to(values.dtype)
     return values
 
 

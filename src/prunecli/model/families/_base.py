@@ -33,6 +33,25 @@ MEAN = "its LayerNorm subtracts the mean over all hidden channels, which their r
 HEAD_SIZE = "its config has no size of heads: it is hidden / heads, which their removal changes"
 
 
+def windows(usual: int) -> Entry:
+    """Return the rule of `sliding_window_pattern`, which is `usual` where config.json lacks it.
+
+    A number n: every n-th layer has full attention. Letters, L for a window and G for full
+    attention: they repeat from the first layer on, and the last layer has full attention. 0 or
+    null: all have.
+    """
+
+    def kind(config: Mapping[str, Any], i: int) -> str:
+        pattern = config.get("sliding_window_pattern", usual) or 1
+        if isinstance(pattern, str):
+            full = pattern[i % len(pattern)] == "G" or i == config[CONFIG_KEYS["layers"]] - 1
+        else:
+            full = (i + 1) % pattern == 0
+        return "full_attention" if full else "sliding_attention"
+
+    return kind
+
+
 @dataclass(frozen=True)
 class Family:
     """One family's tables.

@@ -1,7 +1,7 @@
 """Cohere 2 (Command R7B and A): Cohere with windows, and no positions in every fourth layer."""
 
 from prunecli.model.families import cohere, llama
-from prunecli.model.families._base import MEAN, Family
+from prunecli.model.families._base import MEAN, Family, windows
 
 FAMILY = Family(
     name="cohere2",
@@ -13,12 +13,6 @@ FAMILY = Family(
     fixed={"hidden": MEAN},
     logits_times="logit_scale",
     defaults={**cohere.DEFAULTS, "sliding_window": 4096},
-    layer_lists={
-        "layer_types": lambda config, i: (
-            "sliding_attention"
-            if (i + 1) % config.get("sliding_window_pattern", 4)
-            else "full_attention"
-        )
-    },
+    layer_lists={"layer_types": windows(4)},
     test_config={"attention_bias": True, "sliding_window": 8, "sliding_window_pattern": 2},
 )

@@ -4,7 +4,7 @@ Windows in three layers of four; where there are windows, the other layers have 
 """
 
 from prunecli.model.families import llama, olmo2
-from prunecli.model.families._base import Family
+from prunecli.model.families._base import Family, windows
 
 FAMILY = Family(
     name="exaone4",
@@ -24,12 +24,6 @@ FAMILY = Family(
         "sliding_window": 4096,
         "bos_token_id": 0,
     },
-    layer_lists={
-        "layer_types": lambda config, i: (
-            "sliding_attention"
-            if (i + 1) % config.get("sliding_window_pattern", 4)
-            else "full_attention"
-        )
-    },
+    layer_lists={"layer_types": windows(4)},
     test_config={"sliding_window": 8, "sliding_window_pattern": 2},
 )

@@ -1,7 +1,7 @@
 """Gemma 3, its text model: Gemma 2 with norms on every query and key head, and no soft caps."""
 
 from prunecli.model.families import gemma2, llama
-from prunecli.model.families._base import Family
+from prunecli.model.families._base import Family, windows
 
 FAMILY = Family(
     name="gemma3",
@@ -20,13 +20,7 @@ FAMILY = Family(
         "max_position_embeddings": 131072,
         "final_logit_softcapping": None,
     },
-    layer_lists={
-        "layer_types": lambda config, i: (
-            "sliding_attention"
-            if (i + 1) % config.get("sliding_window_pattern", 6)
-            else "full_attention"
-        )
-    },
+    layer_lists={"layer_types": windows(6)},
     hidden_divides=True,
     scales_embedding=True,
     norm_weight_offset=1.0,
