@@ -19,7 +19,7 @@ def test_closed_streams(closed, llama, tmp_path):
 
 
 @pytest.mark.parametrize("kept", ["2>/dev/full", "2> >(true)"])
-@pytest.mark.parametrize("progress", ["json", "plain"])
+@pytest.mark.parametrize("progress", ["json", "auto"])
 def test_nobody_gets_the_talk(kept, progress, llama, tmp_path):
     """The work is done nevertheless, and the status says how it ended."""
     out = tmp_path / "out"
@@ -38,7 +38,7 @@ def test_nobody_gets_the_talk(kept, progress, llama, tmp_path):
     ],
 )
 def test_a_path_from_a_stdin_that_has_none(given, told):
-    line = f"prunecli eval - {given}"
+    line = f"PYTHONIOENCODING=utf-8:strict prunecli eval - {given}"
     ended = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
     assert ended.returncode == 2 and told in ended.stderr
 
