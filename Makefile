@@ -54,11 +54,11 @@ versions: install ## print the versions of all dependencies
 	$(BIN)/python .ci/floors.py | cut -d= -f1 | xargs $(BIN)/python -m pip show | grep -E '^(Name|Version)' | cut -d' ' -f2 | paste - -
 
 soak: install ## run the long tests, and every method on every family
-	HF_HUB_OFFLINE=1 pytest -m 'slow or matrix'
+	$(if $(wildcard $(MODEL)/model.safetensors),PRUNECLI_SMOLLM2=$(abspath $(MODEL))) HF_HUB_OFFLINE=1 pytest -m 'slow or matrix'
 
 outside: install ## test the toy experiment, its report in a browser (chromium), other runtimes (npm)
 	$(if $(shell command -v npm),$(MAKE) $(RUNTIMES)/ready $(MODEL)/model.safetensors)
-	$(if $(shell command -v npm),$(REAL)) HF_HUB_OFFLINE=1 pytest -m outside -rs
+	$(if $(shell command -v npm),$(REAL)) HF_HUB_OFFLINE=1 pytest -n 2 --dist loadfile -m outside -rs
 
 $(RUNTIMES)/ready: $(VENV)/installed benchmarks/runtimes/get.sh benchmarks/runtimes/llamacpp.mjs
 	benchmarks/runtimes/get.sh $(RUNTIMES)
@@ -81,7 +81,7 @@ study-smoke: install ## every step of the study, on a toy (4 minutes)
 	docs/study/update build/study/smoke/sidecars build/study/smoke/page
 
 golden: $(MODEL)/model.safetensors ## compare with official implementations (needs PRUNECLI_GOLDEN)
-	PRUNECLI_SMOLLM2=$(abspath $(MODEL)) HF_HUB_OFFLINE=1 pytest -m golden -rs
+	PRUNECLI_SMOLLM2=$(abspath $(MODEL)) HF_HUB_OFFLINE=1 pytest -m 'golden and not slow' -rs
 
 check: install ## lint, format and types
 	ruff check .
