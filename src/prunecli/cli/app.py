@@ -131,7 +131,13 @@ def _run() -> None:
     status = app(arguments or ["--help"], standalone_mode=False)
     # a reader that has left is met here, not when the interpreter ends
     sys.stdout.flush()
-    sys.exit(status or (0 if arguments else 2))
+    status = status or (0 if arguments else 2)
+    if world.is_job():
+        # threads that torch's process groups leave can abort a process that ends in the usual way,
+        # and torchrun then stops the others
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _refuse(error: BaseException) -> None:

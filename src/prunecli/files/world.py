@@ -8,6 +8,11 @@ def size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_job() -> bool:
+    """Return whether there are others, or may be."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
 def is_first() -> bool:
     """Return whether this process reports and writes for all."""
     return os.environ.get("RANK", "0") == "0"
