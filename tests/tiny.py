@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from prunecli.model.families import registry
+from prunecli.report import Report
 
 EXACT = 1e-9  # see `exact_logits`
 # per test; `tests/portable.sh` asks for others
@@ -42,6 +43,16 @@ QUICK = (
     "llama", "mistral", "olmo2", "olmo3", "opt", "phi", "phi3", "qwen2", "qwen3", "seed-oss",
     "smollm3",
 )  # fmt: skip
+
+
+class Told(Report):
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.notes = []
+
+    def info(self, message):
+        self.notes.append(message)
 
 
 def families(names: Iterable[str] = registry.names()) -> list[Any]:

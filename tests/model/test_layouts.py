@@ -15,7 +15,6 @@ import tiny
 from prunecli import evaluate, prune
 from prunecli.errors import InputError
 from prunecli.model.checkpoint import Checkpoint
-from prunecli.report import Report
 from prunecli.settings import Amount, Data
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -46,16 +45,6 @@ WRAPPED = {
     "smolvlm": ({"vision_config": VISION, "image_token_id": 258}, "llama"),
     "vipllava": ({**CLIP, "vision_feature_layers": [-1]}, "llama"),
 }
-
-
-class Told(Report):
-    """Keeps what it is told."""
-
-    def __init__(self):
-        self.notes = []
-
-    def info(self, message):
-        self.notes.append(message)
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +152,7 @@ LOADED = {
 def same_as_stock(folder, ids, out, tied, automatic="AutoModelForCausalLM"):
     """Evaluate and prune a folder: the loss is stock's, and OUT loads without a remark."""
     source, tokens = ids
-    told = Told()
+    told = tiny.Told()
     found = evaluate(str(folder), data=[Data(source)], report=told).results["loss"]
     assert found == pytest.approx(stock_loss(folder, tokens, automatic), rel=1e-5)
     prune(str(folder), str(out), method="magnitude", amount=Amount(ratio=0.25))
@@ -343,7 +332,7 @@ def test_an_adapter_beside_weights_is_said_to_be_left_out(parents, ids, tmp_path
     """What is read is the model of these weights; peft would put the adapter onto it."""
     folder = laid_out(parents[False], tmp_path / "in", lambda t: t)
     assert same_as_stock(folder, ids, tmp_path / "out", False) == []
-    before, told = Checkpoint(str(folder)).digest(), Told()
+    before, told = Checkpoint(str(folder)).digest(), tiny.Told()
     (folder / "adapter_config.json").write_text("{}")
     assert Checkpoint(str(folder), told).digest() == before
     assert ["adapter beside its weights" in note for note in told.notes] == [True]

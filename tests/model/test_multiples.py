@@ -10,7 +10,6 @@ from prunecli.errors import InputError, UsageError
 from prunecli.methods import registry
 from prunecli.model.arch import Arch
 from prunecli.pruning.sizes import MULTIPLE_AXES, block_params, resolve_sizes
-from prunecli.report import Report
 from prunecli.settings import Amount
 
 WIDTH = [
@@ -170,16 +169,6 @@ def test_one_is_what_other_methods_do_anyway(method, ratio, llama, calibration, 
     assert one.sidecar["id"] == other.sidecar["id"]
 
 
-class Told(Report):
-    """Keeps what it is told."""
-
-    def __init__(self):
-        self.notes = []
-
-    def info(self, message):
-        self.notes.append(message)
-
-
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
     """Return a model whose sizes are multiples of 32."""
@@ -188,7 +177,7 @@ def wide(tmp_path_factory):
 
 def test_what_is_made_and_said(wide, calibration, tmp_path):
     made = partial(prune, wide, method="minitron-width", data=calibration, ratio=0.4)
-    notes = {multiple: Told() for multiple in (1, 32)}
+    notes = {multiple: tiny.Told() for multiple in (1, 32)}
     for multiple, told in notes.items():
         expected = made(tmp_path / "x", multiple=multiple, dry_run=True, report=told).results
         result = made(tmp_path / f"{multiple}", multiple=multiple)
@@ -209,7 +198,7 @@ def test_what_is_made_and_said(wide, calibration, tmp_path):
 
 
 def test_no_word_where_no_multiple_would_help(llama, calibration, tmp_path):
-    told = Told()
+    told = tiny.Told()
     prune(llama, tmp_path / "o", method="flap", data=calibration, ratio=0.5, report=told)
     assert not any("multiple" in note for note in told.notes)
 
@@ -224,7 +213,7 @@ def test_no_word_where_no_multiple_would_help(llama, calibration, tmp_path):
     ],
 )
 def test_which_runtimes_do_not_read_it(options, said, llama, calibration, tmp_path):
-    told = Told()
+    told = tiny.Told()
     data = {} if options["method"] == "magnitude" else {"data": calibration}
     prune(llama, tmp_path / "o", **data, **options, dry_run=True, report=told)
     lines = [note for note in told.notes if "docs/running.md" in note]

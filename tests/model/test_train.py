@@ -17,7 +17,6 @@ import tiny
 from prunecli import check, init, prune, train
 from prunecli.data import rows as row_sets
 from prunecli.errors import InputError, OutputExists, PruneError, Stopped, UsageError
-from prunecli.report import Report
 from prunecli.settings import Amount, Compute, Data, Output
 from prunecli.training import schedule, state
 from prunecli.training.config import SWEEP
@@ -591,16 +590,6 @@ def test_storage_and_sharding_are_the_parents(tmp_path, ids) -> None:
     assert load_file(tmp_path / "o" / names[0]).popitem()[1].dtype == torch.bfloat16
 
 
-class Told(Report):
-    """Keeps every note."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def info(self, message: str) -> None:
-        self.notes.append(message)
-
-
 def loss_of(folder: Path, rows: torch.Tensor) -> float:
     """Return the mean loss of a folder as stock transformers loads it, in float32."""
     logits = tiny.logits(folder, rows)[:, :-1].flatten(0, 1)
@@ -621,7 +610,7 @@ def test_what_rounding_costs_is_told(half, ids, tmp_path, held_out) -> None:
     if held_out:
         settings = settings | {"eval_data": f"{ids}:300:310"}
         last = row_sets.open_rows(f"{ids}:300:310").read(range(300, 310))
-    wide, told = tmp_path / "wide", Told()
+    wide, told = tmp_path / "wide", tiny.Told()
     made = train(str(half), str(wide), **settings, report=told)
     assert made.results["rounding"] is None
     assert not any("rounded" in note for note in told.notes)

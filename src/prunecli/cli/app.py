@@ -135,6 +135,7 @@ def _run() -> None:
     if world.is_job():
         # threads that torch's process groups leave can abort a process that ends in the usual way,
         # and torchrun then stops the others
+        streams.rejoin()
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
