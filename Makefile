@@ -40,7 +40,7 @@ portable: install ## run the fast tests under three instruction sets, with 1 and
 	tests/portable.sh 'default avx2 avx512' '1 2' pytest -n 2 -m '$(FAST)'
 
 foreign: install ## test processes, masks and resuming under another instruction set
-	tests/portable.sh foreign 2 pytest -m '$(FAST)' --ignore tests/hostile -k 'process or mask or resum or kill or signal or same'
+	tests/portable.sh foreign 2 pytest -n 2 -m '$(FAST)' --ignore tests/hostile -k 'process or mask or resum or kill or signal or same'
 
 floors: ## run the fast tests on the lowest allowed versions, in build/floors
 	mkdir -p build && $(PYTHON) .ci/floors.py >build/floors.txt
