@@ -38,9 +38,10 @@ def check(path: str, *, deep: bool = False, report: Report = SILENT) -> list[str
     """Return what is wrong with a model folder, a folder of rows, a tensor file or a JSON artefact.
 
     Checks headers, index, names and shapes against config.json and the sidecar, and parameter
-    counts. `deep` reads every byte: the sidecar must be as it was sealed and follow from its
-    history, files must have the digests in it; there must be no NaN, the zeros and their pattern
-    must be those recorded, and a model that fits in memory must compute what transformers does.
+    counts. `deep` reads every byte: transformers, which is slow to load and not asked otherwise,
+    must accept config.json; the sidecar must be as it was sealed and follow from its history, files
+    must have the digests in it; there must be no NaN, the zeros and their pattern must be those
+    recorded, and a model that fits in memory must compute what transformers does.
     Whatever is met on the way is a problem of this path; nothing is raised.
     """
     problems = []
@@ -88,7 +89,7 @@ def _described(path: Path) -> Path:
 
 
 def _of_model(folder: Path, deep: bool, report: Report) -> Problems:
-    checkpoint = Checkpoint(str(folder))
+    checkpoint = Checkpoint(str(folder), asked=deep)
     yield from intact.index_faults(folder)
     yield from _of_config(checkpoint)
     if not deep:

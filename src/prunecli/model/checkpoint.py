@@ -154,6 +154,7 @@ class Checkpoint(Reader):
     Opening it checks everything that headers show: that each tensor is one of its family and has
     the shape that follows from config.json, and that none is missing. What transformers loads in
     another layout (docs/checkpoints.md) has the same names here. Raises InputError otherwise.
+    Unless `asked` is true, transformers, which is slow to load, has no say in config.json.
 
     Attributes:
         folder: the model folder. arch: its architecture. specs: type and shape of each tensor.
@@ -162,7 +163,7 @@ class Checkpoint(Reader):
         sidecar: its record, None if prunecli did not make it.
     """
 
-    def __init__(self, model: str, report: Report = SILENT) -> None:
+    def __init__(self, model: str, report: Report = SILENT, asked: bool = True) -> None:
         self.folder = locate(model)
         self.hub = None
         if model.startswith(HUB):
@@ -172,7 +173,7 @@ class Checkpoint(Reader):
             foreign.refuse_folder(self.folder)
         elif (self.folder / foreign.ADAPTER).exists():
             report.info(f"'{model}' has an adapter beside its weights, which is ignored")
-        config, self.part_of = configs.read(self.folder)
+        config, self.part_of = configs.read(self.folder, asked=asked)
         self.arch = Arch(config)
         family = self.arch.family
         self._head, self._embedding = f"{family.head}.weight", f"{family.embedding}.weight"

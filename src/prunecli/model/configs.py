@@ -90,11 +90,12 @@ class Config(NamedTuple):
     part_of: str | None
 
 
-def read(folder: str | Path, counted: bool = False) -> Config:
+def read(folder: str | Path, counted: bool = False, asked: bool = True) -> Config:
     """Read FOLDER/config.json; raise InputError if it is missing or transformers rejects it.
 
     With `counted` the sizes alone matter: it may be an architecture that transformers cannot build,
-    and transformers, which is slow to load, is only used where sizes are absent.
+    or quantised. Then, and unless it is to be `asked`, transformers, which is slow to load, is only
+    used where sizes are absent, and where the model is part of a multimodal one.
     """
     path = Path(folder) / "config.json"
     try:
@@ -104,10 +105,10 @@ def read(folder: str | Path, counted: bool = False) -> Config:
             f"'{folder}' is not a checkpoint: it has no config.json",
             "give a Hugging Face model folder",
         ) from None
-    return of_language_model(values, counted)
+    return of_language_model(values, counted, asked)
 
 
-def of_language_model(values: dict[str, Any], counted: bool = False) -> Config:
+def of_language_model(values: dict[str, Any], counted: bool = False, asked: bool = True) -> Config:
     """Return the config of the language model that a config.json describes, or is a part of.
 
     Sizes that are absent are filled in as transformers does. Raises InputError where it describes
@@ -123,7 +124,7 @@ def of_language_model(values: dict[str, Any], counted: bool = False) -> Config:
                 f"'{kind}' is not a supported multimodal model{suggest(kind, sorted(WRAPPERS))}",
                 "save its language model in a folder of its own",
             )
-        return Config(_filled(values, counted), None)
+        return Config(_filled(values, counted, asked), None)
     text = values.get("text_config") or {}
     if not isinstance(text, dict):
         raise InputError(f"config.json: text_config is {strict.told(text)}, expected an object")
@@ -143,7 +144,7 @@ def of_language_model(values: dict[str, Any], counted: bool = False) -> Config:
     language = {"model_type": own.model_type, **shared, **text, "tie_word_embeddings": tied}
     if "quantization_config" in values:
         language["quantization_config"] = values["quantization_config"]
-    return Config(_filled(language, counted), kind)
+    return Config(_filled(language, counted, asked), kind)
 
 
 def _refuse_kernels(values: Mapping[str, Any]) -> None:
@@ -159,7 +160,7 @@ def _refuse_kernels(values: Mapping[str, Any]) -> None:
             _refuse_kernels(value)
 
 
-def _filled(values: dict[str, Any], counted: bool) -> dict[str, Any]:
+def _filled(values: dict[str, Any], counted: bool, asked: bool) -> dict[str, Any]:
     from prunecli.model import nearest
     from prunecli.model.families import registry
 
@@ -185,7 +186,7 @@ def _filled(values: dict[str, Any], counted: bool) -> dict[str, Any]:
     absent = [key for key in map(family.key, FILLED) if values.get(key) is None]
     if not absent and isinstance(values.get(PATTERN), str):
         values = {**values, **_lists(family, values)}
-    if counted and not absent:
+    if not absent and (counted or not asked):
         return values
     known = transformers_config(values)
     return {**values, **{key: getattr(known, key) for key in absent}}

@@ -217,12 +217,13 @@ def score_sequentially(
             "down": (best(of_layer["ffn"], sizes.ffn), arch.ffn),
         }
         for point, (units, total) in kept.items():
-            weight = layer.get_submodule(arch.module(point)).weight
-            # [D, I] -> [D, units, channels of a unit]
-            columns = weight.data.view(len(weight.data), total, -1)  # type: ignore[operator,arg-type]
-            removed = torch.ones(total, dtype=torch.bool)
+            linear = layer.get_submodule(arch.module(point))
+            weight: torch.Tensor = linear.weight.detach()  # type: ignore[operator]
+            columns = weight.view(len(weight), total, -1)  # [D, units, channels of a unit]
+            removed = torch.ones(total, dtype=torch.bool, device=weight.device)
             removed[list(units)] = False
-            columns.masked_fill_(removed.to(columns.device)[:, None], 0)
+            silenced = columns.masked_fill(removed[:, None], 0).view_as(weight)
+            linear.weight = torch.nn.Parameter(silenced, requires_grad=False)
     return scores
 
 

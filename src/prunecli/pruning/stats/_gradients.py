@@ -49,7 +49,7 @@ def gradients(stream: LayerStream, ids: Tensor, formulas: Sequence[Formula]) -> 
             for rows in steps:
                 gradient[rows] = stream.loss_gradient(gradient[rows], ids[rows]).to(gradient.device)
             continue
-        layer = stream.layer(i).requires_grad_(True)
+        layer = stream.layer(i, cast=True).requires_grad_(True)
         weights = _backward(stream, layer, i, states.pop(str(i)), state["gradient"], tokens)
         for formula in formulas:
             for part, value in formula(weights, stream.arch).items():

@@ -101,7 +101,7 @@ def _no_product(layer: nn.Module, name: str) -> Iterator[None]:
 def layerwise(
     stream: LayerStream, ids: Tensor, needs: tuple[RequiredStatistic, ...]
 ) -> Iterator[tuple[int, nn.Module, Stats]]:
-    """Yield every layer with its statistics, to be edited in place: later layers see the edit.
+    """Yield every layer with its statistics, to be given other weights: later layers see these.
 
     The statistics of a layer come from its unpruned weights on inputs out of edited layers: it
     runs once to be observed and, edited, once more to make the next layer's inputs. Nobody reads
@@ -117,6 +117,7 @@ def layerwise(
             for rows in batches(ids):
                 before = hidden[rows].to(stream.device)
                 hooked.update("block", before, stream.forward(layer, i, before))
+        stream.rest()
         yield i, layer, hooked.statistics()
         if i + 1 < depth:
             for rows in batches(ids):
