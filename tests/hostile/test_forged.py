@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from test_publish import contents, names
 
 import prunecli
@@ -20,11 +21,15 @@ import tiny
 from prunecli.data.shards import STATE, Shards
 from prunecli.errors import InputError, OutputExists, PruneError, Stopped, UsageError
 from prunecli.files import keeping, seal
+from prunecli.files.tensorfile import combined_digest
 from prunecli.methods import registry
 from prunecli.settings import Amount
 from prunecli.training import state
 
 SCORES, MODEL, STEPS = "s.safetensors", "o", "t"
+# walks of other kinds: backward, within others, with what is remembered, in a folder of its own
+GRADIENTS, NESTED, REMEMBERED, LOSSES = "g.safetensors", "n.safetensors", "r", "e.json"
+WALKS = (SCORES, MODEL, GRADIENTS, NESTED, REMEMBERED, LOSSES)
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +48,20 @@ def stopped(tmp_path_factory):
         STEPS: lambda out, **how: prunecli.train(
             model, out, data=data, steps=4, save_every=1, batch_size=2, lr=1e-3, **how
         ),
+        GRADIENTS: lambda out, **how: prunecli.calibrate(
+            model, out, methods=["flap", "llm-pruner"], data=data, nsamples=3, **how
+        ),
+        NESTED: lambda out, **how: prunecli.score(
+            model, out, method="sleb", layers=3, data=data, nsamples=3, **how
+        ),
+        REMEMBERED: lambda out, **how: prunecli.prune(
+            model, out, method="wanda-sp", ratio=0.5, data=data, nsamples=3, **how
+        ),
+        LOSSES: lambda out, **how: prunecli.evaluate(model, data=[data], out=out, **how),
     }
+    steps = {STEPS: 3, GRADIENTS: 4 + 6}
     for name, run in runs.items():
-        for stop in (None, tiny.stop_after(3 if name == STEPS else 2)):
+        for stop in (None, tiny.stop_after(steps.get(name, 2))):
             out = str(root / ("whole" if stop is None else "begun") / name)
             with suppress(Stopped):
                 run(out, **({"stop": stop} if stop else {}))
@@ -183,6 +199,70 @@ def test_a_state_that_is_not_as_it_was(name, change, sealed, forged):
 
     told = forged(name, put)
     assert told == "" or (sealed and "use --restart" in told)
+
+
+def shorter(kept, tensors):
+    return lambda tensor: tensor[..., :-1].clone() if tensor.dim() else tensor[None]
+
+
+def of_another_type(kept, tensors):
+    return lambda tensor: tensor.to(torch.int32)
+
+
+def another_name(kept, tensors):
+    tensors["other"] = tensors.pop(kept)
+
+
+def none_of_it(kept, tensors):
+    del tensors[kept]
+
+
+def one_more(kept, tensors):
+    tensors["other"] = tensors[kept]
+
+
+def forged_tensors(place, change):
+    """Change the last tensor of each walk of a state in turn; seal it. Yields which that is."""
+    (file,) = place.rglob(keeping.STATE)
+    before = file.read_text()
+    for number, walk in json.loads(before)["result"]["walks"].items():
+        if not walk["tensors"]:
+            continue
+        record = json.loads(before)["result"]
+        tensors = record["walks"][number]["tensors"]
+        kept = max(tensors)
+        of = tensors[kept]["file"]
+        content = (file.parent / of).read_bytes()
+        make = change(kept, tensors)
+        if make is not None:
+            found = load_file(file.parent / of)
+            found[tensors[kept]["name"]] = make(found[tensors[kept]["name"]])
+            save_file(found, file.parent / of)
+            record["files"][of] = combined_digest(keeping._digests(file.parent / of))
+        keeping.keep(file, record)
+        yield f"{kept} of {walk['what']}"
+        (file.parent / of).write_bytes(content)
+
+
+@pytest.mark.parametrize("name", WALKS)
+def test_tensors_that_no_step_left(name, stopped, tmp_path):
+    """The digests are right, and names, shapes or types are not: told before they are read."""
+    root, runs = stopped
+    out, place = tmp_path / name, tmp_path / f"{name}.partial"
+    tried = 0
+    for change in (shorter, of_another_type, another_name, none_of_it, one_more):
+        shutil.copytree(root / "begun" / f"{name}.partial", place)
+        for which in forged_tensors(place, change):
+            with pytest.raises(InputError, match=r"not fit this run: .*; use --restart") as told:
+                runs[name](str(out))
+            assert "Error" not in str(told.value), (which, change)
+            tried += 1
+        shutil.rmtree(place)
+    assert tried >= 5
+    # positive control: what was not changed is gone on from
+    shutil.copytree(root / "begun" / f"{name}.partial", place)
+    runs[name](str(out))
+    assert result(out) == result(root / "whole" / name)
 
 
 def rewritten(change):
