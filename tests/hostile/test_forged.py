@@ -15,6 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_publish import contents, names
+from torch.distributed.checkpoint import FileSystemReader, state_dict_saver
+from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 import prunecli
 import tiny
@@ -296,6 +299,44 @@ def elsewhere(target):
 )
 def test_an_index_that_names_files_elsewhere(target, forged):
     assert "use --restart" in forged(STEPS, elsewhere(target)).replace("remove it", "use --restart")
+
+
+def first(state):
+    return next(iter(state["optimizer"]["state"].values()))
+
+
+def steps_below_none(state):
+    first(state)["step"] -= 9
+
+
+def shorter_moments(state):
+    first(state)["exp_avg"] = first(state)["exp_avg"][..., :-1].clone()
+
+
+def no_moments(state):
+    del first(state)["exp_avg_sq"]
+
+
+def other_settings(state):
+    state["optimizer"]["param_groups"][0] |= {"betas": (torch.ones(3), "x"), "lr": torch.ones(5)}
+
+
+CHANGES_OF_STEPS = (steps_below_none, shorter_moments, no_moments, other_settings)
+
+
+@pytest.mark.parametrize("change", CHANGES_OF_STEPS)
+def test_states_of_training_that_no_step_left(change, forged):
+    """What the optimizer's settings are follows from the options, whatever a state says."""
+
+    def put(place):
+        found = {}
+        reader, planner = FileSystemReader(last(place)), _EmptyStateDictLoadPlanner()
+        _load_state_dict(found, reader, planner=planner, no_dist=True)
+        change(found)
+        state_dict_saver.save(found, checkpoint_id=last(place), no_dist=True)
+
+    told = forged(STEPS, put).replace("remove it", "use --restart")
+    assert told == "" if change is other_settings else "use --restart" in told
 
 
 @pytest.mark.parametrize("put", [b"r\xff\xff\xff\x0b", b"p200000000\n", b"q\xff"])

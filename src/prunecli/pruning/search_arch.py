@@ -12,7 +12,7 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, FiniteFloat
 
 from prunecli.data import windows
 from prunecli.data.rows import source_path
@@ -407,7 +407,7 @@ class _Tried(BaseModel):
     """What a shape came to: its loss, or why it has none."""
 
     model_config = ConfigDict(extra="forbid")
-    loss: float | None
+    loss: FiniteFloat | None
     failed: str = ""
 
 
