@@ -36,6 +36,18 @@ def test_nobody_gets_the_talk(kept, progress, llama, tmp_path):
         assert (out / "prunecli.json").exists()
 
 
+@pytest.mark.parametrize("command", ["--version", "prune --help", "methods --json"])
+def test_nobody_gets_the_results(command):
+    """Whether they fit into a buffer or not: told once, with what could not be written and why."""
+    line = f"prunecli {command} >/dev/full"
+    ended = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        "prunecli: error: cannot write to standard output: No space left on device; free some "
+        "space, or choose another disk\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [

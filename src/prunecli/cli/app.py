@@ -101,7 +101,7 @@ def main() -> None:
     """Run the command line; errors become one line on stderr and the documented exit status."""
     signals.listen()
     _replace_closed_streams()
-    with streams.lasting_stderr():
+    with streams.guarded():
         _guarded()
 
 

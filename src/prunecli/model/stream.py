@@ -4,7 +4,7 @@ Layers are transformers' own classes, built on meta and given the streamed weigh
 of all sequences live in one buffer that each layer overwrites in place.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from math import prod
 from typing import Any, TypeVar
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.files import scratch
-from prunecli.files.keeping import Keeper
+from prunecli.files.keeping import Holds, Keeper
 from prunecli.files.tensorfile import spans
 from prunecli.interruption import safe_point
 from prunecli.model import memory
@@ -63,13 +63,19 @@ class LayerStream:
         self._context: tuple[int, list[dict[str, Any]]] | None = None
 
     def walk(
-        self, items: Sequence[T], what: str, unit: str, state: dict[str, Tensor]
+        self,
+        items: Sequence[T],
+        what: str,
+        unit: str,
+        state: dict[str, Tensor],
+        holds: Holds | None = None,
+        spent: Collection[str] = (),
     ) -> Iterator[T]:
         """Yield items, showing progress; `state` is all that a run that goes on after some needs.
 
         Every loop over layers is one of these (files/keeping.py says what that asks of it).
         """
-        return self.keeper.steps(items, what, unit, state, self._placed)
+        return self.keeper.steps(items, what, unit, state, self._placed, holds, spent)
 
     def _placed(self, tensor: Tensor, on_device: bool) -> Tensor:
         """Return a tensor of a state, where it was: on the device, or where hidden states are."""
@@ -339,5 +345,4 @@ def sequence_losses(stream: LayerStream, ids: Tensor, without: range = range(0))
     for n in stream.walk(range(len(ids)), "predicting", "windows", of_windows):
         alone = slice(n, n + 1)
         of_windows["losses"][alone] = stream.losses(state["hidden"][alone], ids[alone])
-    del state["hidden"]
     return of_windows["losses"]

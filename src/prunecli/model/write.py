@@ -73,10 +73,14 @@ def write_tensors(
                 yield part
                 passed(part.nbytes)
 
+        before = set()
         for name, values in writer.written():
+            before.add(name)
             census.add(name, values)
             passed(values.nbytes)
         for name, parts in stream:
+            if name in before:
+                continue
             writer.write(name, counted(name, parts))
             memory.release()
             if census.broken:

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from prunecli.files.keeping import Keeper
+from prunecli.files.tensorfile import Spec
 from prunecli.methods._base import Method
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.pattern import SparsityPattern
@@ -46,7 +48,9 @@ class WeightMasker:
         from prunecli.model.device import device_of
 
         dense, device = self.dense, device_of(self.run.compute)
-        retries = self.keeper.remembered("damping")
+        inputs = product(range(dense.arch.layers), dense.arch.family.inputs)
+        points = [f"{dense.arch.prefix(i)}{modules[0]}:in" for i, modules in inputs]
+        retries = self.keeper.remembered("damping", dict.fromkeys(points, Spec("I64", ())))
         self.damping_retries.update({point: int(count) for point, count in retries.items()})
         for i, layer, take in self._layers(calibration):
             for modules in dense.arch.family.inputs:

@@ -16,7 +16,7 @@ from prunecli.errors import InputError
 from prunecli.files import output, sidecar, world
 from prunecli.files.artefact import Artefact
 from prunecli.files.claim import claimed, exclusive
-from prunecli.files.keeping import Keeper
+from prunecli.files.keeping import Keeper, specs_of
 from prunecli.files.sidecar import Computed, Input, SidecarBuilder
 from prunecli.files.tensorfile import TensorFile, Tensors
 from prunecli.methods._base import Method
@@ -251,9 +251,8 @@ def score(pruning: Pruning, calibration: Calibration, options: dict[str, Any]) -
     )  # fmt: skip
     if not artefact.existing():
         statistics = collect(pruning, calibration)
-        artefact.write_tensors(
-            iter([score_model(pruning.method, pruning.dense, statistics, options)])
-        )
+        scores = score_model(pruning.method, pruning.dense, statistics, options)
+        artefact.write_tensors([scores], specs_of(scores))
     return TensorFile(Path(artefact.path))
 
 

@@ -12,7 +12,7 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, FiniteFloat
 
 from prunecli.data import windows
 from prunecli.data.rows import source_path
@@ -20,7 +20,7 @@ from prunecli.errors import InputError, NotANumber, UsageError
 from prunecli.files import keeping, output, sidecar, unfinished, world
 from prunecli.files.artefact import Artefact
 from prunecli.files.claim import exclusive
-from prunecli.files.keeping import Keeper
+from prunecli.files.keeping import Keeper, specs_of
 from prunecli.files.sidecar import Computed, SidecarBuilder
 from prunecli.files.tensorfile import Tensors
 from prunecli.measuring import perplexity
@@ -374,7 +374,7 @@ def _scores(
             search.dense, digest, calibration, search.method, options, None, to_file
         )
         scores = score_model(search.method, search.dense, statistics, options)
-        artefact.write_tensors(iter([scores]))
+        artefact.write_tensors([scores], specs_of(scores))
     with unfinished.refusals():
         tensors = open_scores(path, search.dense.arch, digest, search.method).tensors
     assert tensors is not None
@@ -407,7 +407,7 @@ class _Tried(BaseModel):
     """What a shape came to: its loss, or why it has none."""
 
     model_config = ConfigDict(extra="forbid")
-    loss: float | None
+    loss: FiniteFloat | None
     failed: str = ""
 
 

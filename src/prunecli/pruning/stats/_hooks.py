@@ -70,7 +70,8 @@ def dense(
     Those that a stopped run yielded are left out: the caller keeps them.
     """
     state = {"hidden": stream.embed(ids)}
-    for i in stream.walk(range(stream.arch.layers), "calibrating", "layers", state):
+    layers = range(stream.arch.layers)
+    for i in stream.walk(layers, "calibrating", "layers", state, spent=("hidden",)):
         layer, hidden = stream.layer(i), state["hidden"]
         hooked = HookedCollectors(stream, i, layer, needs)
         for rows in batches(ids):
@@ -79,7 +80,6 @@ def dense(
             hooked.update("block", before, after)
             hidden[rows] = after.to(hidden.device)
         yield {name: value.cpu() for name, value in hooked.statistics().items()}
-    del state["hidden"]
 
 
 @contextmanager
@@ -109,7 +109,7 @@ def layerwise(
     on the device. Layers that a stopped run yielded are left out: the caller keeps what it made.
     """
     state, depth = {"hidden": stream.embed(ids)}, stream.arch.layers
-    for i in stream.walk(range(depth), "pruning", "layers", state):
+    for i in stream.walk(range(depth), "pruning", "layers", state, spent=("hidden",)):
         layer, hidden = stream.layer(i), state["hidden"]
         hooked = HookedCollectors(stream, i, layer, needs)
         whole = any("block" in need.points for need in needs)
@@ -123,4 +123,3 @@ def layerwise(
             for rows in batches(ids):
                 after = stream.forward(layer, i, hidden[rows].to(stream.device))
                 hidden[rows] = after.to(hidden.device)
-    del state["hidden"]
