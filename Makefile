@@ -56,7 +56,11 @@ versions: install ## print the versions of all dependencies
 soak: install ## run the long tests, and every method on every family
 	$(if $(wildcard $(MODEL)/model.safetensors),PRUNECLI_SMOLLM2=$(abspath $(MODEL))) HF_HUB_OFFLINE=1 pytest -m 'slow or matrix'
 
-outside: install ## test the toy experiment, its report in a browser (chromium), other runtimes (npm)
+$(VENV)/notebook: $(VENV)/installed
+	$(PIP) -e '.[notebook]'
+	touch $@
+
+outside: $(VENV)/notebook ## test the toy experiment, its report in a browser (chromium), a notebook, other runtimes (npm)
 	$(if $(shell command -v npm),$(MAKE) $(RUNTIMES)/ready $(MODEL)/model.safetensors)
 	$(if $(shell command -v npm),$(REAL)) HF_HUB_OFFLINE=1 pytest -n 2 --dist loadfile -m outside -rs
 

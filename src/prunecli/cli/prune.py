@@ -1,14 +1,17 @@
 """`prunecli prune`."""
 
+import shlex
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from prunecli.cli import console, options, records
 from prunecli.cli.options import DATA_PANEL, STEPS_PANEL, option
+from prunecli.errors import UsageError
 from prunecli.files import world
 from prunecli.methods import registry
+from prunecli.methods._base import Method
 
 RECIPE: options.Group = {
     "recipe": (
@@ -140,6 +143,27 @@ def prune(
     if first:
         then = "prune --plan {out} IN OUT" if values["plan_only"] else "eval {out}"
         console.print_made(made, values, then)
+        if search := _search(chosen, explicit, values):
+            console.hint(search, values, "other sizes of that amount may lose less")
+
+
+def _search(method: Method | None, options: dict[str, Any], values: dict[str, Any]) -> str:
+    """Return the command that looks for other sizes than a bare amount gives; "" if none is quick.
+
+    A search that trains masks for every shape takes hours.
+    """
+    from prunecli.pruning.search_arch import check_searchable
+
+    amount = next((name for name in ("ratio", "params") if values[name] is not None), None)
+    if method is None or method.trains_masks or amount is None or values["plan"] is not None:
+        return ""
+    try:
+        check_searchable(method, method.resolve(options))
+    except UsageError:
+        return ""
+    model = "IN" if values["model"] == "-" else shlex.quote(values["model"])
+    budget = f"--{amount} {console.plain(values[amount])}"
+    return f"search-arch --method {method.name} {budget} {model} arch.json"
 
 
 EXAMPLES = (

@@ -87,7 +87,7 @@ class Talk(io.TextIOBase):
 
     def isatty(self) -> bool:
         """Return whether somebody watches."""
-        return not self.quiet and stderr().isatty()
+        return not self.quiet and redraws()
 
     def fileno(self) -> int:
         """Return the descriptor of stderr."""
@@ -174,6 +174,16 @@ def stdout() -> TextIO:
 def stderr() -> TextIO:
     """Return stderr itself."""
     return _streams[1] if _streams is not None else sys.stderr
+
+
+def redraws() -> bool:
+    """Return whether stderr is a terminal where a bar can be drawn again and again.
+
+    A cell of a notebook (`!prunecli ...`) says that it is one, and keeps every drawing. Its kernel
+    is told who started it by JPY_PARENT_PID.
+    """
+    plain = os.environ.get("TERM") == "dumb" or "JPY_PARENT_PID" in os.environ
+    return not plain and stderr().isatty()
 
 
 def say(line: str) -> None:

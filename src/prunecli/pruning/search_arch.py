@@ -211,8 +211,7 @@ def _resolve(request: SearchRequest, run: RunContext) -> Search:
         raise UsageError("a search runs in one process", "run it without torchrun")
     method = registry.get(request.method)
     options = method.resolve(request.options)
-    grid.check_searchable(method)
-    _check_equal(method, options)
+    check_searchable(method, options)
     dense = Checkpoint(request.model, run.report)
     sources = (request.data.source, request.eval_data.source, *domains_of(options))
     output.check_path(out, run.output, [dense.folder, *(source_path(name) for name in sources)])
@@ -225,8 +224,12 @@ def _resolve(request: SearchRequest, run: RunContext) -> Search:
     return replace(search, candidates=_candidates(search, run.report))
 
 
-def _check_equal(method: Method, options: Mapping[str, Any]) -> None:
-    """Raise UsageError for options that make layers of unequal sizes, which are no shape."""
+def check_searchable(method: Method, options: Mapping[str, Any]) -> None:
+    """Raise UsageError for a method, or options of all of its own, that leave no shape to choose.
+
+    Layers of unequal sizes are no shape.
+    """
+    grid.check_searchable(method)
     if any(protected_layers(method, options)):
         raise UsageError("a search makes equal layers", "remove --protect")
     if str(options.get("structure")).startswith("AL"):
