@@ -18,6 +18,7 @@ def families(context: typer.Context, json: options.Json = False) -> None:
         rows = [
             {
                 "name": family.name,
+                "package": registry.source(family.name),
                 "model_types": family.model_types,
                 "containers": family.containers,
                 "biases": list(family.biases),
