@@ -8,7 +8,7 @@ looked for before it is asked for.
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -73,6 +73,15 @@ class Registry:
     def source(self, name: str) -> str:
         """Return the name of the package that an entry is from."""
         return self._foreign[name].package if name in self._foreign else OURS
+
+    @contextmanager
+    def trying(self, record: Any) -> Iterator[None]:
+        """Have one more record, that of nobody's package, meanwhile."""
+        self._foreign[record.name] = Foreign(record, "what is tried")
+        try:
+            yield
+        finally:
+            del self._foreign[record.name]
 
     def own(self) -> list[str]:
         """Return the names of our own entries, importing none."""

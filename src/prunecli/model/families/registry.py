@@ -14,6 +14,7 @@ _REGISTRY = Registry(
 
 names = _REGISTRY.names
 source = _REGISTRY.source
+trying = _REGISTRY.trying
 
 
 def get(name: str) -> Family:
