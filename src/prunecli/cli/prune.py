@@ -69,6 +69,21 @@ STEPS: options.Group = {
 }
 
 
+WRAPPER: options.Group = {
+    "keep_wrapper": (
+        Annotated[
+            bool,
+            option(
+                "keep-wrapper",
+                "of a multimodal model, write all parts, not the language model alone",
+                options.OUTPUT_PANEL,
+            ),
+        ],
+        False,
+    ),
+}
+
+
 @options.with_options(
     options.AMOUNT,
     options.COMPAT,
@@ -77,6 +92,7 @@ STEPS: options.Group = {
     STEPS,
     options.METHOD,
     options.STREAM,
+    WRAPPER,
     options.OUTPUT,
     options.RESTART,
     options.PROBE,
@@ -137,6 +153,7 @@ def prune(
         plan_only=values["plan_only"],
         keep=values["keep"],
         compat=records.follows_official(context, quirks),
+        keep_wrapper=values["keep_wrapper"],
     )
     run = records.run_context(values, out, report, records.command_line(context))
     made = verb(request, run)

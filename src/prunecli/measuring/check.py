@@ -134,9 +134,19 @@ def _of_weights(checkpoint: Checkpoint, report: Report) -> Problems:
     if record is not None:
         if record.outputs.get("digest") != digest:
             yield "the weights are not those of the sidecar (digest differs)"
+        yield from _of_wrapper(checkpoint, record)
         for file in intact.weight_files(checkpoint.folder):
             yield from intact.header_faults(file)
     yield from faults(checkpoint, report)
+
+
+def _of_wrapper(checkpoint: Checkpoint, record: Sidecar) -> Problems:
+    """Yield whether other parts of a multimodal model are not those of the sidecar."""
+    recorded, wrapper = record.outputs.get("wrapper"), checkpoint.wrapper()
+    if not isinstance(recorded, dict):
+        return
+    if wrapper is None or recorded.get("digest") != wrapper.digest():
+        yield "the parts around the language model are not those of the sidecar (digest differs)"
 
 
 def _of_rows(folder: Path, deep: bool, report: Report) -> Problems:

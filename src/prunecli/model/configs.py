@@ -134,7 +134,7 @@ def of_language_model(values: dict[str, Any], counted: bool = False, asked: bool
         text = {**text, "model_type": usual.model_type}
     tie = {key: values[key] for key in ("tie_word_embeddings",) if key in values}
     with refusals("transformers rejects the text_config of config.json"):
-        known = _passed_on(text)
+        known = passed_on(text)
     multimodal = transformers_config({"model_type": kind, **tie, "text_config": known})
     own = multimodal.get_text_config(decoder=True)
     shared = {key: values[key] for key in SHARED if key in values}
@@ -235,7 +235,7 @@ def transformers_config(values: Mapping[str, Any]) -> Any:
     from transformers import AutoConfig
 
     with refusals("transformers rejects config.json"):
-        config = AutoConfig.for_model(**_passed_on(values))
+        config = AutoConfig.for_model(**passed_on(values))
     kinds = getattr(config, "layer_types", None) or ()
     if "sliding_attention" in kinds and getattr(config, "sliding_window", None) is None:
         raise InputError(
@@ -245,7 +245,7 @@ def transformers_config(values: Mapping[str, Any]) -> Any:
     return config
 
 
-def _passed_on(values: Mapping[str, Any]) -> dict[str, Any]:
+def passed_on(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return what transformers is told of a config: the keys that the class of its kind declares.
 
     Raises InputError for a kind that the installed version does not know.

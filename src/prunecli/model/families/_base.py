@@ -30,6 +30,7 @@ CONFIG_KEYS = {
 
 # why some families cannot lose an axis exactly
 MEAN = "its LayerNorm subtracts the mean over all hidden channels, which their removal changes"
+SQUARE = "its o_proj is hidden by hidden, so that heads and hidden cannot change"
 HEAD_SIZE = "its config has no size of heads: it is hidden / heads, which their removal changes"
 
 
