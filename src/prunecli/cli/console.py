@@ -11,6 +11,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from prunecli.cli import streams
+from prunecli.files import world
 from prunecli.report import Report, printable
 from prunecli.settings import Result
 
@@ -182,7 +183,7 @@ def print_made(made: Result, values: Mapping[str, Any], then: str = "") -> None:
 def hint(command: str, values: Mapping[str, Any]) -> None:
     """Name a command that may come next, where a person sees it; never asked, never waited for."""
     watched = streams.stderr().isatty() and streams.stdout().isatty()
-    if watched and not values["quiet"]:
+    if watched and not values["quiet"] and world.is_first():
         streams.say(f"prunecli: next: prunecli {printable(command)}")
 
 

@@ -7,7 +7,6 @@ import typer
 
 from prunecli.cli import console, options, records
 from prunecli.cli.options import DATA_PANEL, STEPS_PANEL, option
-from prunecli.files import world
 from prunecli.methods import registry
 
 RECIPE: options.Group = {
@@ -95,12 +94,13 @@ def prune(
 
     Sequential methods (wanda, sparsegpt, wanda-sp) prune layer by layer, on the outputs of already
     pruned layers; with --stats they use the dense model's statistics. sheared-llama trains masks
-    and weights; under torchrun its model is sharded over all processes.
+    and weights.
 
-    The progress of a long run is saved in OUT.partial. Rerun the same command to resume.
+    The progress of a long run is saved in OUT.partial. Rerun the same command to resume. Under
+    torchrun, processes divide the rows of --data, and such a run saves nothing; the model of
+    sheared-llama is sharded over them.
     """
-    first = world.is_first()
-    report = records.setup(context, silent=not first)
+    report = records.setup(context)
     values = context.params
     folder, stats, scores, plan, arch = records.from_stdin(
         model, values["stats"], values["scores"], values["plan"], values["arch"]
@@ -136,10 +136,8 @@ def prune(
         compat=records.follows_official(context, quirks),
     )
     run = records.run_context(values, out, report, records.command_line(context))
-    made = verb(request, run)
-    if first:
-        then = "prune --plan {out} IN OUT" if values["plan_only"] else "eval {out}"
-        console.print_made(made, values, then)
+    then = "prune --plan {out} IN OUT" if values["plan_only"] else "eval {out}"
+    console.print_made(verb(request, run), values, then)
 
 
 EXAMPLES = (

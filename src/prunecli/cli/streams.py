@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
+from prunecli.files import world
 from prunecli.report import cut, printable
 
 PARTIAL = 10_000  # characters of a line without end
@@ -132,9 +133,13 @@ def rejoin() -> None:
 
 
 def result(text: str = "") -> None:
-    """Print a result on stdout; libraries have nothing to say any more."""
+    """Print a result on stdout; libraries have nothing to say any more.
+
+    Of several processes the first one prints.
+    """
     rejoin()
-    print(text)
+    if world.is_first():
+        print(text)
 
 
 def _is(stream: TextIO, descriptor: int) -> bool:

@@ -38,7 +38,7 @@ def residual_gram(runner: LayerStream, ids: Tensor) -> Tensor:
             after = runner.forward(layer, i, hidden[rows].to(runner.device))
             hidden[rows] = after.to(hidden.device)
     del state["hidden"]
-    return state["gram"].cpu()
+    return runner.ranks.sum(state["gram"]).cpu()
 
 
 STATISTIC = Statistic(
