@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
@@ -135,7 +135,10 @@ def _run() -> None:
     status = app(arguments or ["--help"], standalone_mode=False)
     # a reader that has left is met here, not when the interpreter ends
     sys.stdout.flush()
-    status = status or (0 if arguments else 2)
+    _leave(status or (0 if arguments else 2))
+
+
+def _leave(status: int) -> NoReturn:
     if world.is_job():
         # threads that torch's process groups leave can abort a process that ends in the usual way,
         # and torchrun then stops the others
@@ -170,7 +173,7 @@ def _refuse(error: BaseException) -> None:
 
 def _interrupted(number: int) -> None:
     if not world.is_first():
-        sys.exit(128 + number)  # a signal reaches all processes of torchrun
+        _leave(128 + number)  # a signal reaches all processes of torchrun
     try:
         _fail("interrupted", 128 + number)
     finally:
@@ -225,4 +228,4 @@ def _unexpected(what: str) -> None:
 
 def _fail(message: Any, status: int) -> None:
     print(cut(f"prunecli: error: {' '.join(str(message).split())}"), file=sys.stderr)
-    sys.exit(status)
+    _leave(status)

@@ -106,6 +106,8 @@ def read_paths() -> list[str]:
 
     Raises UsageError where there are none: the command before has failed.
     """
+    if world.size() > 1:
+        raise UsageError("several processes cannot all read stdin", "name the path instead of '-'")
     with signals.waiting():
         try:
             text = sys.stdin.read(regular.MAX_BYTES + 1).strip()

@@ -10,7 +10,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from prunecli import ranks
-from prunecli.errors import PruneError, UsageError
+from prunecli.errors import PruneError, UsageError, of_system
 from prunecli.files import world
 from prunecli.model.device import device_of
 from prunecli.settings import Compute, RunContext
@@ -113,7 +113,8 @@ def _telling(store: "Store") -> Iterator[None]:
         # a library's call that all make breaks with a RuntimeError of its own
         if isinstance(error, ranks.Lost | RuntimeError) and store.check([FAILURE]):
             raise _told(store) from error
-        known = error if isinstance(error, PruneError) else PruneError(f"{error}")
+        system = of_system(error) if isinstance(error, OSError) else PruneError(str(error))
+        known = error if isinstance(error, PruneError) else system
         told = [dist.get_rank(), known.exit_code, known.what, known.remedy]
         if not isinstance(error, ranks.Lost):
             store.set(FAILURE, json.dumps(told))
