@@ -43,7 +43,7 @@ _prunecli() {
         return
     fi
     case $command in
-        prune) flags='--method --ratio --sparsity --layers --hidden --heads --ffn --params --arch --multiple --compat --data --sampler --nsamples --seq-len --tokenizer --text-column --skip-bad --bos --special-tokens --recipe --stats --scores --plan --plan-only --keep --structure --metric --bias --taylor --protect --scope --hidden-score --mlp-score --tokens --batch-size --lr --mask-lr --domains --domain-weights --domain-every --freeze-weights --activation-checkpointing --block-size --damping --device --dtype --threads --seed --buffer --force --skip-existing --dry-run --restart --probe --json --quiet --progress --verbose --config --print-config --help' ;;
+        prune) flags='--method --ratio --sparsity --layers --hidden --heads --ffn --params --arch --multiple --compat --data --sampler --nsamples --seq-len --tokenizer --text-column --skip-bad --bos --special-tokens --recipe --stats --scores --plan --plan-only --keep --structure --metric --bias --taylor --protect --scope --hidden-score --mlp-score --tokens --batch-size --lr --mask-lr --domains --domain-weights --domain-every --freeze-weights --activation-checkpointing --block-size --damping --device --dtype --threads --seed --buffer --keep-wrapper --force --skip-existing --dry-run --restart --probe --json --quiet --progress --verbose --config --print-config --help' ;;
         search-arch) flags='--method --paper --format --params --ratio --flops --multiple --compat --data --sampler --nsamples --seq-len --tokenizer --text-column --skip-bad --bos --special-tokens --eval-data --allow-overlap --structure --metric --bias --taylor --protect --scope --hidden-score --mlp-score --tokens --batch-size --lr --mask-lr --domains --domain-weights --domain-every --freeze-weights --activation-checkpointing --block-size --damping --device --dtype --threads --seed --buffer --force --skip-existing --dry-run --restart --probe --json --quiet --progress --verbose --config --print-config --help' ;;
         calibrate) flags='--for --ratio --layers --compat --data --sampler --nsamples --seq-len --tokenizer --text-column --skip-bad --bos --special-tokens --device --dtype --threads --seed --buffer --force --skip-existing --dry-run --restart --probe --json --quiet --progress --verbose --config --print-config --help' ;;
         score) flags='--method --ratio --layers --compat --data --sampler --nsamples --seq-len --tokenizer --text-column --skip-bad --bos --special-tokens --stats --structure --metric --bias --taylor --protect --scope --hidden-score --mlp-score --tokens --batch-size --lr --mask-lr --domains --domain-weights --domain-every --freeze-weights --activation-checkpointing --block-size --damping --device --dtype --threads --seed --buffer --force --skip-existing --dry-run --restart --probe --json --quiet --progress --verbose --config --print-config --help' ;;
@@ -56,7 +56,7 @@ _prunecli() {
         check) flags='--deep --json --quiet --progress --verbose --config --print-config --help' ;;
         log) flags='--commands --card --json --quiet --progress --verbose --config --print-config --help' ;;
         methods) flags='--json --help' ;;
-        families) flags='--json --help' ;;
+        families) flags='--probe --json --help' ;;
     esac
     if [[ $current == -* ]]; then
         COMPREPLY=($(compgen -W "$flags" -- "$current"))

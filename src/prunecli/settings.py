@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
+from prunecli.ranks import ALONE, Ranks
 from prunecli.record import Record, limited
 from prunecli.report import SILENT, Report, printable
 
@@ -122,13 +123,14 @@ class RunContext(Record):
     """What every verb is handed beside its request.
 
     `stop` is asked between steps of long work; where it says so, the state is saved and Stopped
-    raised.
+    raised. `ranks` are the processes that divide the rows; verbs join them.
     """
 
     output: Output = Output()
     compute: Compute = Compute()
     report: Report = SILENT
     stop: Callable[[], bool] = never
+    ranks: Ranks = ALONE
 
 
 @dataclass

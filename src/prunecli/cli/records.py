@@ -23,7 +23,7 @@ from prunecli.cli.options import (
     method_options,
 )
 from prunecli.errors import UsageError
-from prunecli.files import regular, strict
+from prunecli.files import regular, strict, world
 from prunecli.methods import registry
 from prunecli.methods._base import Method
 from prunecli.report import Report
@@ -36,10 +36,13 @@ INCIDENTAL = frozenset({
 })  # fmt: skip
 
 
-def setup(context: typer.Context, *, silent: bool = False) -> Report:
-    """Print the configuration if asked; set up what is global; return the listener."""
+def setup(context: typer.Context) -> Report:
+    """Print the configuration if asked; set up what is global; return the listener.
+
+    Of several processes the first one talks.
+    """
     resolved(context)
-    values = context.params
+    values, silent = context.params, not world.is_first()
     if values.get("threads"):
         os.environ["OMP_NUM_THREADS"] = str(values["threads"])
     progress = "none" if silent else values["progress"]
@@ -103,6 +106,8 @@ def read_paths() -> list[str]:
 
     Raises UsageError where there are none: the command before has failed.
     """
+    if world.size() > 1:
+        raise UsageError("several processes cannot all read stdin", "name the path instead of '-'")
     with signals.waiting():
         try:
             text = sys.stdin.read(regular.MAX_BYTES + 1).strip()

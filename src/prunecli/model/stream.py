@@ -35,7 +35,8 @@ class LayerStream:
         compute: device, compute type, and where hidden states are kept: `ram`, or `disk` for a
             file-backed buffer in the temporary folder.
         report: hears about progress.
-        keeper: keeps the states of walks; without one nothing is kept.
+        keeper: keeps the states of walks; without one nothing is kept. Its run's `ranks` are the
+            processes that walk, each with its own rows.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class LayerStream:
     ) -> None:
         self.checkpoint, self.arch = checkpoint, checkpoint.arch
         self.keeper = keeper or Keeper(RunContext(report=report))
+        self.ranks = self.keeper.run.ranks
         self.device, self.dtype = device_of(compute), dtype_of(compute, checkpoint)
         self.buffer_kind = compute.buffer
         self._stock = meta_model(checkpoint.arch, self.device)
@@ -331,8 +333,15 @@ def sequence_losses(stream: LayerStream, ids: Tensor, without: range = range(0))
 
     `without` are layers that are left out. Batches go to the device together and through a layer
     one sequence at a time: how products are rounded depends on what else is in a batch, and a loss
-    must not.
+    must not. Several processes take some of the sequences each, and get all losses.
     """
+    share, losses = stream.ranks.share(len(ids)), torch.zeros(len(ids), dtype=torch.float64)
+    losses[share] = _own_losses(stream, ids[share], without)
+    return stream.ranks.sum(losses)
+
+
+def _own_losses(stream: LayerStream, ids: Tensor, without: range) -> Tensor:
+    """Return what `sequence_losses` does, of this process's sequences [N, T]."""
     state = {"hidden": stream.embed(ids)}  # [N, T, D]
     layers = [i for i in range(stream.arch.layers) if i not in without]
     for i in stream.walk(layers, "evaluating", "layers", state):

@@ -22,8 +22,10 @@ from prunecli.pruning.calibration import Calibration, check_tensor_file, read_wi
 from prunecli.pruning.sizes import resolve_sizes
 from prunecli.pruning.stats import registry as statistics
 from prunecli.pruning.stats._base import GRADIENTS, INPUTS, MODEL, Statistic
+from prunecli.ranks import Ranks
 from prunecli.record import Record
 from prunecli.settings import BATCH_TOKENS, Amount, Data, Result, RunContext
+from prunecli.training.distributed import joined
 
 if TYPE_CHECKING:
     import torch
@@ -57,8 +59,14 @@ def calibrate(request: CalibrateRequest, run: RunContext = RunContext()) -> Resu
     """Collect what methods read, of the dense model on DATA, into OUT.safetensors.
 
     What is done of a long run is kept in OUT.partial; the next one goes on from there, unless
-    `run.output.restart`. Raises UsageError, InputError, OutputExists, Stopped.
+    `run.output.restart`. Under `torchrun` all processes call this and divide the rows of DATA; the
+    first one writes, and nothing is kept. Raises UsageError, InputError, OutputExists, Stopped.
     """
+    with joined(run) as run:
+        return _calibrate(request, run)
+
+
+def _calibrate(request: CalibrateRequest, run: RunContext) -> Result:
     check_device(run.compute)
     methods = [registry.get(name) for name in request.methods]
     _check_read(methods, request.compat)
@@ -66,14 +74,31 @@ def calibrate(request: CalibrateRequest, run: RunContext = RunContext()) -> Resu
     check_tensor_file(run.output, dense)
     num_removed = num_removed_layers(methods, request.amount, dense.arch)
     run = replace(run, compute=settled(run.compute, dense))
-    calibration = read_windows(dense, request.data, run.report)
     required = required_statistics(methods, request.compat)
+    calibration = share(read_windows(dense, request.data, run.report), required, run.ranks)
     digest = dense.digest(run.report)
     artefact = statistics_artefact(dense, digest, calibration, required, num_removed, run)
     need = memory_need(dense, calibration, required, run)
-    return need.settled(artefact, artefact.options, run.compute) or write_statistics(
-        artefact, dense, calibration, required, num_removed
-    )
+    existing = run.ranks.of_first(lambda: need.settled(artefact, artefact.options, run.compute))
+    return existing or write_statistics(artefact, dense, calibration, required, num_removed)
+
+
+def share(calibration: Calibration, required: Required, ranks: Ranks) -> Calibration:
+    """Return a calibration with those rows that are this process's.
+
+    Raises UsageError where there are too few of them, or where statistics are made of all in order.
+    """
+    if ranks.alone or calibration.windows is None:
+        return calibration
+    for need in required:
+        if statistics.get(need.name).ordered:
+            raise UsageError(
+                f"'{need.name}' is made of all rows of DATA in order, by one process",
+                "run it without torchrun",
+            )
+    ids = calibration.windows.ids
+    own = replace(calibration.windows, ids=ids[ranks.share(len(ids))])
+    return replace(calibration, windows=own)
 
 
 def required_statistics(methods: Sequence[Method], compat: bool) -> Required:
@@ -129,7 +154,7 @@ def statistics_artefact(
     return Artefact(
         SidecarBuilder("calibrate", run.output.argv), "stats", options,
         [dense.as_input(digest), *calibration.inputs], run, calibration=calibration.num_tokens,
-        computed=Computed(run.compute.device, run.compute.dtype, BATCH_TOKENS),
+        computed=Computed(run.compute.device, run.compute.dtype, BATCH_TOKENS, run.ranks.world),
         resumable=calibration.windows is not None,
     )  # fmt: skip
 

@@ -15,10 +15,12 @@ INPUTS = "inputs"  # batches that enter one point of a layer, or enter and leave
 GRADIENTS = "gradients"  # a layer's weights and their gradients
 PROBE = 3  # channels of a point that is tried; no other length of a shape is this one
 MODEL = "model"  # the model as a whole: its losses, its residual stream
+# takes a tensor to its sum over all processes, which call it in the same order
+Total = Callable[["torch.Tensor"], "torch.Tensor"]
 
 
 class Collector(Protocol):
-    """Sees batches of whole sequences, keeps a state that can be merged, yields named tensors.
+    """Sees batches of whole sequences, keeps a state that can be summed, yields named tensors.
 
     `update` gets [B, T, I] in the compute type: at an input point that input, at `block` the
     layer's input and output. States are float32 or better.
@@ -31,6 +33,9 @@ class Collector(Protocol):
 
     def update(self, *tensors: "torch.Tensor") -> None:
         """Take one batch into the state."""
+
+    def reduce(self, total: "Total") -> None:
+        """Take in what the collectors of other processes have seen."""
 
     def compute(self) -> "dict[str, torch.Tensor]":
         """Return the statistics of everything seen so far."""
@@ -48,12 +53,15 @@ class Statistic:
         shapes: name -> shape of what it leaves in a file, all float64: for each layer, or for the
             model, with so many layers to remove. Empty for `inputs`, which have what they observe.
         depends_on_amount: how many layers are to be removed must be known to make it.
+        ordered: every sequence is read in the light of those before it, so that processes cannot
+            divide them.
     """
 
     scope: str
     make: Callable[..., Any]
     shapes: Callable[[Arch, int], Mapping[str, tuple[int, ...]]] = lambda arch, count: {}
     depends_on_amount: bool = False
+    ordered: bool = False
 
     def parts(self, arch: Arch) -> list[str]:
         """Return the beginnings of the names that a file with this statistic has at a point."""

@@ -22,7 +22,7 @@ class HookedCollectors:
         self, stream: LayerStream, i: int, layer: nn.Module, needs: tuple[RequiredStatistic, ...]
     ) -> None:
         self._collectors: dict[tuple[str, str], Collector] = {}
-        self._names = partial(stream.arch.point, i)
+        self._names, self._ranks = partial(stream.arch.point, i), stream.ranks
         for need in needs:
             for point in need.points:
                 self._collectors.setdefault((point, need.name), registry.get(need.name).make())
@@ -50,11 +50,13 @@ class HookedCollectors:
                 collector.update(*tensors)
 
     def statistics(self) -> Stats:
-        """Return what was collected, hold it no more and let go of the layer."""
+        """Return what all processes collected, hold it no more and let go of the layer."""
         for hook in self._hooks:
             hook.remove()
         statistics: Stats = {}
         for (point, _), collector in self._collectors.items():
+            if not self._ranks.alone:
+                collector.reduce(self._ranks.sum)
             for name, value in collector.compute().items():
                 statistics[f"{self._names(point)}.{name}"] = value
         self._collectors.clear()

@@ -9,7 +9,7 @@ last layer's masks. Rounding as the official code does gives its masks bit for b
 
 from typing import TYPE_CHECKING
 
-from prunecli.pruning.stats._base import INPUTS, Statistic, at_least_float32
+from prunecli.pruning.stats._base import INPUTS, Statistic, Total, at_least_float32
 
 if TYPE_CHECKING:
     import torch
@@ -35,16 +35,14 @@ class FeatureNorm:
             self.sequences += 1
             self.mean += torch.linalg.vector_norm(X_TI, dim=0) ** 2 / self.sequences
 
-    def merge(self, other: "FeatureNorm") -> None:
-        """Take in what another collector has seen."""
-        if other.mean is None:
-            return
-        if self.mean is None:
-            self.mean, self.sequences = other.mean, other.sequences
-            return
-        total = self.sequences + other.sequences
-        self.mean = (self.mean * self.sequences + other.mean * other.sequences) / total
-        self.sequences = total
+    def reduce(self, total: Total) -> None:
+        """Take in what the collectors of other processes have seen."""
+        import torch
+
+        assert self.mean is not None, "no batch was observed"
+        sum_I = total(self.mean.double() * self.sequences)
+        self.sequences = int(total(torch.tensor(self.sequences)))
+        self.mean = (sum_I / self.sequences).to(self.mean.dtype)
 
     def compute(self) -> "dict[str, torch.Tensor]":
         """Return `feature_norm` [I]."""

@@ -57,7 +57,7 @@ def skip_losses(
             stream = streams[DENSE if start == depth else str(start)]
             for piece in pieces:
                 totals["losses"][index] += runner.losses(stream[piece], ids[rows][piece]).sum()
-    return totals["losses"] / (ids.shape[0] * (ids.shape[1] - 1))
+    return runner.ranks.sum(totals["losses"]) / runner.ranks.total(ids[:, 1:].numel())
 
 
 def _advance(
