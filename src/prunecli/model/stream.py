@@ -48,7 +48,7 @@ class LayerStream:
         self.checkpoint, self.arch = checkpoint, checkpoint.arch
         self.keeper = keeper or Keeper(RunContext(report=report))
         self.device, self.dtype = device_of(compute), dtype_of(compute, checkpoint)
-        self.buffer_kind = compute.buffer
+        self.buffer_kind, self.streams_bytes = compute.buffer, memory.streams_bytes(compute)
         self._stock = meta_model(checkpoint.arch, self.device)
         self._cap = LogitSoftcap.of(checkpoint.arch)
         self._parts = Parts.of(self._stock, self.arch.family)

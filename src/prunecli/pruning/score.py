@@ -80,8 +80,9 @@ def score(request: ScoreRequest, run: RunContext = RunContext()) -> Result:
     digest = dense.digest(run.report)
     calibration = _calibration(request, method, dense, digest, run)
     used = score_options(method, options, request.compat)
-    artefact = scores_artefact(dense, digest, calibration, method, used, num_removed, run)
     required = required_statistics([method], request.compat)
+    run = memory.within(run, lambda run: memory_need(dense, calibration, required, run))
+    artefact = scores_artefact(dense, digest, calibration, method, used, num_removed, run)
     need = memory_need(dense, calibration, required, run)
     if existing := need.settled(artefact, artefact.options, run.compute):
         return existing

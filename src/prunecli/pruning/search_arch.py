@@ -156,6 +156,7 @@ def search_arch(request: SearchRequest, run: RunContext = RunContext()) -> Resul
     if not request.allow_overlap:
         perplexity.refuse_overlap(dense, held_out)
         _refuse_shared(calibration, held_out)
+    run = memory.within(run, lambda run: _memory_need(search, training, calibration, held_out, run))
     digest = dense.digest(run.report)
     of_held_out = sidecar.tokens_input("evaluation", held_out.meta, held_out.windows)
     artefact = Artefact(
