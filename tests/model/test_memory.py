@@ -6,6 +6,7 @@ from functools import partial
 from math import prod
 
 import pytest
+from safetensors.torch import load_file
 
 import tiny
 from prunecli import evaluate, prune, train
@@ -14,12 +15,14 @@ from prunecli.methods import registry
 from prunecli.model import memory
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.memory import MemoryNeed
+from prunecli.model.stream import LayerStream
 from prunecli.pruning.calibrate import (
     WORKING_COPIES,
     required_statistics,
     solving_bytes,
     statistics_bytes,
 )
+from prunecli.pruning.stats import registry as statistics
 from prunecli.settings import Compute, RunContext
 
 CPU = Compute("cpu", "float32")
@@ -111,15 +114,41 @@ def test_within_a_limit(llama):
             within("449MB", buffer)
 
 
+def test_streams_of_candidates_keep_to_a_limit(llama):
+    for limit, expected in ((None, 1 << 30), ("8GB", 1 << 30), ("2GB", 500_000_000)):
+        compute = Compute("cpu", "float32", memory=limit)
+        assert LayerStream(Checkpoint(str(llama)), compute).streams_bytes == expected
+
+
+def test_how_often_layers_run(llama, calibration, monkeypatch):
+    """What is told of candidates is what runs: each of these is a layer on all windows."""
+    checkpoint, seen = Checkpoint(str(llama)), []
+    ids = load_file(calibration.rsplit(":", 1)[0])["ids"]
+    forward = LayerStream.forward
+
+    def counted(self, layer, i, hidden):
+        seen.append(len(hidden))
+        return forward(self, layer, i, hidden)
+
+    monkeypatch.setattr(LayerStream, "forward", counted)
+    for name, most in (("skip_loss", 3), ("greedy_skip", 2)):
+        record = statistics.get(name)
+        for count in range(1, most + 1):
+            seen.clear()
+            record.make(LayerStream(checkpoint, CPU), ids, count)
+            told = record.passes(checkpoint.arch, count) * checkpoint.arch.layers * len(ids)
+            assert sum(seen) == pytest.approx(told), (name, count)
+
+
 @pytest.mark.parametrize("size", ["4", "GB", "-1GB", "0GB", "4gb", "1e3GB", "4GiB", "nanGB", ""])
 def test_what_is_no_size(size, llama, tmp_path):
     with pytest.raises(UsageError, match=r"--memory is '.*': expected a size"):
         prune(str(llama), str(tmp_path / "o"), method="magnitude", ratio=0.5, memory=size)
 
 
-@pytest.mark.parametrize("method", ["wanda", "minitron-depth"])
+@pytest.mark.parametrize("method", ["wanda", "shortgpt"])
 def test_a_limit_changes_no_result(method, llama, calibration, tmp_path, monkeypatch):
-    """Whatever it decides: where hidden states are, and how many windows are tried at once."""
+    """Whatever it decides of where hidden states are."""
     monkeypatch.setattr(memory, "PROGRAM", 0)
     request = {"method": method, "ratio": 0.5, "data": calibration}
     dense = prune(str(llama), str(tmp_path / "all"), **request)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # of the program and its libraries, torch and transformers among them
 PROGRAM = 350_000_000
 STREAMS = 1 << 30  # bytes of hidden states at once, where one model is tried in many ways
+STATE_BYTES = 16  # of training, a parameter: weight, gradient and two moments in float32
 # of a run: from here on, at least minutes on the fastest of CPUs, its memory is tried by itself
 LONG_FLOPS = 1e14
 # touches every page in steps, as the system gives memory only then; if it is short of memory, it
@@ -175,6 +176,11 @@ def of_walk(
         },
         passes * rows * arch.flops(length),
     )
+
+
+def training_flops(arch: Arch, tokens: int, length: int) -> int:
+    """Return the FLOPs of training on windows of `length`: a backward pass takes two forward."""
+    return 3 * arch.flops(length) * (tokens // length)
 
 
 def of_training(state_bytes: int, flops: float, activations: int) -> MemoryNeed:

@@ -68,10 +68,12 @@ def calibrate(request: CalibrateRequest, run: RunContext = RunContext()) -> Resu
     run = replace(run, compute=settled(run.compute, dense))
     calibration = read_windows(dense, request.data, run.report)
     required = required_statistics(methods, request.compat)
-    run = memory.within(run, lambda run: memory_need(dense, calibration, required, run))
+    run = memory.within(
+        run, lambda run: memory_need(dense, calibration, required, run, num_removed)
+    )
     digest = dense.digest(run.report)
     artefact = statistics_artefact(dense, digest, calibration, required, num_removed, run)
-    need = memory_need(dense, calibration, required, run)
+    need = memory_need(dense, calibration, required, run, num_removed)
     return need.settled(artefact, artefact.options, run.compute) or write_statistics(
         artefact, dense, calibration, required, num_removed
     )
@@ -178,6 +180,7 @@ def memory_need(
     calibration: Calibration,
     required: Required,
     run: RunContext,
+    num_removed: int | None = None,
     edited: bool = False,
 ) -> MemoryNeed:
     """Return what collecting statistics needs; nothing where they are read from a file.
@@ -191,7 +194,8 @@ def memory_need(
     # a layer that is edited is solved while no batch runs
     copies = WORKING_COPIES if not edited else 0
     held = statistics_bytes(required, dense.arch, copies)
-    need = memory.of_walk(dense, run.compute, rows, length, held, edited=edited)
+    times = passes(required, dense.arch, num_removed or 0, edited)
+    need = memory.of_walk(dense, run.compute, rows, length, held, times, edited)
     running = sum(need.device[name] for name in ("statistics", "a batch", "a matrix"))
     need = replace(need, device={**need.device, "solving": max(0, solving - running)})
     scopes = {statistics.get(one.name).scope for one in required}
@@ -203,7 +207,23 @@ def memory_need(
         batch = max(1, BATCH_TOKENS // length) * row
         streams = min(rows * row, max(batch, memory.streams_bytes(run.compute)))
         need = replace(need, device={**need.device, "streams": streams})
+        if all(statistics.get(one.name).depends_on_amount for one in required):
+            # these are the states of the rows that are tried, and no others are held
+            need = replace(need, host={**need.host, "hidden states": 0})
     return need
+
+
+def passes(required: Required, arch: Arch, num_removed: int, edited: bool) -> float:
+    """Return how often the windows go through the model; a backward pass counts as two.
+
+    A layer that is `edited` runs once to be observed, without the product that nobody reads, and
+    once more for the next; gradients need a forward pass, and one more with the backward pass.
+    """
+    records = [statistics.get(one.name) for one in required]
+    scopes = {record.scope for record in records}
+    of_inputs = (1.75 if edited else 1.0) if INPUTS in scopes else 0.0
+    of_model = sum(record.passes(arch, num_removed) for record in records if record.scope == MODEL)
+    return of_inputs + (4.0 if GRADIENTS in scopes else 0.0) + of_model
 
 
 def _with_losses(need: MemoryNeed, arch: Arch, backward: bool) -> MemoryNeed:

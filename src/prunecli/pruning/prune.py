@@ -283,7 +283,9 @@ def _need(
     if method is None:
         return MemoryNeed()
     required = required_statistics([method], pruning.resolved.asked.compat)
-    return memory_need(pruning.dense, calibration, required, pruning.run, method.sequential)
+    return memory_need(
+        pruning.dense, calibration, required, pruning.run, pruning.num_removed, method.sequential
+    )
 
 
 def _artefact(

@@ -81,9 +81,11 @@ def score(request: ScoreRequest, run: RunContext = RunContext()) -> Result:
     calibration = _calibration(request, method, dense, digest, run)
     used = score_options(method, options, request.compat)
     required = required_statistics([method], request.compat)
-    run = memory.within(run, lambda run: memory_need(dense, calibration, required, run))
+    run = memory.within(
+        run, lambda run: memory_need(dense, calibration, required, run, num_removed)
+    )
     artefact = scores_artefact(dense, digest, calibration, method, used, num_removed, run)
-    need = memory_need(dense, calibration, required, run)
+    need = memory_need(dense, calibration, required, run, num_removed)
     if existing := need.settled(artefact, artefact.options, run.compute):
         return existing
     with artefact.keeping() as keeper:

@@ -47,12 +47,14 @@ class Statistic:
         shapes: name -> shape of what it leaves in a file, all float64: for each layer, or for the
             model, with so many layers to remove. Empty for `inputs`, which have what they observe.
         depends_on_amount: how many layers are to be removed must be known to make it.
+        passes: of the `model`: how often it runs all layers, with so many layers to remove.
     """
 
     scope: str
     make: Callable[..., Any]
     shapes: Callable[[Arch, int], Mapping[str, tuple[int, ...]]] = lambda arch, count: {}
     depends_on_amount: bool = False
+    passes: Callable[[Arch, int], float] = lambda arch, count: 1.0
 
     def parts(self, arch: Arch) -> list[str]:
         """Return the beginnings of the names that a file with this statistic has at a point."""

@@ -53,6 +53,11 @@ def skip_losses(
     return totals["losses"] / (ids.shape[0] * (ids.shape[1] - 1))
 
 
+def runs(depth: int, skip: int, starts: range) -> int:
+    """Return how many layers run where `skip` of `depth` are left out at each of these starts."""
+    return min(starts[-1], depth) + sum(depth - start - skip for start in starts) if starts else 0
+
+
 def _advance(
     runner: LayerStream, stream: Tensor, layer: nn.Module, j: int, pieces: list[slice]
 ) -> None:
@@ -74,4 +79,7 @@ STATISTIC = Statistic(
     MODEL, skip_losses,
     shapes=lambda arch, count: {f"skip_loss.{count}": (arch.layers - count + 1,)},
     depends_on_amount=True,
+    passes=lambda arch, count: (
+        runs(arch.layers, count, range(arch.layers - count + 1)) / arch.layers
+    ),
 )  # fmt: skip
