@@ -1,9 +1,12 @@
 """Layers that hold weights as they are stored compute what layers in the compute type do."""
 
+import os
+
 import pytest
 import torch
 
 import tiny
+from prunecli.files.tensorfile import bytes_of
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.stream import LayerStream, Room, StoredLinear
 from prunecli.settings import Compute
@@ -41,3 +44,34 @@ def test_room_is_taken_once_and_given_back():
     room.leave()
     assert room._held.numel() == 0
     assert torch.equal(room.cast(large, torch.float32), large.float())
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system has no such call")
+def test_the_next_layer_is_read_while_one_computes(tmp_path, monkeypatch):
+    """Forwards and backwards: the bytes asked for are those of the layer that comes next."""
+    folder = tiny.make(tmp_path / "model", "llama", torch.bfloat16, shard="60KB")
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    checkpoint, asked = Checkpoint(str(folder)), []
+
+    def advise(descriptor, start, length, advice):
+        assert advice == os.POSIX_FADV_WILLNEED
+        asked.append(os.pread(descriptor, length, start))
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    stream, depth = LayerStream(checkpoint, Compute("cpu", "float32")), checkpoint.arch.layers
+    forwards, backwards = list(range(depth)), list(range(depth))[::-1]
+    pairs = [*zip(forwards, [*forwards[1:], None], strict=True),
+             *zip(backwards, [*backwards[1:], None], strict=True)]  # fmt: skip
+    for i, following in pairs:
+        asked.clear()
+        stream.layer(i)
+        checkpoint.ahead([])  # waits for what was begun
+        names = (
+            []
+            if following is None
+            else [
+                name for name in checkpoint.specs if name.startswith(f"model.layers.{following}.")
+            ]
+        )
+        expected = [bytes(bytes_of(checkpoint.tensor(name).flatten())) for name in names]
+        assert sorted(asked) == sorted(expected), i

@@ -19,6 +19,7 @@ from prunecli.files import provenance, regular, sidecar, strict
 from prunecli.files.output import write_bytes, write_text
 from prunecli.files.tensorfile import (
     STORAGE,
+    ReadingAhead,
     Spec,
     TensorWriter,
     begun_digest,
@@ -135,6 +136,9 @@ class Reader(ABC):
     def tensor(self, name: str) -> "torch.Tensor":
         """Return one tensor."""
 
+    def ahead(self, names: "Iterable[str]") -> None:  # noqa: B027 - where there are no files
+        """Let tensors be read from their files, which will be asked for next; returns at once."""
+
     @property
     def num_bytes(self) -> int:
         """How many bytes all tensors take in a file."""
@@ -180,6 +184,7 @@ class Checkpoint(Reader):
         self._head, self._embedding = f"{family.head}.weight", f"{family.embedding}.weight"
         # by the name used here: the file, and the tensor's name in it
         self._stored: dict[str, tuple[Path, str]] = {}
+        self._ahead = ReadingAhead()
         self.specs: dict[str, Spec] = {}
         self._others: dict[str, tuple[Path, Spec]] = {}  # those of other parts, by stored name
         self._find_tensors(report)
@@ -319,6 +324,10 @@ class Checkpoint(Reader):
     def tensor(self, name: str) -> "torch.Tensor":
         """Return one tensor as a view of the memory-mapped file; do not write into it."""
         return read_tensor(*self._stored[name])
+
+    def ahead(self, names: "Iterable[str]") -> None:
+        """Let tensors be read from their files, which will be asked for next; returns at once."""
+        self._ahead.begin(self._stored[name] for name in names)
 
     def shard(self, name: str) -> int:
         """Return the number of the file that holds `name`, counting from 0."""

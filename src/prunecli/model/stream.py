@@ -50,7 +50,7 @@ class LayerStream:
         self.keeper = keeper or Keeper(RunContext(report=report))
         self.ranks = self.keeper.run.ranks
         self.device, self.dtype = device_of(compute), dtype_of(compute, checkpoint)
-        self.buffer_kind = compute.buffer
+        self.buffer_kind, self.streams_bytes = compute.buffer, memory.streams_bytes(compute)
         self._stock = meta_model(checkpoint.arch, self.device)
         self._cap = LogitSoftcap.of(checkpoint.arch)
         self._parts = Parts.of(self._stock, self.arch.family)
@@ -62,6 +62,7 @@ class LayerStream:
         self._roots: dict[str, Tensor] = {}
         self._head: Tensor | None = None
         self._room = Room()
+        self._last: int | None = None
         self._context: tuple[int, list[dict[str, Any]]] | None = None
 
     def walk(
@@ -157,7 +158,8 @@ class LayerStream:
 
         Its linears hold them as they are stored, on a CPU as views of the mapped file: do not write
         into them. With `cast` they are in the compute type, as whatever trains or asks for their
-        gradients needs them.
+        gradients needs them. While this layer computes, the next is read: the one on its other side
+        from the last.
         """
         self.rest()
         with torch.device("meta"):
@@ -167,6 +169,9 @@ class LayerStream:
                 if type(part) is nn.Linear and not cast:
                     layer.set_submodule(name, StoredLinear(part, self._room))
         self._load(layer, self.arch.prefix(i))
+        forwards = self._last is None or i > self._last
+        self._last, following = i, self.arch.prefix(i + 1 if forwards else i - 1)
+        self.checkpoint.ahead(name for name in self.checkpoint.specs if name.startswith(following))
         return layer.eval()
 
     def rest(self) -> None:

@@ -20,6 +20,7 @@ from prunecli.files.keeping import Keeper, specs_of
 from prunecli.files.sidecar import Computed, Input, SidecarBuilder
 from prunecli.files.tensorfile import TensorFile, Tensors
 from prunecli.methods._base import Method
+from prunecli.model import memory
 from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint, Reader
 from prunecli.model.device import check_device, settled
@@ -145,6 +146,8 @@ def _prune(request: PruneRequest, run: RunContext) -> Result:
         if training
         else open_calibration(pruning)
     )
+    run = memory.within(run, lambda run: _need(replace(pruning, run=run), calibration, training))
+    pruning = replace(pruning, run=run)
     artefact = _artefact(builder, pruning, calibration, training)
     need = _need(pruning, calibration, training)
     if existing := run.ranks.of_first(lambda: need.settled(artefact, expected, run.compute)):
@@ -286,7 +289,9 @@ def _need(
     if method is None:
         return MemoryNeed()
     required = required_statistics([method], pruning.resolved.asked.compat)
-    return memory_need(pruning.dense, calibration, required, pruning.run)
+    return memory_need(
+        pruning.dense, calibration, required, pruning.run, pruning.num_removed, method.sequential
+    )
 
 
 def _artefact(

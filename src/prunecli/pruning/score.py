@@ -90,9 +90,12 @@ def _score(request: ScoreRequest, run: RunContext) -> Result:
     digest = dense.digest(run.report)
     required = required_statistics([method], request.compat)
     calibration = share(_calibration(request, method, dense, digest, run), required, run.ranks)
+    run = memory.within(
+        run, lambda run: memory_need(dense, calibration, required, run, num_removed)
+    )
     used = score_options(method, options, request.compat)
     artefact = scores_artefact(dense, digest, calibration, method, used, num_removed, run)
-    need = memory_need(dense, calibration, required, run)
+    need = memory_need(dense, calibration, required, run, num_removed)
     settled_by = partial(need.settled, artefact, artefact.options, run.compute)
     if existing := run.ranks.of_first(settled_by):
         return existing

@@ -173,6 +173,7 @@ def _search_arch(request: SearchRequest, run: RunContext) -> Result:
         perplexity.refuse_overlap(dense, held_out)
         _refuse_shared(calibration, held_out)
     calibration = share(calibration, _required(search), run.ranks)
+    run = memory.within(run, lambda run: _memory_need(search, training, calibration, held_out, run))
     digest = dense.digest(run.report)
     of_held_out = sidecar.tokens_input("evaluation", held_out.meta, held_out.windows)
     artefact = Artefact(

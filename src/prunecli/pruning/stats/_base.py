@@ -55,6 +55,7 @@ class Statistic:
         depends_on_amount: how many layers are to be removed must be known to make it.
         ordered: every sequence is read in the light of those before it, so that processes cannot
             divide them.
+        passes: of the `model`: how often it runs all layers, with so many layers to remove.
     """
 
     scope: str
@@ -62,6 +63,7 @@ class Statistic:
     shapes: Callable[[Arch, int], Mapping[str, tuple[int, ...]]] = lambda arch, count: {}
     depends_on_amount: bool = False
     ordered: bool = False
+    passes: Callable[[Arch, int], float] = lambda arch, count: 1.0
 
     def parts(self, arch: Arch) -> list[str]:
         """Return the beginnings of the names that a file with this statistic has at a point."""
