@@ -12,6 +12,7 @@ from prunecli.errors import UsageError
 from prunecli.files import world
 from prunecli.methods import registry
 from prunecli.methods._base import Method
+from prunecli.settings import Result
 
 RECIPE: options.Group = {
     "recipe": (
@@ -141,10 +142,15 @@ def prune(
     run = records.run_context(values, out, report, records.command_line(context))
     made = verb(request, run)
     if first:
-        then = "prune --plan {out} IN OUT" if values["plan_only"] else "eval {out}"
-        console.print_made(made, values, then)
-        if search := _search(chosen, explicit, values):
-            console.hint(search, values, "other sizes of that amount may lose less")
+        _print(made, values, _search(chosen, explicit, values))
+
+
+def _print(made: Result, values: dict[str, Any], search: str) -> None:
+    """Print what was made, and what may come next."""
+    then = "prune --plan {out} IN OUT" if values["plan_only"] else "eval {out}"
+    console.print_made(made, values, then)
+    if search:
+        console.hint(search, values, "other sizes of that amount may lose less")
 
 
 def _search(method: Method | None, options: dict[str, Any], values: dict[str, Any]) -> str:
