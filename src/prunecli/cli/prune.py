@@ -11,6 +11,7 @@ from prunecli.cli.options import DATA_PANEL, STEPS_PANEL, option
 from prunecli.errors import UsageError
 from prunecli.methods import registry
 from prunecli.methods._base import Method
+from prunecli.settings import Result
 
 RECIPE: options.Group = {
     "recipe": (
@@ -156,9 +157,14 @@ def prune(
         keep_wrapper=values["keep_wrapper"],
     )
     run = records.run_context(values, out, report, records.command_line(context))
+    _print(verb(request, run), values, _search(chosen, explicit, values))
+
+
+def _print(made: Result, values: dict[str, Any], search: str) -> None:
+    """Print what was made, and what may come next."""
     then = "prune --plan {out} IN OUT" if values["plan_only"] else "eval {out}"
-    console.print_made(verb(request, run), values, then)
-    if search := _search(chosen, explicit, values):
+    console.print_made(made, values, then)
+    if search:
         console.hint(search, values, "other sizes of that amount may lose less")
 
 
