@@ -152,8 +152,7 @@ def prune(
         compat=records.follows_official(context, quirks),
         keep_wrapper=values["keep_wrapper"],
     )
-    run = records.run_context(values, out, report, records.command_line(context))
-    made = verb(request, run)
+    made = verb(request, records.run_context(values, out, report, records.command_line(context)))
     if first:
         then = "prune --plan {out} IN OUT" if values["plan_only"] else "eval {out}"
         console.print_made(made, values, then)
