@@ -278,5 +278,5 @@ def sequence_losses(stream: LayerStream, ids: Tensor, without: range = range(0))
     for n in stream.walk(range(len(ids)), "predicting", "windows", of_windows):
         alone = slice(n, n + 1)
         of_windows["losses"][alone] = stream.losses(state["hidden"][alone], ids[alone])
-    del state["hidden"]
+    state.pop("hidden", None)  # gone already, where a run goes on after this walk
     return of_windows["losses"]

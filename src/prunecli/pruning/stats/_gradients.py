@@ -54,7 +54,7 @@ def gradients(stream: LayerStream, ids: Tensor, formulas: Sequence[Formula]) -> 
         for formula in formulas:
             for part, value in formula(weights, stream.arch).items():
                 state[f"{stream.arch.point(i, 'block')}.{part}"] = value.cpu()
-    del state["gradient"]
+    state.pop("gradient", None)  # gone already, where a run goes on after this walk
     return dict(sorted(state.items()))
 
 

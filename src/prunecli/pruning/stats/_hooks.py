@@ -79,7 +79,7 @@ def dense(
             hooked.update("block", before, after)
             hidden[rows] = after.to(hidden.device)
         yield {name: value.cpu() for name, value in hooked.statistics().items()}
-    del state["hidden"]
+    state.pop("hidden", None)  # gone already, where a run goes on after this walk
 
 
 @contextmanager
@@ -122,4 +122,4 @@ def layerwise(
             for rows in batches(ids):
                 after = stream.forward(layer, i, hidden[rows].to(stream.device))
                 hidden[rows] = after.to(hidden.device)
-    del state["hidden"]
+    state.pop("hidden", None)  # gone already, where a run goes on after this walk

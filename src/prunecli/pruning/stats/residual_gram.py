@@ -37,7 +37,7 @@ def residual_gram(runner: LayerStream, ids: Tensor) -> Tensor:
         for rows in batches(ids):
             after = runner.forward(layer, i, hidden[rows].to(runner.device))
             hidden[rows] = after.to(hidden.device)
-    del state["hidden"]
+    state.pop("hidden", None)  # gone already, where a run goes on after this walk
     return state["gram"].cpu()
 
 
