@@ -441,7 +441,10 @@ class Seen:
         times = [
             key
             for key, value in self.made.config.items()
-            if TIMES in key and isinstance(value, float) and self.logits.allclose(plain * value)
+            if TIMES in key
+            and isinstance(value, float)
+            and value != 1
+            and self.logits.allclose(plain * value)
         ]
         return {
             "norm_weight_offset": float(offsets.pop()) if offsets else 0.0,
