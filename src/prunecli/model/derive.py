@@ -92,6 +92,9 @@ class Rule:
         return cls(f"lambda config, i: {again!r}[i % {count}]", lambda config, i: again[i % count])
 
 
+USUAL_LISTS: Mapping[str, Rule | None] = {"layer_types": None}
+
+
 @dataclass
 class Draft:
     """A record in the making: its fields by name, and the config.json of a tiny model of its kind.
@@ -121,7 +124,8 @@ class Draft:
 
     def text(self) -> str:
         """Return the record as the text of a family's file."""
-        body = _shown({k: v for k, v in self.fields.items() if v != getattr(Family, k, None)})
+        usual = {**vars(Family), "layer_lists": USUAL_LISTS}
+        body = _shown({k: v for k, v in self.fields.items() if v != usual.get(k)})
         title = self.fields["classes"]
         used = ["Family", *(["windows"] if "windows(" in body else [])]
         return (
@@ -628,13 +632,12 @@ class Tables:
         templates, biases, on, only = self._templates(self.many[0]), {}, {}, {}
         for flag, value in self._flags().items():
             toggled, fixed = self._toggled(flag, value)
-            names = {*toggled} if toggled is None or value else {*toggled} - {*templates}
             if fixed:
                 only[flag] = (value,)
             elif toggled:
                 many = self.many if value else self._built({flag: True})
                 biases[flag] = {name: self._axes(name, many) for name in toggled}
-                templates = [name for name in templates if name not in names]
+                templates = [name for name in templates if name not in toggled]
                 on[flag] = True
         self.made.config |= on
         usual = {flag: True for flag in biases if _default(self.made.kind).get(flag) is True}
@@ -662,10 +665,10 @@ class Tables:
         """Return the flags that the class of a config has of its own."""
         from transformers import CONFIG_MAPPING, PretrainedConfig
 
-        own = signature(CONFIG_MAPPING[self.made.kind]).parameters.keys()
-        every = {*signature(PretrainedConfig).parameters, *IDLE}
-        config = self.made.config
-        return {key: config[key] for key in own - every if isinstance(config.get(key), bool)}
+        own = signature(CONFIG_MAPPING[self.made.kind]).parameters
+        every, config = {*signature(PretrainedConfig).parameters, *IDLE}, self.made.config
+        flags = [key for key in own if key not in every and isinstance(config.get(key), bool)]
+        return {key: config[key] for key in flags}
 
     def _toggled(self, flag: str, value: bool) -> tuple[list[str], bool]:
         """Return the biases that exist when a flag is on, and whether it must stay as it is.
@@ -722,7 +725,7 @@ def _lists(made: Draft) -> dict[str, Rule | None]:
         for key, value in made.config.items()
         if isinstance(value, list) and len(value) == LAYERS
     }
-    found: dict[str, Rule | None] = {"layer_types": None}
+    found: dict[str, Rule | None] = dict(USUAL_LISTS)
     for key in lists:
         longer = {name: value for name, value in made.config.items() if name not in lists}
         longer[made.keys["layers"]] = LONGER
