@@ -3,8 +3,8 @@
 
 The same run of `prune` (half of every block) in one process and in two under torchrun, in turns,
 each process with one thread. The seconds are those of the verb, as the sidecar has them: start-up
-is left out, joining the processes, checking the input and writing are not. CPU seconds are those
-of all processes, start-up included. `ROUNDS=5` pairs each; the JSON on stdout has the median of
+and joining are left out, checking the input and writing are not. CPU seconds are those of all
+processes, start-up included. `ROUNDS=5` pairs each; the JSON on stdout has the median of
 the ratios and their spread.
 """
 

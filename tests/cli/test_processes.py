@@ -53,9 +53,9 @@ def start(line: list[str]) -> subprocess.Popen:
     )
 
 
-def finish(line: list[str]) -> subprocess.CompletedProcess:
+def finish(line: list[str], seconds: float = 240) -> subprocess.CompletedProcess:
     process = start(line)
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=seconds)
     return subprocess.CompletedProcess(line, process.returncode, out, err)
 
 

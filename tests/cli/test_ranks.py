@@ -51,7 +51,7 @@ def made(files, tmp_path_factory):
     """What one process makes, and what two make."""
     one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
     dividing.work(*files, one)
-    ended = finish([*SCRIPT, *files, str(two)])
+    ended = finish([*SCRIPT, *files, str(two)], 900)
     assert ended.returncode == 0, ended.stderr
     # nothing is left beside the results, and nothing is missing
     assert {file.name for file in two.iterdir()} == {file.name for file in one.iterdir()}
@@ -105,7 +105,7 @@ def test_a_search_ends_as_that_of_one_process(made) -> None:
 )
 def test_one_that_ends_early_ends_all(files, tmp_path, how, told) -> None:
     """The first process tells why, and neither OUT nor anything beside it is there."""
-    ended = finish([*SCRIPT, *files, str(tmp_path / "o"), how])
+    ended = finish([*SCRIPT, *files, str(tmp_path / "o"), how], 900)
     assert ended.returncode != 0 and not ended.stdout
     assert told in ended.stderr
     assert not list(tmp_path.iterdir())
