@@ -390,6 +390,8 @@ def allowed(method: Method, family: Family) -> set[str]:
     """Return the axes that a method can shorten in a family; of no axis, its weights."""
     if method.rotates and family.post_norms:
         return set()
+    if family.experts is not None and "ffn" in method.axes:
+        return set()
     return {*(method.axes or ("weights",))} - {*family.fixed}
 
 
@@ -417,6 +419,9 @@ def _refusals(family: Family) -> Iterator[str]:
     if family.post_norms:
         rotating = ", ".join(name for name in registry.names() if registry.get(name).rotates)
         yield f"{rotating}: a rotation cannot pass the gains of post-sublayer norms"
+    if family.experts is not None:
+        of_ffn = ", ".join(name for name in registry.names() if "ffn" in registry.get(name).axes)
+        yield f"{of_ffn}: channels of one FFN in a layer are compared, and every expert is one"
     for key, values in family.only.items():
         told = " or ".join(f"`{json.dumps(value)}`" for value in values)
         yield f"models whose config.json has `{key}` other than {told}"

@@ -15,7 +15,7 @@ from prunecli.files import scratch
 from prunecli.files.keeping import Keeper
 from prunecli.files.tensorfile import spans
 from prunecli.interruption import safe_point
-from prunecli.model import memory
+from prunecli.model import experts, memory
 from prunecli.model.checkpoint import Reader
 from prunecli.model.device import device_of, dtype_of
 from prunecli.model.stock import LogitSoftcap, Parts, meta_model, with_ones
@@ -141,6 +141,7 @@ class LayerStream:
         with torch.device("meta"):
             kind = type(self._parts.layers[i])
             layer: nn.Module = kind(self._stock.config, i)
+        experts.unstack(layer, self.arch.family.experts)
         self._load(layer, self.arch.prefix(i))
         return layer.eval()
 

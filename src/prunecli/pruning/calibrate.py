@@ -18,7 +18,7 @@ from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.device import check_device, settled
 from prunecli.model.memory import MemoryNeed
 from prunecli.pruning.calibration import Calibration, check_tensor_file, read_windows
-from prunecli.pruning.sizes import resolve_sizes
+from prunecli.pruning.sizes import check_supported, resolve_sizes
 from prunecli.pruning.stats import registry as statistics
 from prunecli.pruning.stats._base import GRADIENTS, INPUTS, MODEL, Statistic
 from prunecli.record import Record
@@ -62,6 +62,8 @@ def calibrate(request: CalibrateRequest, run: RunContext = RunContext()) -> Resu
     methods = [registry.get(name) for name in request.methods]
     _check_read(methods, request.compat)
     dense = Checkpoint(request.model, run.report)
+    for method in methods:
+        check_supported(method, dense.arch)
     check_tensor_file(run.output, dense)
     num_removed = num_removed_layers(methods, request.amount, dense.arch)
     run = replace(run, compute=settled(run.compute, dense))
@@ -144,7 +146,8 @@ def statistics_bytes(required: Required, arch: Arch) -> int:
             collector = record.make()
             seen = torch.empty(1, 1, arch.point_width(point), device="meta")
             collector.update(seen, seen) if point == "block" else collector.update(seen)
-            sizes += [tensor.nbytes for tensor in collector.compute().values()]
+            found = [tensor.nbytes for tensor in collector.compute().values()]
+            sizes += found * len(arch.points(0, point))
     return sum(sizes) + WORKING_COPIES * max(sizes)
 
 

@@ -50,7 +50,7 @@ class WeightMasker:
         retries = self.keeper.remembered("damping")
         self.damping_retries.update({point: int(count) for point, count in retries.items()})
         for i, layer, take in self._layers(calibration):
-            for modules in dense.arch.family.inputs:
+            for modules in dense.arch.inputs():
                 point = f"{dense.arch.prefix(i)}{modules[0]}:in"
                 precomputed = self._precompute(take(point), point, retries)
                 for module in modules:
@@ -61,7 +61,7 @@ class WeightMasker:
         linears = {
             f"{dense.arch.prefix(i)}{module}.weight"
             for i in range(dense.arch.layers)
-            for modules in dense.arch.family.inputs
+            for modules in dense.arch.inputs()
             for module in modules
         }
         for name in dense.specs.keys() - linears:

@@ -127,7 +127,7 @@ class Plan:
         """Return those of the i-th kept layer."""
         hidden = arch.hidden if self.hidden is None else len(self.hidden)
         heads = len(self.kept_heads(arch, i)) + len(self.kept_kv_heads(arch, i))
-        ffn = arch.ffn_matrices * hidden * len(self.kept_ffn(arch, i))
+        ffn = arch.ffns * arch.ffn_matrices * hidden * len(self.kept_ffn(arch, i))
         return 2 * hidden * arch.head_dim * heads + ffn
 
     def counts(self, arch: Arch) -> dict[str, Any]:

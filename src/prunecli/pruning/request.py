@@ -21,6 +21,7 @@ from prunecli.pruning.sizes import (
     MULTIPLE_AXES,
     Sizes,
     block_params,
+    check_supported,
     divides,
     resolve_pattern,
     resolve_sizes,
@@ -330,12 +331,7 @@ def _sizes_target(
 ) -> PruneTarget:
     """Return the sizes that an amount means for a model."""
     arch = dense.arch
-    unrotatable = "a rotation cannot pass its post-sublayer norms" if arch.post_norms else None
-    why = arch.family.fixed.get("hidden", unrotatable)
-    if method.rotates and why is not None:
-        raise InputError(
-            f"'{method.name}' does not support {arch.family.name}: {why}", "use another method"
-        )
+    check_supported(method, arch)
     if method.rotates:
         arch = rotate.untied(arch)
     sizes = resolve_sizes(method, pruning.options, pruning.asked.amount, arch)

@@ -32,7 +32,7 @@ from prunecli.pruning.calibration import (
     open_statistics,
     read_windows,
 )
-from prunecli.pruning.sizes import Sizes
+from prunecli.pruning.sizes import Sizes, check_supported
 from prunecli.record import Record
 from prunecli.settings import BATCH_TOKENS, Amount, Data, Result, RunContext
 
@@ -68,6 +68,7 @@ def score(request: ScoreRequest, run: RunContext = RunContext()) -> Result:
     method = registry.get(request.method)
     options = _check(request, method)
     dense = Checkpoint(request.model, run.report)
+    check_supported(method, dense.arch)
     beside = Setting(options, request.compat, group=dense.arch.group)
     method.refuse_idle(request.options, beside)
     check_tensor_file(run.output, dense)

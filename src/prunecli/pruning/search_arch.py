@@ -38,7 +38,7 @@ from prunecli.pruning.calibration import Calibration, open_scores, read_windows
 from prunecli.pruning.grid import Budget
 from prunecli.pruning.request import SCORES
 from prunecli.pruning.score import score_model, score_options, scores_artefact
-from prunecli.pruning.sizes import Sizes, protected_layers, resolve_sizes
+from prunecli.pruning.sizes import Sizes, check_supported, protected_layers, resolve_sizes
 from prunecli.record import Record, limited
 from prunecli.report import Report
 from prunecli.settings import BATCH_TOKENS, Amount, Data, Output, Result, RunContext
@@ -214,6 +214,7 @@ def _resolve(request: SearchRequest, run: RunContext) -> Search:
     grid.check_searchable(method)
     _check_equal(method, options)
     dense = Checkpoint(request.model, run.report)
+    check_supported(method, dense.arch)
     sources = (request.data.source, request.eval_data.source, *domains_of(options))
     output.check_path(out, run.output, [dense.folder, *(source_path(name) for name in sources)])
     budget = grid.budget(dense.arch, request.params, request.flops, request.ratio)

@@ -46,8 +46,9 @@ def of_statistics(
             if record.scope == INPUTS:
                 shapes = record.observed(arch.point_width(point))
             for i in range(arch.layers):
-                for name, shape in shapes.items():
-                    yield Expected(f"{arch.point(i, point)}.{name}", shape, what)
+                for place in arch.points(i, point):
+                    for name, shape in shapes.items():
+                        yield Expected(f"{place}.{name}", shape, what)
 
 
 def of_scores(file: TensorFile, method: Method, arch: Arch) -> Iterator[Expected]:

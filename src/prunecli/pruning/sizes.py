@@ -68,6 +68,20 @@ class Sizes:
         return replace(self, kv_heads=arch.kv_heads, ffn=arch.ffn)
 
 
+def check_supported(method: Method, arch: Arch) -> None:
+    """Raise InputError where a method has no formula for what a model's layers are made of."""
+    why = None
+    if method.rotates:
+        unrotatable = "a rotation cannot pass its post-sublayer norms" if arch.post_norms else None
+        why = arch.family.fixed.get("hidden", unrotatable)
+    elif arch.experts and "ffn" in method.axes:
+        why = "it compares the channels of one FFN in a layer, and here every expert is one"
+    if why is not None:
+        raise InputError(
+            f"'{method.name}' does not support {arch.family.name}: {why}", "use another method"
+        )
+
+
 def resolve_pattern(amount: Amount, arch: Arch) -> SparsityPattern:
     """Return where zeros go and how many, for methods that prune weights.
 
@@ -326,7 +340,7 @@ def _exact(method: Method, shape: dict[str, int], arch: Arch) -> Sizes:
 def _layer_params(arch: Arch, hidden: float, kv_heads: float, ffn: float) -> float:
     """Return the linear parameters of one layer of these sizes."""
     heads = kv_heads * arch.head_dim * (2 * arch.group + 2)
-    return hidden * (heads + arch.ffn_matrices * ffn)
+    return hidden * (heads + arch.ffns * arch.ffn_matrices * ffn)
 
 
 def _for_block_params(

@@ -16,7 +16,8 @@ def source_name(name: str, tensor: Tensor, plan: Plan, arch: Arch) -> str:
     """Return the parent's name of the pruned model's tensor `name`."""
     if tensor.layer is None:
         return name
-    return tensor.template.replace("{i}", str(plan.kept_layers(arch)[tensor.layer]))
+    layer = plan.kept_layers(arch)[tensor.layer]
+    return tensor.template.replace("{i}", str(layer)).replace("{e}", str(tensor.expert))
 
 
 def slice_tensor(
