@@ -95,6 +95,16 @@ def make(folder: Path, family: str = "llama", dtype=torch.float32, shard=None, *
     return folder
 
 
+def subject(llama: Path | str, method: str) -> Path:
+    """Return a model that a method can prune: this one, or beside it one of experts."""
+    from prunecli.methods import registry as methods
+
+    if "experts" not in methods.get(method).axes:
+        return Path(llama)
+    folder = Path(llama).with_name("mixtral")
+    return folder if folder.exists() else make(folder, "mixtral")
+
+
 def tokens(path: Path, rows: int = 8, length: int = 32, vocab: int = 259, seed: int = 0) -> str:
     """Write random token windows and return them as a D: `FILE.safetensors:ids`."""
     generator = torch.Generator().manual_seed(seed)

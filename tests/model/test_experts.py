@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
-from prunecli import calibrate, prune
+from prunecli import calibrate, prune, score
 from prunecli.errors import InputError
 from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint
@@ -211,3 +211,134 @@ def test_layers_go_with_their_experts(mixture, calibration, tmp_path):
     arch = Checkpoint(str(tmp_path / "o")).arch
     assert (arch.layers, arch.experts) == (3, 4)
     assert made.results["params_by_group"]["router"] == 3 * 4 * 48
+
+
+# -- experts as an axis ----------------------------------------------------------------------------
+
+
+def naive_scores(folder, ids, layer):
+    """Return, token by token in float64, each expert's mean of weight times norm, and tokens."""
+    model = tiny.stock(folder, torch.float64)
+    block, seen = model.model.layers[layer].mlp, {}
+    block.register_forward_pre_hook(lambda module, args: seen.update(states=args[0]))
+    block.gate.register_forward_hook(
+        lambda module, args, out: seen.update(weights=out[1], chosen=out[2])
+    )
+    with torch.no_grad(), tiny.InDouble():
+        model(ids.long())
+    matrices = expert_weights(folder, layer)
+    added, tokens = [0.0] * len(matrices), [0] * len(matrices)
+    for x, chosen, weights in zip(
+        seen["states"].flatten(0, 1), seen["chosen"].tolist(), seen["weights"], strict=True
+    ):
+        for e, weight in zip(chosen, weights, strict=True):
+            gate, up, down = matrices[e]
+            out = down @ (torch.nn.functional.silu(gate @ x) * (up @ x))
+            added[e] += float(weight * out.norm())
+            tokens[e] += 1
+    return [total / max(1, n) for total, n in zip(added, tokens, strict=True)], tokens
+
+
+SCORES = {"reap": 0, "expert-frequency": 1}
+
+
+@pytest.mark.parametrize("method", SCORES)
+def test_scores_of_experts_are_those_of_a_naive_loop(method, mixture, calibration, tmp_path):
+    """Of a whole stock model; then those that stay are the best of each layer."""
+    path = tmp_path / "s.safetensors"
+    score(str(mixture), str(path), method=method, data=Data(calibration))
+    found, ids = load_file(path), load_file(calibration.removesuffix(":ids"))["ids"]
+    prune(str(mixture), str(tmp_path / "o"), method=method, experts=3, data=Data(calibration),
+          keep=str(tmp_path / "kept"))  # fmt: skip
+    kept = json.loads((tmp_path / "kept" / "plan.json").read_text())["results"]["keep"]["experts"]
+    for i in range(4):
+        naive = naive_scores(mixture, ids, i)[SCORES[method]]
+        assert found[f"experts.{i}"].tolist() == pytest.approx(naive, rel=CLOSE)
+        order = sorted(range(4), key=lambda e: naive[e])
+        lowest, next_lowest = (naive[e] for e in order[:2])
+        gone = ({0, 1, 2, 3} - {*kept[i]}).pop()
+        assert gone == order[0] or lowest == pytest.approx(next_lowest, rel=CLOSE)
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_experts_are_cut_as_if_never_chosen(name, models, tmp_path):
+    """The child computes the parent whose router gives the removed ones no weight at all."""
+    model, keep = models(name), [[0, 1, 3], [1, 2, 3], [0, 2, 3], [0, 1, 2]]
+    (tmp_path / "plan.json").write_text(json.dumps({"keep": {"experts": keep}}))
+    made = prune(str(model), str(tmp_path / "o"), plan=str(tmp_path / "plan.json"))
+    assert made.results["kept"]["experts"] == 3
+    assert made.results["sizes"]["experts"] == 3
+    child, parent = tiny.stock(tmp_path / "o", torch.float64), tiny.stock(model, torch.float64)
+    for i, layer in enumerate(parent.model.layers):
+        gone = ({0, 1, 2, 3} - {*keep[i]}).pop()
+        layer.mlp.gate.forward = masked_router(layer.mlp.gate, gone)
+    ids = torch.arange(40)[None] % 259
+    with torch.no_grad(), tiny.InDouble():
+        assert torch.allclose(child(ids).logits, parent(ids).logits, atol=tiny.EXACT, rtol=0)
+    loaded = tiny.stock(tmp_path / "o")
+    assert loaded.generate(torch.arange(4)[None], max_new_tokens=3).shape == (1, 7)
+
+
+def masked_router(gate, gone):
+    """Return the forward of a router that knows one expert less, by the formulas of the classes."""
+
+    def forward(states):
+        states = states.reshape(-1, states.shape[-1])
+        logits = states @ gate.weight.T
+        logits[:, gone] = -torch.inf
+        values, chosen = torch.topk(torch.softmax(logits, -1), gate.top_k)
+        if getattr(gate, "norm_topk_prob", True):  # Mixtral always does
+            values = values / values.sum(-1, keepdim=True)
+        return logits, values, chosen
+
+    return forward
+
+
+def test_a_ratio_of_experts(models, calibration, tmp_path):
+    """Counts are the nearest, down to as many as a token is sent to; sidecars say what stays."""
+    model = models("qwen3-moe")
+    attention, expert = 48 * 8 * (6 + 2 + 2 + 6), 3 * 48 * 80
+    for ratio, stay in ((0.2, 3), (0.4, 2)):
+        made = prune(str(model), str(tmp_path / f"{stay}"), method="expert-random", ratio=ratio)
+        assert made.results["sizes"]["experts"] == stay
+        whole = attention + 4 * expert
+        assert made.results["ratio"] == pytest.approx((4 - stay) * expert / whole)
+    with pytest.raises(InputError, match=r"nearest reachable ratio is 0\.4"):
+        prune(str(model), str(tmp_path / "x"), method="expert-random", ratio=0.8)
+    params = Arch.read(model).total_params
+    made = prune(str(model), str(tmp_path / "p"), method="expert-random", params=params * 0.9)
+    assert made.results["sizes"]["experts"] == 3
+    again = prune(str(model), str(tmp_path / "q"), method="expert-random", ratio=0.2,
+                  options={"draw": 1})  # fmt: skip
+    assert again.results["sizes"]["experts"] == 3
+    assert not tiny.same(tmp_path / "q", tmp_path / "3")
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "words"),
+    [
+        ("qwen3-moe", {"experts": 1}, "--experts 1: every token is sent to 2; keep 2 at least"),
+        ("qwen3-moe", {"experts": 4}, "--experts 4: the model has this size already"),
+        ("qwen3-moe", {"experts": 5}, "--experts 5: the model has 4"),
+        ("llama", {"ratio": 0.3}, "'expert-random' does not support llama: .* have no experts"),
+    ],
+)
+def test_amounts_of_experts_that_are_refused(family, settings, words, models, tmp_path):
+    with pytest.raises(InputError, match=words):
+        prune(str(models(family)), str(tmp_path / "o"), method="expert-random", **settings)
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("family", "keep", "words"),
+    [
+        ("mixtral", [[0, 1], [0, 1], [0, 1], [0, 1, 2]], "2 experts of one layer and 3 of another"),
+        ("mixtral", [[0]] * 4, "keeps 1 experts of a layer, and every token is sent to 2"),
+        ("mixtral", [[0, 4]] * 4, "reach 4, the model has 4"),
+        ("llama", [[0]] * 4, "reach 0, the model has 0"),
+    ],
+)
+def test_plans_of_experts_that_are_refused(family, keep, words, models, tmp_path):
+    (tmp_path / "plan.json").write_text(json.dumps({"keep": {"experts": keep}}))
+    with pytest.raises(InputError, match=words):
+        prune(str(models(family)), str(tmp_path / "o"), plan=str(tmp_path / "plan.json"))

@@ -264,22 +264,29 @@ class Arch:
 
     def point(self, i: int, point: str) -> str:
         """Return the full name of a point of layer `i`, under which its statistics are kept."""
-        layer = self.prefix(i)
+        layer, experts = self.prefix(i), self.family.experts
+        if point == "experts" and experts is not None:
+            return f"{layer}{experts.module}:out"
         return f"{layer[:-1]}:out" if point == "block" else f"{layer}{self.module(point)}:in"
 
     def of_experts(self, point: str) -> bool:
         """Return whether a layer has a point of this name in every expert."""
-        return point != "block" and "{e}" in self.module(point)
+        return point in POINTS and "{e}" in self.module(point)
+
+    def has_point(self, point: str) -> bool:
+        """Return whether a layer has one point of this name: `experts` only where it has some."""
+        return not self.of_experts(point) and (point != "experts" or self.experts > 0)
 
     def points(self, i: int, point: str) -> tuple[str, ...]:
         """Return these names of all points that are called so: one, or every expert's."""
-        if point == "block":
-            return (self.point(i, point),)
-        return tuple(f"{self.prefix(i)}{module}:in" for module in self.modules(point))
+        if self.of_experts(point):
+            return tuple(f"{self.prefix(i)}{module}:in" for module in self.modules(point))
+        return (self.point(i, point),)
 
     def point_width(self, point: str) -> int:
         """Return how many channels a point has."""
-        return {"o": self.heads * self.head_dim, "down": self.ffn}.get(point, self.hidden)
+        widths = {"o": self.heads * self.head_dim, "down": self.ffn, "experts": self.experts}
+        return widths.get(point, self.hidden)
 
     def params(self, active: bool = False) -> dict[str, int]:
         """Return parameter counts by group; tied weights count once.
@@ -334,6 +341,7 @@ class Arch:
         ffn: int | None = None,
         kv_heads: int | None = None,
         heads: int | None = None,
+        experts: int | None = None,
         layers: list[int] | None = None,
         biased: bool = False,
     ) -> "Arch":
@@ -352,7 +360,7 @@ class Arch:
             group = (heads or self.group * kv_heads) // kv_heads
             config[key("kv_heads")] = kv_heads
             config[key("heads")] = group * kv_heads
-        for axis, size in (("hidden", hidden), ("ffn", ffn)):
+        for axis, size in (("hidden", hidden), ("ffn", ffn), ("experts", experts)):
             if size is not None:
                 config[key(axis)] = size
         if layers is not None:

@@ -4,9 +4,9 @@ So a layer's weights have the names of the files, and each linear its own input,
 which the router sends to its expert.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,9 @@ class ExpertList(nn.ModuleList):
 
     Attributes:
         stacked: transformers' own module, which has a tensor of all experts.
-        fed_all: experts that are also shown all tokens, and whose outputs for these are not used.
+        fed_all: experts that are shown all tokens, and whose outputs are left out.
+        watch: is told, of each batch [N, D], the weight of every expert's output [N, E], and the
+            norm of that [N, E], both 0 where a token is not sent there; None: nobody asks.
     """
 
     def __init__(self, stacked: Any, names: Experts) -> None:
@@ -54,6 +56,7 @@ class ExpertList(nn.ModuleList):
         super().__init__(Expert(hidden, ffn, stacked.act_fn, names) for _ in range(count))
         self.__dict__["stacked"] = stacked  # no part of this module: it has no weights
         self.fed_all: frozenset[int] = frozenset()
+        self.watch: Callable[[Tensor, Tensor], None] | None = None
 
     def forward(self, states: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """Return the sum [N, D] of the chosen experts' outputs for states [N, D], times weights.
@@ -61,13 +64,19 @@ class ExpertList(nn.ModuleList):
         `chosen` and `weights` are [N, k].
         """
         out = torch.zeros_like(states)
+        sent, norms = torch.zeros(2, len(states) if self.watch else 0, len(self), device=out.device)
         for e, expert in enumerate(self):
             if e in self.fed_all:
                 expert(states)
                 continue
             tokens, place = torch.where(chosen == e)
-            given = expert(states[tokens]) * weights[tokens, place, None]
-            out.index_add_(0, tokens, given.to(out.dtype))
+            made, share = expert(states[tokens]), weights[tokens, place]
+            out.index_add_(0, tokens, (made * share[:, None]).to(out.dtype))
+            if self.watch is not None:
+                sent[tokens, e] = share.float()
+                norms[tokens, e] = torch.linalg.vector_norm(made.float(), dim=-1)
+        if self.watch is not None:
+            self.watch(sent, norms)
         return out
 
     def restacked(self) -> nn.Module:
@@ -116,3 +125,21 @@ def showing_all(layer: nn.Module, names: Experts, some: Iterable[int]) -> Iterat
         yield
     finally:
         experts.fed_all = frozenset()
+
+
+class Watching(NamedTuple):
+    """Somebody watches the experts of a layer, until they `remove` themselves."""
+
+    experts: ExpertList
+
+    def remove(self) -> None:
+        """Let go of the experts."""
+        self.experts.watch = None
+
+
+def watching(layer: nn.Module, names: Experts, watch: Callable[[Tensor, Tensor], None]) -> Watching:
+    """Have `watch` told what the experts of a layer give; see `ExpertList`."""
+    experts = layer.get_submodule(names.module)
+    assert isinstance(experts, ExpertList)
+    experts.watch = watch
+    return Watching(experts)

@@ -145,7 +145,8 @@ def statistics_bytes(required: Required, arch: Arch) -> int:
         for point in need.points if record.scope == INPUTS else ():
             collector = record.make()
             seen = torch.empty(1, 1, arch.point_width(point), device="meta")
-            collector.update(seen, seen) if point == "block" else collector.update(seen)
+            # of these two tensors enter: see Collector
+            collector.update(*[seen] * (2 if point in ("block", "experts") else 1))
             found = [tensor.nbytes for tensor in collector.compute().values()]
             sizes += found * len(arch.points(0, point))
     return sum(sizes) + WORKING_COPIES * max(sizes)

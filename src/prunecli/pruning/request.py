@@ -337,6 +337,7 @@ def _sizes_target(
     sizes = resolve_sizes(method, pruning.options, pruning.asked.amount, arch)
     axes = ("layers", "hidden", "kv_heads", "ffn")
     cut = frozenset(axis for axis in axes if getattr(sizes, axis) < getattr(arch, axis))
+    cut |= {"experts"} if sizes.experts else set()
     _refuse_idle(pruning, dense, cut=cut, of_ratio=sizes.ratio is not None)
     shape = _widest_shape(pruning, sizes, arch)
     check_buildable(shape, OTHER_SHAPE)
@@ -408,6 +409,7 @@ def _widest_shape(pruning: ResolvedPrune, sizes: Sizes, arch: Arch) -> Arch:
         hidden=widest.hidden,
         ffn=widest.ffn,
         kv_heads=widest.kv_heads,
+        experts=widest.experts or None,
         biased=pruning.biased,
     )
 

@@ -130,7 +130,8 @@ def score_model(
 ) -> "dict[str, torch.Tensor]":
     """Return the scores of a whole model, with the means [I] that its compensation needs.
 
-    Names: `layers` [L] or `blocks.k`, or `ffn.i` [F], `kv_heads.i` [K] and `hidden` [D].
+    Names: `layers` [L] or `blocks.k`, or `ffn.i` [F], `kv_heads.i` [K], `experts.i` [E] and
+    `hidden` [D].
     """
     arch = dense.arch
     if method.score_layers is not None:
@@ -172,13 +173,17 @@ def score_layer(
         weights={
             point: dense.tensor(f"{arch.prefix(i)}{arch.module(point)}.weight")
             for point in ("o", "down")
+            if arch.has_point(point)
         },
         stats={
             f"{point}.{name}": tensor
-            for point in ("q", "o", "gate", "down", "block")
+            for point in ("q", "o", "gate", "down", "block", "experts")
+            if arch.has_point(point)
             for name, tensor in at_point(statistics, arch.point(i, point)).items()
         },
         kv_heads=arch.kv_heads,
+        experts=arch.experts,
+        index=i,
     )
     assert method.score is not None
     scores: dict[str, torch.Tensor] = method.score(view, options)

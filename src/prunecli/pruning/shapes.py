@@ -63,8 +63,8 @@ def of_scores(file: TensorFile, method: Method, arch: Arch) -> Iterator[Expected
         elif axis == "hidden":
             yield Expected("hidden", (arch.hidden,), axis)
         else:
-            unit, count = {"heads": ("kv_heads", arch.kv_heads), "ffn": ("ffn", arch.ffn)}[axis]
-            yield from (Expected(f"{unit}.{i}", (count,), axis) for i in layers)
+            unit = {"heads": "kv_heads"}.get(axis, axis)
+            yield from (Expected(f"{unit}.{i}", (getattr(arch, unit),), axis) for i in layers)
     if method.rotates:
         yield Expected("rotation", (arch.hidden, arch.hidden), "a rotation")
     if method.compensates:

@@ -27,7 +27,7 @@ DEEPEST = 1000  # layers that one figure can show
 BINS = 16  # rows that channels are gathered into
 CONFIG = "config.json"
 ALL = "block weights"
-AXES = {"heads": "heads", "KV heads": "kv_heads", "FFN channels": "ffn"}
+AXES = {"heads": "heads", "KV heads": "kv_heads", "FFN channels": "ffn", "experts": "experts"}
 
 
 @dataclass(frozen=True)
@@ -201,8 +201,8 @@ def _of_plan(name: str, plan: Plan, arch: Arch | None) -> list[Grid]:
         rows, cells = [ALL, *rows], [_layers(columns, kept, alone), *cells]
     for label, key in AXES.items():
         lists: tuple[Indices, ...] | None = getattr(plan, key)
-        if lists is None and key == "heads":
-            continue  # those of the kept groups stay
+        if lists is None and key in ("heads", "experts"):
+            continue  # those of the kept groups stay, and experts are few models'
         shares = [1.0] * len(kept) if lists is None else [len(one) / sizes[key] for one in lists]
         rows.append(label)
         cells.append(_layers(columns, kept, shares))

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from prunecli.methods._base import RequiredStatistic
 from prunecli.model import experts
@@ -36,6 +37,7 @@ class HookedCollectors:
         only: Sequence[int] | None = None,
     ) -> None:
         self._arch, self._block = stream.arch, stream.arch.point(i, "block")
+        self._of_all = stream.arch.point(i, "experts") if stream.arch.experts else None
         self._collectors: dict[tuple[str, str], Collector] = {}
         self._experts: dict[str, int] = {}
         self._tokens: Counter[str] = Counter()
@@ -47,8 +49,13 @@ class HookedCollectors:
         for (name, _), collector in self._collectors.items():
             self._at[name].append(collector)
         self._batch = torch.Size()
-        self._hooks = [layer.register_forward_pre_hook(self._begin)]
-        for name in self._at.keys() - {self._block}:
+        self._hooks: list[RemovableHandle | experts.Watching] = [
+            layer.register_forward_pre_hook(self._begin)
+        ]
+        described = self._arch.family.experts
+        if self._of_all in self._at and described is not None:
+            self._hooks.append(experts.watching(layer, described, self._watch))
+        for name in self._at.keys() - {self._block, self._of_all}:
             module = name.removeprefix(stream.arch.prefix(i)).removesuffix(":in")
             self._hooks.append(
                 layer.get_submodule(module).register_forward_pre_hook(self._hook(name))
@@ -75,6 +82,11 @@ class HookedCollectors:
             self._update(name, states.view(*self._batch, -1) if whole else states[None])
 
         return capture
+
+    def _watch(self, sent: Tensor, norms: Tensor) -> None:
+        assert self._of_all is not None, "it is told only where there are experts"
+        shape = (*self._batch, -1)
+        self._update(self._of_all, sent.view(shape), norms.view(shape))
 
     def _update(self, name: str, *tensors: Tensor) -> None:
         for collector in self._at.get(name, ()):
@@ -199,7 +211,7 @@ def layerwise(
     on the device. Layers that a stopped run yielded are left out: the caller keeps what it made.
     """
     state, depth = {"hidden": stream.embed(ids)}, stream.arch.layers
-    whole = any("block" in need.points for need in needs)
+    whole = any({"block", "experts"} & {*need.points} for need in needs)
     unread = () if whole else stream.arch.modules("down")
     for i in stream.walk(range(depth), "pruning", "layers", state):
         run = LayerRun(stream, i, stream.layer(i), state["hidden"], ids)
