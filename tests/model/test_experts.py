@@ -342,3 +342,48 @@ def test_plans_of_experts_that_are_refused(family, keep, words, models, tmp_path
     (tmp_path / "plan.json").write_text(json.dumps({"keep": {"experts": keep}}))
     with pytest.raises(InputError, match=words):
         prune(str(models(family)), str(tmp_path / "o"), plan=str(tmp_path / "plan.json"))
+
+
+# -- training, and what is counted -----------------------------------------------------------------
+
+
+def gradients(model, ids, recompute, double):
+    """Return the gradients of the mean loss that `train` differentiates."""
+    from prunecli.training.distributed import Ranks
+    from prunecli.training.objective import build
+
+    ranks = Ranks(0, 1, torch.device("cpu"), None)
+    dtype = torch.float64 if double else torch.float32
+    objective = build(Checkpoint(str(model)), None, ranks, dtype=dtype, recompute=recompute)
+    objective = objective.double() if double else objective
+    (objective(ids)[0] / ids[:, 1:].numel()).backward()
+    return {key: parameter.grad for key, parameter in objective.model.named_parameters()}
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return torch.randint(259, (3, 16), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_gradients_are_those_of_transformers_with_the_routers_loss(name, rows, tmp_path):
+    """One batch through the whole stock model under `output_router_logits`, in float64."""
+    model = tiny.make(tmp_path / "m", name, router_aux_loss_coef=0.5)
+    whole = tiny.stock(model, torch.float64).train()
+    with tiny.InDouble():
+        whole(rows, labels=rows, output_router_logits=True).loss.backward()
+        found = gradients(model, rows, recompute=False, double=True)
+    expected = dict(whole.named_parameters())
+    arch = Checkpoint(str(model)).arch
+    for i, router in enumerate(arch.routers):
+        gradient = expected[f"model.layers.{i}.mlp.gate.weight"].grad
+        assert torch.allclose(found[f"{router}.weight"], gradient, rtol=1e-6, atol=1e-9)
+        down = torch.stack([found[f"{arch.prefix(i)}{m}.weight"] for m in arch.modules("down")])
+        stacked = expected[f"model.layers.{i}.mlp.experts.down_proj"].grad
+        assert torch.allclose(down, stacked, rtol=1e-6, atol=1e-9)
+
+
+def test_recomputed_activations_are_heard_once(rows, tmp_path):
+    model = tiny.make(tmp_path / "m", "mixtral", router_aux_loss_coef=0.5)
+    kept, again = (gradients(model, rows, recompute, double=False) for recompute in (False, True))
+    assert all(torch.allclose(kept[name], again[name], rtol=1e-5, atol=1e-7) for name in kept)

@@ -311,6 +311,19 @@ class Arch:
         """The parameters that a token's logits are computed with; all of them without experts."""
         return sum(self.params(active=True).values())
 
+    def active_counts(self) -> dict[str, int]:
+        """Return what results say of the active parameters: nothing where all are."""
+        return {"active_params": self.active_params} if self.experts else {}
+
+    @property
+    def routers(self) -> tuple[str, ...]:
+        """The routers of all layers: what tells which experts a token is sent to."""
+        return tuple(
+            name.removesuffix(".weight")
+            for name, tensor in self.tensors().items()
+            if tensor.axes == ("experts", "hidden")
+        )
+
     @property
     def block_params(self) -> int:
         """Parameters of the block linears of all layers."""

@@ -44,13 +44,14 @@ NUMBERS: Mapping[str, tuple[float, float]] = {
     "moe_intermediate_size": (1, MOST),
     **dict.fromkeys((*EXPERT_KEYS.values(), "num_local_experts"), (1, MOST_EXPERTS)),
     "init_std": (0, 1e6),
+    "router_aux_loss_coef": (0, 1e6),
 }
 
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 FRACTIONS = (
     "rms_norm_eps", "initializer_range", "init_std", "logits_scaling", "logit_scale",
-    "final_logit_softcapping",
+    "final_logit_softcapping", "router_aux_loss_coef",
 )  # fmt: skip
 
 

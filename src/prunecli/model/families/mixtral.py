@@ -33,6 +33,7 @@ FAMILY = Family(
         "sliding_window": None,
         "num_local_experts": 8,
         "num_experts_per_tok": 2,
+        "router_aux_loss_coef": 0.001,
     },
     test_config={"num_local_experts": 4},
 )

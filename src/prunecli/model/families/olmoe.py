@@ -27,6 +27,7 @@ FAMILY = Family(
         "num_experts": 64,
         "num_experts_per_tok": 8,
         "norm_topk_prob": False,
+        "router_aux_loss_coef": 0.01,
     },
     test_config={"num_experts": 4, "num_experts_per_tok": 2},
 )

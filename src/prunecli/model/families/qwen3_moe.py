@@ -45,6 +45,7 @@ FAMILY = Family(
         "num_experts": 128,
         "num_experts_per_tok": 8,
         "norm_topk_prob": False,
+        "router_aux_loss_coef": 0.001,
     },
     test_config={"moe_intermediate_size": 80, "num_experts": 4, "num_experts_per_tok": 2},
 )
