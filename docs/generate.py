@@ -466,7 +466,14 @@ def families_page() -> str:
             "",
             "## Parts of other models",
             "The language model of these is read, where it is one of the families: "
-            f"{', '.join(f'`{kind}`' for kind in WRAPPERS)}.",
+            f"{', '.join(f'`{kind}`' for kind in WRAPPERS)}. `prune --keep-wrapper` writes the "
+            "other parts too ([checkpoints](checkpoints.md#multimodal-models)).",
+            "",
+            "## Families that are not here",
+            "`prunecli families --probe DIR` derives the record of a model that transformers has a "
+            "class for, tries it on a tiny random model, and prints it, or says what no record "
+            "describes. A package of your own can have it "
+            "([examples/plugin](../examples/plugin/README.md)).",
             "",
         ]
     )

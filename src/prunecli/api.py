@@ -220,6 +220,7 @@ class PruneWords(AmountWords, DataWords, RunWords, total=False):
     plan_only: bool
     keep: str | None
     compat: bool
+    keep_wrapper: bool
 
 
 def prune(model: Path, out: Path, **words: Unpack[PruneWords]) -> Result:

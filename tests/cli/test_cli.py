@@ -569,3 +569,10 @@ def test_a_signal_between_layers_can_be_resumed_from(
     assert ended.code == 0 and layers == [2, 3] and "resuming" in ended.err
     found = {path.name.replace("whole", "o") for path in tmp_path.glob("whole*")}
     assert {path.name for path in tmp_path.glob("o*")} == found
+
+
+def test_probe_prints_a_family_or_what_failed(run, tmp_path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
+    ended = run("families", "--probe", str(tmp_path))
+    assert (ended.code, ended.out) == (4, "")
+    assert "'qwen3' is read already" in ended.err and ended.err.count("\n") == 1

@@ -27,6 +27,7 @@ EXPECTED = {
     "calibrate": {"for", "compat", "probe"} | TOKENS | COMPUTING | COMMON | WRITES,
     "score": {"method", "stats", "compat", "probe"} | TOKENS | COMPUTING | COMMON | WRITES,
     "prune": {"method", "stats", "scores", "plan", "plan-only", "keep", "recipe", "compat", "probe"}
+    | {"keep-wrapper"}
     | AMOUNT
     | TOKENS
     | COMPUTING
@@ -66,7 +67,7 @@ EXPECTED = {
     "check": {"deep"} | COMMON,
     "log": {"commands"} | COMMON,
     "methods": {"json"},
-    "families": {"json"},
+    "families": {"json", "probe"},
 }
 
 

@@ -329,7 +329,7 @@ def test_taylor_scores_and_choice_are_those_of_autograd(family, tied, calibratio
     model = tiny.make(tmp_path / "m", family, tie_word_embeddings=tied)
     ids = load_file(calibration.rsplit(":", 1)[0])["ids"]
     runner = stream.LayerStream(Checkpoint(str(model)), Compute())
-    found = _gradients.gradients(runner, ids, [taylor.taylor])
+    found = _gradients.gradients(runner, ids, [taylor.STATISTIC])
     whole = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     logits = whole(ids.long(), use_cache=False).logits[:, :-1].flatten(0, 1)
     torch.nn.functional.cross_entropy(logits, ids[:, 1:].long().flatten()).backward()
@@ -669,7 +669,9 @@ def test_gradients_in_sixteen_bits(llama, calibration):
     ids = load_file(calibration.rsplit(":", 1)[0])["ids"]
     exact, rounded = (
         _gradients.gradients(
-            stream.LayerStream(Checkpoint(str(llama)), Compute(dtype=dtype)), ids, [taylor.taylor]
+            stream.LayerStream(Checkpoint(str(llama)), Compute(dtype=dtype)),
+            ids,
+            [taylor.STATISTIC],
         )
         for dtype in ("float32", "bfloat16")
     )

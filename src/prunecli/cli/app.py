@@ -19,6 +19,7 @@ from prunecli.cli import (
     init,
     log,
     methods,
+    options,
     prune,
     score,
     search_arch,
@@ -101,7 +102,7 @@ def main() -> None:
     """Run the command line; errors become one line on stderr and the documented exit status."""
     signals.listen()
     _replace_closed_streams()
-    with streams.lasting_stderr():
+    with streams.guarded():
         _guarded()
 
 
@@ -128,6 +129,8 @@ def _run() -> None:
         arguments = [*arguments[1:], "--help"]
     if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
         _fail(f"unknown command '{arguments[0]}'{suggest(arguments[0], list(COMMANDS))}", 2)
+    if arguments and arguments[0] in COMMANDS:
+        options.take_others(COMMANDS[arguments[0]].run)
     status = app(arguments or ["--help"], standalone_mode=False)
     # a reader that has left is met here, not when the interpreter ends
     sys.stdout.flush()

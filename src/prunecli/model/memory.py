@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from prunecli.errors import InputError
@@ -113,6 +114,8 @@ def of_walk(
     arch, item = checkpoint.arch, item_bytes(compute)
     matrices = [f"{name}.weight" for name in (arch.family.embedding, arch.family.head)]
     stored = sum(checkpoint.specs[name].bytes for name in matrices if name in checkpoint.specs)
+    layer = [spec for name, spec in checkpoint.specs.items() if name.startswith(arch.prefix(0))]
+    cast = [prod(spec.shape) * item for spec in layer if spec.dtype != STORAGE[compute.dtype]]
     hidden = rows * length * arch.hidden * item if compute.buffer == "ram" else 0
     # a batch is at least one window: what enters and leaves the linears, and a residual stream
     batch = max(BATCH_TOKENS, length)
@@ -120,7 +123,8 @@ def of_walk(
     return MemoryNeed(
         {"hidden states": hidden, "embeddings": stored},
         {
-            "one layer": -(-arch.block_params // arch.layers) * item,
+            "one layer": sum(spec.bytes for spec in layer),
+            "a matrix": max(cast, default=0),
             "a batch": activations,
             "statistics": statistics,
         },

@@ -27,8 +27,10 @@ def described(model_type: str) -> str:
     theirs = _described(family, own)
     parts = [("has also", own - theirs), ("lacks", theirs - own)]
     told = [f"{what} {_listed(sorted(names))}" for what, names in parts if names]
-    return f"; nearest is '{family.name}', from which it differs: its layer " + (
-        " and ".join(told) if told else "has the same tensors, and may compute something else"
+    differs = " and ".join(told) or "has the same tensors, and may compute something else"
+    return (
+        f"; nearest is '{family.name}', from which it differs: its layer {differs}; "
+        "`prunecli families --probe DIR` tries to describe it"
     )
 
 

@@ -15,8 +15,9 @@ from prunecli.methods._base import Method, RequiredStatistic
 from prunecli.model import memory
 from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint
-from prunecli.model.device import check_device, settled
+from prunecli.model.device import check_device, dtype_of, settled
 from prunecli.model.memory import MemoryNeed
+from prunecli.pruning import shapes
 from prunecli.pruning.calibration import Calibration, check_tensor_file, read_windows
 from prunecli.pruning.sizes import check_supported, resolve_sizes
 from prunecli.pruning.stats import registry as statistics
@@ -190,18 +191,12 @@ def write_statistics(
 ) -> Result:
     """Collect statistics into a file; memory holds those of one layer."""
     assert calibration.windows is not None, "statistics are made of tokens"
-    arch, whole_model = dense.arch, {}
-    for scope in (GRADIENTS, MODEL):
-        for record in _of_scope(required, scope):
-            for name, shape in record.shapes(arch, num_removed or 0).items():
-                for i in range(arch.layers):
-                    full = f"{arch.point(i, 'block')}.{name}" if scope == GRADIENTS else name
-                    whole_model[full] = Spec("F64", shape)
+    specs = _layout(dense, required, num_removed, artefact.run)
     with artefact.keeping() as keeper:
         parts = collect_statistics(
             dense, calibration.windows, required, num_removed, artefact.run, keeper
         )
-        return artefact.write_tensors(parts, arch.layers, whole_model, keeper)
+        return artefact.write_tensors(parts, specs, keeper)
 
 
 def collect_statistics(
@@ -223,7 +218,7 @@ def collect_statistics(
     of_inputs = tuple(need for need in required if statistics.get(need.name).scope == INPUTS)
     if of_inputs:
         yield from _hooks.dense(stream, windows.ids, of_inputs)
-    of_gradients = [record.make for record in _of_scope(required, GRADIENTS)]
+    of_gradients = _of_scope(required, GRADIENTS)
     if of_gradients:
         yield _gradients.gradients(stream, windows.ids, of_gradients)
     for record in _of_scope(required, MODEL):
@@ -246,10 +241,19 @@ def collect_all(
     keeper: Keeper,
 ) -> "dict[str, torch.Tensor]":
     """Return statistics of all layers, and those of the whole model, in one dictionary."""
-    found = keeper.remembered("statistics")
+    specs = _layout(dense, required, num_removed, run)
+    found = keeper.remembered("statistics", specs)
     for part in collect_statistics(dense, windows, required, num_removed, run, keeper):
         found.update(part)
+    keeper.check_whole(found, specs)
     return found
+
+
+def _layout(
+    dense: Checkpoint, required: Required, num_removed: int | None, run: RunContext
+) -> dict[str, Spec]:
+    """Return the tensors of all statistics that a run makes."""
+    return shapes.of_run(required, dense.arch, num_removed or 0, dtype_of(run.compute, dense))
 
 
 def _check_read(methods: Sequence[Method], compat: bool) -> None:

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from prunecli.files.keeping import Keeper
-from prunecli.files.tensorfile import torch_dtype
+from prunecli.files.tensorfile import Spec
 from prunecli.methods._base import Method
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.pattern import SparsityPattern
@@ -47,7 +48,9 @@ class WeightMasker:
         from prunecli.model.device import device_of
 
         dense, device = self.dense, device_of(self.run.compute)
-        retries = self.keeper.remembered("damping")
+        inputs = product(range(dense.arch.layers), dense.arch.inputs())
+        points = [f"{dense.arch.prefix(i)}{modules[0]}:in" for i, modules in inputs]
+        retries = self.keeper.remembered("damping", dict.fromkeys(points, Spec("I64", ())))
         self.damping_retries.update({point: int(count) for point, count in retries.items()})
         for i, layer, take in self._layers(calibration):
             for modules in dense.arch.inputs():
@@ -92,19 +95,15 @@ class WeightMasker:
         """Return a weight [O, I] with zeros, as it is stored; put it into the `loaded` linear."""
         import torch
 
-        dtype = torch_dtype(self.dense.specs[name].dtype)
-        if loaded is not None and loaded.weight.dtype == dtype:
-            # as it is stored, it is on the device already
-            weight = loaded.weight.detach()  # type: ignore[operator]
-        else:
-            weight = self.dense.tensor(name).to(device)
+        # what is on the device already is not read again
+        known = None if loaded is None else loaded.weight.detach()  # type: ignore[operator]
+        weight = self.dense.tensor(name).to(device) if known is None else known
         assert self.method.sparsify is not None
         pruned = self.method.sparsify(weight.float(), precomputed, self.pattern, self.options)
-        stored: torch.Tensor = pruned.to(dtype)
+        stored: torch.Tensor = pruned.to(weight.dtype)
         if loaded is not None:
             seen = pruned if self.options["compat"] else stored
-            cast = seen.to(loaded.weight.dtype)  # type: ignore[arg-type]
-            loaded.weight = torch.nn.Parameter(cast, requires_grad=False)
+            loaded.weight = torch.nn.Parameter(seen, requires_grad=False)
         return stored
 
     def _precompute(

@@ -210,7 +210,10 @@ def read_plan(path: str) -> tuple[Plan, Sidecar | None]:
     if isinstance(record, dict) and "kind" in record:
         made = sidecar.read(path, ("plan",))
         return Plan.from_json(made.results), made
-    return Plan.from_json(record), None
+    plan = Plan.from_json(record)
+    for key in sorted(record.keys() - {"keep"}):
+        raise InputError(f"a plan is {{\"keep\": …}} alone, '{path}' has '{key}' too", "remove it")
+    return plan, None
 
 
 def plan_results(plan: Plan, arch: Arch, child: Arch) -> dict[str, Any]:

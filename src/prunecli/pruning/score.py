@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from prunecli.errors import UsageError
 from prunecli.files.artefact import Artefact
 from prunecli.files.claim import exclusive
-from prunecli.files.keeping import Keeper
+from prunecli.files.keeping import Keeper, specs_of
 from prunecli.files.sidecar import Computed, SidecarBuilder
-from prunecli.files.tensorfile import Tensors
+from prunecli.files.tensorfile import Spec, Tensors
 from prunecli.methods import registry
 from prunecli.methods._base import LayerView, Method, Setting
 from prunecli.model import memory
@@ -91,7 +91,7 @@ def score(request: ScoreRequest, run: RunContext = RunContext()) -> Result:
         if calibration.windows is not None:
             statistics = collect_all(dense, calibration.windows, required, num_removed, run, keeper)
         scores = score_model(method, dense, statistics or {}, used)
-        return artefact.write_tensors(iter([scores]), keeper=keeper)
+        return artefact.write_tensors([scores], specs_of(scores), keeper)
 
 
 def score_options(method: Method, options: Mapping[str, Any], compat: bool) -> dict[str, Any]:
@@ -213,22 +213,28 @@ def score_sequentially(
     assert calibration.windows is not None
     stream = LayerStream(dense, run.compute, run.report, keeper)
     required = method.needed(bool(options["compat"]))
-    scores = keeper.remembered("scores")
+    units = {"kv_heads": arch.kv_heads, "ffn": arch.ffn}
+    specs = {
+        f"{axis}.{i}": Spec("F64", (n,)) for axis, n in units.items() for i in range(arch.layers)
+    }
+    scores = keeper.remembered("scores", specs)
     for i, layer, statistics in _hooks.layerwise(stream, calibration.windows.ids, required):
         on_cpu = {name: value.cpu() for name, value in statistics.items()}
         of_layer = score_layer(method, dense, i, on_cpu, options)
-        scores |= {f"{axis}.{i}": values for axis, values in of_layer.items()}
+        scores |= {f"{axis}.{i}": values.double() for axis, values in of_layer.items()}
         kept = {
             "o": (best(of_layer["kv_heads"], sizes.kv_heads), arch.kv_heads),
             "down": (best(of_layer["ffn"], sizes.ffn), arch.ffn),
         }
         for point, (units, total) in kept.items():
-            weight = layer.get_submodule(arch.module(point)).weight
-            # [D, I] -> [D, units, channels of a unit]
-            columns = weight.data.view(len(weight.data), total, -1)  # type: ignore[operator,arg-type]
-            removed = torch.ones(total, dtype=torch.bool)
+            linear = layer.get_submodule(arch.module(point))
+            weight: torch.Tensor = linear.weight.detach()  # type: ignore[operator]
+            columns = weight.view(len(weight), total, -1)  # [D, units, channels of a unit]
+            removed = torch.ones(total, dtype=torch.bool, device=weight.device)
             removed[list(units)] = False
-            columns.masked_fill_(removed.to(columns.device)[:, None], 0)
+            silenced = columns.masked_fill(removed[:, None], 0).view_as(weight)
+            linear.weight = torch.nn.Parameter(silenced, requires_grad=False)
+    keeper.check_whole(scores, specs)
     return scores
 
 

@@ -12,7 +12,7 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, FiniteFloat
 
 from prunecli.data import windows
 from prunecli.data.rows import source_path
@@ -20,7 +20,7 @@ from prunecli.errors import InputError, NotANumber, UsageError
 from prunecli.files import keeping, output, sidecar, unfinished, world
 from prunecli.files.artefact import Artefact
 from prunecli.files.claim import exclusive
-from prunecli.files.keeping import Keeper
+from prunecli.files.keeping import Keeper, specs_of
 from prunecli.files.sidecar import Computed, SidecarBuilder
 from prunecli.files.tensorfile import Tensors
 from prunecli.measuring import perplexity
@@ -211,8 +211,7 @@ def _resolve(request: SearchRequest, run: RunContext) -> Search:
         raise UsageError("a search runs in one process", "run it without torchrun")
     method = registry.get(request.method)
     options = method.resolve(request.options)
-    grid.check_searchable(method)
-    _check_equal(method, options)
+    check_searchable(method, options)
     dense = Checkpoint(request.model, run.report)
     check_supported(method, dense.arch)
     sources = (request.data.source, request.eval_data.source, *domains_of(options))
@@ -226,8 +225,12 @@ def _resolve(request: SearchRequest, run: RunContext) -> Search:
     return replace(search, candidates=_candidates(search, run.report))
 
 
-def _check_equal(method: Method, options: Mapping[str, Any]) -> None:
-    """Raise UsageError for options that make layers of unequal sizes, which are no shape."""
+def check_searchable(method: Method, options: Mapping[str, Any]) -> None:
+    """Raise UsageError for a method, or options of all of its own, that leave no shape to choose.
+
+    Layers of unequal sizes are no shape.
+    """
+    grid.check_searchable(method)
     if any(protected_layers(method, options)):
         raise UsageError("a search makes equal layers", "remove --protect")
     if str(options.get("structure")).startswith("AL"):
@@ -375,7 +378,7 @@ def _scores(
             search.dense, digest, calibration, search.method, options, None, to_file
         )
         scores = score_model(search.method, search.dense, statistics, options)
-        artefact.write_tensors(iter([scores]))
+        artefact.write_tensors([scores], specs_of(scores))
     with unfinished.refusals():
         tensors = open_scores(path, search.dense.arch, digest, search.method).tensors
     assert tensors is not None
@@ -408,7 +411,7 @@ class _Tried(BaseModel):
     """What a shape came to: its loss, or why it has none."""
 
     model_config = ConfigDict(extra="forbid")
-    loss: float | None
+    loss: FiniteFloat | None
     failed: str = ""
 
 

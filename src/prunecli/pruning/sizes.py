@@ -13,10 +13,11 @@ from math import floor, gcd, isfinite, lcm, sqrt
 from pathlib import Path
 from typing import Any
 
-from prunecli.errors import InputError, UsageError
+from prunecli.errors import InputError, UsageError, suggest
 from prunecli.files import sidecar, strict
 from prunecli.methods._base import Method
 from prunecli.model.arch import Arch
+from prunecli.model.families._base import CONFIG_KEYS
 from prunecli.model.pattern import SparsityPattern
 from prunecli.settings import Amount
 
@@ -301,25 +302,55 @@ def _in_range(ratio: float) -> float:
 
 
 def _read_shape(path: str, arch: Arch) -> dict[str, int]:
-    """Return the sizes in an arch.json: our own, or plain `{"hidden": …}`, or config.json keys."""
+    """Return the sizes in an arch.json: our own, or plain `{"hidden": …}`, or config.json keys.
+
+    A config.json, and what other versions write, may hold more than sizes; a plain one may not.
+    """
     try:
         record = strict.read_value(Path(path))
     except FileNotFoundError:
         raise InputError(f"no such shape: '{path}'", "check the path") from None
-    if isinstance(record, dict) and "kind" in record:
+    own = isinstance(record, dict) and "kind" in record
+    if own:
         record = sidecar.read(path, ("arch",)).results.get("arch")
-    own = {arch.family.key(axis): axis for axis in SHAPE_AXES}
-    axes = own | {axis: axis for axis in SHAPE_AXES}
-    shape = {axes[k]: v for k, v in record.items() if k in axes} if isinstance(record, dict) else {}
-    for axis, size in shape.items():
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise InputError(
-                f"'{path}': {axis} is {strict.told(size)}, expected a positive integer"
-            )
+    record = arch.family.renamed(record) if isinstance(record, dict) else {}
+    shape = _sizes_in(path, record, arch, plain=not own and "model_type" not in record)
     changed = {axis: size for axis, size in shape.items() if size != getattr(arch, axis)}
     if not changed:
         raise InputError(f"'{path}' names no size of {', '.join(SHAPE_AXES)} unlike the model's")
     return changed
+
+
+def _sizes_in(path: str, record: Mapping[str, Any], arch: Arch, plain: bool) -> dict[str, int]:
+    """Return the size of each axis that a record names, under its name here or in a config."""
+    # beside experts, the usual keys are those of other layers
+    usual = {} if arch.experts else CONFIG_KEYS
+    names = {
+        name: axis
+        for axis in (*SHAPE_AXES, "kv_heads")
+        for name in (axis, usual.get(axis, axis), arch.family.key(axis))
+    }
+    shape: dict[str, int] = {}
+    for name, size in record.items():
+        if name not in names:
+            if plain:
+                known = suggest(name, list(names))
+                raise InputError(f"'{path}' names '{name}', which is no size of a shape{known}")
+            continue
+        axis = names[name]
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise InputError(
+                f"'{path}': {axis} is {strict.told(size)}, expected a positive integer"
+            )
+        if shape.setdefault(axis, size) != size:
+            raise InputError(f"'{path}' says that {axis} are {shape[axis]} and {size}")
+    heads, kv_heads = shape.get("heads", arch.heads), shape.pop("kv_heads", None)
+    if plain and kv_heads is not None and kv_heads * arch.group != heads:
+        raise InputError(
+            f"'{path}': {kv_heads} KV heads for {heads} heads, but {arch.group} share one here",
+            "name heads alone",
+        )
+    return shape
 
 
 def _exact(method: Method, shape: dict[str, int], arch: Arch) -> Sizes:

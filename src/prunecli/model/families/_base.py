@@ -35,6 +35,7 @@ EXPERT_KEYS = {"experts": "num_experts", "experts_per_token": "num_experts_per_t
 
 # why some families cannot lose an axis exactly
 MEAN = "its LayerNorm subtracts the mean over all hidden channels, which their removal changes"
+SQUARE = "its o_proj is hidden by hidden, so that heads and hidden cannot change"
 HEAD_SIZE = "its config has no size of heads: it is hidden / heads, which their removal changes"
 OF_EXPERTS = "every expert has channels of its own, and all that are in one layer are counted alike"
 

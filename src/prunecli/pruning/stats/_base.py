@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from prunecli.files.tensorfile import Spec, spec_of
 from prunecli.model.arch import Arch
 
 if TYPE_CHECKING:
@@ -63,16 +64,25 @@ class Statistic:
         return [name.partition(".")[0] if self.depends_on_amount else name
                 for name in self.shapes(arch, 0)]  # fmt: skip
 
-    def observed(self, width: int) -> Mapping[str, tuple[int, ...]]:
-        """Return the shapes of what is made of `inputs` at a point of so many channels."""
+    def observed(self, width: int, dtype: "torch.dtype | None" = None) -> Mapping[str, Spec]:
+        """Return what is made of `inputs` of a type at a point of so many channels."""
         import torch
 
         collector: Collector = self.make()
-        collector.update(*[torch.zeros(1, 2, PROBE)] * 2)
+        collector.update(*[torch.zeros(1, 2, PROBE, dtype=dtype)] * 2)
+        probed = {name: spec_of(tensor) for name, tensor in collector.compute().items()}
         return {
-            name: tuple(width if length == PROBE else length for length in tensor.shape)
-            for name, tensor in collector.compute().items()
+            name: Spec(of.dtype, tuple(width if n == PROBE else n for n in of.shape))
+            for name, of in probed.items()
         }
+
+    def specs(self, arch: Arch, point: str, count: int = 0) -> dict[str, Spec]:
+        """Return what it leaves in a file, for the layer of a `point` or, without one, the model.
+
+        Of `inputs` that is what is `observed`.
+        """
+        shapes = self.shapes(arch, count).items()
+        return {f"{point}.{name}" if point else name: Spec("F64", shape) for name, shape in shapes}
 
 
 def at_least_float32(tensor: "torch.Tensor") -> "torch.Tensor":

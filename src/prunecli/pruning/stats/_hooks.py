@@ -148,6 +148,7 @@ class LayerRun(NamedTuple):
         hooked = HookedCollectors(stream, i, self.layer, needs)
         again = hooked.of_experts
         self.run(hooked, onward and not again)
+        stream.rest()
         found, few = hooked.statistics(), hooked.starved()
         names = stream.arch.family.experts
         if few and names is not None:
@@ -177,11 +178,11 @@ def dense(stream: LayerStream, ids: Tensor, needs: Needs) -> Iterator[Stats]:
     Those that a stopped run yielded are left out: the caller keeps them.
     """
     state = {"hidden": stream.embed(ids)}
-    for i in stream.walk(range(stream.arch.layers), "calibrating", "layers", state):
+    layers = range(stream.arch.layers)
+    for i in stream.walk(layers, "calibrating", "layers", state, spent=("hidden",)):
         run = LayerRun(stream, i, stream.layer(i), state["hidden"], ids)
         found = run.statistics(needs, onward=True)
         yield {name: value.cpu() for name, value in found.items()}
-    del state["hidden"]
 
 
 @contextmanager
@@ -203,7 +204,7 @@ def _no_product(layer: nn.Module, name: str) -> Iterator[None]:
 def layerwise(
     stream: LayerStream, ids: Tensor, needs: Needs
 ) -> Iterator[tuple[int, nn.Module, Stats]]:
-    """Yield every layer with its statistics, to be edited in place: later layers see the edit.
+    """Yield every layer with its statistics, to be given other weights: later layers see these.
 
     The statistics of a layer come from its unpruned weights on inputs out of edited layers: it
     runs once to be observed and, edited, once more to make the next layer's inputs. Nobody reads
@@ -213,7 +214,7 @@ def layerwise(
     state, depth = {"hidden": stream.embed(ids)}, stream.arch.layers
     whole = any({"block", "experts"} & {*need.points} for need in needs)
     unread = () if whole else stream.arch.modules("down")
-    for i in stream.walk(range(depth), "pruning", "layers", state):
+    for i in stream.walk(range(depth), "pruning", "layers", state, spent=("hidden",)):
         run = LayerRun(stream, i, stream.layer(i), state["hidden"], ids)
         with ExitStack() as stack:
             for name in unread:
@@ -222,4 +223,3 @@ def layerwise(
         yield i, run.layer, statistics
         if i + 1 < depth:
             run.run(onward=True)
-    del state["hidden"]

@@ -17,6 +17,8 @@ def greedy_skips(runner: LayerStream, ids: Tensor, count: int) -> Tensor:
     state = {"rounds": torch.full((runner.arch.layers,), torch.inf, dtype=torch.float64)}
     for turn in runner.walk(range(count), "removing layers", "layers", state):
         alive = state["rounds"].isinf().nonzero()[:, 0].tolist()
+        if len(alive) != runner.arch.layers - turn:
+            raise runner.keeper.misfit(f"{len(alive)} layers are left after {turn} rounds")
         losses = skip_losses(runner, ids, 1, alive, range(1, len(alive) - 1))
         state["rounds"][alive[1 + int(losses.argmin())]] = turn
     return state["rounds"]

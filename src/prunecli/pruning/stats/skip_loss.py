@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from prunecli.files.tensorfile import Spec, spec_of
 from prunecli.model.stream import LayerStream, batches
 from prunecli.pruning.stats._base import MODEL, Statistic
 
@@ -36,7 +37,13 @@ def skip_losses(
         pieces = list(batches(ids[rows]))
         # the dense one under a name that no start has, and one for every start
         streams = {DENSE: runner.embed(ids[rows]).to(runner.device)}
-        walk = runner.walk(list(enumerate(alive)), "running layers", "layers", streams)
+        spec = spec_of(streams[DENSE])
+
+        def holds(done: int, spec: Spec = spec) -> dict[str, Spec]:
+            begun = (str(start) for start in starts if start < done)
+            return dict.fromkeys([DENSE, *begun], spec)
+
+        walk = runner.walk(list(enumerate(alive)), "running layers", "layers", streams, holds)
         for position, j in walk:
             if position in starts:
                 streams[str(position)] = streams[DENSE].clone()
