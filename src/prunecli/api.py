@@ -64,6 +64,7 @@ class AmountWords(TypedDict, total=False):
     hidden: int | None
     heads: int | None
     ffn: int | None
+    experts: int | None
     params: float | None
     arch: str | None
     multiple: int | None

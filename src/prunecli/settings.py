@@ -107,6 +107,7 @@ class Amount(Record):
     hidden: int | None = None
     heads: int | None = None
     ffn: int | None = None
+    experts: int | None = None
     params: float | None = None
     arch: str | None = None
     multiple: int | None = limited(None, least=1)

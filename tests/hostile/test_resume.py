@@ -54,6 +54,7 @@ class Listener(Report):
 def run_of(case, model, data):
     """Return a function of OUT that does what a case says."""
     verb, method = case
+    model = tiny.subject(model, method)
     how = {"data": data, "nsamples": 3}
     if verb == "prune":
         how |= {"ratio": 0.5, "options": ON_TINY.get(method, {})}

@@ -13,6 +13,7 @@ from prunecli import evaluate, prune, train
 from prunecli.errors import InputError, UsageError
 from prunecli.methods import registry
 from prunecli.model import memory
+from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.memory import MemoryNeed
 from prunecli.model.stream import LayerStream
@@ -167,7 +168,7 @@ def test_a_limit_changes_no_result(method, llama, calibration, tmp_path, monkeyp
 @pytest.mark.parametrize("method", registry.names())
 def test_every_method_has_an_estimate(method, llama):
     required = required_statistics([registry.get(method)], False)
-    assert statistics_bytes(required, Checkpoint(str(llama)).arch) >= 0
+    assert statistics_bytes(required, Arch.read(tiny.subject(llama, method))) >= 0
 
 
 def test_what_cannot_be_had_is_refused():

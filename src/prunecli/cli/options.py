@@ -170,6 +170,7 @@ AMOUNT = of_record(
     hidden=Text("hidden size to keep", "N", 1),
     heads=Text("query heads to keep, a multiple of those per KV head", "N", 1),
     ffn=Text("FFN channels to keep in every layer", "N", 1),
+    experts=Text("experts to keep in every layer, as many at least as a token is sent to", "N", 1),
     params=Text("keep at most this many parameters", "N"),
     arch=Text("read the sizes to keep from this file, e.g. of search-arch", "FILE.json"),
     multiple=Text(

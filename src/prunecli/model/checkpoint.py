@@ -33,7 +33,6 @@ from prunecli.files.tensorfile import (
 )
 from prunecli.model import companions, configs, foreign
 from prunecli.model.arch import Arch
-from prunecli.model.families._base import CONFIG_KEYS
 from prunecli.model.families._wrappers import WRAPPERS, Prefixes, plain
 from prunecli.model.wrapper import Wrapper
 from prunecli.report import SILENT, Report
@@ -51,6 +50,7 @@ FLOATS = ("F32", "BF16", "F16", "F64")
 
 # computed by transformers from the config, but stored by older versions of it
 LAYER = re.compile(r"\blayers\.(\d{1,9})\.")
+EXPERT = re.compile(r"\bexperts\.(\d{1,9})\.")
 BUFFER = "rotary_emb.inv_freq"
 SHOWN = ("layers", "hidden", "heads", "kv_heads", "ffn")
 HUB = "hf:"  # what a name on the hub begins with
@@ -251,18 +251,19 @@ class Checkpoint(Reader):
             )
 
     def _check_layers(self, names: list[str]) -> None:
-        """Raise InputError for more layers in config.json than in weights with these names.
+        """Raise InputError for more layers or experts in config.json than in weights so named.
 
-        It is asked before any list of layers is made.
+        It is asked before any list of them is made.
         """
-        stored = len({match[1] for match in map(LAYER.search, names) if match})
-        if self.arch.layers > stored:
-            foreign.refuse_names(names)
-            raise InputError(
-                f"config.json: {CONFIG_KEYS['layers']} is {self.arch.layers}, but the weights are "
-                f"of {stored} layers",
-                "check that the download is complete",
-            )
+        for what, pattern in (("layers", LAYER), ("experts", EXPERT)):
+            stored = len({match[1] for match in map(pattern.search, names) if match})
+            if getattr(self.arch, what) > stored:
+                foreign.refuse_names(names)
+                raise InputError(
+                    f"config.json: {self.arch.family.key(what)} is {getattr(self.arch, what)}, but "
+                    f"the weights are of {stored} {what}",
+                    "check that the download is complete",
+                )
 
     def _tie(self, report: Report) -> None:
         """Decide what the output head is where config.json says that it is the embedding."""

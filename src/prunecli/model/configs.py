@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 from prunecli.errors import InputError, suggest
 from prunecli.files import regular, strict
 from prunecli.model import companions
-from prunecli.model.families._base import CONFIG_KEYS, Family
+from prunecli.model.families._base import CONFIG_KEYS, EXPERT_KEYS, Family
 from prunecli.model.families._wrappers import WRAPPERS
 
 LONGEST = 200  # characters of a library's message
 CANNOT_BUILD = "transformers cannot build a model from config.json"
 MOST_LAYERS = 10_000
+MOST_EXPERTS = 10_000
 MOST = 2**31 - 1
 PATTERN = "sliding_window_pattern"
 LETTERS = re.compile(r"[LG]{1,1000}")  # how some configs write it; see `windows` of the families
@@ -40,14 +41,17 @@ NUMBERS: Mapping[str, tuple[float, float]] = {
     "final_logit_softcapping": (1e-6, 1e6),
     "logit_scale": (1e-6, 1e6),
     "ffn_dim": (1, MOST),
+    "moe_intermediate_size": (1, MOST),
+    **dict.fromkeys((*EXPERT_KEYS.values(), "num_local_experts"), (1, MOST_EXPERTS)),
     "init_std": (0, 1e6),
+    "router_aux_loss_coef": (0, 1e6),
 }
 
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 FRACTIONS = (
     "rms_norm_eps", "initializer_range", "init_std", "logits_scaling", "logit_scale",
-    "final_logit_softcapping",
+    "final_logit_softcapping", "router_aux_loss_coef",
 )  # fmt: skip
 
 
@@ -266,16 +270,23 @@ def passed_on(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def shapes(values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor, by name, of the model that transformers builds.
+    """Return the shape of every tensor, by its name in files, of what transformers builds.
 
     Takes no memory for weights. Raises InputError if it cannot build one.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    config = transformers_config(values)
+    from prunecli.model import experts
+    from prunecli.model.families import registry
+
+    config, kind = transformers_config(values), values["model_type"]
     with refusals(CANNOT_BUILD), torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config)
+    if registry.knows(kind):  # of others nobody knows where experts are
+        family = registry.of_model_type(kind)
+        for layer in model.get_submodule(family.layer.removesuffix(".{i}.")):
+            experts.unstack(layer, family.experts)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 

@@ -53,6 +53,8 @@ def _layer_tensors(model_type: str) -> set[str]:
 
 def _described(family: Family, own: set[str]) -> set[str]:
     """Return the names that a family has in a layer: of those with a flag what `own` has."""
+    if family.experts is not None:  # transformers stacks what files have one by one
+        return _layer_tensors(family.model_types[0])
     tables = (*family.biases.values(), *family.optional.values())
     flagged = {name.removeprefix(family.layer) for table in tables for name in table}
     always = {

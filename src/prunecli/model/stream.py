@@ -15,7 +15,7 @@ from prunecli.files import scratch
 from prunecli.files.keeping import Holds, Keeper
 from prunecli.files.tensorfile import spans
 from prunecli.interruption import safe_point
-from prunecli.model import memory
+from prunecli.model import experts, memory
 from prunecli.model.checkpoint import Reader
 from prunecli.model.device import device_of, dtype_of
 from prunecli.model.stock import LogitSoftcap, Parts, meta_model, with_ones
@@ -165,6 +165,7 @@ class LayerStream:
         with torch.device("meta"):
             kind = type(self._parts.layers[i])
             layer: nn.Module = kind(self._stock.config, i)
+            experts.unstack(layer, self.arch.family.experts)
             for name, part in [*layer.named_modules()]:
                 if type(part) is nn.Linear and not cast:
                     layer.set_submodule(name, StoredLinear(part, self._room))

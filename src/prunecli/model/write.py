@@ -114,4 +114,5 @@ def size_results(arch: Arch, written: WriteSummary) -> dict[str, Any]:
         "flops_tokens": FLOPS_TOKENS,
         "sizes": arch.sizes,
         "container": arch.config["model_type"],
+        **arch.active_counts(),
     }

@@ -20,7 +20,7 @@ from prunecli.model.device import check_device, dtype_of, settled
 from prunecli.model.memory import MemoryNeed
 from prunecli.pruning import shapes
 from prunecli.pruning.calibration import Calibration, check_tensor_file, read_windows
-from prunecli.pruning.sizes import resolve_sizes
+from prunecli.pruning.sizes import check_supported, resolve_sizes
 from prunecli.pruning.stats import registry as statistics
 from prunecli.pruning.stats._base import GRADIENTS, INPUTS, MODEL, Statistic
 from prunecli.ranks import Ranks
@@ -72,11 +72,15 @@ def _calibrate(request: CalibrateRequest, run: RunContext) -> Result:
     methods = [registry.get(name) for name in request.methods]
     _check_read(methods, request.compat)
     dense = Checkpoint(request.model, run.report)
+    for method in methods:
+        check_supported(method, dense.arch)
     check_tensor_file(run.output, dense)
     num_removed = num_removed_layers(methods, request.amount, dense.arch)
     run = replace(run, compute=settled(run.compute, dense))
     required = required_statistics(methods, request.compat)
-    calibration = share(read_windows(dense, request.data, run.report), required, run.ranks)
+    calibration = share(
+        read_windows(dense, request.data, run.report), required, dense.arch, run.ranks
+    )
     run = memory.within(
         run, lambda run: memory_need(dense, calibration, required, run, num_removed)
     )
@@ -87,13 +91,16 @@ def _calibrate(request: CalibrateRequest, run: RunContext) -> Result:
     return existing or write_statistics(artefact, dense, calibration, required, num_removed)
 
 
-def share(calibration: Calibration, required: Required, ranks: Ranks) -> Calibration:
+def share(calibration: Calibration, required: Required, arch: Arch, ranks: Ranks) -> Calibration:
     """Return a calibration with those rows that are this process's.
 
-    Raises UsageError where there are too few of them, or where statistics are made of all in order.
+    Raises UsageError where there are too few of them, or where statistics are made of all in order;
+    of experts, too, which are judged by the tokens that they see.
     """
     if ranks.alone or calibration.windows is None:
         return calibration
+    if arch.experts:
+        raise UsageError("experts are measured by one process", "run it without torchrun")
     for need in required:
         if statistics.get(need.name).ordered:
             raise UsageError(
@@ -195,9 +202,10 @@ def _statistics_sizes(required: Required, arch: Arch) -> dict[str, list[int]]:
         for point in need.points if record.scope == INPUTS else ():
             collector = record.make()
             seen = torch.empty(1, 1, arch.point_width(point), device="meta")
-            collector.update(seen, seen) if point == "block" else collector.update(seen)
+            # of these two tensors enter: see Collector
+            collector.update(*[seen] * (2 if point in ("block", "experts") else 1))
             own = [tensor.nbytes for tensor in collector.compute().values()]
-            sizes.setdefault(point, []).extend(own)
+            sizes.setdefault(point, []).extend(own * len(arch.points(0, point)))
     return sizes
 
 

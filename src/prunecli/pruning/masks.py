@@ -46,7 +46,7 @@ class WeightMasker:
     def stream(self, calibration: Calibration) -> "Stream":
         """Yield every tensor, block linears with zeros; weights after their update."""
         dense = self.dense
-        inputs = product(range(dense.arch.layers), dense.arch.family.inputs)
+        inputs = product(range(dense.arch.layers), dense.arch.inputs())
         points = [f"{dense.arch.prefix(i)}{modules[0]}:in" for i, modules in inputs]
         retries = self.keeper.remembered("damping", dict.fromkeys(points, Spec("I64", ())))
         self.damping_retries.update({point: int(count) for point, count in retries.items()})
@@ -55,7 +55,7 @@ class WeightMasker:
         linears = {
             f"{dense.arch.prefix(i)}{module}.weight"
             for i in range(dense.arch.layers)
-            for modules in dense.arch.family.inputs
+            for modules in dense.arch.inputs()
             for module in modules
         }
         for name in dense.specs.keys() - linears:
@@ -115,7 +115,7 @@ class WeightMasker:
         """
         arch, ranks = self.dense.arch, self.run.ranks
         costs = {}
-        for modules in arch.family.inputs:
+        for modules in arch.inputs():
             shapes = [self.dense.specs[f"{arch.prefix(0)}{one}.weight"].shape for one in modules]
             inputs = shapes[0][1]
             costs[modules] = inputs**2 * (inputs + sum(outputs for outputs, _ in shapes))

@@ -197,7 +197,7 @@ def open_calibration(pruning: Pruning) -> Calibration:
     else:
         calibration = read_windows(pruning.dense, pruning.resolved.data, pruning.run.report)
         required = required_statistics([method], asked.compat)
-        calibration = share(calibration, required, pruning.run.ranks)
+        calibration = share(calibration, required, pruning.dense.arch, pruning.run.ranks)
     more = [entry for entry in seen if entry not in calibration.inputs]
     return replace(
         calibration,

@@ -21,6 +21,7 @@ from prunecli.pruning.sizes import (
     MULTIPLE_AXES,
     Sizes,
     block_params,
+    check_supported,
     divides,
     resolve_pattern,
     resolve_sizes,
@@ -378,17 +379,13 @@ def _sizes_target(
 ) -> PruneTarget:
     """Return the sizes that an amount means for a model."""
     arch = dense.arch
-    unrotatable = "a rotation cannot pass its post-sublayer norms" if arch.post_norms else None
-    why = arch.family.fixed.get("hidden", unrotatable)
-    if method.rotates and why is not None:
-        raise InputError(
-            f"'{method.name}' does not support {arch.family.name}: {why}", "use another method"
-        )
+    check_supported(method, arch)
     if method.rotates:
         arch = rotate.untied(arch)
     sizes = resolve_sizes(method, pruning.options, pruning.asked.amount, arch)
     axes = ("layers", "hidden", "kv_heads", "ffn")
     cut = frozenset(axis for axis in axes if getattr(sizes, axis) < getattr(arch, axis))
+    cut |= {"experts"} if sizes.experts else set()
     _refuse_idle(pruning, dense, cut=cut, of_ratio=sizes.ratio is not None)
     shape = _widest_shape(pruning, sizes, arch)
     _check_wrapper(pruning, dense, shape)
@@ -461,6 +458,7 @@ def _widest_shape(pruning: ResolvedPrune, sizes: Sizes, arch: Arch) -> Arch:
         hidden=widest.hidden,
         ffn=widest.ffn,
         kv_heads=widest.kv_heads,
+        experts=widest.experts or None,
         biased=pruning.biased,
     )
 

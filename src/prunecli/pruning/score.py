@@ -34,7 +34,7 @@ from prunecli.pruning.calibration import (
     open_statistics,
     read_windows,
 )
-from prunecli.pruning.sizes import Sizes
+from prunecli.pruning.sizes import Sizes, check_supported
 from prunecli.record import Record
 from prunecli.settings import BATCH_TOKENS, Amount, Data, Result, RunContext
 from prunecli.training.distributed import joined
@@ -78,6 +78,7 @@ def _score(request: ScoreRequest, run: RunContext) -> Result:
     method = registry.get(request.method)
     options = _check(request, method)
     dense = Checkpoint(request.model, run.report)
+    check_supported(method, dense.arch)
     beside = Setting(options, request.compat, group=dense.arch.group)
     method.refuse_idle(request.options, beside)
     check_tensor_file(run.output, dense)
@@ -89,7 +90,9 @@ def _score(request: ScoreRequest, run: RunContext) -> Result:
     run = replace(run, compute=settled(run.compute, dense))
     digest = dense.digest(run.report)
     required = required_statistics([method], request.compat)
-    calibration = share(_calibration(request, method, dense, digest, run), required, run.ranks)
+    calibration = share(
+        _calibration(request, method, dense, digest, run), required, dense.arch, run.ranks
+    )
     run = memory.within(
         run, lambda run: memory_need(dense, calibration, required, run, num_removed)
     )
@@ -143,7 +146,8 @@ def score_model(
 ) -> "dict[str, torch.Tensor]":
     """Return the scores of a whole model, with the means [I] that its compensation needs.
 
-    Names: `layers` [L] or `blocks.k`, or `ffn.i` [F], `kv_heads.i` [K] and `hidden` [D].
+    Names: `layers` [L] or `blocks.k`, or `ffn.i` [F], `kv_heads.i` [K], `experts.i` [E] and
+    `hidden` [D].
     """
     arch = dense.arch
     if method.score_layers is not None:
@@ -185,13 +189,17 @@ def score_layer(
         weights={
             point: dense.tensor(f"{arch.prefix(i)}{arch.module(point)}.weight")
             for point in ("o", "down")
+            if arch.has_point(point)
         },
         stats={
             f"{point}.{name}": tensor
-            for point in ("q", "o", "gate", "down", "block")
+            for point in ("q", "o", "gate", "down", "block", "experts")
+            if arch.has_point(point)
             for name, tensor in at_point(statistics, arch.point(i, point)).items()
         },
         kv_heads=arch.kv_heads,
+        experts=arch.experts,
+        index=i,
     )
     assert method.score is not None
     scores: dict[str, torch.Tensor] = method.score(view, options)

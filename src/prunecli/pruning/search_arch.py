@@ -44,7 +44,7 @@ from prunecli.pruning.calibration import Calibration, open_scores, read_windows
 from prunecli.pruning.grid import Budget
 from prunecli.pruning.request import SCORES
 from prunecli.pruning.score import score_model, score_options, scores_artefact
-from prunecli.pruning.sizes import Sizes, protected_layers, resolve_sizes
+from prunecli.pruning.sizes import Sizes, check_supported, protected_layers, resolve_sizes
 from prunecli.record import Record, limited
 from prunecli.report import Report
 from prunecli.settings import BATCH_TOKENS, Amount, Data, Output, Result, RunContext
@@ -172,7 +172,7 @@ def _search_arch(request: SearchRequest, run: RunContext) -> Result:
     if not request.allow_overlap:
         perplexity.refuse_overlap(dense, held_out)
         _refuse_shared(calibration, held_out)
-    calibration = share(calibration, _required(search), run.ranks)
+    calibration = share(calibration, _required(search), dense.arch, run.ranks)
     run = memory.within(run, lambda run: _memory_need(search, training, calibration, held_out, run))
     digest = dense.digest(run.report)
     of_held_out = sidecar.tokens_input("evaluation", held_out.meta, held_out.windows)
@@ -241,6 +241,7 @@ def _resolve(request: SearchRequest, run: RunContext) -> Search:
     options = method.resolve(request.options)
     check_searchable(method, options)
     dense = Checkpoint(request.model, run.report)
+    check_supported(method, dense.arch)
     sources = (request.data.source, request.eval_data.source, *domains_of(options))
     output.check_path(out, run.output, [dense.folder, *(source_path(name) for name in sources)])
     budget = grid.budget(dense.arch, request.params, request.flops, request.ratio)

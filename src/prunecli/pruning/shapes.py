@@ -51,8 +51,9 @@ def of_statistics(
                 observed = record.observed(arch.point_width(point))
                 shapes = {name: spec.shape for name, spec in observed.items()}
             for i in range(arch.layers):
-                for name, shape in shapes.items():
-                    yield Expected(f"{arch.point(i, point)}.{name}", shape, what)
+                for place in arch.points(i, point):
+                    for name, shape in shapes.items():
+                        yield Expected(f"{place}.{name}", shape, what)
 
 
 def of_run(
@@ -68,12 +69,12 @@ def of_run(
         if record.scope == MODEL:
             specs |= record.specs(arch, "", count)
         for i, point in product(range(arch.layers), need.points if record.scope != MODEL else ()):
-            full = arch.point(i, point)
-            if record.scope == INPUTS:
-                observed = record.observed(arch.point_width(point), dtype)
-                specs |= {f"{full}.{name}": spec for name, spec in observed.items()}
-            else:
-                specs |= record.specs(arch, full)
+            if record.scope != INPUTS:
+                specs |= record.specs(arch, arch.point(i, point))
+                continue
+            observed = record.observed(arch.point_width(point), dtype)
+            for place in arch.points(i, point):
+                specs |= {f"{place}.{name}": spec for name, spec in observed.items()}
     return specs
 
 
@@ -89,8 +90,8 @@ def of_scores(file: TensorFile, method: Method, arch: Arch) -> Iterator[Expected
         elif axis == "hidden":
             yield Expected("hidden", (arch.hidden,), axis)
         else:
-            unit, count = {"heads": ("kv_heads", arch.kv_heads), "ffn": ("ffn", arch.ffn)}[axis]
-            yield from (Expected(f"{unit}.{i}", (count,), axis) for i in layers)
+            unit = {"heads": "kv_heads"}.get(axis, axis)
+            yield from (Expected(f"{unit}.{i}", (getattr(arch, unit),), axis) for i in layers)
     if method.rotates:
         yield Expected("rotation", (arch.hidden, arch.hidden), "a rotation")
     if method.compensates:

@@ -23,7 +23,8 @@ class Collector(Protocol):
     """Sees batches of whole sequences, keeps a state that can be summed, yields named tensors.
 
     `update` gets [B, T, I] in the compute type: at an input point that input, at `block` the
-    layer's input and output. States are float32 or better.
+    layer's input and output, at `experts` in float32 the weight of each expert's output and its
+    norm [B, T, E], 0 where a token is not sent there. States are float32 or better.
 
     Attributes:
         names: the names of what `compute` returns.
