@@ -119,7 +119,9 @@ def table(head: list[str], rows: list[list[str]]) -> Iterator[str]:
 
 def pruning() -> Iterator[str]:
     """Yield the tables of `prune`, one for each parent."""
-    names = [name for name in registry.names() if not registry.get(name).trains_masks]
+    methods = [registry.get(name) for name in registry.names()]
+    # the parents have no experts
+    names = [one.name for one in methods if not one.trains_masks and "experts" not in one.axes]
     for parent, dense in PARENT.items():
         yield f"\n### {parent}: {dense.arch.total_params / 1e9:.2f}B parameters, " + (
             f"{gigabytes(dense.num_bytes)} GB in bfloat16"
