@@ -207,10 +207,9 @@ def score_sequentially(
     assert calibration.windows is not None
     stream = LayerStream(dense, run.compute, run.report, keeper)
     required = method.needed(bool(options["compat"]))
-    units = {"kv_heads": arch.kv_heads, "ffn": arch.ffn}
-    specs = {
-        f"{axis}.{i}": Spec("F64", (n,)) for axis, n in units.items() for i in range(arch.layers)
-    }
+    sizes_of = {"kv_heads": arch.kv_heads, "ffn": arch.ffn}
+    layers = range(arch.layers)
+    specs = {f"{axis}.{i}": Spec("F64", (n,)) for axis, n in sizes_of.items() for i in layers}
     scores = keeper.remembered("scores", specs)
     for i, layer, statistics in _hooks.layerwise(stream, calibration.windows.ids, required):
         on_cpu = {name: value.cpu() for name, value in statistics.items()}
