@@ -146,7 +146,7 @@ def test_what_unfolds_in_a_task_file(text, told, how, model, tmp_path):
     "changes",
     [
         {"dataset_path": "pandas"},
-        {"dataset_path": "sql"},
+        {"dataset_path": "webdataset"},
         {"dataset_kwargs": {"trust_remote_code": True}},
     ],
 )

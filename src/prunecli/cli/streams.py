@@ -32,7 +32,7 @@ class _Lasting(io.FileIO):
 class _Results(io.FileIO):
     """A descriptor that says what it is where it cannot be written to."""
 
-    def write(self, data: Any) -> int:
+    def write(self, data: Any) -> Any:
         """Write; raise PruneError where the system refuses, and ask it no more."""
         try:
             return super().write(data)
