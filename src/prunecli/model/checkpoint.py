@@ -89,11 +89,11 @@ def _from_hub(name: str) -> Path:
     try:
         folder = fetch(
             revision or None, "config.json", sidecar.FOLDER_SIDECAR, INDEX, sidecar.CARD,
-            *companions.ALL, *companions.PROCESSOR,
+            *companions.ALL,
         )  # fmt: skip
         # of all formats in a repository only what will be read, and of the same commit
         files = [glob.escape(name) for name in _indexed(folder / INDEX)] or [ONE_FILE]
-        return fetch(folder.name, *files)
+        return fetch(folder.name, *files, *_beside_wrapper(folder / "config.json"))
     except InputError:
         raise
     except Exception as error:
@@ -103,6 +103,12 @@ def _from_hub(name: str) -> Path:
             f"cannot fetch 'hf:{name}' from the Hugging Face hub: {why}",
             f"fetch it elsewhere, with `hf download {repo} --local-dir DIR`, and give that folder",
         ) from None
+
+
+def _beside_wrapper(config: Path) -> tuple[str, ...]:
+    """Return the patterns of files that a multimodal model has beside those of a language model."""
+    kind = strict.read_object(config).get("model_type") if config.exists() else None
+    return companions.PROCESSOR if str(kind) in WRAPPERS else ()
 
 
 def _indexed(index: Path) -> list[str]:
