@@ -56,7 +56,7 @@ class HookedCollectors:
         statistics: Stats = {}
         for (point, _), collector in self._collectors.items():
             if not self._ranks.alone:
-                collector.reduce(self._ranks.sum)
+                collector.reduce(self._ranks)
             for name, value in collector.compute().items():
                 statistics[f"{self._names(point)}.{name}"] = value
         self._collectors.clear()
