@@ -40,7 +40,7 @@ portable: install ## run the fast tests under three instruction sets, with 1 and
 	tests/portable.sh 'default avx2 avx512' '1 2' pytest -n 2 -m '$(FAST)'
 
 foreign: install ## test processes, masks and resuming under another instruction set
-	tests/portable.sh foreign 2 pytest -m '$(FAST)' --ignore tests/hostile -k 'process or mask or resum or kill or signal or same'
+	tests/portable.sh foreign 2 pytest -n 2 -m '$(FAST)' --ignore tests/hostile -k 'process or mask or resum or kill or signal or same'
 
 floors: ## run the fast tests on the lowest allowed versions, in build/floors
 	mkdir -p build && $(PYTHON) .ci/floors.py >build/floors.txt
@@ -56,7 +56,11 @@ versions: install ## print the versions of all dependencies
 soak: install ## run the long tests, and every method on every family
 	$(if $(wildcard $(MODEL)/model.safetensors),PRUNECLI_SMOLLM2=$(abspath $(MODEL))) HF_HUB_OFFLINE=1 pytest -m 'slow or matrix'
 
-outside: install ## test the toy experiment, its report in a browser (chromium), other runtimes (npm)
+$(VENV)/notebook: $(VENV)/installed
+	$(PIP) -e '.[notebook]'
+	touch $@
+
+outside: $(VENV)/notebook ## test the toy experiment, its report in a browser (chromium), a notebook, other runtimes (npm)
 	$(if $(shell command -v npm),$(MAKE) $(RUNTIMES)/ready $(MODEL)/model.safetensors)
 	$(if $(shell command -v npm),$(REAL)) HF_HUB_OFFLINE=1 pytest -n 2 --dist loadfile -m outside -rs
 

@@ -377,12 +377,14 @@ records in [model/families](../src/prunecli/model/families/registry.py).
 
 `+`: removing these units is exact, which `tests/model/test_families.py` compares with setting them
 to zero in transformers' own class. `no`: refused before any work, [with the reason](#refused).
-Every method runs on every family or is refused on it: `make soak` tries all pairs. A method that
+Every method runs on every family or is refused on it: `make soak` tries all pairs. Methods for
+experts (reap, expert-frequency, expert-random) are for families that have some. A method that
 cuts several axes takes sizes of those that a family can lose (`--ffn`, `--layers`). A family is
 saved as itself, or as one of the other classes where its own cannot hold a shape.
 """
 LOSES = {
-    "layers": "layers", "hidden": "hidden channels", "heads": "heads", "ffn": "FFN channels"
+    "layers": "layers", "hidden": "hidden channels", "heads": "heads", "ffn": "FFN channels",
+    "experts": "experts",
 }  # fmt: skip
 
 
@@ -390,12 +392,22 @@ def allowed(method: Method, family: Family) -> set[str]:
     """Return the axes that a method can shorten in a family; of no axis, its weights."""
     if method.rotates and family.post_norms:
         return set()
+    if family.experts is not None and "ffn" in method.axes:
+        return set()
+    if family.experts is None and "experts" in method.axes:
+        return set()
     return {*(method.axes or ("weights",))} - {*family.fixed}
+
+
+def _meant_for(method: Method, family: Family) -> bool:
+    """Return whether a family has the units that a method removes, exactly or not."""
+    return family.experts is not None or "experts" not in method.axes
 
 
 def _methods(family: Family) -> str:
     """Return which methods take a family."""
-    refused = [name for name in registry.names() if not allowed(registry.get(name), family)]
+    found = [one for one in map(registry.get, registry.names()) if _meant_for(one, family)]
+    refused = [one.name for one in found if not allowed(one, family)]
     return " ".join(["all but", ", ".join(refused)]) if refused else "all"
 
 
@@ -417,6 +429,9 @@ def _refusals(family: Family) -> Iterator[str]:
     if family.post_norms:
         rotating = ", ".join(name for name in registry.names() if registry.get(name).rotates)
         yield f"{rotating}: a rotation cannot pass the gains of post-sublayer norms"
+    if family.experts is not None:
+        of_ffn = ", ".join(name for name in registry.names() if "ffn" in registry.get(name).axes)
+        yield f"{of_ffn}: channels of one FFN in a layer are compared, and every expert is one"
     for key, values in family.only.items():
         told = " or ".join(f"`{json.dumps(value)}`" for value in values)
         yield f"models whose config.json has `{key}` other than {told}"
@@ -431,6 +446,8 @@ def families_page() -> str:
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for one in found:
         marks = ["no" if axis in one.fixed else "+" for axis in LOSES]
+        if one.experts is None:
+            marks[-1] = ""
         kinds = " ".join(f"`{kind}`" for kind in one.model_types)
         row = [one.name, kinds, *marks, "+", _methods(one), ", ".join(one.containers)]
         lines.append(f"| {' | '.join(row)} |")
@@ -449,7 +466,14 @@ def families_page() -> str:
             "",
             "## Parts of other models",
             "The language model of these is read, where it is one of the families: "
-            f"{', '.join(f'`{kind}`' for kind in WRAPPERS)}.",
+            f"{', '.join(f'`{kind}`' for kind in WRAPPERS)}. `prune --keep-wrapper` writes the "
+            "other parts too ([checkpoints](checkpoints.md#multimodal-models)).",
+            "",
+            "## Families that are not here",
+            "`prunecli families --probe DIR` derives the record of a model that transformers has a "
+            "class for, tries it on a tiny random model, and prints it, or says what no record "
+            "describes. A package of your own can have it "
+            "([examples/plugin](../examples/plugin/README.md)).",
             "",
         ]
     )
@@ -565,15 +589,9 @@ def _formula(method: Method) -> str:
     source = sys.modules[f"prunecli.methods.{method.name.replace('-', '_')}"]
     said, *rest = cleandoc(source.__doc__ or "").split("\n\n")
     formula = [part for part in rest if part.startswith("    ")][:1]
-    number = method.reference.removeprefix("arXiv ")
-    return "\n\n".join(
-        [
-            " ".join(said.split()),
-            *formula,
-            f"Removes: {method.granularity}. "
-            f"Paper: [arXiv {number}](https://arxiv.org/abs/{number}).",
-        ]
-    )
+    kind, _, number = method.reference.partition(" ")
+    paper = f" Paper: [arXiv {number}](https://arxiv.org/abs/{number})." if kind == "arXiv" else ""
+    return "\n\n".join([" ".join(said.split()), *formula, f"Removes: {method.granularity}.{paper}"])
 
 
 def _cost(name: str) -> str:
@@ -620,6 +638,14 @@ def _options(method: Method) -> str:
     return "\n".join([*lines, *(["", "Recipes:", "", *recipes] if recipes else [])])
 
 
+def scaling_page() -> str:
+    """Return the page that docs/scaling.py makes."""
+    sys.path.insert(0, str(ROOT / "docs"))
+    import scaling
+
+    return scaling.page()
+
+
 def files() -> dict[str, str]:
     """Return every generated file by its path from the root of the project."""
     found = commands()
@@ -632,6 +658,7 @@ def files() -> dict[str, str]:
         "completions/prunecli.fish": fish(found),
         "docs/variables.md": variables(found),
         "docs/families.md": families_page(),
+        "docs/scaling.md": scaling_page(),
         "docs/commands/README.md": command_index(found),
         **{f"docs/commands/{command.name}.md": command_text(command) for command in found},
         **{f"docs/methods/{name}.md": method_text(registry.get(name)) for name in registry.names()},

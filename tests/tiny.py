@@ -40,8 +40,8 @@ SIZES = {
 # least; that of all others is in `make soak`
 QUICK = (
     "apertus", "cohere", "exaone", "gemma2", "gemma3", "gpt-neox", "granite", "granite-swa",
-    "llama", "mistral", "olmo2", "olmo3", "opt", "phi", "phi3", "qwen2", "qwen3", "seed-oss",
-    "smollm3",
+    "llama", "mistral", "mixtral", "olmo2", "olmo3", "opt", "phi", "phi3", "qwen2", "qwen3",
+    "qwen3-moe", "seed-oss", "smollm3",
 )  # fmt: skip
 
 
@@ -95,6 +95,16 @@ def make(folder: Path, family: str = "llama", dtype=torch.float32, shard=None, *
     return folder
 
 
+def subject(llama: Path | str, method: str) -> Path:
+    """Return a model that a method can prune: this one, or beside it one of experts."""
+    from prunecli.methods import registry as methods
+
+    if "experts" not in methods.get(method).axes:
+        return Path(llama)
+    folder = Path(llama).with_name("mixtral")
+    return folder if folder.exists() else make(folder, "mixtral")
+
+
 def tokens(path: Path, rows: int = 8, length: int = 32, vocab: int = 259, seed: int = 0) -> str:
     """Write random token windows and return them as a D: `FILE.safetensors:ids`."""
     generator = torch.Generator().manual_seed(seed)
@@ -107,8 +117,10 @@ def stock(folder: Path | str, dtype=torch.float32):
     """Return a folder's model as stock transformers loads it, which has to say nothing to it."""
     from transformers import AutoModelForCausalLM
 
+    # the product that transformers takes for experts knows no float64
+    experts = {"experts_implementation": "eager"} if dtype == torch.float64 else {}
     model, info = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, output_loading_info=True
+        folder, dtype=dtype, output_loading_info=True, **experts
     )
     assert not info["missing_keys"] and not info["unexpected_keys"], info
     return model.eval()

@@ -5,7 +5,8 @@ MODEL is a checkpoint folder, RUNTIMES is what `get.sh` made. Every model below 
 by the runtime's own script, and read by it. Compared are the log probabilities of a text's tokens
 (how far they are apart, on average) and the tokens that follow it greedily. What Q8_0 costs is told
 from errors by rounding alike in transformers: llama.cpp rounds the weights when it converts, and
-the inputs of every product when it multiplies. Prints Markdown, or one JSON object per row with
+the inputs of every product when it multiplies. Q4_K_M is made by llama.cpp's quantizer, with
+statistics of `prunecli calibrate` as imatrix. Prints Markdown, or one JSON object per row with
 `--json`.
 """
 
@@ -30,7 +31,13 @@ MODELS = {
     "flap, no biases": "--method flap --heads 6 --ffn 1280 --bias drop",
 }
 DATA = "--nsamples 4 --seq-len 64"
-READINGS = (("llama.cpp", "f32"), ("llama.cpp", "q8_0"), ("ONNX Runtime", "f32"))
+READINGS = (
+    ("llama.cpp", "f32"),
+    ("llama.cpp", "q8_0"),
+    ("llama.cpp", "q4_k_m"),
+    ("ONNX Runtime", "f32"),
+)
+HERE = Path(__file__).parent
 
 
 def rounded(values: Any) -> Any:
@@ -78,27 +85,40 @@ def stock(folder: Path, kind: str) -> dict[str, Any]:
     }
 
 
+def with_runtimes(runtimes: Path) -> dict[str, str]:
+    """Return the environment in which Python finds what `get.sh` has installed."""
+    python = os.pathsep.join([str(runtimes / "python"), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": python}
+
+
+def convert(kind: str, folder: Path, runtimes: Path, made: Path) -> None:
+    """Write the folder as a GGUF by llama.cpp's converter and, for Q4_K_M, by its quantizer."""
+    whole = made.with_name(f"{made.name}-whole") if kind == "q4_k_m" else made
+    converter = [sys.executable, str(runtimes / "convert_hf_to_gguf.py"), str(folder)]
+    options = ["--outtype", "f32" if kind == "q4_k_m" else kind, "--outfile", str(whole)]
+    quiet = {"check": True, "stderr": subprocess.DEVNULL}
+    subprocess.run([*converter, *options], env=with_runtimes(runtimes), **quiet)
+    if kind == "q4_k_m":
+        stats = made.with_name(f"{made.name}.safetensors")
+        calibrate = f"prunecli calibrate --for wanda {DATA} --skip-existing".split()
+        subprocess.run([*calibrate, str(folder), str(stats)], stdout=subprocess.DEVNULL, **quiet)
+        quantizer = [sys.executable, str(HERE / "quantize.py"), str(runtimes)]
+        subprocess.run([*quantizer, str(whole), str(made), str(stats)], **quiet)
+        whole.unlink()
+
+
 def read(runtime: str, kind: str, folder: Path, tokens: list[int], runtimes: Path) -> Any:
     """What a runtime computes from the folder, converted to one type of weights."""
-    python = os.pathsep.join([str(runtimes / "python"), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": python}
     converted = folder.with_name(f"{folder.name}-{kind}")
     rest = [json.dumps(tokens), str(FOLLOWING)]
     if runtime == "llama.cpp":
-        converter = [sys.executable, str(runtimes / "convert_hf_to_gguf.py"), str(folder)]
-        subprocess.run(
-            [*converter, "--outtype", kind, "--outfile", str(converted)],
-            check=True,
-            env=environment,
-            stderr=subprocess.DEVNULL,
-        )
+        convert(kind, folder, runtimes, converted)
         command = ["node", str(runtimes / "llamacpp.mjs"), str(converted), *rest]
     else:
-        script = str(Path(__file__).with_name("onnx_genai.py"))
+        script = str(HERE / "onnx_genai.py")
         command = [sys.executable, script, str(folder), str(converted), *rest]
-    done = subprocess.run(
-        command, check=True, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    done = subprocess.run(command, check=True, env=with_runtimes(runtimes), **piped)
     shutil.rmtree(converted) if converted.is_dir() else converted.unlink()
     return json.loads(done.stdout)
 
@@ -115,14 +135,21 @@ def compare(name: str, model: Path, runtimes: Path, work: Path) -> list[dict[str
     exact = stock(folder, "f32")
     rows = []
     for runtime, kind in READINGS:
-        alike = stock(folder, kind)
         got = read(runtime, kind, folder, exact["tokens"], runtimes)
         rows.append(
             {"model": name, "runtime": runtime, "type": kind, "apart": apart(got, exact)}
-            | {"rounding alone": apart(alike, exact), "greedy": got["greedy"] == exact["greedy"]}
+            | {
+                "rounding alone": rounding(folder, kind, exact),
+                "greedy": got["greedy"] == exact["greedy"],
+            }
             | {"class": json.loads((folder / "config.json").read_text())["architectures"][0]}
         )
     return rows
+
+
+def rounding(folder: Path, kind: str, exact: dict[str, Any]) -> float | None:
+    """Return how far rounding alone takes transformers; None where it is not done here."""
+    return None if kind == "q4_k_m" else apart(stock(folder, kind), exact)
 
 
 def apart(one: dict[str, Any], other: dict[str, Any]) -> float:
@@ -143,7 +170,11 @@ def main() -> None:
     for name in MODELS:
         for row in compare(name, model, runtimes, work):
             cells = [name, row["class"], row["runtime"], row["type"], f"{row['apart']:.1g}"]
-            cells += [f"{row['rounding alone']:.1g}", "equal" if row["greedy"] else "other"]
+            alone = row["rounding alone"]
+            cells += [
+                "" if alone is None else f"{alone:.1g}",
+                "equal" if row["greedy"] else "other",
+            ]
             print(f"| {' | '.join(cells)} |" if as_table else json.dumps(row), flush=True)
 
 

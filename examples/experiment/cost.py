@@ -38,7 +38,10 @@ def main() -> None:
     given = parser.parse_args()
     rows = json.load(sys.stdin)["results"]
     sizes = {named(row): row for row in rows}
-    parent = next(row for row in rows if row["initialization"] == "base")
+    parent = next((row for row in rows if row["initialization"] == "base"), None)
+    if parent is None:  # a parent is one from which something was pruned
+        print("the cost is known once there are a parent and pruned models")
+        return
     before = given.parent_rows * given.seq_len
     # runs that differ in seeds only are one line
     lines = Counter(run.rpartition(".")[0] for run in given.runs if run.count(".") > 2)

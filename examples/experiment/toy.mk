@@ -18,4 +18,4 @@ TOTAL ?= yes
 TRAIN ?= --batch-size 16 --lr 3e-3
 EVAL ?=
 CALIBRATION ?= $(W)/rows:2700:2732
-COST_FROM ?= $(sort $(wildcard $(W)/cut $(W)/parent))
+COST_FROM ?= $(wildcard $(W)/parent/prunecli.json $(W)/cut/*/prunecli.json)

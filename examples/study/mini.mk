@@ -33,7 +33,7 @@ HELD ?= --data $(CORPUS)/definitions-test.jsonl --data $(CORPUS)/prose-test.json
 CALIBRATION ?= $(CORPUS)/definitions-calibration.jsonl --sampler concat-random --nsamples 256 --seq-len $(SEQ_LEN)
 # learned masks: as much text as a twentieth of N
 OPTIONS.sheared-llama ?= --nsamples 2048 --tokens 262144 --batch-size 16 --lr 1e-3
-COST_FROM ?= $(sort $(wildcard $(W)/cut $(W)/parent))
+COST_FROM ?= $(wildcard $(W)/parent/prunecli.json $(W)/cut/*/prunecli.json)
 
 $(CORPUS)/%-train.jsonl:
 	$(STUDY)corpus.py $* $(@D) >&2

@@ -22,4 +22,4 @@ SAME_COMPUTE ?= minitron-depth-0.5
 COMPUTE_SEEDS ?= 0
 TRAIN ?= --batch-size 16 --lr 3e-3
 CALIBRATION ?= builtin:calibration --sampler concat-random --nsamples 16 --seq-len $(SEQ_LEN)
-COST_FROM ?= $(sort $(wildcard $(W)/cut $(W)/parent))
+COST_FROM ?= $(wildcard $(W)/parent/prunecli.json $(W)/cut/*/prunecli.json)

@@ -49,6 +49,7 @@ class RunWords(TypedDict, total=False):
     device: str
     dtype: str
     buffer: str
+    memory: str | None
     report: Report
     stop: Callable[[], bool]
 
@@ -63,6 +64,7 @@ class AmountWords(TypedDict, total=False):
     hidden: int | None
     heads: int | None
     ffn: int | None
+    experts: int | None
     params: float | None
     arch: str | None
     multiple: int | None
@@ -219,6 +221,7 @@ class PruneWords(AmountWords, DataWords, RunWords, total=False):
     plan_only: bool
     keep: str | None
     compat: bool
+    keep_wrapper: bool
 
 
 def prune(model: Path, out: Path, **words: Unpack[PruneWords]) -> Result:

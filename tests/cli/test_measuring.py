@@ -131,3 +131,15 @@ def test_noise_is_a_column_of_its_own(run, llama, tmp_path) -> None:
     assert "noise" not in once.out
     heading, _, row = thrice.out.splitlines()
     assert heading.split()[-1] == "noise" and row.split()[-1] == "0.0e+00"
+
+
+def test_active_parameters_are_told(models, run):
+    """Beside those of a dense model, which are all active."""
+    ended = run("speed", "--flops-only", str(models("llama")), str(models("qwen3-moe")))
+    lines = [line.split() for line in ended.out.splitlines()]
+    assert "active" in lines[0]
+    from prunecli.model.arch import Arch
+
+    arch = Arch.read(models("qwen3-moe"))
+    assert str(arch.active_params) in ended.out
+    assert any("router" in line for line in lines)

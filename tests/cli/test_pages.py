@@ -65,6 +65,26 @@ def test_quickstart(run, tmp_path, monkeypatch):
     assert f"{results['perplexity']:.4f}"[:5] in ended.out
 
 
+def test_more_examples(run, tmp_path, monkeypatch):
+    """Every command in the order of the page, in one folder; sizes are those of a tiny model."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PRUNECLI_NSAMPLES", "4")
+    assert run("init", "--config", str(ROOT / "examples/ci/tiny.json"), "in/").code == 0
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_bytes(README.read_bytes())
+    tiny = {
+        "3072": "48", "9216": "96", "2048": "64", "rows:0:50000": "rows:0:16",
+        "rows:50000:50500": "rows:16:20",
+    }  # fmt: skip
+    text = README.read_text("utf-8")
+    (block,) = blocks(text[text.index("## More examples") : text.index("## Methods")])
+    for words in commands(f"```\n{block}```\n"):
+        ended = run(*[tiny.get(word, word) for word in words])
+        assert ended.code == 0, (words, ended.err)
+        if words[:2] == ["table", "--layout"]:
+            assert "scratch - pruned" in ended.out
+
+
 def test_first_steps(run, tmp_path, monkeypatch):
     """Every command of the page, in its order, on a tiny model and on text of two other pages."""
     monkeypatch.chdir(tmp_path)

@@ -128,8 +128,8 @@ def test_two_processes_are_one_run(files, alone, tmp_path) -> None:
 
 def test_validation_changes_nothing(files, tmp_path) -> None:
     """Weights gathered for a forward in bfloat16 are not those that are written."""
-    more = ["--dtype", "bfloat16", "--eval-data", files[1] + ":180:187"]
-    for name, options in (("with", more), ("without", more[:2])):
+    few = ["--steps", "8", "--dtype", "bfloat16"]
+    for name, options in (("with", [*few, "--eval-data", files[1] + ":180:187"]), ("without", few)):
         ended = finish(command(TWO, *files, tmp_path / name, *options))
         assert ended.returncode == 0, ended.stderr
     one, two = (tmp_path / name / "model.safetensors" for name in ("with", "without"))

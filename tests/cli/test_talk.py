@@ -10,7 +10,7 @@ import pytest
 import typer
 
 import prunecli
-from prunecli.cli import app, console
+from prunecli.cli import app, console, streams
 from prunecli.cli.console import StderrReport
 from prunecli.settings import Result
 
@@ -67,8 +67,20 @@ def test_no_progress_where_nobody_sees_it(capsys, progress) -> None:
 def test_none_shows_no_bar_in_a_terminal(monkeypatch) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("JPY_PARENT_PID", raising=False)
     shown = {form: StderrReport(False, False, form).interactive for form in console.PROGRESS}
     assert shown == {"auto": True, "json": False, "none": False}
+
+
+@pytest.mark.parametrize(("name", "value"), [("TERM", "dumb"), ("JPY_PARENT_PID", "1")])
+def test_no_bar_where_every_drawing_stays(monkeypatch, name, value) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm-color")
+    monkeypatch.delenv("JPY_PARENT_PID", raising=False)
+    assert streams.Talk().isatty()
+    monkeypatch.setenv(name, value)
+    assert not StderrReport(False, False).interactive
+    assert not streams.Talk().isatty()
 
 
 def test_a_command_writes_them_among_its_lines(run, llama, calibration, tmp_path) -> None:
@@ -105,6 +117,37 @@ def test_the_next_command_is_named_in_a_terminal(
     console.print_made(Result("my out"), VALUES | changed, "eval {out}")
     expected = "prunecli: next: prunecli eval 'my out'\n" if told else ""
     assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "amount"),
+    [
+        ("--method wanda-sp --ratio 0.4", "--ratio 0.4"),
+        ("--method flap --bias drop --params 4e4", "--params 40000"),
+        ("--method flap --ratio 0.4 --structure AL-AM", None),  # no layer has the size of another
+        ("--method llm-pruner --ratio 0.4 --protect 1,0", None),
+        ("--method flap --ffn 8", None),
+        ("--method wanda --ratio 0.4", None),
+        ("--method shortgpt --ratio 0.4", None),
+    ],
+)
+def test_a_search_is_named_where_a_bare_amount_left_sizes_open(
+    run, llama, calibration, tmp_path, monkeypatch, given, amount
+) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "dumb")  # no bar
+    arguments = [*given.split(), "--data", calibration, str(llama), str(tmp_path / "o")]
+    ended = run("prune", *arguments)
+    assert ended.code == 0, ended.err
+    before = "prunecli: other sizes of that amount may lose less: prunecli "
+    found = [line for line in ended.err.splitlines() if line.startswith(before)]
+    assert len(found) == (amount is not None)
+    for line in found:
+        command = line.removeprefix(before)
+        assert command == f"search-arch --method {arguments[1]} {amount} {llama} arch.json"
+        name, *rest = shlex.split(command)
+        GROUP.commands[name].make_context(name, rest)
 
 
 def hints() -> list[str]:

@@ -47,8 +47,9 @@ class Work:
         self.held = tiny.tokens(folder / "held.safetensors", ROWS, LENGTH, seed=2)
 
     def prune(self, method: str, out: str, compute: Compute, **more: Any) -> Result:
+        model = str(tiny.subject(self.model, method))
         return prune(
-            self.model, out, method=method, amount=HALF, data=Data(self.ids), compute=compute,
+            model, out, method=method, amount=HALF, data=Data(self.ids), compute=compute,
             options=OPTIONS.get(method, {}), **more,
         )  # fmt: skip
 

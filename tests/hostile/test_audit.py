@@ -135,7 +135,9 @@ def test_nothing_but_what_it_needs(name, place, tmp_path, capfd):
 def test_nothing_but_what_it_needs_from_its_first_import(name, place, tmp_path):
     allowed = folders(place, tmp_path)
     line = [audit.__file__, json.dumps(allowed), *words(name, place, tmp_path / "out")]
-    own = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp")}
+    # Python keeps what it compiled of an installed package beside it: no doing of the command's
+    own = {"PYTHONDONTWRITEBYTECODE": "1"}
+    own |= {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp")}
     # torch tells children by this where its first process put compiled kernels
     others = {key: value for key, value in os.environ.items() if key != "TORCHINDUCTOR_CACHE_DIR"}
     ended = subprocess.run(

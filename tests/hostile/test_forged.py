@@ -13,18 +13,26 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from test_publish import contents, names
+from torch.distributed.checkpoint import FileSystemReader, state_dict_saver
+from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 import prunecli
 import tiny
 from prunecli.data.shards import STATE, Shards
 from prunecli.errors import InputError, OutputExists, PruneError, Stopped, UsageError
 from prunecli.files import keeping, seal
+from prunecli.files.tensorfile import combined_digest
 from prunecli.methods import registry
 from prunecli.settings import Amount
 from prunecli.training import state
 
 SCORES, MODEL, STEPS = "s.safetensors", "o", "t"
+# walks of other kinds: backward, within others, with what is remembered, in a folder of its own
+GRADIENTS, NESTED, REMEMBERED, LOSSES = "g.safetensors", "n.safetensors", "r", "e.json"
+WALKS = (SCORES, MODEL, GRADIENTS, NESTED, REMEMBERED, LOSSES)
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +51,20 @@ def stopped(tmp_path_factory):
         STEPS: lambda out, **how: prunecli.train(
             model, out, data=data, steps=4, save_every=1, batch_size=2, lr=1e-3, **how
         ),
+        GRADIENTS: lambda out, **how: prunecli.calibrate(
+            model, out, methods=["flap", "llm-pruner"], data=data, nsamples=3, **how
+        ),
+        NESTED: lambda out, **how: prunecli.score(
+            model, out, method="sleb", layers=3, data=data, nsamples=3, **how
+        ),
+        REMEMBERED: lambda out, **how: prunecli.prune(
+            model, out, method="wanda-sp", ratio=0.5, data=data, nsamples=3, **how
+        ),
+        LOSSES: lambda out, **how: prunecli.evaluate(model, data=[data], out=out, **how),
     }
+    steps = {STEPS: 3, GRADIENTS: 4 + 6}
     for name, run in runs.items():
-        for stop in (None, tiny.stop_after(3 if name == STEPS else 2)):
+        for stop in (None, tiny.stop_after(steps.get(name, 2))):
             out = str(root / ("whole" if stop is None else "begun") / name)
             with suppress(Stopped):
                 run(out, **({"stop": stop} if stop else {}))
@@ -185,6 +204,70 @@ def test_a_state_that_is_not_as_it_was(name, change, sealed, forged):
     assert told == "" or (sealed and "use --restart" in told)
 
 
+def shorter(kept, tensors):
+    return lambda tensor: tensor[..., :-1].clone() if tensor.dim() else tensor[None]
+
+
+def of_another_type(kept, tensors):
+    return lambda tensor: tensor.to(torch.int32)
+
+
+def another_name(kept, tensors):
+    tensors["other"] = tensors.pop(kept)
+
+
+def none_of_it(kept, tensors):
+    del tensors[kept]
+
+
+def one_more(kept, tensors):
+    tensors["other"] = tensors[kept]
+
+
+def forged_tensors(place, change):
+    """Change the last tensor of each walk of a state in turn; seal it. Yields which that is."""
+    (file,) = place.rglob(keeping.STATE)
+    before = file.read_text()
+    for number, walk in json.loads(before)["result"]["walks"].items():
+        if not walk["tensors"]:
+            continue
+        record = json.loads(before)["result"]
+        tensors = record["walks"][number]["tensors"]
+        kept = max(tensors)
+        of = tensors[kept]["file"]
+        content = (file.parent / of).read_bytes()
+        make = change(kept, tensors)
+        if make is not None:
+            found = load_file(file.parent / of)
+            found[tensors[kept]["name"]] = make(found[tensors[kept]["name"]])
+            save_file(found, file.parent / of)
+            record["files"][of] = combined_digest(keeping._digests(file.parent / of))
+        keeping.keep(file, record)
+        yield f"{kept} of {walk['what']}"
+        (file.parent / of).write_bytes(content)
+
+
+@pytest.mark.parametrize("name", WALKS)
+def test_tensors_that_no_step_left(name, stopped, tmp_path):
+    """The digests are right, and names, shapes or types are not: told before they are read."""
+    root, runs = stopped
+    out, place = tmp_path / name, tmp_path / f"{name}.partial"
+    tried = 0
+    for change in (shorter, of_another_type, another_name, none_of_it, one_more):
+        shutil.copytree(root / "begun" / f"{name}.partial", place)
+        for which in forged_tensors(place, change):
+            with pytest.raises(InputError, match=r"not fit this run: .*; use --restart") as told:
+                runs[name](str(out))
+            assert "Error" not in str(told.value), (which, change)
+            tried += 1
+        shutil.rmtree(place)
+    assert tried >= 5
+    # positive control: what was not changed is gone on from
+    shutil.copytree(root / "begun" / f"{name}.partial", place)
+    runs[name](str(out))
+    assert result(out) == result(root / "whole" / name)
+
+
 def rewritten(change):
     """Return a change of a state of `train`: of what its index says."""
 
@@ -216,6 +299,44 @@ def elsewhere(target):
 )
 def test_an_index_that_names_files_elsewhere(target, forged):
     assert "use --restart" in forged(STEPS, elsewhere(target)).replace("remove it", "use --restart")
+
+
+def first(state):
+    return next(iter(state["optimizer"]["state"].values()))
+
+
+def steps_below_none(state):
+    first(state)["step"] -= 9
+
+
+def shorter_moments(state):
+    first(state)["exp_avg"] = first(state)["exp_avg"][..., :-1].clone()
+
+
+def no_moments(state):
+    del first(state)["exp_avg_sq"]
+
+
+def other_settings(state):
+    state["optimizer"]["param_groups"][0] |= {"betas": (torch.ones(3), "x"), "lr": torch.ones(5)}
+
+
+CHANGES_OF_STEPS = (steps_below_none, shorter_moments, no_moments, other_settings)
+
+
+@pytest.mark.parametrize("change", CHANGES_OF_STEPS)
+def test_states_of_training_that_no_step_left(change, forged):
+    """What the optimizer's settings are follows from the options, whatever a state says."""
+
+    def put(place):
+        found = {}
+        reader, planner = FileSystemReader(last(place)), _EmptyStateDictLoadPlanner()
+        _load_state_dict(found, reader, planner=planner, no_dist=True)
+        change(found)
+        state_dict_saver.save(found, checkpoint_id=last(place), no_dist=True)
+
+    told = forged(STEPS, put).replace("remove it", "use --restart")
+    assert told == "" if change is other_settings else "use --restart" in told
 
 
 @pytest.mark.parametrize("put", [b"r\xff\xff\xff\x0b", b"p200000000\n", b"q\xff"])

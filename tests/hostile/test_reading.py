@@ -132,6 +132,24 @@ def test_json_that_does_harm(row, model, calibration, tmp_path):
     refused(lambda: Checkpoint(str(model)), words)
 
 
+@pytest.mark.parametrize(
+    ("option", "record", "words"),
+    [
+        ("plan", {"keep": {"layers": [0]}, "kep": {}}, "'kep' too; remove it"),
+        ("plan", {"keep": {"layer": [0]}}, "this one has 'layer'"),
+        ("arch", {"hiden": 32, "ffn": 40}, "'hiden', which is no size of a shape: did you mean"),
+        ("arch", {"ffn": 40, "intermediate_size": 48}, "says that ffn are 40 and 48"),
+        ("arch", {"heads": 3, "kv_heads": 3}, "3 KV heads for 3 heads, but 3 share one here"),
+    ],
+)
+def test_unread_names_are_no_part_of_it(option, record, words, model, calibration, tmp_path):
+    """A name that is misspelt would change nothing, silently."""
+    path = write(tmp_path / "x.json", json.dumps(record))
+    given = {"method": "flap", "data": Data(calibration), "amount": Amount(arch=str(path))}
+    given = {"plan": str(path)} if option == "plan" else given
+    refused(lambda: prune(str(model), str(tmp_path / "out"), **given), words)
+
+
 def test_values_are_counted(monkeypatch):
     monkeypatch.setattr(strict, "MAX_VALUES", 10)
     assert strict.parsed("[1, 2, 3]") == [1, 2, 3]

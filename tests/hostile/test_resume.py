@@ -54,6 +54,7 @@ class Listener(Report):
 def run_of(case, model, data):
     """Return a function of OUT that does what a case says."""
     verb, method = case
+    model = tiny.subject(model, method)
     how = {"data": data, "nsamples": 3}
     if verb == "prune":
         how |= {"ratio": 0.5, "options": ON_TINY.get(method, {})}
@@ -134,6 +135,27 @@ def test_killed_then_stopped(case, llama, calibration, tmp_path, layers, always)
     assert names(tmp_path) == {"expected", *names(tmp_path / "expected")}
     # the kill came as a layer began, so it had none under way
     assert first - 1 + second + third == total
+
+
+LATE = [("prune", "flap"), ("prune", "wanda-sp"), ("prune", "sparsegpt"), ("calibrate", "flap")]
+
+
+@pytest.mark.parametrize("case", LATE, ids="-".join)
+def test_stopped_after_all_layers(case, llama, calibration, tmp_path, layers, always):
+    """What is left are tensors to write, or steps of another walk: no layer is run again."""
+    run, out = run_of(case, llama, calibration), out_of(case, tmp_path)
+    methods = {"methods": ["flap", "shortened-llama"]} if case[0] == "calibrate" else {}
+    expected = tmp_path / "whole" / out.name
+    total = layers.of(lambda: run(expected, **methods))
+    done = 4 if methods else total
+    with pytest.raises(Stopped):
+        layers.of(lambda: run(out, stop=lambda: layers.count == done, **methods))
+    for _ in range(2):  # the state after one more step, of what comes after the layers
+        with pytest.raises(Stopped):
+            layers.of(lambda: run(out, stop=lambda: True, **methods))
+        done += layers.count
+    assert done + layers.of(lambda: run(out, **methods)) == total
+    assert contents(out) == contents(expected)
 
 
 @pytest.mark.slow
@@ -328,7 +350,7 @@ def test_what_did_not_change_is_not_written_again(tmp_path, always):
         files[1] & files[2] & files[3] == {"2.safetensors", "state.json"}
     )
     again = keeping.Keeper(RunContext(), tmp_path)
-    found = {"fixed": torch.zeros(4096), "unknown": torch.zeros(1)}
+    found = {name: torch.zeros(4096) for name in state}
     assert [*again.steps(range(3), "walking", "steps", found)] == []
     assert found.keys() == state.keys()
     assert all(torch.equal(found[name], state[name]) for name in state)

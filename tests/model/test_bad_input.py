@@ -87,12 +87,12 @@ def test_unknown_family_and_tensor(model, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        # what is more and what is less in a layer, of sorts of layers too
+        # of experts, which transformers stacks
         (
-            "qwen3_moe",
-            "nearest is 'qwen3', from which it differs: its layer has also "
-            "mlp.experts.down_proj, mlp.experts.gate_up_proj, mlp.gate and lacks "
-            "mlp.down_proj, mlp.gate_proj, mlp.up_proj",
+            "qwen2_moe",
+            "nearest is 'mixtral', from which it differs: its layer has also "
+            "mlp.shared_expert.down_proj, mlp.shared_expert.gate_proj, mlp.shared_expert.up_proj "
+            "and 4 more",
         ),
         # only more
         ("bitnet", "its layer has also mlp.ffn_sub_norm, self_attn.attn_sub_norm"),

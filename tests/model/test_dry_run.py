@@ -69,6 +69,7 @@ def test_a_dry_run_gives_the_verdict_of_the_run(method, family, models, calibrat
     amounts = [Amount(ratio=0.4), Amount(ratio=0.999)]
     axes = registry.get(method).axes
     amounts += [Amount(hidden=47)] * ("hidden" in axes) + [Amount(heads=3)] * ("heads" in axes)
+    amounts += [Amount(experts=1), Amount(experts=3)] * ("experts" in axes)
     for amount in amounts:
         both(models(family), tmp_path / "out", method, amount, calibration)
 

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
-from prunecli import evaluate, prune
-from prunecli.errors import InputError
+from prunecli import check, evaluate, prune
+from prunecli.errors import InputError, Stopped, UsageError
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.settings import Amount, Data
 
@@ -222,6 +222,161 @@ def test_language_models_of_wrappers(row, wrapper, ids, tmp_path):
     assert [name.endswith("ForCausalLM") for name in config["architectures"]] == [True]
     assert not {"text_config", "vision_config"} & set(config)
     assert tiny.sidecar(tmp_path / "out")["inputs"][0]["part_of"] == kind
+
+
+def whole(folder):
+    """Return a wrapper as stock transformers loads it, which has to say nothing to it."""
+    from transformers import AutoModelForImageTextToText
+
+    model, info = AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"], info
+    return aligned(model.eval())
+
+
+def aligned(model):
+    """Return a model whose weights lie in memory of their own: where they are in a file, which
+    other names and sizes move, decides how some kernels round."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    return model
+
+
+def image_features(model, row):
+    """Return what a wrapper makes of an image, in all its tensors."""
+    pixels = torch.randn(1, 3, 28, 28, generator=torch.Generator().manual_seed(7))
+    tower = getattr(model.model, "vision_tower", None) or model.model.vision_model
+    with torch.no_grad():
+        if row.startswith("mistral3"):
+            found = tower(pixels, image_sizes=torch.tensor([[28, 28]])).last_hidden_state
+            return model.model.multi_modal_projector(found[0], torch.tensor([[28, 28]]))
+        found = tower(pixels).last_hidden_state
+        connector = getattr(model.model, "multi_modal_projector", None) or model.model.connector
+        drop = row in ("llava", "llava_next")
+        return connector(found[:, 1:] if drop else found)
+
+
+KEPT = ("gemma3", "llava", "mistral3 of 2026")
+
+
+@pytest.mark.parametrize("row", KEPT)
+@pytest.mark.parametrize("layout", ["as saved", "the other"])
+def test_wrappers_are_kept_around_a_pruned_language_model(row, layout, wrapper, ids, tmp_path):
+    """OUT loads as IN does: other parts have equal bytes, images give equal features."""
+    saved = wrapper(row)
+    other = lambda tensors: renamed(tensors, other_layout)  # noqa: E731
+    folder = saved if layout == "as saved" else laid_out(saved, tmp_path / "in", other)
+    (folder / "preprocessor_config.json").write_text('{"size": 28}')
+    plan, out = tmp_path / "plan.json", tmp_path / "out"
+    plan.write_text(json.dumps({"keep": {"layers": [0, 2], "ffn": [list(range(3, 40))] * 2}}))
+    made = prune(str(folder), str(out), plan=str(plan), keep_wrapper=True)
+    prune(str(folder), str(tmp_path / "alone"), plan=str(plan))
+
+    before, after = (load_file(one / "model.safetensors") for one in (folder, out))
+    language = Checkpoint(str(folder))
+    others = set(before) - {stored for _, stored in language._stored.values()}
+    assert (
+        others
+        and set(after) - {stored for _, stored in Checkpoint(str(out))._stored.values()} == others
+    )
+    assert all(before[name].equal(after[name]) for name in others)
+    config = [json.loads((one / "config.json").read_text()) for one in (folder, out)]
+    assert config[1]["text_config"]["num_hidden_layers"] == 2
+    same = config[0].keys() - {"text_config", "tie_word_embeddings"}
+    assert {key: config[1][key] for key in same} == {key: config[0][key] for key in same}
+    assert (out / "preprocessor_config.json").read_text() == '{"size": 28}'
+
+    models = [whole(one) for one in (folder, out)]
+    assert image_features(models[1], row).equal(image_features(models[0], row))
+    with torch.no_grad():
+        alone = aligned(tiny.stock(tmp_path / "alone"))(ids[1]).logits
+        assert models[1](input_ids=ids[1]).logits.equal(alone)
+
+    record = tiny.sidecar(out)
+    kind = row.split()[0]
+    assert record["options"]["wrapper"] == record["outputs"]["wrapper"]["model_type"] == kind
+    assert record["outputs"]["wrapper"]["params"] == sum(before[name].numel() for name in others)
+    assert record["outputs"]["digest"] == tiny.sidecar(tmp_path / "alone")["outputs"]["digest"]
+    assert record["id"] != tiny.sidecar(tmp_path / "alone")["id"]
+    assert check(str(out), deep=True) == []
+    assert made.results["container"] == WRAPPED[row][1]
+
+
+def test_a_kept_wrapper_of_many_files(wrapper, tmp_path):
+    """Its parts stay in the files that they are in, whether or not the language model is too."""
+    from transformers import AutoModelForImageTextToText
+
+    folder, out = tmp_path / "in", tmp_path / "out"
+    model = AutoModelForImageTextToText.from_pretrained(wrapper("gemma3"), dtype=torch.float32)
+    model.save_pretrained(folder, max_shard_size="40KB")
+    prune(str(folder), str(out), method="magnitude", ratio=0.5, keep_wrapper=True)
+    index = [json.loads((f / "model.safetensors.index.json").read_text()) for f in (folder, out)]
+    assert index[0]["weight_map"] == index[1]["weight_map"] and len(set(index[0]["weight_map"])) > 3
+    for name, file in index[0]["weight_map"].items():
+        if "language_model" not in name:
+            before, after = (load_file(one / file)[name] for one in (folder, out))
+            assert before.equal(after)
+    whole(out)
+    assert check(str(out), deep=True) == []
+
+
+def test_a_kept_wrapper_that_was_stopped_while_it_was_copied(wrapper, ids, tmp_path):
+    words = {"method": "wanda", "ratio": 0.5, "data": ids[0], "keep_wrapper": True}
+    asked = []
+    prune(
+        str(wrapper("gemma3")),
+        str(tmp_path / "whole"),
+        **words,
+        stop=lambda: bool(asked.append(0)),
+    )
+    out = tmp_path / "out"
+    with pytest.raises(Stopped):
+        prune(str(wrapper("gemma3")), str(out), **words, stop=tiny.stop_after(len(asked) - 3))
+    assert not out.exists()
+    prune(str(wrapper("gemma3")), str(out), **words)
+    assert tiny.same(out, tmp_path / "whole")
+    assert tiny.sidecar(out)["outputs"] == tiny.sidecar(tmp_path / "whole")["outputs"]
+
+
+def test_a_kept_wrapper_is_checked(wrapper, tmp_path):
+    out = tmp_path / "out"
+    prune(str(wrapper("gemma3")), str(out), method="magnitude", ratio=0.5, keep_wrapper=True)
+    tensors = load_file(out / "model.safetensors")
+    name = next(name for name in tensors if "vision" in name and tensors[name].dim() > 1)
+    tensors[name][0, 0] += 1
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    problems = check(str(out), deep=True)
+    assert any("parts around the language model" in problem for problem in problems), problems
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            {"method": "minitron-width", "hidden": 24},
+            "hidden would be 24, and other parts of 'gemma3' write 48 channels; keep them",
+        ),
+        ({"method": "flap", "ratio": 0.5, "plan_only": True}, "changes nothing of a plan"),
+    ],
+)
+def test_wrappers_that_cannot_be_kept(words, told, wrapper, ids, tmp_path):
+    out = tmp_path / ("out.json" if "plan_only" in words else "out")
+    with pytest.raises(UsageError, match=re.escape(told)):
+        prune(str(wrapper("gemma3")), str(out), data=ids[0], keep_wrapper=True, **words)
+    assert not out.exists()
+
+
+def test_a_rotation_leaves_no_wrapper_around_it(wrapper, parents, tmp_path):
+    for folder, told in (
+        (wrapper("llava"), "'slicegpt-global' rotates the hidden channels"),
+        (parents[True], "is no multimodal model"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            prune(
+                str(folder), str(tmp_path / "out"), method="slicegpt-global", ratio=0.25,
+                keep_wrapper=True,
+            )  # fmt: skip
 
 
 @pytest.mark.parametrize("row", ["gemma3", "mistral3 of 2026"])

@@ -48,6 +48,7 @@ REFUSED = {
     for method in registry.names()
     for family in families.names()
     if {*FIXED[family]} & cut_by_ratio(method)
+    or ("experts" in registry.get(method).axes and families.get(family).experts is None)
     or (registry.get(method).rotates and family in BEHIND)
 }
 UNSUPPORTED = "'{}' does not support {}|'{}' cannot lose"
@@ -87,7 +88,8 @@ def matrix():
     """Every method on every family: each row and column in the fast tests, the rest in `soak`."""
     for row, method in enumerate(registry.names()):
         for column, family in enumerate(families.names()):
-            short = family == "llama" or column % len(registry.names()) == row
+            usual = "mixtral" if "experts" in registry.get(method).axes else "llama"
+            short = family == usual or column % len(registry.names()) == row
             marks = [pytest.mark.matrix, *([] if short else [pytest.mark.slow])]
             yield pytest.param(method, family, marks=marks, id=f"{method}-{family}")
 
@@ -109,7 +111,9 @@ def test_what_always_holds(method, family, models, calibration, tmp_path, record
     assert {path.name: path.read_bytes() for path in model.iterdir()} == before
     ids = torch.arange(20)[None]
     assert tiny.logits(tmp_path / "a", ids).isfinite().all()
-    assert made.results["ratio"] == pytest.approx(0.5, abs=0.02)
+    # of four experts one is more than a fifth of the weights
+    near = 0.12 if "experts" in registry.get(method).axes else 0.02
+    assert made.results["ratio"] == pytest.approx(0.5, abs=near)
     checkpoint = Checkpoint(str(tmp_path / "a"))
     assert checkpoint.arch.total_params == made.results["params"]
     counted = sum(
@@ -325,7 +329,7 @@ def test_taylor_scores_and_choice_are_those_of_autograd(family, tied, calibratio
     model = tiny.make(tmp_path / "m", family, tie_word_embeddings=tied)
     ids = load_file(calibration.rsplit(":", 1)[0])["ids"]
     runner = stream.LayerStream(Checkpoint(str(model)), Compute())
-    found = _gradients.gradients(runner, ids, [taylor.taylor])
+    found = _gradients.gradients(runner, ids, [taylor.STATISTIC])
     whole = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     logits = whole(ids.long(), use_cache=False).logits[:, :-1].flatten(0, 1)
     torch.nn.functional.cross_entropy(logits, ids[:, 1:].long().flatten()).backward()
@@ -366,6 +370,8 @@ def naive_slopes(model, ids):
 @pytest.mark.parametrize("taylor", ["element1", "element2", "mix", "vector"])
 def test_llm_pruner_scores_are_those_of_a_naive_loop(taylor, family, calibration, tmp_path):
     """Channel by channel from whole-model gradients; groups are one KV head and its own queries."""
+    if families.get(family).experts is not None:
+        return  # refused, as test_experts.py finds
     model = tiny.make(tmp_path / "m", family)
     path = str(tmp_path / "c.safetensors")
     score(str(model), path, method="llm-pruner", options={"taylor": taylor}, data=Data(calibration))
@@ -663,7 +669,9 @@ def test_gradients_in_sixteen_bits(llama, calibration):
     ids = load_file(calibration.rsplit(":", 1)[0])["ids"]
     exact, rounded = (
         _gradients.gradients(
-            stream.LayerStream(Checkpoint(str(llama)), Compute(dtype=dtype)), ids, [taylor.taylor]
+            stream.LayerStream(Checkpoint(str(llama)), Compute(dtype=dtype)),
+            ids,
+            [taylor.STATISTIC],
         )
         for dtype in ("float32", "bfloat16")
     )

@@ -40,6 +40,7 @@ VALUES = {
     "block_size": [16],
     "damping": [0.5],
     "protect": ["1,0"],
+    "draw": [1],
 }
 OF_LAYERS = {"protect": ["3,0", "0,3"]}  # one layer goes: each says which
 
@@ -83,7 +84,8 @@ def other(tmp_path):
 def test_what_is_given_makes_a_difference(name, llama, calibration, other, tmp_path):
     """Beside every amount and every other option."""
     method = registry.get(name)
-    runs, base = Runs(name, llama, calibration, other, tmp_path), ON_TINY.get(name, {})
+    model = tiny.subject(llama, name)
+    runs, base = Runs(name, model, calibration, other, tmp_path), ON_TINY.get(name, {})
     options = [option for option in method.options if option.name != MEMORY]
     beside = [({}, False), ({}, True)]
     beside += [
@@ -116,7 +118,7 @@ def test_what_is_given_makes_a_difference(name, llama, calibration, other, tmp_p
 @pytest.mark.parametrize("name", [n for n in registry.names() if registry.get(n).quirks is None])
 def test_methods_without_quirks(name, llama, calibration, tmp_path):
     """Whatever an option asks of the official code, there is none to follow."""
-    message = "--compat official changes nothing"
+    message, llama = "--compat official changes nothing", tiny.subject(llama, name)
     with pytest.raises(UsageError, match=message):
         prune(
             str(llama), str(tmp_path / "o"), method=name, amount=HALF, data=Data(calibration),

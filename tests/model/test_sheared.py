@@ -82,6 +82,8 @@ def test_a_masked_model_is_the_cut_one(name, tied, axes, tmp_path):
     flags = registry.get(name).biases
     folder = tiny.make(tmp_path / "m", name, tie_word_embeddings=tied, **dict.fromkeys(flags, True))
     parent = Checkpoint(str(folder))
+    if parent.arch.experts:
+        return  # the method is refused, as test_methods.py finds
     fixed = parent.arch.family.fixed
     kept = {"heads": "kv_heads"}.get
     values = random_gates(parent.arch, 1)

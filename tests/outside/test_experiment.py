@@ -1,6 +1,7 @@
 """The experiment's Makefile, at toy size, as a user runs it. Run by `make outside`."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,9 @@ def environment() -> dict[str, str]:
     return {**plain, "PATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
+UNKNOWN = "the cost is known once there are a parent and pruned models\n"
+
+
 def command(work: Path, *more: str) -> list[str]:
     return ["make", "-j2", "-f", str(HERE / "Makefile"), f"WORK={work}", *more]
 
@@ -29,6 +33,20 @@ def make(work: Path, *more: str) -> str:
     )
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
+
+
+def cost(work: Path, *more: str) -> str:
+    """Return what `make --dry-run` and `make cost` say on stderr, which is the same."""
+    said = []
+    for target in ("--dry-run", "cost"):
+        ended = subprocess.run(
+            command(work, target, *more),
+            env=environment(), capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert ended.returncode == 0, ended.stderr
+        said.append(ended.stderr)
+    assert said[0] == said[1]
+    return said[0]
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +61,7 @@ def work(tmp_path_factory):
     os.killpg(going.pid, signal.SIGKILL)
     going.wait()
     assert not (folder / "parent" / "prunecli.json").exists()
+    assert cost(folder) == UNKNOWN
     text = make(folder)
     assert "prunecli tokenize" not in text  # went on, did not begin again
     return folder
@@ -70,6 +89,22 @@ def test_touching_one_input_rebuilds_its_children_only(work):
     commands = [line for line in made.splitlines() if line.startswith("prunecli")]
     assert not [line for line in commands if "minitron-depth" in line]
     assert not [line for line in commands if " prune " in line or " tokenize " in line]
+
+
+@pytest.mark.parametrize("setting", ["toy", "smoke", "mini", "full"])
+def test_a_fresh_folder_has_no_cost_yet(setting, tmp_path):
+    work = tmp_path / "none"
+    assert cost(work, f"SETTING={setting}") == UNKNOWN
+    assert not work.exists()
+
+
+def test_the_cost_is_known_with_pruned_models(work, tmp_path):
+    said = cost(work).splitlines()
+    assert said[0].startswith("run ") and said[-1].startswith("all ")
+    shutil.copytree(work / "parent", tmp_path / "parent")
+    assert cost(tmp_path) == UNKNOWN
+    (tmp_path / "cut" / "flap-0.5.0.partial").mkdir(parents=True)
+    assert cost(tmp_path) == UNKNOWN
 
 
 def test_dry_run_prints_the_papers_cost(tmp_path):

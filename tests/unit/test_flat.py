@@ -120,10 +120,44 @@ print(json.dumps(held))
 """
 
 
-def model_of(folder: Path, size: int, tied: bool = False) -> Path:
+# a walk over layers of large matrices holds one of them in the type of the products
+WALK = """
+import sys, torch
+from prunecli.model.checkpoint import Checkpoint
+from prunecli.model.stream import LayerStream
+from prunecli.settings import Compute
+
+torch.set_num_threads(1)
+folder, planted = sys.argv[1:]
+
+
+def peak():  # of anonymous memory alone: the file is mapped
+    (line,) = (line for line in open("/proc/self/status") if line.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024
+
+
+def walk():
+    stream = LayerStream(Checkpoint(folder), Compute("cpu", "float32"))
+    hidden, most = stream.embed(torch.zeros(1, 4, dtype=torch.int)), 0
+    before = peak()
+    for i in range(stream.arch.layers):
+        layer = stream.layer(i, cast=bool(planted))
+        with torch.no_grad():
+            for _ in range(2):
+                stream.forward(layer, i, hidden)
+        most = max(most, peak() - before)
+    return most
+
+
+walk()  # what the libraries take at first is none of it
+print(walk())
+"""
+
+
+def model_of(folder: Path, size: int, tied: bool = False, hidden: int = 64, **more: int) -> Path:
     """Write a model of zeros whose embedding and head take `size` bytes each; files with holes."""
-    hidden = 64
     sizes = {"vocab_size": size // (2 * hidden), "hidden_size": hidden, "num_hidden_layers": 1}
+    sizes |= more
     config = tiny.config_of("llama", **sizes, num_attention_heads=8, dtype="bfloat16")
     tensors = Arch(config).tensors()
     specs = {name: tensorfile.Spec("BF16", tensor.shape) for name, tensor in tensors.items()}
@@ -164,6 +198,21 @@ def test_a_gigabyte_passes_in_64_megabytes(tmp_path):
     held = held_by(tmp_path, 1 << 30)
     print({name: f"{size / MB:.0f} MB" for name, size in held.items()})
     assert max(held.values()) < BOUND, held
+
+
+@linux
+@pytest.mark.parametrize("planted", ["", "whole"])
+def test_a_layer_is_taken_to_float32_by_matrices(planted, tmp_path):
+    hidden, ffn = 1024, 6144
+    sizes = {"hidden_size": hidden, "intermediate_size": ffn, "num_hidden_layers": 2}
+    model_of(tmp_path / "model", 64 * hidden, hidden=hidden, **sizes)
+    line = [sys.executable, "-c", WALK, str(tmp_path / "model"), planted]
+    done = subprocess.run(line, stdout=subprocess.PIPE, check=True)
+    matrix = 4 * hidden * ffn
+    if planted:
+        assert int(done.stdout) > 3 * matrix
+    else:
+        assert matrix <= int(done.stdout) < 1.5 * matrix
 
 
 def test_spans_are_bounded_and_leave_no_little_rest():

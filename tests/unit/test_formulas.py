@@ -443,7 +443,7 @@ STREAMED = [name for name in statistics.names() if statistics.get(name).scope ==
 @pytest.mark.parametrize("name", STREAMED)
 def test_collectors_compute_what_they_name(name):
     collector = statistics.get(name).make()
-    collector.update(*[random(2, 5, 3)] * (2 if name == "block_influence" else 1))
+    collector.update(*[random(2, 5, 3)] * (2 if name in ("block_influence", "routed") else 1))
     assert tuple(collector.compute()) == collector.names
 
 

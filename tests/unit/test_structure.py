@@ -173,11 +173,13 @@ def test_what_computes_no_tensor_loads_no_torch(tmp_path):
     runs = Runs(tmp_path / "runs")
     made = runs.trained("made", runs.made("random", "init"), 0, 10)
     runs.eval("eval", made, 2.5)
+    model = tiny.make(tmp_path / "model")
     lines = [
         ["--help"], ["prune", "--help"], ["methods"], ["families"],
         ["log", str(runs.folder / "made")],
         ["table", str(runs.folder)], ["table", "--reference", "paper"],
         ["speed", "--flops-only", str(tmp_path)],
+        ["check", str(model), str(runs.folder / "eval.json")],
     ]  # fmt: skip
     code = (
         "import json, sys\n"

@@ -19,6 +19,7 @@ from prunecli.cli import (
     init,
     log,
     methods,
+    options,
     prune,
     score,
     search_arch,
@@ -102,7 +103,7 @@ def main() -> None:
     """Run the command line; errors become one line on stderr and the documented exit status."""
     signals.listen()
     _replace_closed_streams()
-    with streams.lasting_stderr():
+    with streams.guarded():
         _guarded()
 
 
@@ -132,6 +133,8 @@ def _run() -> None:
     entry = COMMANDS.get(arguments[0]) if arguments else None
     if entry is not None and not entry.several and world.size() > 1:
         raise UsageError(f"'{arguments[0]}' runs in one process", "run it without torchrun")
+    if arguments and arguments[0] in COMMANDS:
+        options.take_others(COMMANDS[arguments[0]].run)
     status = app(arguments or ["--help"], standalone_mode=False)
     # a reader that has left is met here, not when the interpreter ends
     sys.stdout.flush()

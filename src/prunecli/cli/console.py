@@ -1,7 +1,6 @@
 """What a person sees: results on stdout, everything else on stderr."""
 
 import json
-import os
 import shlex
 import shutil
 import time
@@ -36,8 +35,7 @@ class StderrReport(Report):
     def __init__(self, quiet: bool, verbose: bool, progress: str = PROGRESS[0]) -> None:
         self.quiet, self.verbose, self.form = quiet, verbose, progress
         self._status = ""
-        plain = os.environ.get("TERM") == "dumb" or progress != PROGRESS[0]
-        self.interactive = not quiet and not plain and streams.stderr().isatty()
+        self.interactive = not quiet and progress == PROGRESS[0] and streams.redraws()
 
     def info(self, message: str) -> None:
         """Print a line unless --quiet."""
@@ -180,11 +178,12 @@ def print_made(made: Result, values: Mapping[str, Any], then: str = "") -> None:
         hint(then.replace("{out}", shlex.quote(made.path)), values)
 
 
-def hint(command: str, values: Mapping[str, Any]) -> None:
+def hint(command: str, values: Mapping[str, Any], why: str = "next") -> None:
     """Name a command that may come next, where a person sees it; never asked, never waited for."""
     watched = streams.stderr().isatty() and streams.stdout().isatty()
-    if watched and not values["quiet"] and world.is_first():
-        streams.say(f"prunecli: next: prunecli {printable(command)}")
+    quiet = any(values[name] for name in ("quiet", "json", "dry_run"))
+    if watched and not quiet and world.is_first():
+        streams.say(f"prunecli: {why}: prunecli {printable(command)}")
 
 
 def plain(value: float) -> str:

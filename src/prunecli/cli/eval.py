@@ -193,7 +193,7 @@ def evaluate(
         # what was measured before a failure is not lost
         if made:
             _print(made, values["json"] or values["dry_run"])
-    if values["out"] and not values["dry_run"]:
+    if values["out"]:
         console.hint(f"table {shlex.quote(values['out'])}", values)
 
 

@@ -61,6 +61,7 @@ def _record(method: Method) -> dict[str, Any]:
         "name": method.name,
         "title": method.title,
         "reference": method.reference,
+        "package": registry.source(method.name),
         "removes": method.granularity,
         "unit": method.unit,
         "axes": method.axes,

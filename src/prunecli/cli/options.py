@@ -4,9 +4,10 @@ Type and default of an option are its field's; here stand the words, and the pan
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import MISSING, fields
+from functools import cache
 from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
 
 import typer
@@ -169,6 +170,7 @@ AMOUNT = of_record(
     hidden=Text("hidden size to keep", "N", 1),
     heads=Text("query heads to keep, a multiple of those per KV head", "N", 1),
     ffn=Text("FFN channels to keep in every layer", "N", 1),
+    experts=Text("experts to keep in every layer, as many at least as a token is sent to", "N", 1),
     params=Text("keep at most this many parameters", "N"),
     arch=Text("read the sizes to keep from this file, e.g. of search-arch", "FILE.json"),
     multiple=Text(
@@ -286,6 +288,10 @@ STREAM: Group = {
         Compute,
         COMPUTE_PANEL,
         buffer=Text("keep hidden states between layers in memory or in a file"),
+        memory=Text(
+            "stay within this much memory, such as 4GB: hidden states go to a file if they must",
+            "SIZE",
+        ),
     ),
 }
 
@@ -371,10 +377,15 @@ CONFIG: Group = {
 
 def method_options() -> dict[str, list[str]]:
     """Return every method option with the methods that have it."""
-    owners: dict[str, list[str]] = {}
-    for name in registry.names():
-        for entry in registry.get(name).options:
-            owners.setdefault(entry.name, []).append(name)
+    owners = _owners([registry.get(name) for name in registry.names()])
+    return {option: [method.name for method in methods] for option, methods in owners.items()}
+
+
+def _owners(methods: Iterable[Method]) -> dict[str, list[Method]]:
+    owners: dict[str, list[Method]] = {}
+    for method in methods:
+        for entry in method.options:
+            owners.setdefault(entry.name, []).append(method)
     return owners
 
 
@@ -397,9 +408,13 @@ def default_text(value: Any) -> str:
     return "" if off else f" [default: {value}]"
 
 
-def _method_option(name: str, methods: list[str]) -> Any:
-    entries = {m: next(o for o in registry.get(m).options if o.name == name) for m in methods}
-    entry = entries[methods[0]]
+def _entry(method: Method, name: str) -> Option:
+    return next(one for one in method.options if one.name == name)
+
+
+def _method_option(name: str, methods: list[Method]) -> Any:
+    entries = {method.name: _entry(method, name) for method in methods}
+    entry = entries[methods[0].name]
     defaults = {method: str(one.default) for method, one in entries.items()}
     default = default_text(entry.default)
     if len(set(defaults.values())) > 1:
@@ -408,7 +423,7 @@ def _method_option(name: str, methods: list[str]) -> Any:
         entry.type | None,
         typer.Option(
             entry.flag,
-            help=f"{', '.join(methods)}: {entry.help}{default}",
+            help=f"{', '.join(entries)}: {entry.help}{default}",
             metavar=_metavar(entry),
             rich_help_panel=METHOD_PANEL,
             autocompletion=_completer(entry.choices),
@@ -424,5 +439,51 @@ def _completer(choices: tuple[str, ...]) -> Callable[[], list[str]] | None:
 
 # None means that it was not given
 METHOD: Group = {
-    name: (_method_option(name, methods), None) for name, methods in method_options().items()
+    name: (_method_option(name, methods), None)
+    for name, methods in _owners(registry.ours()).items()
 }
+
+
+@cache
+def _of_others() -> Group:
+    """Return the options that only methods of other packages have.
+
+    Raises UsageError where methods have one of the same name and of different types.
+    """
+    owners = _owners([registry.get(name) for name in registry.names()])
+    for name, methods in owners.items():
+        kinds = {_entry(method, name).type.__name__: method.name for method in methods}
+        if len(kinds) > 1:
+            told = " and ".join(f"{kind} of '{method}'" for kind, method in sorted(kinds.items()))
+            raise UsageError(
+                f"option '{name}' is {told}, expected one type", "uninstall one of their packages"
+            )
+    return {
+        name: (_method_option(name, methods), None)
+        for name, methods in owners.items()
+        if name not in METHOD
+    }
+
+
+def take_others(command: Command) -> None:
+    """Give a command that takes options of methods those of other packages' methods too.
+
+    Raises UsageError for one that is called like an option of the command itself.
+    """
+    signature = inspect.signature(command)
+    parameters = dict(signature.parameters)
+    if not parameters.keys() >= METHOD.keys():
+        return
+    for name, (kind, value) in _of_others().items():
+        if name in parameters and parameters[name].annotation is not kind:
+            (owner, *_) = method_options()[name]
+            raise UsageError(
+                f"method '{owner}' of '{registry.source(owner)}' has an option '{name}', and so "
+                "has prunecli itself",
+                f"uninstall '{registry.source(owner)}', or rename the option",
+            )
+        parameters[name] = inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=kind
+        )
+    changed = signature.replace(parameters=[*parameters.values()])
+    command.__signature__ = changed  # type: ignore[attr-defined]

@@ -1,13 +1,17 @@
 """`prunecli prune`."""
 
+import shlex
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from prunecli.cli import console, options, records
 from prunecli.cli.options import DATA_PANEL, STEPS_PANEL, option
+from prunecli.errors import UsageError
 from prunecli.methods import registry
+from prunecli.methods._base import Method
+from prunecli.settings import Result
 
 RECIPE: options.Group = {
     "recipe": (
@@ -65,6 +69,21 @@ STEPS: options.Group = {
 }
 
 
+WRAPPER: options.Group = {
+    "keep_wrapper": (
+        Annotated[
+            bool,
+            option(
+                "keep-wrapper",
+                "of a multimodal model, write all parts, not the language model alone",
+                options.OUTPUT_PANEL,
+            ),
+        ],
+        False,
+    ),
+}
+
+
 @options.with_options(
     options.AMOUNT,
     options.COMPAT,
@@ -73,6 +92,7 @@ STEPS: options.Group = {
     STEPS,
     options.METHOD,
     options.STREAM,
+    WRAPPER,
     options.OUTPUT,
     options.RESTART,
     options.PROBE,
@@ -134,10 +154,37 @@ def prune(
         plan_only=values["plan_only"],
         keep=values["keep"],
         compat=records.follows_official(context, quirks),
+        keep_wrapper=values["keep_wrapper"],
     )
     run = records.run_context(values, out, report, records.command_line(context))
+    _print(verb(request, run), values, _search(chosen, explicit, values))
+
+
+def _print(made: Result, values: dict[str, Any], search: str) -> None:
+    """Print what was made, and what may come next."""
     then = "prune --plan {out} IN OUT" if values["plan_only"] else "eval {out}"
-    console.print_made(verb(request, run), values, then)
+    console.print_made(made, values, then)
+    if search:
+        console.hint(search, values, "other sizes of that amount may lose less")
+
+
+def _search(method: Method | None, options: dict[str, Any], values: dict[str, Any]) -> str:
+    """Return the command that looks for other sizes than a bare amount gives; "" if none is quick.
+
+    A search that trains masks for every shape takes hours.
+    """
+    from prunecli.pruning.search_arch import check_searchable
+
+    amount = next((name for name in ("ratio", "params") if values[name] is not None), None)
+    if method is None or method.trains_masks or amount is None or values["plan"] is not None:
+        return ""
+    try:
+        check_searchable(method, method.resolve(options))
+    except UsageError:
+        return ""
+    model = "IN" if values["model"] == "-" else shlex.quote(values["model"])
+    budget = f"--{amount} {console.plain(values[amount])}"
+    return f"search-arch --method {method.name} {budget} {model} arch.json"
 
 
 EXAMPLES = (

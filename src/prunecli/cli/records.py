@@ -31,8 +31,8 @@ from prunecli.settings import Amount, Compute, Data, Output, RunContext
 
 # options that decide nothing of what is written
 INCIDENTAL = frozenset({
-    *OUTPUT, *RESTART, *PROBE, *VERBOSITY, *CONFIG, "help", "device", "threads", "buffer", "keep",
-    "save_every", "keep_states", "track",
+    *OUTPUT, *RESTART, *PROBE, *VERBOSITY, *CONFIG, "help", "device", "threads", "buffer", "memory",
+    "keep", "save_every", "keep_states", "track",
 })  # fmt: skip
 
 
@@ -242,6 +242,6 @@ def asked(context: typer.Context) -> frozenset[str]:
 
 
 def compute_of(values: Mapping[str, Any]) -> Compute:
-    """Return device, compute type and buffer among a command's arguments."""
-    fields = ("device", "dtype", "buffer")
+    """Return device, compute type, buffer and memory among a command's arguments."""
+    fields = ("device", "dtype", "buffer", "memory")
     return Compute(**{name: values[name] for name in fields if name in values})

@@ -161,25 +161,36 @@ def _refuse_idle(context: typer.Context, quantities: tuple[str, ...]) -> None:
         records.refuse(context, ("force", "skip_existing"), "is about the file of --out")
 
 
+COUNTS = {
+    "params": "parameters",
+    "active_params": "active",
+    "nonzero": "non-zero",
+    "flops": "FLOPs",
+    "flops_train": "training FLOPs",
+    "flops_tokens": "for tokens",
+    "kv_bytes_per_token": "KV bytes/token",
+}
+
+
 def _print(made: list[Result], as_json: bool) -> None:
     if as_json:
         console.print_objects(made)
         return
-    headings = ["model", "parameters", "non-zero", "FLOPs", "training FLOPs", "for tokens"]
-    rows = [
-        [
-            one.path,
-            *(str(one.results[k]) for k in ("params", "nonzero", "flops", "flops_train")),
-            *(str(one.results[k]) for k in ("flops_tokens", "kv_bytes_per_token")),
-        ]
-        for one in made
-    ]
-    console.print_columns([*headings, "KV bytes/token"], rows)
-    groups = list(made[0].results["params_by_group"])
+    known = {key: heading for key, heading in COUNTS.items() if any(key in m.results for m in made)}
+    console.print_columns(
+        ["model", *known.values()],
+        # without experts all parameters are active
+        [[m.path, *(str(m.results.get(key, m.results["params"])) for key in known)] for m in made],
+    )
+    by_group = [one.results["params_by_group"] for one in made]
+    groups = list(dict.fromkeys(group for counts in by_group for group in counts))
     streams.result()
     console.print_columns(
         ["model", *groups],
-        [[one.path, *(str(one.results["params_by_group"][g]) for g in groups)] for one in made],
+        [
+            [one.path, *(str(counts.get(group, 0)) for group in groups)]
+            for one, counts in zip(made, by_group, strict=True)
+        ],
     )
     timed = [_timed(one, quantity) for one in made for quantity in _quantities(one)]
     if timed:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
+from prunecli.errors import REMEDIES, PruneError
 from prunecli.files import world
 from prunecli.report import cut, printable
 
@@ -28,24 +29,45 @@ class _Lasting(io.FileIO):
         return memoryview(data).nbytes
 
 
+class _Results(io.FileIO):
+    """A descriptor that says what it is where it cannot be written to."""
+
+    def write(self, data: Any) -> int:
+        """Write; raise PruneError where the system refuses, and ask it no more."""
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            why = error.strerror or str(error)
+            remedy = REMEDIES.get(error.errno or 0, "")
+            raise PruneError(f"cannot write to standard output: {why}", remedy) from error
+
+
 @contextmanager
-def lasting_stderr() -> Iterator[None]:
-    """Go on where stderr can no longer be written to: it is talk, and the work may take hours."""
-    before = sys.stderr
-    if not _is(before, 2):
+def guarded() -> Iterator[None]:
+    """Tell that results cannot be written; go on where talk cannot: the work may take hours."""
+    with _through("stdout", 1, _Results), _through("stderr", 2, _Lasting):
+        yield
+
+
+@contextmanager
+def _through(name: str, descriptor: int, raw: type[io.FileIO]) -> Iterator[None]:
+    """Write a standard stream by `raw`, if it is that of the descriptor."""
+    before = getattr(sys, name)
+    if not _is(before, descriptor):
         yield
         return
-    sys.stderr = io.TextIOWrapper(
-        io.BufferedWriter(_Lasting(2, "w", closefd=False)),
-        before.encoding,
-        before.errors,
-        line_buffering=True,
-    )
+    buffer = io.BufferedWriter(raw(descriptor, "w", closefd=False))
+    lines = raw is _Lasting or before.line_buffering
+    stream = io.TextIOWrapper(buffer, before.encoding, before.errors, line_buffering=lines)
+    setattr(sys, name, stream)
     try:
         yield
     finally:
-        sys.stderr.flush()
-        sys.stderr = before
+        stream.flush()
+        setattr(sys, name, before)
 
 
 class Talk(io.TextIOBase):
@@ -66,7 +88,7 @@ class Talk(io.TextIOBase):
 
     def isatty(self) -> bool:
         """Return whether somebody watches."""
-        return not self.quiet and stderr().isatty()
+        return not self.quiet and redraws()
 
     def fileno(self) -> int:
         """Return the descriptor of stderr."""
@@ -157,6 +179,16 @@ def stdout() -> TextIO:
 def stderr() -> TextIO:
     """Return stderr itself."""
     return _streams[1] if _streams is not None else sys.stderr
+
+
+def redraws() -> bool:
+    """Return whether stderr is a terminal where a bar can be drawn again and again.
+
+    A cell of a notebook (`!prunecli ...`) says that it is one, and keeps every drawing. Its kernel
+    is told who started it by JPY_PARENT_PID.
+    """
+    plain = os.environ.get("TERM") == "dumb" or "JPY_PARENT_PID" in os.environ
+    return not plain and stderr().isatty()
 
 
 def say(line: str) -> None:

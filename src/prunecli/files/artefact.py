@@ -4,11 +4,9 @@ A verb knows its artefact before it computes: kind, options and inputs make the 
 `settled` first, and what it computes then goes through one of the `write_` methods.
 """
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +21,11 @@ from prunecli.files.sidecar import (
     TokensSeen,
     Trained,
 )
-from prunecli.files.tensorfile import Spec, combined_digest, read_header, spec_of
+from prunecli.files.tensorfile import Spec, combined_digest
 from prunecli.settings import Result, RunContext
 
 if TYPE_CHECKING:
     import torch
-
-FIRST = re.compile(r"\blayers\.0\b")  # in the names of the tensors of layer 0
 
 
 @dataclass(frozen=True)
@@ -149,17 +145,14 @@ class Artefact:
 
     def write_tensors(
         self,
-        parts: "Iterator[dict[str, torch.Tensor]]",
-        layers: int = 1,
-        whole_model: Mapping[str, Spec] | None = None,
+        parts: "Iterable[Mapping[str, torch.Tensor]]",
+        specs: Mapping[str, Spec],
         keeper: Keeper | None = None,
     ) -> Result:
         """Write a file of tensors, one part at a time; each is made when it is asked for.
 
-        The first of `layers` parts, that of layer 0, tells the layout of the others, so that no
-        more than one is held. `whole_model` are tensors of no single layer, which come last. Parts
-        that a stopped run wrote, by this `keeper`, do not come again. Of several processes, which
-        make the parts together, the first writes them.
+        Parts that a stopped run wrote, by this `keeper`, do not come again. Of several processes,
+        which make the parts together, the first writes them.
         """
         if not self.run.ranks.is_main:
             for _ in parts:
@@ -167,16 +160,7 @@ class Artefact:
             return Result(self.path)
         keeper = keeper or Keeper(self.run)
         with keeper.staged_files() as (file, beside):
-            if keeper.begun(file):
-                specs = read_header(file)
-            else:
-                first = next(parts)
-                parts = chain([first], parts)
-                specs = {
-                    FIRST.sub(f"layers.{i}", name, count=1): spec_of(tensor)
-                    for i in range(layers)
-                    for name, tensor in first.items()
-                } | dict(whole_model or {})
+            if not keeper.begun(file):
                 output.check_disk(self.path, sum(spec.bytes for spec in specs.values()))
             with keeper.writer(file, specs, marked=True) as writer:
                 for part in parts:

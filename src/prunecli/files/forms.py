@@ -6,7 +6,7 @@ checked, and that what is always read together is there; the rest may be anythin
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 
 def _ascending(rows: list[int]) -> list[int]:
@@ -76,9 +76,9 @@ class Loss(Part):
     digest: str
     windows: int
     seq_len: int
-    loss: float
+    loss: FiniteFloat
     perplexity: float | None
-    window_losses: list[float] = []
+    window_losses: list[FiniteFloat] = []
 
     @model_validator(mode="after")
     def _of_all(self) -> "Loss":

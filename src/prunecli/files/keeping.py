@@ -43,6 +43,7 @@ from prunecli.files.tensorfile import (
     spec_of,
     tensor_digest,
 )
+from prunecli.files.unfinished import RESTART
 from prunecli.interruption import held
 from prunecli.report import Report
 from prunecli.settings import RunContext
@@ -60,6 +61,8 @@ FILE = r"[0-9]{1,9}\.safetensors"
 T = TypeVar("T")
 # makes room for a tensor that was read, and fills it; the second says that it was on a device
 Place = Callable[["torch.Tensor", bool], "torch.Tensor"]
+Specs = Mapping[str, Spec]
+Holds = Callable[[int], Specs]
 
 
 @dataclass
@@ -157,15 +160,20 @@ class Keeper:
         unit: str,
         state: "dict[str, torch.Tensor]",
         place: Place = copied,
+        holds: Holds | None = None,
+        spent: Collection[str] = (),
     ) -> Iterator[T]:
         """Yield what is left of `items`, showing progress; between two of them a state may be kept.
 
-        `state` holds all that later steps need: each changes it, in place or by name. After the
-        last one it is only read, and what nobody reads any more can be taken out. If a stopped run
-        did some of these steps, it is filled with what they left. Raises Stopped where
-        `run.stop` says so.
+        `state` holds all that later steps need: each changes it, in place or by name. `holds` tells
+        which tensors that are after so many steps; without it, those that it begins with. After the
+        last step it is only read, but for what is `spent`, which goes. If a stopped run did some of
+        these steps, it is filled with what they left. Raises Stopped where `run.stop` says so, and
+        InputError where the state of a stopped run holds other tensors.
         """
-        walk = self._begin(what, len(items), state, place)
+        begins = {} if self.folder is None or holds else specs_of(state)
+        walk = Walk(self._place(), what, len(items), state)
+        self._begin(walk, holds or (lambda done: begins), spent, place)
         if 0 < walk.done < walk.total:
             self.run.report.info(f"resuming '{what}' after {walk.done} of {walk.total} {unit}")
         left = items[walk.done :]
@@ -175,39 +183,72 @@ class Keeper:
                 yield item
             walk.done += 1
             walk.inside = 0
+            for name in spent if walk.done == walk.total else ():
+                del walk.state[name]
             for inner in [key for key in self._walks if key.startswith(f"{walk.place}.")]:
                 del self._walks[inner]
             self._rest(f"stopped after {walk.done} of {walk.total} {unit}")
         self._open.pop()
 
-    def remembered(self, what: str) -> "dict[str, torch.Tensor]":
-        """Return what the steps of the walks that follow add to; it is kept with their states."""
-        walk = self._begin(what, 0, {}, copied)
+    def remembered(self, what: str, specs: Specs) -> "dict[str, torch.Tensor]":
+        """Return what the steps of the walks that follow fill; it is kept with their states.
+
+        Some of the tensors of `specs` are in it if a stopped run did some of these steps. Raises
+        InputError where there are others.
+        """
+        walk = Walk(self._place(), what, 0, {})
+        self._begin(walk, lambda done: specs, None, copied)
         self._open.pop()
         return walk.state
+
+    def check_whole(self, state: "Mapping[str, torch.Tensor]", specs: Specs) -> None:
+        """Raise InputError where what was remembered lacks one of `specs` after all steps."""
+        for name in specs:
+            if name not in state:
+                raise self.misfit(f"it has no '{name}'")
+
+    def misfit(self, why: str) -> InputError:
+        """Return the refusal of a state that no stopped run of these steps left."""
+        folder = self.folder.name if self.folder else "memory"
+        return InputError(f"the state in '{folder}' does not fit this run: {why}", RESTART)
 
     def pause(self) -> None:
         """Raise Stopped where `run.stop` says so and no walk is under way."""
         if len(self._open) == 1:
             self._rest("stopped before the result was written")
 
-    def _begin(self, what: str, total: int, state: "dict[str, torch.Tensor]", place: Place) -> Walk:
+    def _place(self) -> str:
+        """Return the place of the next walk."""
         outer = self._open[-1]
-        walk = Walk(f"{outer.place}.{outer.inside}", what, total, state)
         outer.inside += 1
+        return f"{outer.place}.{outer.inside - 1}"
+
+    def _begin(self, walk: Walk, holds: Holds, spent: Collection[str] | None, place: Place) -> None:
+        """Begin a walk, where a stopped run has left it; `spent` is None if it may lack tensors."""
         kept = self._resumed.walks.get(walk.place)
         if kept is not None and self.folder is not None:
-            if (kept.what, kept.total) != (what, total):
-                raise InputError(
-                    f"the state in '{self.folder.name}' is of other work", "use --restart"
-                )
+            if (kept.what, kept.total) != (walk.what, walk.total):
+                raise self.misfit(f"'{kept.what}' is other work than '{walk.what}'")
+            expected = dict(holds(kept.done))
+            for name in spent or () if kept.done == kept.total else ():
+                del expected[name]
+            self._check(kept, expected, partly=spent is None)
             walk.done = kept.done
             self._fill(walk, kept, place)
             del self._resumed.walks[walk.place]
         if self.folder is not None:
             self._walks[walk.place] = walk
         self._open.append(walk)
-        return walk
+
+    def _check(self, kept: KeptWalk, expected: Specs, partly: bool) -> None:
+        """Raise InputError unless a kept walk has these tensors, or `partly` some of them."""
+        assert self.folder is not None
+        headers = {of.file: read_header(self.folder / of.file) for of in kept.tensors.values()}
+        found = {name: headers[of.file][of.name] for name, of in kept.tensors.items()}
+        for name in found if partly else [*expected, *found]:
+            if found.get(name) != expected.get(name):
+                got, wanted = _shown(found.get(name)), _shown(expected.get(name))
+                raise self.misfit(f"'{name}' of '{kept.what}' is {got}, expected {wanted}")
 
     def _fill(self, walk: Walk, kept: KeptWalk, place: Place) -> None:
         """Give a walk the tensors that it had, in the room of those that it has."""
@@ -291,7 +332,7 @@ class Keeper:
         self._number += 1
         file = f"{self._number}.safetensors"
         temporary = self.folder / f".{file}.tmp"
-        with TensorWriter(temporary, {k: spec_of(tensor) for k, tensor in tensors.items()}) as one:
+        with TensorWriter(temporary, specs_of(tensors)) as one:
             for key, tensor in tensors.items():
                 one.write(key, tensor)
         temporary.rename(self.folder / file)
@@ -483,6 +524,15 @@ def _check(folder: Path, state: State) -> None:
         for tensor in walk.tensors.values():
             if tensor.name not in held.get(tensor.file, ()):
                 raise InputError(f"it lacks '{tensor.name}'")
+
+
+def specs_of(tensors: "Mapping[str, torch.Tensor]") -> dict[str, Spec]:
+    """Return type and shape of each tensor."""
+    return {name: spec_of(tensor) for name, tensor in tensors.items()}
+
+
+def _shown(spec: Spec | None) -> str:
+    return "missing" if spec is None else f"{spec.dtype} {list(spec.shape)}"
 
 
 def _layout(specs: Mapping[str, Spec]) -> str:

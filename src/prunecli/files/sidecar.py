@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from prunecli import __version__
+from prunecli import __version__, registry
 from prunecli.errors import InputError
 from prunecli.files import forms, regular, seal, strict
 from prunecli.files.forms import Part as Part
@@ -383,7 +383,7 @@ class SidecarBuilder:
 
     def _run(self, computed: Computed) -> RunInfo:
         unit = 1 if sys.platform == "darwin" else 1024
-        libraries = {"python": platform.python_version()}
+        libraries = {"python": platform.python_version(), **registry.packages}
         for name in LIBRARIES:
             if name in sys.modules:
                 libraries[name] = metadata.version(name)

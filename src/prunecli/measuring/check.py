@@ -38,9 +38,10 @@ def check(path: str, *, deep: bool = False, report: Report = SILENT) -> list[str
     """Return what is wrong with a model folder, a folder of rows, a tensor file or a JSON artefact.
 
     Checks headers, index, names and shapes against config.json and the sidecar, and parameter
-    counts. `deep` reads every byte: the sidecar must be as it was sealed and follow from its
-    history, files must have the digests in it; there must be no NaN, the zeros and their pattern
-    must be those recorded, and a model that fits in memory must compute what transformers does.
+    counts. `deep` reads every byte: transformers, which is slow to load and not asked otherwise,
+    must accept config.json; the sidecar must be as it was sealed and follow from its history, files
+    must have the digests in it; there must be no NaN, the zeros and their pattern must be those
+    recorded, and a model that fits in memory must compute what transformers does.
     Whatever is met on the way is a problem of this path; nothing is raised.
     """
     problems = []
@@ -88,7 +89,7 @@ def _described(path: Path) -> Path:
 
 
 def _of_model(folder: Path, deep: bool, report: Report) -> Problems:
-    checkpoint = Checkpoint(str(folder))
+    checkpoint = Checkpoint(str(folder), asked=deep)
     yield from intact.index_faults(folder)
     yield from _of_config(checkpoint)
     if not deep:
@@ -133,9 +134,19 @@ def _of_weights(checkpoint: Checkpoint, report: Report) -> Problems:
     if record is not None:
         if record.outputs.get("digest") != digest:
             yield "the weights are not those of the sidecar (digest differs)"
+        yield from _of_wrapper(checkpoint, record)
         for file in intact.weight_files(checkpoint.folder):
             yield from intact.header_faults(file)
     yield from faults(checkpoint, report)
+
+
+def _of_wrapper(checkpoint: Checkpoint, record: Sidecar) -> Problems:
+    """Yield whether other parts of a multimodal model are not those of the sidecar."""
+    recorded, wrapper = record.outputs.get("wrapper"), checkpoint.wrapper()
+    if not isinstance(recorded, dict):
+        return
+    if wrapper is None or recorded.get("digest") != wrapper.digest():
+        yield "the parts around the language model are not those of the sidecar (digest differs)"
 
 
 def _of_rows(folder: Path, deep: bool, report: Report) -> Problems:

@@ -100,6 +100,7 @@ def count_costs(arch: Arch, density: float, length: int, official: bool = False)
         "flops_train": 3 * flops,
         "flops_tokens": length,
         "kv_bytes_per_token": arch.kv_bytes_per_token(KV_BYTES.get(dtype, 4)),
+        **arch.active_counts(),
     }
 
 

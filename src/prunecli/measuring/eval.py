@@ -82,6 +82,7 @@ def _evaluate(request: EvalRequest, run: RunContext) -> Result:
         output.check_path(run.output.path, run.output, [checkpoint.folder])
     run = replace(run, compute=settled(run.compute, checkpoint))
     material = _read(request, checkpoint, run.report)
+    run = memory.within(run, lambda run: _need(material, checkpoint, run))
     artefact = Artefact(
         builder,
         "eval",

@@ -5,7 +5,7 @@ Methods see tensors only. Three kinds of formula, told apart by `unit`:
 - `weights`:  `sparsify(weight_OI, factor, pattern, options) -> weight_OI`, zeros where pruned;
   `factor` is what `prepare(stats, options)` made once per distinct input of a layer.
 - `channels`: `score(layer, options) -> {"ffn": s_F, "kv_heads": s_K, "hidden": s_D}`, higher =
-  keep; `hidden` is summed over the layers by the pipeline.
+  keep; `hidden` is summed over the layers by the pipeline. Or `{"experts": s_E}`.
 - `layers`:   `score_layers(stats, options) -> {"layers": s_L}` or `{"blocks.k": s}`.
 """
 
@@ -48,10 +48,11 @@ class Option:
 class RequiredStatistic:
     """A statistic that a method reads: its name, and at which points of a layer.
 
-    Points: `q`, `o`, `gate`, `down` (the inputs of these projections), `block` (a layer as a whole:
-    its input and output, or its weights and their gradients), `model` (the model as a whole: its
-    losses, its residual stream). `compat` needs are only met for
-    `--compat official`, the others only without it, `None` always.
+    Points: `q`, `o`, `gate`, `down` (the inputs of these projections, of every expert's where there
+    are experts), `experts` (what they give, by expert), `block` (a layer as a whole: its input and
+    output, or its weights and their gradients), `model` (the model as a whole: its losses, its
+    residual stream). `compat` needs are only met for `--compat official`, the others only without
+    it, `None` always.
     """
 
     name: str
@@ -99,11 +100,15 @@ class LayerView:
         weights: `"o"` and `"down"`: the projection out of the heads and out of the FFN, [D, I].
         stats: `point.statistic` -> vector over the channels of that point.
         kv_heads: number of KV groups; channels of `o` are ordered by group, then query head.
+        experts: number of experts, 0 where there are none.
+        index: which layer it is, from 0.
     """
 
     weights: "Mapping[str, torch.Tensor]"
     stats: "Mapping[str, torch.Tensor]"
     kv_heads: int
+    experts: int = 0
+    index: int = 0
 
 
 def layers_of(protect: str) -> tuple[int, int]:

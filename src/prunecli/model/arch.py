@@ -4,7 +4,7 @@ Counts follow the paper's Table 1, FLOPs its Table 9: two per multiply-add, atte
 T x T square, output head included, embedding look-up not.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 from prunecli.errors import InputError
 from prunecli.model import configs
 from prunecli.model.families import registry
-from prunecli.model.families._base import CONFIG_KEYS, Axes, Family
+from prunecli.model.families._base import CONFIG_KEYS, EXPERT_KEYS, Axes, Family
 
 GROUPS = ("embedding", "attention", "ffn", "norms", "biases", "head")
 EXPLICIT = ("heads", "kv_heads", "head_dim")
@@ -24,16 +24,19 @@ UNITS = {"hidden": "hidden channels", "ffn": "FFN channels"}
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of a model: its axes, its shape, its layer and its template's name."""
+    """One tensor of a model: its axes, its shape, its layer, its template's name, its expert."""
 
     axes: Axes
     shape: tuple[int, ...]
     layer: int | None
     template: str
+    expert: int | None = None
 
 
 class Arch:
     """The shape of one model. `config` is its config.json; sizes are per layer and uniform.
+
+    `ffn` is the size of one FFN; of these a layer has as many as `experts`, where that is not 0.
 
     Raises InputError when config.json is not that of a known family, or its sizes cannot be.
     """
@@ -54,6 +57,15 @@ class Arch:
                 f"config.json has {self.heads} heads, not a multiple of {self.kv_heads} KV heads"
             )
 
+        mixture = self.family.experts is not None
+        self.experts, self.experts_per_token = (
+            self._size(axis) if mixture else 0 for axis in EXPERT_KEYS
+        )
+        if self.experts_per_token > self.experts:
+            raise InputError(
+                f"config.json has {self.experts} experts, and sends every token to "
+                f"{self.experts_per_token}"
+            )
         self._check_lists()
 
     @classmethod
@@ -120,9 +132,9 @@ class Arch:
         return f"{self.family.head}.bias" in self.family.tensors
 
     @property
-    def outputs(self) -> tuple[str, str]:
+    def outputs(self) -> tuple[str, ...]:
         """The projections of a layer out of the heads and out of the FFN channels."""
-        return self.module("o"), self.module("down")
+        return (*self.modules("o"), *self.modules("down"))
 
     @property
     def writers(self) -> tuple[str, ...]:
@@ -131,8 +143,16 @@ class Arch:
 
     @property
     def ffn_matrices(self) -> int:
-        """How many matrices have a row or a column of an FFN channel: 3, or 2 without a gate."""
+        """How many matrices have a row or a column of an FFN channel: 3, or 2 without a gate.
+
+        Where there are experts, those of one of them.
+        """
         return sum("+".join(axes).split("+").count("ffn") for axes in self._matrices())
+
+    @property
+    def ffns(self) -> int:
+        """How many FFNs a layer has: one, or its experts."""
+        return max(1, self.experts)
 
     def _matrices(self) -> list[Axes]:
         tensors = self.family.tensors
@@ -154,7 +174,8 @@ class Arch:
     @property
     def sizes(self) -> dict[str, int]:
         """The sizes that `--layers --hidden --heads --ffn` speak of, and what goes with them."""
-        return {axis: getattr(self, axis) for axis in CONFIG_KEYS}
+        axes = (*CONFIG_KEYS, *(EXPERT_KEYS if self.experts else ()))
+        return {axis: getattr(self, axis) for axis in axes}
 
     def axis_size(self, axis: str) -> int:
         """Return how long a dimension of this axis is (fused axes: the sum of the segments)."""
@@ -197,17 +218,27 @@ class Arch:
         root = {name: axes for name, axes in templates.items() if "{i}" not in name}
         inside = {name: axes for name, axes in templates.items() if "{i}" in name}
         first = next(iter(root))
-        order = [(first, None), *((name, i) for i in range(self.layers) for name in inside)]
-        order += [(name, None) for name in root if name != first]
+        order: list[tuple[str, int | None, int | None]] = [(first, None, None)]
+        for i in range(self.layers):
+            order += [(name, i, e) for name in inside for e in self._experts_of(name)]
+        order += [(name, None, None) for name in root if name != first]
+        shapes = {name: tuple(map(self.axis_size, axes)) for name, axes in templates.items()}
         return {
-            template.replace("{i}", str(i)): Tensor(
-                templates[template],
-                tuple(self.axis_size(axis) for axis in templates[template]),
-                i,
-                template,
+            name.replace("{i}", str(i)).replace("{e}", str(e)): Tensor(
+                templates[name], shapes[name], i, name, e
             )
-            for template, i in order
+            for name, i, e in order
         }
+
+    def _experts_of(self, template: str) -> Sequence[int | None]:
+        """Return the experts that have a tensor or a module each; None for one of no expert."""
+        return range(self.experts) if "{e}" in template else (None,)
+
+    def inputs(self) -> Iterator[tuple[str, ...]]:
+        """Yield the linears of a layer by distinct input, those of every expert."""
+        for modules in self.family.inputs:
+            for e in self._experts_of(modules[0]):
+                yield tuple(module.replace("{e}", str(e)) for module in modules)
 
     def block_linears(self) -> Iterator[str]:
         """Yield the templates of the block linears: what ratios are fractions of."""
@@ -220,23 +251,53 @@ class Arch:
         return self.family.layer.replace("{i}", str(i))
 
     def module(self, point: str) -> str:
-        """Return the module of a layer that reads the input called `q`, `o`, `gate` or `down`."""
+        """Return the module of a layer that reads the input called `q`, `o`, `gate` or `down`.
+
+        Experts have one each: those of all are `modules`.
+        """
         return self.family.inputs[POINTS.index(point)][0]
+
+    def modules(self, point: str) -> tuple[str, ...]:
+        """Return the modules of a layer that read an input of this name: one, or every expert's."""
+        module = self.module(point)
+        return tuple(module.replace("{e}", str(e)) for e in self._experts_of(module))
 
     def point(self, i: int, point: str) -> str:
         """Return the full name of a point of layer `i`, under which its statistics are kept."""
-        layer = self.prefix(i)
+        layer, experts = self.prefix(i), self.family.experts
+        if point == "experts" and experts is not None:
+            return f"{layer}{experts.module}:out"
         return f"{layer[:-1]}:out" if point == "block" else f"{layer}{self.module(point)}:in"
+
+    def of_experts(self, point: str) -> bool:
+        """Return whether a layer has a point of this name in every expert."""
+        return point in POINTS and "{e}" in self.module(point)
+
+    def has_point(self, point: str) -> bool:
+        """Return whether a layer has one point of this name: `experts` only where it has some."""
+        return not self.of_experts(point) and (point != "experts" or self.experts > 0)
+
+    def points(self, i: int, point: str) -> tuple[str, ...]:
+        """Return these names of all points that are called so: one, or every expert's."""
+        if self.of_experts(point):
+            return tuple(f"{self.prefix(i)}{module}:in" for module in self.modules(point))
+        return (self.point(i, point),)
 
     def point_width(self, point: str) -> int:
         """Return how many channels a point has."""
-        return {"o": self.heads * self.head_dim, "down": self.ffn}.get(point, self.hidden)
+        widths = {"o": self.heads * self.head_dim, "down": self.ffn, "experts": self.experts}
+        return widths.get(point, self.hidden)
 
-    def params(self) -> dict[str, int]:
-        """Return parameter counts by group; tied weights count once."""
-        groups = dict.fromkeys(GROUPS, 0)
+    def params(self, active: bool = False) -> dict[str, int]:
+        """Return parameter counts by group; tied weights count once.
+
+        With `active`, of experts only as many as a token is sent to.
+        """
+        experts = self.experts_per_token if active else self.experts
+        groups = dict.fromkeys((*GROUPS, *(("router",) if experts else ())), 0)
         for name, axes in self._templates().items():
             times = self.layers if "{i}" in name else 1
+            times *= experts if "{e}" in name else 1
             groups[_group(name, axes, self.family)] += times * prod(map(self.axis_size, axes))
         return groups
 
@@ -246,20 +307,39 @@ class Arch:
         return sum(self.params().values())
 
     @property
+    def active_params(self) -> int:
+        """The parameters that a token's logits are computed with; all of them without experts."""
+        return sum(self.params(active=True).values())
+
+    def active_counts(self) -> dict[str, int]:
+        """Return what results say of the active parameters: nothing where all are."""
+        return {"active_params": self.active_params} if self.experts else {}
+
+    @property
+    def routers(self) -> tuple[str, ...]:
+        """The routers of all layers: what tells which experts a token is sent to."""
+        return tuple(
+            name.removesuffix(".weight")
+            for name, tensor in self.tensors().items()
+            if tensor.axes == ("experts", "hidden")
+        )
+
+    @property
     def block_params(self) -> int:
         """Parameters of the block linears of all layers."""
         params = self.params()
         return params["attention"] + params["ffn"]
 
     def flops(self, seq_len: int = 2048, density: float = 1.0) -> int:
-        """Return FLOPs of one forward over `seq_len` tokens.
+        """Return FLOPs of one forward over `seq_len` tokens, each through its own experts only.
 
         `density` is the share of block-linear weights that are not zero. Vectors (norms, biases)
         count as if multiplied, as Table 9 does.
         """
-        params = self.params()
+        params = self.params(active=True)
         dense = params["norms"] + params["biases"] + self.vocab * self.hidden
-        weights = dense + round(density * self.block_params)
+        dense += params.get("router", 0)
+        weights = dense + round(density * (params["attention"] + params["ffn"]))
         attention = 4 * seq_len**2 * self.heads * self.head_dim * self.layers
         return 2 * weights * seq_len + attention
 
@@ -274,6 +354,7 @@ class Arch:
         ffn: int | None = None,
         kv_heads: int | None = None,
         heads: int | None = None,
+        experts: int | None = None,
         layers: list[int] | None = None,
         biased: bool = False,
     ) -> "Arch":
@@ -292,7 +373,7 @@ class Arch:
             group = (heads or self.group * kv_heads) // kv_heads
             config[key("kv_heads")] = kv_heads
             config[key("heads")] = group * kv_heads
-        for axis, size in (("hidden", hidden), ("ffn", ffn)):
+        for axis, size in (("hidden", hidden), ("ffn", ffn), ("experts", experts)):
             if size is not None:
                 config[key(axis)] = size
         if layers is not None:
@@ -368,6 +449,8 @@ def _group(name: str, axes: Axes, family: Family) -> str:
         return "head" if name.startswith(family.head) else "embedding"
     if len(axes) < 2:
         return "biases" if name.endswith(".bias") else "norms"
+    if "experts" in axes:
+        return "router"
     return "ffn" if "ffn" in "+".join(axes) else "attention"
 
 

@@ -21,6 +21,7 @@ METADATA = 100_000  # characters of its metadata
 LONGEST = 200  # characters of a text taken over from one
 LICENCE = ("license", "license_name", "license_link")
 TASK = "text-generation"
+TASK_OF_WRAPPER = "image-text-to-text"
 # a repository on a hub; what others wrote is checked before it is a link
 REPOSITORY = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}", re.ASCII)
 WORD = re.compile(r"[\w.:-]{1,60}", re.ASCII)
@@ -100,7 +101,7 @@ def text(record: Sidecar, licence: dict[str, str], evaluations: Sequence[Sidecar
     data = ModelCardData(
         base_model=None if base is None else base.partition("@")[0],
         library_name="transformers",
-        pipeline_tag=TASK,
+        pipeline_tag=TASK_OF_WRAPPER if "wrapper" in record.outputs else TASK,
         tags=["prunecli", *_tags(record)],
         model_name=title if measured else None,
         eval_results=measured or None,

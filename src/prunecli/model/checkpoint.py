@@ -19,6 +19,7 @@ from prunecli.files import provenance, regular, sidecar, strict
 from prunecli.files.output import write_bytes, write_text
 from prunecli.files.tensorfile import (
     STORAGE,
+    ReadingAhead,
     Spec,
     TensorWriter,
     begun_digest,
@@ -32,8 +33,8 @@ from prunecli.files.tensorfile import (
 )
 from prunecli.model import companions, configs, foreign
 from prunecli.model.arch import Arch
-from prunecli.model.families._base import CONFIG_KEYS
 from prunecli.model.families._wrappers import WRAPPERS, Prefixes, plain
+from prunecli.model.wrapper import Wrapper
 from prunecli.report import SILENT, Report
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ FLOATS = ("F32", "BF16", "F16", "F64")
 
 # computed by transformers from the config, but stored by older versions of it
 LAYER = re.compile(r"\blayers\.(\d{1,9})\.")
+EXPERT = re.compile(r"\bexperts\.(\d{1,9})\.")
 BUFFER = "rotary_emb.inv_freq"
 SHOWN = ("layers", "hidden", "heads", "kv_heads", "ffn")
 HUB = "hf:"  # what a name on the hub begins with
@@ -87,7 +89,7 @@ def _from_hub(name: str) -> Path:
     try:
         folder = fetch(
             revision or None, "config.json", sidecar.FOLDER_SIDECAR, INDEX, sidecar.CARD,
-            *companions.ALL,
+            *companions.ALL, *companions.PROCESSOR,
         )  # fmt: skip
         # of all formats in a repository only what will be read, and of the same commit
         files = [glob.escape(name) for name in _indexed(folder / INDEX)] or [ONE_FILE]
@@ -134,6 +136,9 @@ class Reader(ABC):
     def tensor(self, name: str) -> "torch.Tensor":
         """Return one tensor."""
 
+    def ahead(self, names: "Iterable[str]") -> None:  # noqa: B027 - where there are no files
+        """Let tensors be read from their files, which will be asked for next; returns at once."""
+
     @property
     def num_bytes(self) -> int:
         """How many bytes all tensors take in a file."""
@@ -154,6 +159,7 @@ class Checkpoint(Reader):
     Opening it checks everything that headers show: that each tensor is one of its family and has
     the shape that follows from config.json, and that none is missing. What transformers loads in
     another layout (docs/checkpoints.md) has the same names here. Raises InputError otherwise.
+    Unless `asked` is true, transformers, which is slow to load, has no say in config.json.
 
     Attributes:
         folder: the model folder. arch: its architecture. specs: type and shape of each tensor.
@@ -162,7 +168,7 @@ class Checkpoint(Reader):
         sidecar: its record, None if prunecli did not make it.
     """
 
-    def __init__(self, model: str, report: Report = SILENT) -> None:
+    def __init__(self, model: str, report: Report = SILENT, asked: bool = True) -> None:
         self.folder = locate(model)
         self.hub = None
         if model.startswith(HUB):
@@ -172,13 +178,15 @@ class Checkpoint(Reader):
             foreign.refuse_folder(self.folder)
         elif (self.folder / foreign.ADAPTER).exists():
             report.info(f"'{model}' has an adapter beside its weights, which is ignored")
-        config, self.part_of = configs.read(self.folder)
+        config, self.part_of = configs.read(self.folder, asked=asked)
         self.arch = Arch(config)
         family = self.arch.family
         self._head, self._embedding = f"{family.head}.weight", f"{family.embedding}.weight"
         # by the name used here: the file, and the tensor's name in it
         self._stored: dict[str, tuple[Path, str]] = {}
+        self._ahead = ReadingAhead()
         self.specs: dict[str, Spec] = {}
+        self._others: dict[str, tuple[Path, Spec]] = {}  # those of other parts, by stored name
         self._find_tensors(report)
         self._tie(report)
         self._check_tensors()
@@ -213,14 +221,13 @@ class Checkpoint(Reader):
         self._check_layers([family.own_name(name) for file in headers.values() for name in file])
         expected = {*self.arch.tensors(), self._head}
         prefixes = plain(family) if self.part_of is None else WRAPPERS[self.part_of]
-        others = set()
         for path, header in headers.items():
             for stored, spec in header.items():
-                if BUFFER in stored or stored.endswith(family.buffers):
-                    continue
                 name = _own_name(family.own_name(stored), prefixes, expected)
                 if name is None:
-                    others.add(stored)
+                    self._others[stored] = path, spec
+                    continue
+                if BUFFER in stored or stored.endswith(family.buffers):
                     continue
                 if name in self.specs:
                     before, also = self._stored[name]
@@ -237,25 +244,26 @@ class Checkpoint(Reader):
             classes = {"architectures": [f"{self.arch.family.classes}ForCausalLM"]}
             self.arch = Arch({**self.arch.config, **classes})
         if self.part_of is not None:
-            parts = ", ".join(sorted({_part(name) for name in others})) or "none"
+            parts = ", ".join(sorted({_part(name) for name in self._others})) or "none"
             report.info(
                 f"'{self.folder.name}' is a multimodal '{self.part_of}': its language model is "
                 f"read, a '{self.arch.config['model_type']}'; parts left out: {parts}"
             )
 
     def _check_layers(self, names: list[str]) -> None:
-        """Raise InputError for more layers in config.json than in weights with these names.
+        """Raise InputError for more layers or experts in config.json than in weights so named.
 
-        It is asked before any list of layers is made.
+        It is asked before any list of them is made.
         """
-        stored = len({match[1] for match in map(LAYER.search, names) if match})
-        if self.arch.layers > stored:
-            foreign.refuse_names(names)
-            raise InputError(
-                f"config.json: {CONFIG_KEYS['layers']} is {self.arch.layers}, but the weights are "
-                f"of {stored} layers",
-                "check that the download is complete",
-            )
+        for what, pattern in (("layers", LAYER), ("experts", EXPERT)):
+            stored = len({match[1] for match in map(pattern.search, names) if match})
+            if getattr(self.arch, what) > stored:
+                foreign.refuse_names(names)
+                raise InputError(
+                    f"config.json: {self.arch.family.key(what)} is {getattr(self.arch, what)}, but "
+                    f"the weights are of {stored} {what}",
+                    "check that the download is complete",
+                )
 
     def _tie(self, report: Report) -> None:
         """Decide what the output head is where config.json says that it is the embedding."""
@@ -318,13 +326,27 @@ class Checkpoint(Reader):
         """Return one tensor as a view of the memory-mapped file; do not write into it."""
         return read_tensor(*self._stored[name])
 
+    def ahead(self, names: "Iterable[str]") -> None:
+        """Let tensors be read from their files, which will be asked for next; returns at once."""
+        self._ahead.begin(self._stored[name] for name in names)
+
     def shard(self, name: str) -> int:
         """Return the number of the file that holds `name`, counting from 0."""
         return self._shards.index(self._stored[name][0])
 
     @property
     def _shards(self) -> list[Path]:
-        return sorted({path for path, _ in self._stored.values()})
+        files = (*self._stored.values(), *self._others.values())
+        return sorted({path for path, _ in files})
+
+    def wrapper(self) -> Wrapper | None:
+        """Return the multimodal model that this is the language model of, to be kept around it."""
+        if self.part_of is None:
+            return None
+        values = strict.read_object(regular.inside(self.folder, self.folder / "config.json"))
+        names = {own: stored for own, (_, stored) in self._stored.items()}
+        shards = {name: self._shards.index(path) for name, (path, _) in self._others.items()}
+        return Wrapper(self.part_of, values, WRAPPERS[self.part_of], names, self._others, shards)
 
     def digest(self, report: Report = SILENT) -> str:
         """Read all tensors once and return their digest; raise InputError at a NaN or infinity."""
@@ -363,9 +385,13 @@ class Checkpoint(Reader):
         given = {name: value for name, value in optional.items() if value is not None}
         return sidecar.Input.model_validate({"role": role, **known, **given})
 
-    def companion_files(self) -> dict[str, bytes]:
-        """Return the files that belong to the model, by name: tokenizer, generation settings."""
-        return companions.contents(self.folder)
+    def companion_files(self, wrapped: bool = False) -> dict[str, bytes]:
+        """Return the files that belong to the model, by name: tokenizer, generation settings.
+
+        With those of what prepares other parts' inputs where it stays `wrapped`.
+        """
+        patterns = (*companions.PROCESSOR, *companions.ALL) if wrapped else companions.ALL
+        return companions.contents(self.folder, patterns)
 
     @property
     def trained(self) -> list[sidecar.Trained]:
@@ -402,8 +428,9 @@ def _part(stored: str) -> str:
 class CheckpointWriter:
     """Writes a model folder tensor by tensor into `folder`.
 
-    `shards` numbers the shard of each tensor, `opened` makes the writer of a shard. Use as a
-    context manager: leaving it writes the index.
+    `shards` numbers the shard of each tensor, `opened` makes the writer of a shard. Names, config
+    and digest are those of the language model; what is written is the model `around` it, if any.
+    Use as a context manager: leaving it writes the index.
     """
 
     def __init__(
@@ -413,41 +440,67 @@ class CheckpointWriter:
         specs: dict[str, Spec],
         shards: list[int],
         opened: Callable[[Path, Mapping[str, Spec]], TensorWriter] = TensorWriter,
+        around: Wrapper | None = None,
     ) -> None:
-        self.folder, self.specs = folder, specs
+        self.folder, self.around = folder, around
         folder.mkdir(parents=True, exist_ok=True)
         self._config = {
             key: value for key, value in config.items() if key not in configs.PREFERENCES
         }
-        used = sorted(set(shards))
+        self._stored = {name: around.stored(name) if around else name for name in specs}
+        self.specs = {self._stored[name]: spec for name, spec in specs.items()}
+        numbers = dict(zip(self.specs, shards, strict=True))
+        if around is not None:
+            self.specs |= around.specs
+            numbers |= around.shards
+        used = sorted(set(numbers.values()))
         if len(used) == 1:
             names = [ONE_FILE]
         else:
             names = [f"model-{i + 1:05}-of-{len(used):05}.safetensors" for i in range(len(used))]
-        self._shard_of = {
-            name: used.index(shard) for name, shard in zip(specs, shards, strict=True)
-        }
+        self._shard_of = {name: used.index(shard) for name, shard in numbers.items()}
         self._writers = [
             opened(
-                folder / file, {name: specs[name] for name in specs if self._shard_of[name] == i}
+                folder / file,
+                {name: spec for name, spec in self.specs.items() if self._shard_of[name] == i},
             )
             for i, file in enumerate(names)
         ]
 
     def write(self, name: str, parts: "Iterable[torch.Tensor]") -> None:
         """Write one tensor that comes as parts, each some more of its rows; in any order."""
-        self._writers[self._shard_of[name]].write_rows(name, parts)
+        stored = self._stored[name]
+        self._writers[self._shard_of[stored]].write_rows(stored, parts)
 
     def written(self) -> "Iterator[tuple[str, torch.Tensor]]":
-        """Yield the tensors that are written already."""
-        for writer in self._writers:
-            for name in writer.digests:
-                yield name, read_tensor(writer.path, name)
+        """Yield the tensors of the language model that are written already."""
+        for name in self.digests:
+            stored = self._stored[name]
+            yield name, read_tensor(self._writers[self._shard_of[stored]].path, stored)
+
+    def copy_around(self) -> "Iterator[str]":
+        """Copy the other parts' tensors, those that are not written yet, and yield each name."""
+        for name, parts in self.around.stream() if self.around else ():
+            writer = self._writers[self._shard_of[name]]
+            if name not in writer.digests:
+                writer.write_rows(name, parts)
+            yield name
 
     @property
     def digests(self) -> dict[str, str]:
-        """Digest of every tensor written so far."""
+        """Digest of every tensor of the language model written so far."""
+        found = self._all_digests()
+        return {name: found[stored] for name, stored in self._stored.items() if stored in found}
+
+    def _all_digests(self) -> dict[str, str]:
         return {name: text for writer in self._writers for name, text in writer.digests.items()}
+
+    def around_digest(self) -> str | None:
+        """Return the digest of the other parts, None where there are none."""
+        if self.around is None:
+            return None
+        found = self._all_digests()
+        return combined_digest({name: found[name] for name in self.around.specs})
 
     def digest(self) -> str:
         """Return the digest of the checkpoint, equal to what reading it again gives."""
@@ -458,6 +511,7 @@ class CheckpointWriter:
     def finish(self, identity: str, companion_files: Mapping[str, bytes]) -> None:
         """Write config.json, marked with the sidecar's id, and the model's other files."""
         config = {**self._config, "prunecli": {"id": identity}}
+        config = self.around.config(config) if self.around else config
         write_text(self.folder / "config.json", json.dumps(config, indent=2) + "\n")
         for name, content in companion_files.items():
             (self.folder / name).parent.mkdir(exist_ok=True)

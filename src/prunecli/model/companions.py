@@ -37,6 +37,10 @@ TOKENIZER = (FAST, *OLDER, *SETTINGS)
 
 
 # what transformers opens to read a tokenizer
+# what prepares the inputs of a multimodal model
+PROCESSOR = (
+    "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
+)  # fmt: skip
 OPENED = (*TOKENIZER, "config.json", "processor_config.json", "preprocessor_config.json")
 ALL = (
     *TOKENIZER, "generation_config.json", "LICENSE*", "LICENCE*", "License*", "license*",
@@ -83,7 +87,7 @@ def contents(folder: str | Path, patterns: tuple[str, ...] = ALL) -> dict[str, b
 
 def _copied(path: Path) -> bytes:
     content = regular.content(path)
-    is_record = path.name in SETTINGS and path.suffix == ".json"
+    is_record = path.name in (*SETTINGS, *PROCESSOR) and path.suffix == ".json"
     if not is_record or f'"{CODE}"'.encode() not in content:
         return content
     try:

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 from prunecli.errors import InputError, suggest
 from prunecli.files import regular, strict
 from prunecli.model import companions
-from prunecli.model.families._base import CONFIG_KEYS, Family
+from prunecli.model.families._base import CONFIG_KEYS, EXPERT_KEYS, Family
 from prunecli.model.families._wrappers import WRAPPERS
 
 LONGEST = 200  # characters of a library's message
 CANNOT_BUILD = "transformers cannot build a model from config.json"
 MOST_LAYERS = 10_000
+MOST_EXPERTS = 10_000
 MOST = 2**31 - 1
 PATTERN = "sliding_window_pattern"
 LETTERS = re.compile(r"[LG]{1,1000}")  # how some configs write it; see `windows` of the families
@@ -40,14 +41,17 @@ NUMBERS: Mapping[str, tuple[float, float]] = {
     "final_logit_softcapping": (1e-6, 1e6),
     "logit_scale": (1e-6, 1e6),
     "ffn_dim": (1, MOST),
+    "moe_intermediate_size": (1, MOST),
+    **dict.fromkeys((*EXPERT_KEYS.values(), "num_local_experts"), (1, MOST_EXPERTS)),
     "init_std": (0, 1e6),
+    "router_aux_loss_coef": (0, 1e6),
 }
 
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 FRACTIONS = (
     "rms_norm_eps", "initializer_range", "init_std", "logits_scaling", "logit_scale",
-    "final_logit_softcapping",
+    "final_logit_softcapping", "router_aux_loss_coef",
 )  # fmt: skip
 
 
@@ -90,11 +94,12 @@ class Config(NamedTuple):
     part_of: str | None
 
 
-def read(folder: str | Path, counted: bool = False) -> Config:
+def read(folder: str | Path, counted: bool = False, asked: bool = True) -> Config:
     """Read FOLDER/config.json; raise InputError if it is missing or transformers rejects it.
 
     With `counted` the sizes alone matter: it may be an architecture that transformers cannot build,
-    and transformers, which is slow to load, is only used where sizes are absent.
+    or quantised. Then, and unless it is to be `asked`, transformers, which is slow to load, is only
+    used where sizes are absent, and where the model is part of a multimodal one.
     """
     path = Path(folder) / "config.json"
     try:
@@ -104,10 +109,10 @@ def read(folder: str | Path, counted: bool = False) -> Config:
             f"'{folder}' is not a checkpoint: it has no config.json",
             "give a Hugging Face model folder",
         ) from None
-    return of_language_model(values, counted)
+    return of_language_model(values, counted, asked)
 
 
-def of_language_model(values: dict[str, Any], counted: bool = False) -> Config:
+def of_language_model(values: dict[str, Any], counted: bool = False, asked: bool = True) -> Config:
     """Return the config of the language model that a config.json describes, or is a part of.
 
     Sizes that are absent are filled in as transformers does. Raises InputError where it describes
@@ -123,7 +128,7 @@ def of_language_model(values: dict[str, Any], counted: bool = False) -> Config:
                 f"'{kind}' is not a supported multimodal model{suggest(kind, sorted(WRAPPERS))}",
                 "save its language model in a folder of its own",
             )
-        return Config(_filled(values, counted), None)
+        return Config(_filled(values, counted, asked), None)
     text = values.get("text_config") or {}
     if not isinstance(text, dict):
         raise InputError(f"config.json: text_config is {strict.told(text)}, expected an object")
@@ -133,7 +138,7 @@ def of_language_model(values: dict[str, Any], counted: bool = False) -> Config:
         text = {**text, "model_type": usual.model_type}
     tie = {key: values[key] for key in ("tie_word_embeddings",) if key in values}
     with refusals("transformers rejects the text_config of config.json"):
-        known = _passed_on(text)
+        known = passed_on(text)
     multimodal = transformers_config({"model_type": kind, **tie, "text_config": known})
     own = multimodal.get_text_config(decoder=True)
     shared = {key: values[key] for key in SHARED if key in values}
@@ -143,7 +148,7 @@ def of_language_model(values: dict[str, Any], counted: bool = False) -> Config:
     language = {"model_type": own.model_type, **shared, **text, "tie_word_embeddings": tied}
     if "quantization_config" in values:
         language["quantization_config"] = values["quantization_config"]
-    return Config(_filled(language, counted), kind)
+    return Config(_filled(language, counted, asked), kind)
 
 
 def _refuse_kernels(values: Mapping[str, Any]) -> None:
@@ -159,7 +164,7 @@ def _refuse_kernels(values: Mapping[str, Any]) -> None:
             _refuse_kernels(value)
 
 
-def _filled(values: dict[str, Any], counted: bool) -> dict[str, Any]:
+def _filled(values: dict[str, Any], counted: bool, asked: bool) -> dict[str, Any]:
     from prunecli.model import nearest
     from prunecli.model.families import registry
 
@@ -185,7 +190,7 @@ def _filled(values: dict[str, Any], counted: bool) -> dict[str, Any]:
     absent = [key for key in map(family.key, FILLED) if values.get(key) is None]
     if not absent and isinstance(values.get(PATTERN), str):
         values = {**values, **_lists(family, values)}
-    if counted and not absent:
+    if not absent and (counted or not asked):
         return values
     known = transformers_config(values)
     return {**values, **{key: getattr(known, key) for key in absent}}
@@ -234,7 +239,7 @@ def transformers_config(values: Mapping[str, Any]) -> Any:
     from transformers import AutoConfig
 
     with refusals("transformers rejects config.json"):
-        config = AutoConfig.for_model(**_passed_on(values))
+        config = AutoConfig.for_model(**passed_on(values))
     kinds = getattr(config, "layer_types", None) or ()
     if "sliding_attention" in kinds and getattr(config, "sliding_window", None) is None:
         raise InputError(
@@ -244,7 +249,7 @@ def transformers_config(values: Mapping[str, Any]) -> Any:
     return config
 
 
-def _passed_on(values: Mapping[str, Any]) -> dict[str, Any]:
+def passed_on(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return what transformers is told of a config: the keys that the class of its kind declares.
 
     Raises InputError for a kind that the installed version does not know.
@@ -265,16 +270,23 @@ def _passed_on(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def shapes(values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor, by name, of the model that transformers builds.
+    """Return the shape of every tensor, by its name in files, of what transformers builds.
 
     Takes no memory for weights. Raises InputError if it cannot build one.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    config = transformers_config(values)
+    from prunecli.model import experts
+    from prunecli.model.families import registry
+
+    config, kind = transformers_config(values), values["model_type"]
     with refusals(CANNOT_BUILD), torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config)
+    if registry.knows(kind):  # of others nobody knows where experts are
+        family = registry.of_model_type(kind)
+        for layer in model.get_submodule(family.layer.removesuffix(".{i}.")):
+            experts.unstack(layer, family.experts)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 

@@ -27,8 +27,10 @@ def described(model_type: str) -> str:
     theirs = _described(family, own)
     parts = [("has also", own - theirs), ("lacks", theirs - own)]
     told = [f"{what} {_listed(sorted(names))}" for what, names in parts if names]
-    return f"; nearest is '{family.name}', from which it differs: its layer " + (
-        " and ".join(told) if told else "has the same tensors, and may compute something else"
+    differs = " and ".join(told) or "has the same tensors, and may compute something else"
+    return (
+        f"; nearest is '{family.name}', from which it differs: its layer {differs}; "
+        "`prunecli families --probe DIR` tries to describe it"
     )
 
 
@@ -51,6 +53,8 @@ def _layer_tensors(model_type: str) -> set[str]:
 
 def _described(family: Family, own: set[str]) -> set[str]:
     """Return the names that a family has in a layer: of those with a flag what `own` has."""
+    if family.experts is not None:  # transformers stacks what files have one by one
+        return _layer_tensors(family.model_types[0])
     tables = (*family.biases.values(), *family.optional.values())
     flagged = {name.removeprefix(family.layer) for table in tables for name in table}
     always = {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.files import strict
-from prunecli.model import companions, configs
+from prunecli.model import companions, configs, experts
 from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.families._base import Family
@@ -93,7 +93,8 @@ GENERATION = (
 def meta_model(arch: Arch, device: torch.device) -> Any:
     """Return transformers' model of an architecture in evaluation mode, its parameters on meta.
 
-    It has the attention implementation that transformers chooses; buffers are on `device`. No id is
+    It has the attention implementation that transformers chooses, and experts as files have them;
+    buffers are on `device`. No id is
     padding: rows have none, and the id that pads elsewhere may end every document here, so its
     embedding is trained as any other.
     Raises InputError for a config.json that transformers refuses.
@@ -104,6 +105,8 @@ def meta_model(arch: Arch, device: torch.device) -> Any:
     config = configs.transformers_config(arch.config)
     with configs.refusals(configs.CANNOT_BUILD), init_empty_weights(include_buffers=False):
         model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for layer in Parts.of(model, arch.family).layers:
+        experts.unstack(layer, arch.family.experts)
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             module.padding_idx = None
@@ -115,6 +118,7 @@ def meta_model(arch: Arch, device: torch.device) -> Any:
 def loaded(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Any:
     """Return transformers' model with the weights of a checkpoint, in evaluation mode.
 
+    It has transformers' own experts, which are fast.
     Its own loader would follow whatever config.json and an adapter beside it say. Raises InputError
     for a config.json or generation_config.json that transformers refuses.
     """
@@ -131,6 +135,8 @@ def loaded(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> 
         setattr(model.get_submodule(module), leaf, made)
     if checkpoint.arch.tied:
         parts.head.weight = parts.embedding.weight
+    for layer in parts.layers:
+        experts.restack(layer, checkpoint.arch.family.experts)
     model.config.dtype = dtype
     for path in companions.find(checkpoint.folder, ("generation_config.json",)):
         record = strict.read_object(path)

@@ -4,7 +4,7 @@ Layers are transformers' own classes, built on meta and given the streamed weigh
 of all sequences live in one buffer that each layer overwrites in place.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from math import prod
 from typing import Any, TypeVar
 
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.files import scratch
-from prunecli.files.keeping import Keeper
+from prunecli.files.keeping import Holds, Keeper
 from prunecli.files.tensorfile import spans
 from prunecli.interruption import safe_point
-from prunecli.model import memory
+from prunecli.model import experts, memory
 from prunecli.model.checkpoint import Reader
 from prunecli.model.device import device_of, dtype_of
 from prunecli.model.stock import LogitSoftcap, Parts, meta_model, with_ones
@@ -50,7 +50,7 @@ class LayerStream:
         self.keeper = keeper or Keeper(RunContext(report=report))
         self.ranks = self.keeper.run.ranks
         self.device, self.dtype = device_of(compute), dtype_of(compute, checkpoint)
-        self.buffer_kind = compute.buffer
+        self.buffer_kind, self.streams_bytes = compute.buffer, memory.streams_bytes(compute)
         self._stock = meta_model(checkpoint.arch, self.device)
         self._cap = LogitSoftcap.of(checkpoint.arch)
         self._parts = Parts.of(self._stock, self.arch.family)
@@ -61,16 +61,24 @@ class LayerStream:
         self._captured: list[tuple[Tensor, dict[str, Any]]] = []
         self._roots: dict[str, Tensor] = {}
         self._head: Tensor | None = None
+        self._room = Room()
+        self._last: int | None = None
         self._context: tuple[int, list[dict[str, Any]]] | None = None
 
     def walk(
-        self, items: Sequence[T], what: str, unit: str, state: dict[str, Tensor]
+        self,
+        items: Sequence[T],
+        what: str,
+        unit: str,
+        state: dict[str, Tensor],
+        holds: Holds | None = None,
+        spent: Collection[str] = (),
     ) -> Iterator[T]:
         """Yield items, showing progress; `state` is all that a run that goes on after some needs.
 
         Every loop over layers is one of these (files/keeping.py says what that asks of it).
         """
-        return self.keeper.steps(items, what, unit, state, self._placed)
+        return self.keeper.steps(items, what, unit, state, self._placed, holds, spent)
 
     def _placed(self, tensor: Tensor, on_device: bool) -> Tensor:
         """Return a tensor of a state, where it was: on the device, or where hidden states are."""
@@ -102,9 +110,21 @@ class LayerStream:
         return self._captured
 
     def _load(self, module: nn.Module, prefix: str) -> None:
-        """Give a module its weights, on the device in the compute type, unless it has them."""
+        """Give a module its weights, unless it has them: on the device, all but those of
+        StoredLinears in the compute type.
+        """
         if any(parameter.is_meta for parameter in module.parameters()):
-            state = {name: self.weight(prefix + name) for name in module.state_dict()}
+            stored = {
+                f"{name}.weight"
+                for name, part in module.named_modules()
+                if isinstance(part, StoredLinear)
+            }
+            state = {
+                name: self.checkpoint.tensor(prefix + name).to(
+                    self.device, None if name in stored else self.dtype
+                )
+                for name in module.state_dict()
+            }
             module.load_state_dict(state, strict=True, assign=True)
             module.requires_grad_(False)
 
@@ -113,10 +133,6 @@ class LayerStream:
         if name not in self._roots:
             self._roots[name] = self.checkpoint.tensor(name)
         return self._roots[name]
-
-    def weight(self, name: str) -> Tensor:
-        """Return a weight on the device, in the compute type."""
-        return self.checkpoint.tensor(name).to(self.device, self.dtype)
 
     @torch.no_grad()
     def embed(self, ids: Tensor) -> Tensor:
@@ -137,14 +153,32 @@ class LayerStream:
             flat = torch.from_file(file.name, shared=True, size=size, dtype=dtype)
         return flat.view(shape)
 
-    def layer(self, i: int) -> nn.Module:
-        """Return decoder layer `i` with its weights, on the device in the compute type."""
-        memory.release()
+    def layer(self, i: int, cast: bool = False) -> nn.Module:
+        """Return decoder layer `i` with its weights, on the device.
+
+        Its linears hold them as they are stored, on a CPU as views of the mapped file: do not write
+        into them. With `cast` they are in the compute type, as whatever trains or asks for their
+        gradients needs them. While this layer computes, the next is read: the one on its other side
+        from the last.
+        """
+        self.rest()
         with torch.device("meta"):
             kind = type(self._parts.layers[i])
             layer: nn.Module = kind(self._stock.config, i)
+            experts.unstack(layer, self.arch.family.experts)
+            for name, part in [*layer.named_modules()]:
+                if type(part) is nn.Linear and not cast:
+                    layer.set_submodule(name, StoredLinear(part, self._room))
         self._load(layer, self.arch.prefix(i))
+        forwards = self._last is None or i > self._last
+        self._last, following = i, self.arch.prefix(i + 1 if forwards else i - 1)
+        self.checkpoint.ahead(name for name in self.checkpoint.specs if name.startswith(following))
         return layer.eval()
+
+    def rest(self) -> None:
+        """Give back the memory that the next product will take again."""
+        self._room.leave()
+        memory.release()
 
     def context(self, i: int, hidden: Tensor) -> dict[str, Any]:
         """Return what layer `i` takes beside hidden states [B, T, D]: positions and a mask."""
@@ -243,6 +277,45 @@ class LayerStream:
             yield chunk, inside, (targets - start).clamp(0, len(chunk) - 1)
 
 
+class Room:
+    """Room for one matrix, taken when it is first needed and used again and again.
+
+    New memory for each would cost a tenth of a product of 1024 tokens, all of it the system's.
+    """
+
+    def __init__(self) -> None:
+        self._held = torch.empty(0)
+
+    def cast(self, matrix: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return a matrix in another type, to be read before the next one is asked for."""
+        if matrix.dtype == dtype:
+            return matrix
+        held = self._held
+        if (held.dtype, held.device) != (dtype, matrix.device) or held.numel() < matrix.numel():
+            self._held = held = matrix.new_empty(matrix.numel(), dtype=dtype)
+        return held[: matrix.numel()].view(matrix.shape).copy_(matrix)
+
+    def leave(self) -> None:
+        """Give the room back."""
+        self._held = torch.empty(0)
+
+
+class StoredLinear(nn.Linear):
+    """A linear whose weight is in whichever type; products are in that of what enters, [.., I].
+
+    The weight is cast for each product, which takes about 1 % of it for 1024 tokens. A layer in
+    float32 would take twice what is stored of it in bfloat16, and never be used as a whole.
+    """
+
+    def __init__(self, linear: nn.Linear, room: Room) -> None:
+        super().__init__(linear.in_features, linear.out_features, linear.bias is not None)
+        self._room = room
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Return the products [.., O]."""
+        return nn.functional.linear(states, self._room.cast(self.weight, states.dtype), self.bias)
+
+
 def _products(states: Tensor, chunk: Tensor) -> Tensor:
     """Return states [.., D] times a chunk [V', D] of the head, fp32 [.., V']."""
     products = states.new_empty(*states.shape[:-1], len(chunk))
@@ -286,5 +359,4 @@ def _own_losses(stream: LayerStream, ids: Tensor, without: range) -> Tensor:
     for n in stream.walk(range(len(ids)), "predicting", "windows", of_windows):
         alone = slice(n, n + 1)
         of_windows["losses"][alone] = stream.losses(state["hidden"][alone], ids[alone])
-    del state["hidden"]
     return of_windows["losses"]

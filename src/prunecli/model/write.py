@@ -15,6 +15,7 @@ from prunecli.model.arch import FLOPS_TOKENS, Arch
 from prunecli.model.checkpoint import CheckpointWriter, check_loads
 from prunecli.model.pattern import SparsityPattern
 from prunecli.model.sparsity import Census
+from prunecli.model.wrapper import Wrapper
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +30,13 @@ class WriteSummary:
     writer: CheckpointWriter
     digest: str
     census: Census
+
+    def around(self) -> dict[str, Any]:
+        """Return what is recorded of the model around the language model."""
+        around = self.writer.around
+        assert around is not None
+        of_parts = {"digest": self.writer.around_digest(), "params": around.params}
+        return {"model_type": around.kind, **of_parts}
 
     def finish(
         self, made: Sidecar, companion_files: Mapping[str, bytes], out: str, parent: Path | None
@@ -54,16 +62,18 @@ def write_tensors(
     stream: "Stream",
     keeper: Keeper,
     pattern: SparsityPattern | None = None,
+    around: Wrapper | None = None,
 ) -> WriteSummary:
     """Write tensors into `folder` as they come, counting those weights that are not zero.
 
-    Those that a stopped run wrote, by the `keeper`, are counted and need not come again. Raises
-    PruneError where a block matrix breaks the `pattern` that the sidecar will record.
+    Those that a stopped run wrote, by the `keeper`, are counted and need not come again. The other
+    parts of the model `around`, if any, are copied. Raises PruneError where a block matrix breaks
+    the `pattern` that the sidecar will record.
     """
     census = Census(arch, pattern)
-    size = sum(spec.bytes for spec in specs.values())
+    size = sum(spec.bytes for spec in specs.values()) + (around.num_bytes if around else 0)
     with (
-        CheckpointWriter(folder, arch.config, dict(specs), shards, keeper.writer) as writer,
+        CheckpointWriter(folder, arch.config, dict(specs), shards, keeper.writer, around) as writer,
         keeper.run.report.reading("writing weights", size) as passed,
     ):
 
@@ -73,14 +83,22 @@ def write_tensors(
                 yield part
                 passed(part.nbytes)
 
+        before = set()
         for name, values in writer.written():
+            before.add(name)
             census.add(name, values)
             passed(values.nbytes)
         for name, parts in stream:
+            if name in before:
+                continue
             writer.write(name, counted(name, parts))
             memory.release()
             if census.broken:
                 raise PruneError(f"nothing was written: {census.fault}")
+            keeper.pause()
+        for name in writer.copy_around():
+            passed(writer.specs[name].bytes)
+            memory.release()
             keeper.pause()
     return WriteSummary(writer, writer.digest(), census)
 
@@ -96,4 +114,5 @@ def size_results(arch: Arch, written: WriteSummary) -> dict[str, Any]:
         "flops_tokens": FLOPS_TOKENS,
         "sizes": arch.sizes,
         "container": arch.config["model_type"],
+        **arch.active_counts(),
     }

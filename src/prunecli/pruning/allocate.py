@@ -22,7 +22,7 @@ def allocate(
 ) -> Plan:
     """Return what stays: the best-scored units, in the numbers that `amount` says.
 
-    `scores` holds `layers` or `blocks.k`, or `hidden`, `ffn.i` and `kv_heads.i`.
+    `scores` holds `layers` or `blocks.k`, or `hidden`, `ffn.i`, `kv_heads.i` and `experts.i`.
     """
     if method.selection == "block":
         skip = arch.layers - amount.layers
@@ -46,13 +46,19 @@ def allocate(
         return Plan(layers=best(scores["layers"], amount.layers, later_first=True))
     layers = range(arch.layers)
     groups, channels = _counts(scores, amount, arch, structure)
+    experts = [amount.experts] * arch.layers
     lists: dict[str, tuple[Indices, ...]] = {
         axis: tuple(best(scores[f"{axis}.{i}"], counts[i]) for i in layers)
-        for axis, counts in (("kv_heads", groups), ("ffn", channels))
+        for axis, counts in (("kv_heads", groups), ("ffn", channels), ("experts", experts))
         if f"{axis}.0" in scores
     }
     hidden = best(scores["hidden"], amount.hidden) if "hidden" in scores else None
-    return Plan(hidden=hidden, ffn=lists.get("ffn"), kv_heads=lists.get("kv_heads"))
+    return Plan(
+        hidden=hidden,
+        ffn=lists.get("ffn"),
+        kv_heads=lists.get("kv_heads"),
+        experts=lists.get("experts"),
+    )
 
 
 def best(score: "torch.Tensor", count: int, later_first: bool = False) -> Indices:

@@ -123,9 +123,10 @@ def outputs(arch: Arch) -> dict[str, MaskedOutput]:
 def inputs(arch: Arch) -> dict[str, MaskedOutput]:
     """Return the modules whose inputs are masked: readers of heads and FFN channels."""
     return {
-        arch.prefix(i) + arch.module(point): MaskedOutput((axis,), i)
+        arch.prefix(i) + module: MaskedOutput((axis,), i)
         for i in range(arch.layers)
         for point, axis in (("o", "heads"), ("down", "ffn"))
+        for module in arch.modules(point)
     }
 
 

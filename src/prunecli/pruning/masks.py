@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from prunecli.files.keeping import Keeper
-from prunecli.files.tensorfile import torch_dtype
+from prunecli.files.tensorfile import Spec, torch_dtype
 from prunecli.methods._base import Method
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.pattern import SparsityPattern
@@ -45,14 +46,16 @@ class WeightMasker:
     def stream(self, calibration: Calibration) -> "Stream":
         """Yield every tensor, block linears with zeros; weights after their update."""
         dense = self.dense
-        retries = self.keeper.remembered("damping")
+        inputs = product(range(dense.arch.layers), dense.arch.inputs())
+        points = [f"{dense.arch.prefix(i)}{modules[0]}:in" for i, modules in inputs]
+        retries = self.keeper.remembered("damping", dict.fromkeys(points, Spec("I64", ())))
         self.damping_retries.update({point: int(count) for point, count in retries.items()})
         for i, layer, take in self._layers(calibration):
             yield from self._linears(i, layer, take, retries)
         linears = {
             f"{dense.arch.prefix(i)}{module}.weight"
             for i in range(dense.arch.layers)
-            for modules in dense.arch.family.inputs
+            for modules in dense.arch.inputs()
             for module in modules
         }
         for name in dense.specs.keys() - linears:
@@ -112,7 +115,7 @@ class WeightMasker:
         """
         arch, ranks = self.dense.arch, self.run.ranks
         costs = {}
-        for modules in arch.family.inputs:
+        for modules in arch.inputs():
             shapes = [self.dense.specs[f"{arch.prefix(0)}{one}.weight"].shape for one in modules]
             inputs = shapes[0][1]
             costs[modules] = inputs**2 * (inputs + sum(outputs for outputs, _ in shapes))
@@ -152,12 +155,9 @@ class WeightMasker:
         """Return a weight [O, I] with zeros, in float32."""
         from prunecli.model.device import device_of
 
-        dtype = torch_dtype(self.dense.specs[name].dtype)
-        if loaded is not None and loaded.weight.dtype == dtype:
-            # as it is stored, it is on the device already
-            weight = loaded.weight.detach()  # type: ignore[operator]
-        else:
-            weight = self.dense.tensor(name).to(device_of(self.run.compute))
+        # what is on the device already is not read again
+        known = None if loaded is None else loaded.weight.detach()  # type: ignore[operator]
+        weight = self.dense.tensor(name).to(device_of(self.run.compute)) if known is None else known
         assert self.method.sparsify is not None
         pruned: torch.Tensor = self.method.sparsify(
             weight.float(), precomputed, self.pattern, self.options
@@ -171,8 +171,7 @@ class WeightMasker:
         stored = pruned.to(torch_dtype(self.dense.specs[name].dtype))
         if loaded is not None:
             seen = pruned if self.options["compat"] else stored
-            cast = seen.to(loaded.weight.dtype)  # type: ignore[arg-type]
-            loaded.weight = torch.nn.Parameter(cast, requires_grad=False)
+            loaded.weight = torch.nn.Parameter(seen, requires_grad=False)
         return stored
 
     def _precompute(

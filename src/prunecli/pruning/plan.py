@@ -1,7 +1,7 @@
 """`Plan`: what stays, and nothing of how it was chosen. Validated once, before any work.
 
-`ffn`, `kv_heads` and `heads` have one list of kept indices per kept layer; `heads` counts query
-heads of the parent and, where it is not given, follows `kv_heads`. `None` keeps everything.
+`ffn`, `kv_heads`, `heads` and `experts` have one list of kept indices per kept layer; `heads`
+counts query heads of the parent and, where it is not given, follows `kv_heads`. `None` keeps all.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -16,6 +16,7 @@ from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Reader, check_buildable
 
 Indices = tuple[int, ...]
+BY_LAYER = ("ffn", "kv_heads", "heads", "experts")  # axes with a list per layer
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Plan:
     ffn: tuple[Indices, ...] | None = None
     kv_heads: tuple[Indices, ...] | None = None
     heads: tuple[Indices, ...] | None = None
+    experts: tuple[Indices, ...] | None = None
 
     @classmethod
     def from_json(cls, record: Any) -> "Plan":
@@ -43,22 +45,26 @@ class Plan:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the plan as JSON: `{"keep": {axis: indices or null}}`."""
-        return {"keep": asdict(self)}
+        """Return the plan as JSON: `{"keep": {axis: indices or null}}`, `experts` if some go."""
+        keep = asdict(self)
+        if self.experts is None:  # so that plans of other models have the ids that they had
+            del keep["experts"]
+        return {"keep": keep}
 
     def check(self, arch: Arch) -> None:
         """Raise InputError unless this plan can be carried out on a model of shape `arch`."""
         _ascending("layers", self.layers, arch.layers)
         _ascending("hidden", self.hidden, arch.hidden)
         kept = len(self.kept_layers(arch))
-        for axis, limit in (("ffn", arch.ffn), ("kv_heads", arch.kv_heads), ("heads", arch.heads)):
-            lists = getattr(self, axis)
+        for axis in BY_LAYER:
+            lists, limit = getattr(self, axis), getattr(arch, axis)
             if lists is None:
                 continue
             if len(lists) != kept:
                 raise InputError(f"the plan has {len(lists)} lists for {axis}, layers kept: {kept}")
             for i, indices in enumerate(lists):
                 _ascending(f"{axis} of layer {i}", indices, limit)
+        self._check_experts(arch)
         for i in range(kept):
             groups = [head // arch.group for head in self.kept_heads(arch, i)]
             counts = {groups.count(group) for group in self.kept_kv_heads(arch, i)}
@@ -67,6 +73,20 @@ class Plan:
                     f"the plan's heads of layer {i} are not the same number of query heads for "
                     "every kept KV head"
                 )
+
+    def _check_experts(self, arch: Arch) -> None:
+        counts = sorted({len(one) for one in self.experts or ()})
+        if counts and counts[0] < arch.experts_per_token:
+            raise InputError(
+                f"the plan keeps {counts[0]} experts of a layer, and every token is sent to "
+                f"{arch.experts_per_token}",
+                f"keep {arch.experts_per_token} at least",
+            )
+        if len(counts) > 1:
+            raise InputError(
+                f"the plan keeps {counts[0]} experts of one layer and {counts[-1]} of another",
+                "keep as many of every layer: a config.json has one number",
+            )
 
     def kept_layers(self, arch: Arch) -> Indices:
         """Return the kept layers."""
@@ -86,6 +106,10 @@ class Plan:
     def kept_ffn(self, arch: Arch, i: int) -> Indices:
         """Return the kept FFN channels of the i-th kept layer."""
         return tuple(range(arch.ffn)) if self.ffn is None else self.ffn[i]
+
+    def kept_experts(self, arch: Arch, i: int) -> Indices:
+        """Return the kept experts of the i-th kept layer; none where it has none."""
+        return tuple(range(arch.experts)) if self.experts is None else self.experts[i]
 
     def child(self, arch: Arch, biased: bool = False) -> Arch:
         """Return the pruned model's shape.
@@ -116,6 +140,7 @@ class Plan:
             ffn=None if self.ffn is None else max(map(len, self.ffn)),
             kv_heads=kv_heads,
             heads=heads,
+            experts=None if self.experts is None else len(self.experts[0]),
             biased=biased,
         )
 
@@ -127,7 +152,8 @@ class Plan:
         """Return those of the i-th kept layer."""
         hidden = arch.hidden if self.hidden is None else len(self.hidden)
         heads = len(self.kept_heads(arch, i)) + len(self.kept_kv_heads(arch, i))
-        ffn = arch.ffn_matrices * hidden * len(self.kept_ffn(arch, i))
+        ffns = len(self.kept_experts(arch, i)) or 1
+        ffn = ffns * arch.ffn_matrices * hidden * len(self.kept_ffn(arch, i))
         return 2 * hidden * arch.head_dim * heads + ffn
 
     def counts(self, arch: Arch) -> dict[str, Any]:
@@ -138,6 +164,8 @@ class Plan:
             "kv_heads": [len(self.kept_kv_heads(arch, i)) for i in layers],
             "ffn": [len(self.kept_ffn(arch, i)) for i in layers],
         }
+        if arch.experts:
+            per_layer["experts"] = [len(self.kept_experts(arch, i)) for i in layers]
         even = {axis: n[0] if len(set(n)) == 1 else n for axis, n in per_layer.items()}
         hidden = arch.hidden if self.hidden is None else len(self.hidden)
         return {"layers": len(layers), "hidden": hidden, **even}
@@ -148,7 +176,7 @@ class Plan:
 
 
 def _indices(axis: str, value: Any) -> Any:
-    lists = value if axis in ("ffn", "kv_heads", "heads") else [value]
+    lists = value if axis in BY_LAYER else [value]
     if not isinstance(lists, list) or not all(isinstance(entry, list) for entry in lists):
         raise InputError(f"the plan's {axis} are not lists of indices")
     for index in (index for entry in lists for index in entry):
@@ -182,7 +210,10 @@ def read_plan(path: str) -> tuple[Plan, Sidecar | None]:
     if isinstance(record, dict) and "kind" in record:
         made = sidecar.read(path, ("plan",))
         return Plan.from_json(made.results), made
-    return Plan.from_json(record), None
+    plan = Plan.from_json(record)
+    for key in sorted(record.keys() - {"keep"}):
+        raise InputError(f"a plan is {{\"keep\": …}} alone, '{path}' has '{key}' too", "remove it")
+    return plan, None
 
 
 def plan_results(plan: Plan, arch: Arch, child: Arch) -> dict[str, Any]:

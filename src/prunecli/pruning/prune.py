@@ -16,10 +16,11 @@ from prunecli.errors import InputError
 from prunecli.files import output, sidecar, world
 from prunecli.files.artefact import Artefact
 from prunecli.files.claim import claimed, exclusive
-from prunecli.files.keeping import Keeper
+from prunecli.files.keeping import Keeper, specs_of
 from prunecli.files.sidecar import Computed, Input, SidecarBuilder
 from prunecli.files.tensorfile import TensorFile, Tensors
 from prunecli.methods._base import Method
+from prunecli.model import memory
 from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint, Reader
 from prunecli.model.device import check_device, settled
@@ -127,7 +128,7 @@ def _prune(request: PruneRequest, run: RunContext) -> Result:
     target = resolve_target(resolved, dense)
     for line in target.told:
         run.report.info(line)
-    dense.companion_files()  # refused now or never
+    dense.companion_files(request.keep_wrapper)  # refused now or never
     training = _resolve_training(resolved, dense, run)
     # masks are evaluated in the type that they are trained in
     compute = replace(run.compute, dtype=training.dtype) if training else run.compute
@@ -136,7 +137,8 @@ def _prune(request: PruneRequest, run: RunContext) -> Result:
         **target.expected,
         **(training.expected(dense.arch.total_params) if training else {}),
     }
-    num_bytes = 0 if request.plan_only else target.num_bytes
+    around = dense.wrapper() if request.keep_wrapper else None
+    num_bytes = 0 if request.plan_only else target.num_bytes + (around.num_bytes if around else 0)
     output.check_disk(run.output.path, expected.get("disk_bytes", 0) + num_bytes)
     pruning = Pruning(resolved, target, dense, dense.digest(run.report), run, Keeper(run))
     calibration = (
@@ -144,6 +146,8 @@ def _prune(request: PruneRequest, run: RunContext) -> Result:
         if training
         else open_calibration(pruning)
     )
+    run = memory.within(run, lambda run: _need(replace(pruning, run=run), calibration, training))
+    pruning = replace(pruning, run=run)
     artefact = _artefact(builder, pruning, calibration, training)
     need = _need(pruning, calibration, training)
     if existing := run.ranks.of_first(lambda: need.settled(artefact, expected, run.compute)):
@@ -193,7 +197,7 @@ def open_calibration(pruning: Pruning) -> Calibration:
     else:
         calibration = read_windows(pruning.dense, pruning.resolved.data, pruning.run.report)
         required = required_statistics([method], asked.compat)
-        calibration = share(calibration, required, pruning.run.ranks)
+        calibration = share(calibration, required, pruning.dense.arch, pruning.run.ranks)
     more = [entry for entry in seen if entry not in calibration.inputs]
     return replace(
         calibration,
@@ -257,9 +261,8 @@ def score(pruning: Pruning, calibration: Calibration, options: dict[str, Any]) -
     )  # fmt: skip
     if not artefact.existing():
         statistics = collect(pruning, calibration)
-        artefact.write_tensors(
-            iter([score_model(pruning.method, pruning.dense, statistics, options)])
-        )
+        scores = score_model(pruning.method, pruning.dense, statistics, options)
+        artefact.write_tensors([scores], specs_of(scores))
     return TensorFile(Path(artefact.path))
 
 
@@ -286,7 +289,9 @@ def _need(
     if method is None:
         return MemoryNeed()
     required = required_statistics([method], pruning.resolved.asked.compat)
-    return memory_need(pruning.dense, calibration, required, pruning.run)
+    return memory_need(
+        pruning.dense, calibration, required, pruning.run, pruning.num_removed, method.sequential
+    )
 
 
 def _artefact(
@@ -399,16 +404,23 @@ def _write(
 
     `results` are asked for when all are written.
     """
-    dense = pruning.dense
+    dense, kept = pruning.dense, pruning.resolved.asked.keep_wrapper
+    around = dense.wrapper() if kept else None
     specs = {name: pruned.specs[name] for name in pruned.arch.tensors()}
     shards = [dense.shard(surgery.dtype_source(name, dense)) for name in specs]
     with pruning.keeper.staged() as folder:
-        written = write_tensors(folder, pruned.arch, specs, shards, stream, pruning.keeper, pattern)
+        written = write_tensors(
+            folder, pruned.arch, specs, shards, stream, pruning.keeper, pattern, around
+        )
         record = artefact.sidecar(
-            {"digest": written.digest, "params": pruned.arch.total_params},
+            {
+                "digest": written.digest,
+                "params": pruned.arch.total_params,
+                **({"wrapper": written.around()} if around else {}),
+            },
             {**_described(pruning), **_size_results(dense.arch, pruned.arch, written), **results()},
         )
-        written.finish(record, dense.companion_files(), artefact.path, dense.folder)
+        written.finish(record, dense.companion_files(kept), artefact.path, dense.folder)
     _summarise(dense.arch, record.results, pruning.run.report)
     return artefact.result(record)
 

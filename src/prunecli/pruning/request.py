@@ -21,6 +21,7 @@ from prunecli.pruning.sizes import (
     MULTIPLE_AXES,
     Sizes,
     block_params,
+    check_supported,
     divides,
     resolve_pattern,
     resolve_sizes,
@@ -58,6 +59,8 @@ class PruneRequest(Record):
         plan_only: stop at the plan, and write it to OUT.json.
         keep: a folder for the files of the steps between: statistics, scores, plan.
         compat: follow the official implementation where it differs from the paper.
+        keep_wrapper: write the multimodal model that IN is, its other parts copied, instead of its
+            language model.
     """
 
     model: str
@@ -72,6 +75,7 @@ class PruneRequest(Record):
     plan_only: bool = False
     keep: str | None = None
     compat: bool = False
+    keep_wrapper: bool = False
 
 
 @dataclass(frozen=True)
@@ -297,6 +301,7 @@ def resolve_target(pruning: ResolvedPrune, dense: Checkpoint) -> PruneTarget:
         "method": method.name if method else None,
         "options": pruning.options,
         "compat": "official" if pruning.asked.compat else None,
+        **({"wrapper": _wrapper_kind(pruning, dense)} if pruning.asked.keep_wrapper else {}),
     }
     if method is not None and method.unit == "weights":
         return _zeros_target(pruning, method, dense, options)
@@ -304,6 +309,36 @@ def resolve_target(pruning: ResolvedPrune, dense: Checkpoint) -> PruneTarget:
         return _plan_target(pruning, pruning.asked.plan, dense, options)
     assert method is not None, "without a plan there is a method"
     return _sizes_target(pruning, method, dense, options)
+
+
+def _wrapper_kind(pruning: ResolvedPrune, dense: Checkpoint) -> str:
+    """Return the kind of multimodal model to keep; raise UsageError where there is none to keep."""
+    flag, leave = "--keep-wrapper", "leave it out"
+    if dense.part_of is None:
+        raise UsageError(f"{flag}: '{dense.folder.name}' is no multimodal model", leave)
+    if pruning.asked.plan_only:
+        raise UsageError(f"{flag} changes nothing of a plan", leave)
+    if pruning.method is not None and pruning.method.rotates:
+        raise UsageError(
+            f"{flag}: '{pruning.method.name}' rotates the hidden channels, which other parts of "
+            f"'{dense.part_of}' write to",
+            "use another method",
+        )
+    return dense.part_of
+
+
+def _check_wrapper(pruning: ResolvedPrune, dense: Checkpoint, shape: Arch) -> None:
+    """Raise UsageError for a hidden size that other parts do not fit, where they are kept."""
+    wrapper = dense.wrapper() if pruning.asked.keep_wrapper else None
+    if wrapper is None:
+        return
+    if shape.hidden != dense.arch.hidden:
+        raise UsageError(
+            f"--keep-wrapper: hidden would be {shape.hidden}, and other parts of '{wrapper.kind}' "
+            f"write {dense.arch.hidden} channels",
+            f"keep them (--hidden {dense.arch.hidden}), or prune layers, heads or FFN channels",
+        )
+    wrapper.check(shape)
 
 
 def _zeros_target(
@@ -316,6 +351,7 @@ def _zeros_target(
     if method.check is not None:
         method.check(pruning.options, pattern)
     check_buildable(arch)
+    _check_wrapper(pruning, dense, arch)
     recorded = {**options, "ratio": pattern.ratio, "sparsity": str(pattern)}
     expected = {"ratio": pattern.ratio, "params": arch.total_params, "sizes": arch.sizes}
     granularity = f"{method.granularity}, {pattern}"
@@ -330,6 +366,7 @@ def _plan_target(
     plan, _ = read_plan(path)
     plan.check(dense.arch)
     shape = plan.child(dense.arch, pruning.biased)
+    _check_wrapper(pruning, dense, shape)
     check_buildable(shape, OTHER_SHAPE)
     expected = plan_results(plan, dense.arch, shape)
     granularity = pruning.method.granularity if pruning.method else "as planned"
@@ -342,19 +379,16 @@ def _sizes_target(
 ) -> PruneTarget:
     """Return the sizes that an amount means for a model."""
     arch = dense.arch
-    unrotatable = "a rotation cannot pass its post-sublayer norms" if arch.post_norms else None
-    why = arch.family.fixed.get("hidden", unrotatable)
-    if method.rotates and why is not None:
-        raise InputError(
-            f"'{method.name}' does not support {arch.family.name}: {why}", "use another method"
-        )
+    check_supported(method, arch)
     if method.rotates:
         arch = rotate.untied(arch)
     sizes = resolve_sizes(method, pruning.options, pruning.asked.amount, arch)
     axes = ("layers", "hidden", "kv_heads", "ffn")
     cut = frozenset(axis for axis in axes if getattr(sizes, axis) < getattr(arch, axis))
+    cut |= {"experts"} if sizes.experts else set()
     _refuse_idle(pruning, dense, cut=cut, of_ratio=sizes.ratio is not None)
     shape = _widest_shape(pruning, sizes, arch)
+    _check_wrapper(pruning, dense, shape)
     check_buildable(shape, OTHER_SHAPE)
     expected = {
         "ratio": 1 - block_params(sizes, arch) / arch.block_params,
@@ -424,6 +458,7 @@ def _widest_shape(pruning: ResolvedPrune, sizes: Sizes, arch: Arch) -> Arch:
         hidden=widest.hidden,
         ffn=widest.ffn,
         kv_heads=widest.kv_heads,
+        experts=widest.experts or None,
         biased=pruning.biased,
     )
 

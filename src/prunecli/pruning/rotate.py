@@ -83,6 +83,7 @@ class Rotated(Reader):
             norm = self.arch.family.final_norm
         else:
             attention, ffn = self.arch.norms()
-            of_ffn = "ffn" in "+".join(self._tensors[name].axes)
+            axes = "+".join(self._tensors[name].axes).split("+")
+            of_ffn = "ffn" in axes or "experts" in axes
             norm = self.arch.prefix(layer) + (ffn if of_ffn else attention)
         return self.source.tensor(f"{norm}.weight").double() + self.arch.family.norm_weight_offset

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from prunecli.errors import UsageError
 from prunecli.files.artefact import Artefact
 from prunecli.files.claim import exclusive
-from prunecli.files.keeping import Keeper
+from prunecli.files.keeping import Keeper, specs_of
 from prunecli.files.sidecar import Computed, SidecarBuilder
-from prunecli.files.tensorfile import Tensors
+from prunecli.files.tensorfile import Spec, Tensors
 from prunecli.methods import registry
 from prunecli.methods._base import LayerView, Method, Setting
 from prunecli.model import memory
@@ -34,7 +34,7 @@ from prunecli.pruning.calibration import (
     open_statistics,
     read_windows,
 )
-from prunecli.pruning.sizes import Sizes
+from prunecli.pruning.sizes import Sizes, check_supported
 from prunecli.record import Record
 from prunecli.settings import BATCH_TOKENS, Amount, Data, Result, RunContext
 from prunecli.training.distributed import joined
@@ -78,6 +78,7 @@ def _score(request: ScoreRequest, run: RunContext) -> Result:
     method = registry.get(request.method)
     options = _check(request, method)
     dense = Checkpoint(request.model, run.report)
+    check_supported(method, dense.arch)
     beside = Setting(options, request.compat, group=dense.arch.group)
     method.refuse_idle(request.options, beside)
     check_tensor_file(run.output, dense)
@@ -89,10 +90,15 @@ def _score(request: ScoreRequest, run: RunContext) -> Result:
     run = replace(run, compute=settled(run.compute, dense))
     digest = dense.digest(run.report)
     required = required_statistics([method], request.compat)
-    calibration = share(_calibration(request, method, dense, digest, run), required, run.ranks)
+    calibration = share(
+        _calibration(request, method, dense, digest, run), required, dense.arch, run.ranks
+    )
+    run = memory.within(
+        run, lambda run: memory_need(dense, calibration, required, run, num_removed)
+    )
     used = score_options(method, options, request.compat)
     artefact = scores_artefact(dense, digest, calibration, method, used, num_removed, run)
-    need = memory_need(dense, calibration, required, run)
+    need = memory_need(dense, calibration, required, run, num_removed)
     settled_by = partial(need.settled, artefact, artefact.options, run.compute)
     if existing := run.ranks.of_first(settled_by):
         return existing
@@ -101,7 +107,7 @@ def _score(request: ScoreRequest, run: RunContext) -> Result:
         if calibration.windows is not None:
             statistics = collect_all(dense, calibration.windows, required, num_removed, run, keeper)
         scores = score_model(method, dense, statistics or {}, used)
-        return artefact.write_tensors(iter([scores]), keeper=keeper)
+        return artefact.write_tensors([scores], specs_of(scores), keeper)
 
 
 def score_options(method: Method, options: Mapping[str, Any], compat: bool) -> dict[str, Any]:
@@ -140,7 +146,8 @@ def score_model(
 ) -> "dict[str, torch.Tensor]":
     """Return the scores of a whole model, with the means [I] that its compensation needs.
 
-    Names: `layers` [L] or `blocks.k`, or `ffn.i` [F], `kv_heads.i` [K] and `hidden` [D].
+    Names: `layers` [L] or `blocks.k`, or `ffn.i` [F], `kv_heads.i` [K], `experts.i` [E] and
+    `hidden` [D].
     """
     arch = dense.arch
     if method.score_layers is not None:
@@ -182,13 +189,17 @@ def score_layer(
         weights={
             point: dense.tensor(f"{arch.prefix(i)}{arch.module(point)}.weight")
             for point in ("o", "down")
+            if arch.has_point(point)
         },
         stats={
             f"{point}.{name}": tensor
-            for point in ("q", "o", "gate", "down", "block")
+            for point in ("q", "o", "gate", "down", "block", "experts")
+            if arch.has_point(point)
             for name, tensor in at_point(statistics, arch.point(i, point)).items()
         },
         kv_heads=arch.kv_heads,
+        experts=arch.experts,
+        index=i,
     )
     assert method.score is not None
     scores: dict[str, torch.Tensor] = method.score(view, options)
@@ -218,22 +229,28 @@ def score_sequentially(
     assert calibration.windows is not None
     stream = LayerStream(dense, run.compute, run.report, keeper)
     required = method.needed(bool(options["compat"]))
-    scores = keeper.remembered("scores")
+    counts = {"kv_heads": arch.kv_heads, "ffn": arch.ffn}
+    specs = {
+        f"{axis}.{i}": Spec("F64", (n,)) for axis, n in counts.items() for i in range(arch.layers)
+    }
+    scores = keeper.remembered("scores", specs)
     for i, layer, statistics in _hooks.layerwise(stream, calibration.windows.ids, required):
         on_cpu = {name: value.cpu() for name, value in statistics.items()}
         of_layer = score_layer(method, dense, i, on_cpu, options)
-        scores |= {f"{axis}.{i}": values for axis, values in of_layer.items()}
+        scores |= {f"{axis}.{i}": values.double() for axis, values in of_layer.items()}
         kept = {
             "o": (best(of_layer["kv_heads"], sizes.kv_heads), arch.kv_heads),
             "down": (best(of_layer["ffn"], sizes.ffn), arch.ffn),
         }
         for point, (units, total) in kept.items():
-            weight = layer.get_submodule(arch.module(point)).weight
-            # [D, I] -> [D, units, channels of a unit]
-            columns = weight.data.view(len(weight.data), total, -1)  # type: ignore[operator,arg-type]
-            removed = torch.ones(total, dtype=torch.bool)
+            linear = layer.get_submodule(arch.module(point))
+            weight: torch.Tensor = linear.weight.detach()  # type: ignore[operator]
+            columns = weight.view(len(weight), total, -1)  # [D, units, channels of a unit]
+            removed = torch.ones(total, dtype=torch.bool, device=weight.device)
             removed[list(units)] = False
-            columns.masked_fill_(removed.to(columns.device)[:, None], 0)
+            silenced = columns.masked_fill(removed[:, None], 0).view_as(weight)
+            linear.weight = torch.nn.Parameter(silenced, requires_grad=False)
+    keeper.check_whole(scores, specs)
     return scores
 
 

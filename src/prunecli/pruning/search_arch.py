@@ -12,7 +12,7 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, FiniteFloat
 
 from prunecli.data import windows
 from prunecli.data.rows import source_path
@@ -20,7 +20,7 @@ from prunecli.errors import InputError, NotANumber, UsageError
 from prunecli.files import keeping, output, sidecar, unfinished
 from prunecli.files.artefact import Artefact
 from prunecli.files.claim import exclusive
-from prunecli.files.keeping import Keeper
+from prunecli.files.keeping import Keeper, specs_of
 from prunecli.files.sidecar import Computed, SidecarBuilder
 from prunecli.files.tensorfile import Tensors
 from prunecli.measuring import perplexity
@@ -44,7 +44,7 @@ from prunecli.pruning.calibration import Calibration, open_scores, read_windows
 from prunecli.pruning.grid import Budget
 from prunecli.pruning.request import SCORES
 from prunecli.pruning.score import score_model, score_options, scores_artefact
-from prunecli.pruning.sizes import Sizes, protected_layers, resolve_sizes
+from prunecli.pruning.sizes import Sizes, check_supported, protected_layers, resolve_sizes
 from prunecli.record import Record, limited
 from prunecli.report import Report
 from prunecli.settings import BATCH_TOKENS, Amount, Data, Output, Result, RunContext
@@ -172,7 +172,8 @@ def _search_arch(request: SearchRequest, run: RunContext) -> Result:
     if not request.allow_overlap:
         perplexity.refuse_overlap(dense, held_out)
         _refuse_shared(calibration, held_out)
-    calibration = share(calibration, _required(search), run.ranks)
+    calibration = share(calibration, _required(search), dense.arch, run.ranks)
+    run = memory.within(run, lambda run: _memory_need(search, training, calibration, held_out, run))
     digest = dense.digest(run.report)
     of_held_out = sidecar.tokens_input("evaluation", held_out.meta, held_out.windows)
     artefact = Artefact(
@@ -238,9 +239,9 @@ def _resolve(request: SearchRequest, run: RunContext) -> Search:
             "run it without torchrun",
         )
     options = method.resolve(request.options)
-    grid.check_searchable(method)
-    _check_equal(method, options)
+    check_searchable(method, options)
     dense = Checkpoint(request.model, run.report)
+    check_supported(method, dense.arch)
     sources = (request.data.source, request.eval_data.source, *domains_of(options))
     output.check_path(out, run.output, [dense.folder, *(source_path(name) for name in sources)])
     budget = grid.budget(dense.arch, request.params, request.flops, request.ratio)
@@ -252,8 +253,12 @@ def _resolve(request: SearchRequest, run: RunContext) -> Search:
     return replace(search, candidates=_candidates(search, run.report))
 
 
-def _check_equal(method: Method, options: Mapping[str, Any]) -> None:
-    """Raise UsageError for options that make layers of unequal sizes, which are no shape."""
+def check_searchable(method: Method, options: Mapping[str, Any]) -> None:
+    """Raise UsageError for a method, or options of all of its own, that leave no shape to choose.
+
+    Layers of unequal sizes are no shape.
+    """
+    grid.check_searchable(method)
     if any(protected_layers(method, options)):
         raise UsageError("a search makes equal layers", "remove --protect")
     if str(options.get("structure")).startswith("AL"):
@@ -406,7 +411,8 @@ def _scores(
         artefact = scores_artefact(
             search.dense, digest, calibration, search.method, options, None, to_file
         )
-        artefact.write_tensors(iter([scored()]))
+        scores = scored()
+        artefact.write_tensors([scores], specs_of(scores))
     with unfinished.refusals():
         tensors = open_scores(path, search.dense.arch, digest, search.method).tensors
     assert tensors is not None
@@ -445,7 +451,7 @@ class _Tried(BaseModel):
     """What a shape came to: its loss, or why it has none."""
 
     model_config = ConfigDict(extra="forbid")
-    loss: float | None
+    loss: FiniteFloat | None
     failed: str = ""
 
 

@@ -5,14 +5,18 @@ to remove are as many as there are numbers for which the file was made, one at l
 """
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from itertools import product
+from typing import TYPE_CHECKING, NamedTuple
 
 from prunecli.errors import InputError
-from prunecli.files.tensorfile import TensorFile
+from prunecli.files.tensorfile import Spec, TensorFile
 from prunecli.methods._base import Method, RequiredStatistic
 from prunecli.model.arch import Arch
 from prunecli.pruning.stats import registry as statistics
 from prunecli.pruning.stats._base import INPUTS, MODEL
+
+if TYPE_CHECKING:
+    import torch
 
 COMPUTED = ("F64", "F32", "I64")  # types of what is computed here; counts are whole numbers
 Shape = tuple[int, ...]
@@ -42,12 +46,36 @@ def of_statistics(
             if record.scope == MODEL:
                 yield from (Expected(*one, what) for one in record.shapes(arch, 0).items())
                 continue
-            shapes = record.shapes(arch, 0)
+            shapes = dict(record.shapes(arch, 0))
             if record.scope == INPUTS:
-                shapes = record.observed(arch.point_width(point))
+                observed = record.observed(arch.point_width(point))
+                shapes = {name: spec.shape for name, spec in observed.items()}
             for i in range(arch.layers):
-                for name, shape in shapes.items():
-                    yield Expected(f"{arch.point(i, point)}.{name}", shape, what)
+                for place in arch.points(i, point):
+                    for name, shape in shapes.items():
+                        yield Expected(f"{place}.{name}", shape, what)
+
+
+def of_run(
+    needs: Iterable[RequiredStatistic], arch: Arch, count: int, dtype: "torch.dtype"
+) -> dict[str, Spec]:
+    """Return the tensors of all statistics that a run makes, in a compute type.
+
+    `count` is the number of layers to remove, where one of them depends on it.
+    """
+    specs: dict[str, Spec] = {}
+    for need in needs:
+        record = statistics.get(need.name)
+        if record.scope == MODEL:
+            specs |= record.specs(arch, "", count)
+        for i, point in product(range(arch.layers), need.points if record.scope != MODEL else ()):
+            if record.scope != INPUTS:
+                specs |= record.specs(arch, arch.point(i, point))
+                continue
+            observed = record.observed(arch.point_width(point), dtype)
+            for place in arch.points(i, point):
+                specs |= {f"{place}.{name}": spec for name, spec in observed.items()}
+    return specs
 
 
 def of_scores(file: TensorFile, method: Method, arch: Arch) -> Iterator[Expected]:
@@ -62,8 +90,8 @@ def of_scores(file: TensorFile, method: Method, arch: Arch) -> Iterator[Expected
         elif axis == "hidden":
             yield Expected("hidden", (arch.hidden,), axis)
         else:
-            unit, count = {"heads": ("kv_heads", arch.kv_heads), "ffn": ("ffn", arch.ffn)}[axis]
-            yield from (Expected(f"{unit}.{i}", (count,), axis) for i in layers)
+            unit = {"heads": "kv_heads"}.get(axis, axis)
+            yield from (Expected(f"{unit}.{i}", (getattr(arch, unit),), axis) for i in layers)
     if method.rotates:
         yield Expected("rotation", (arch.hidden, arch.hidden), "a rotation")
     if method.compensates:

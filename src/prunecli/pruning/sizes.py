@@ -13,7 +13,7 @@ from math import floor, gcd, isfinite, lcm, sqrt
 from pathlib import Path
 from typing import Any
 
-from prunecli.errors import InputError, UsageError
+from prunecli.errors import InputError, UsageError, suggest
 from prunecli.files import sidecar, strict
 from prunecli.methods._base import Method
 from prunecli.model.arch import Arch
@@ -22,7 +22,7 @@ from prunecli.model.pattern import SparsityPattern
 from prunecli.settings import Amount
 
 RAGGED = ("AL-MM", "AL-AM")  # structures that choose across layers
-SHAPE_AXES = ("layers", "hidden", "heads", "ffn")
+SHAPE_AXES = ("layers", "hidden", "heads", "ffn", "experts")
 MULTIPLE_AXES = ("hidden", "ffn")
 BLOCK = 32  # weights of a row that llama.cpp's Q8_0 stores together
 MULTIPLES = (256, BLOCK)  # 256: those of its K-quants
@@ -33,6 +33,7 @@ MOVES = 0.01  # of the model's block-linear parameters
 class Sizes:
     """The sizes to reach, and the ratio that they were made from (None for exact shapes).
 
+    `experts` is 0 where all stay, or there are none.
     `untouched` are how many of the first and of the last layers keep all heads and channels.
     `multiple` is what hidden and FFN sizes were taken to, None where they were not made here;
     `least` is the least that makes the same ones.
@@ -46,6 +47,7 @@ class Sizes:
     untouched: tuple[int, int] = (0, 0)
     multiple: int | None = None
     least: int = 1
+    experts: int = 0
 
     def recorded(self) -> dict[str, Any]:
         """Return what decides the result, and makes it again; equal for equal sizes of a ratio.
@@ -54,18 +56,42 @@ class Sizes:
         """
         record = {name: value for name, value in asdict(self).items() if name != "multiple"}
         least = record.pop("least")
+        if not self.experts:
+            del record["experts"]
         return record if self.ratio is None or least == 1 else {**record, "multiple": least}
 
     @property
-    def axes(self) -> tuple[int, int, int, int]:
-        """Layers, hidden size, KV heads, FFN channels."""
-        return self.layers, self.hidden, self.kv_heads, self.ffn
+    def axes(self) -> tuple[int, ...]:
+        """Layers, hidden size, KV heads, FFN channels, and experts where some go."""
+        experts = (self.experts,) if self.experts else ()
+        return (self.layers, self.hidden, self.kv_heads, self.ffn, *experts)
+
+    def exist(self, arch: Arch) -> bool:
+        """Return whether a model of these sizes can be: of each one, experts for every token."""
+        enough = not self.experts or self.experts >= arch.experts_per_token
+        return min(self.axes) >= 1 and enough
 
     def widest(self, arch: Arch, structure: str | None) -> "Sizes":
         """Return the most that the widest layer can have, which a container must hold."""
         if not any(self.untouched) and structure not in RAGGED:
             return self
         return replace(self, kv_heads=arch.kv_heads, ffn=arch.ffn)
+
+
+def check_supported(method: Method, arch: Arch) -> None:
+    """Raise InputError where a method has no formula for what a model's layers are made of."""
+    why = None
+    if method.rotates:
+        unrotatable = "a rotation cannot pass its post-sublayer norms" if arch.post_norms else None
+        why = arch.family.fixed.get("hidden", unrotatable)
+    elif arch.experts and "ffn" in method.axes:
+        why = "it compares the channels of one FFN in a layer, and here every expert is one"
+    elif "experts" in method.axes and not arch.experts:
+        why = "its layers have no experts"
+    if why is not None:
+        raise InputError(
+            f"'{method.name}' does not support {arch.family.name}: {why}", "use another method"
+        )
 
 
 def resolve_pattern(amount: Amount, arch: Arch) -> SparsityPattern:
@@ -276,24 +302,55 @@ def _in_range(ratio: float) -> float:
 
 
 def _read_shape(path: str, arch: Arch) -> dict[str, int]:
-    """Return the sizes in an arch.json: our own, or plain `{"hidden": …}`, or config.json keys."""
+    """Return the sizes in an arch.json: our own, or plain `{"hidden": …}`, or config.json keys.
+
+    A config.json, and what other versions write, may hold more than sizes; a plain one may not.
+    """
     try:
         record = strict.read_value(Path(path))
     except FileNotFoundError:
         raise InputError(f"no such shape: '{path}'", "check the path") from None
-    if isinstance(record, dict) and "kind" in record:
+    own = isinstance(record, dict) and "kind" in record
+    if own:
         record = sidecar.read(path, ("arch",)).results.get("arch")
-    axes = {CONFIG_KEYS[axis]: axis for axis in SHAPE_AXES} | {axis: axis for axis in SHAPE_AXES}
-    shape = {axes[k]: v for k, v in record.items() if k in axes} if isinstance(record, dict) else {}
-    for axis, size in shape.items():
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise InputError(
-                f"'{path}': {axis} is {strict.told(size)}, expected a positive integer"
-            )
+    record = arch.family.renamed(record) if isinstance(record, dict) else {}
+    shape = _sizes_in(path, record, arch, plain=not own and "model_type" not in record)
     changed = {axis: size for axis, size in shape.items() if size != getattr(arch, axis)}
     if not changed:
         raise InputError(f"'{path}' names no size of {', '.join(SHAPE_AXES)} unlike the model's")
     return changed
+
+
+def _sizes_in(path: str, record: Mapping[str, Any], arch: Arch, plain: bool) -> dict[str, int]:
+    """Return the size of each axis that a record names, under its name here or in a config."""
+    # beside experts, the usual keys are those of other layers
+    usual = {} if arch.experts else CONFIG_KEYS
+    names = {
+        name: axis
+        for axis in (*SHAPE_AXES, "kv_heads")
+        for name in (axis, usual.get(axis, axis), arch.family.key(axis))
+    }
+    shape: dict[str, int] = {}
+    for name, size in record.items():
+        if name not in names:
+            if plain:
+                known = suggest(name, list(names))
+                raise InputError(f"'{path}' names '{name}', which is no size of a shape{known}")
+            continue
+        axis = names[name]
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise InputError(
+                f"'{path}': {axis} is {strict.told(size)}, expected a positive integer"
+            )
+        if shape.setdefault(axis, size) != size:
+            raise InputError(f"'{path}' says that {axis} are {shape[axis]} and {size}")
+    heads, kv_heads = shape.get("heads", arch.heads), shape.pop("kv_heads", None)
+    if plain and kv_heads is not None and kv_heads * arch.group != heads:
+        raise InputError(
+            f"'{path}': {kv_heads} KV heads for {heads} heads, but {arch.group} share one here",
+            "name heads alone",
+        )
+    return shape
 
 
 def _exact(method: Method, shape: dict[str, int], arch: Arch) -> Sizes:
@@ -308,6 +365,11 @@ def _exact(method: Method, shape: dict[str, int], arch: Arch) -> Sizes:
     if all(size == getattr(arch, axis) for axis, size in shape.items()):
         asked = ", ".join(f"--{axis} {size}" for axis, size in shape.items())
         raise InputError(f"{asked}: the model has this size already", "ask for less")
+    if shape.get("experts", arch.experts) < arch.experts_per_token:
+        raise InputError(
+            f"--experts {shape['experts']}: every token is sent to {arch.experts_per_token}",
+            f"keep {arch.experts_per_token} at least",
+        )
     heads = shape.get("heads", arch.heads)
     if heads % arch.group:
         nearest = max(1, round(heads / arch.group)) * arch.group
@@ -320,13 +382,16 @@ def _exact(method: Method, shape: dict[str, int], arch: Arch) -> Sizes:
         shape.get("hidden", arch.hidden),
         heads // arch.group,
         shape.get("ffn", arch.ffn),
+        experts=shape.get("experts", 0),
     )
 
 
-def _layer_params(arch: Arch, hidden: float, kv_heads: float, ffn: float) -> float:
-    """Return the linear parameters of one layer of these sizes."""
+def _layer_params(
+    arch: Arch, hidden: float, kv_heads: float, ffn: float, experts: int = 0
+) -> float:
+    """Return the linear parameters of one layer of these sizes, with all experts if not told."""
     heads = kv_heads * arch.head_dim * (2 * arch.group + 2)
-    return hidden * (heads + arch.ffn_matrices * ffn)
+    return hidden * (heads + (experts or arch.ffns) * arch.ffn_matrices * ffn)
 
 
 def _for_block_params(
@@ -342,6 +407,11 @@ def _for_block_params(
     if method.axes == ("layers",):
         layers = floor(target / (arch.block_params / arch.layers) + 0.5)
         return Sizes(layers, arch.hidden, arch.kv_heads, arch.ffn, ratio)
+    if method.axes == ("experts",):
+        rest = per_layer - _layer_params(arch, arch.hidden, arch.kv_heads, 0)
+        one = arch.ffn_matrices * arch.hidden * arch.ffn
+        stay = max(1, floor(rest / one + 0.5))
+        return Sizes(arch.layers, arch.hidden, arch.kv_heads, arch.ffn, ratio, experts=stay)
     whole = Sizes(arch.layers, arch.hidden, arch.kv_heads, arch.ffn, ratio, multiple=multiple)
     step = _width_step(arch, multiple)
     if method.axes == ("hidden",):
@@ -407,12 +477,9 @@ def _width_step(arch: Arch, multiple: int) -> int:
 
 
 def _possible(sizes: Sizes, arch: Arch) -> bool:
-    return min(sizes.axes) >= 1 and sizes.axes != (
-        arch.layers,
-        arch.hidden,
-        arch.kv_heads,
-        arch.ffn,
-    )
+    experts = (arch.experts,) if sizes.experts else ()
+    whole = (arch.layers, arch.hidden, arch.kv_heads, arch.ffn, *experts)
+    return sizes.exist(arch) and sizes.axes != whole
 
 
 def _reached(sizes: Sizes, method: Method, arch: Arch, structure: str | None, cut: float) -> Sizes:
@@ -460,7 +527,7 @@ def _nearest(
 def block_params(sizes: Sizes, arch: Arch) -> float:
     """Return the block-linear parameters of a model of these sizes."""
     whole = sum(sizes.untouched)
-    cut = _layer_params(arch, sizes.hidden, sizes.kv_heads, sizes.ffn)
+    cut = _layer_params(arch, sizes.hidden, sizes.kv_heads, sizes.ffn, sizes.experts)
     return (sizes.layers - whole) * cut + whole * arch.block_params / arch.layers
 
 
@@ -470,6 +537,7 @@ def _total(sizes: Sizes, arch: Arch) -> int:
         hidden=sizes.hidden,
         kv_heads=sizes.kv_heads,
         ffn=sizes.ffn,
+        experts=sizes.experts or None,
     ).total_params
 
 
@@ -489,7 +557,7 @@ def _for_params(
 
     def fits(sizes: Sizes) -> bool:
         if sizes.axes not in known:
-            known[sizes.axes] = min(sizes.axes) < 1 or _total(sizes, arch) <= params
+            known[sizes.axes] = not sizes.exist(arch) or _total(sizes, arch) <= params
         return known[sizes.axes]
 
     low, high = 0.0, 1.0

@@ -16,7 +16,11 @@ def source_name(name: str, tensor: Tensor, plan: Plan, arch: Arch) -> str:
     """Return the parent's name of the pruned model's tensor `name`."""
     if tensor.layer is None:
         return name
-    return tensor.template.replace("{i}", str(plan.kept_layers(arch)[tensor.layer]))
+    layer = plan.kept_layers(arch)[tensor.layer]
+    name = tensor.template.replace("{i}", str(layer))
+    if tensor.expert is None:
+        return name
+    return name.replace("{e}", str(plan.kept_experts(arch, tensor.layer)[tensor.expert]))
 
 
 def slice_tensor(
@@ -52,6 +56,8 @@ def _kept(axis: str, layer: int | None, plan: Plan, arch: Arch) -> list[int] | N
         return None if plan.hidden is None else list(plan.hidden)
     if axis == "ffn":
         return None if plan.ffn is None or layer is None else list(plan.ffn[layer])
+    if axis == "experts":
+        return None if plan.experts is None or layer is None else list(plan.experts[layer])
     unit = arch.unit_rows(axis)
     if layer is None or unit is None:
         return None

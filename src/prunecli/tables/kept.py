@@ -27,7 +27,7 @@ DEEPEST = 1000  # layers that one figure can show
 BINS = 16  # rows that channels are gathered into
 CONFIG = "config.json"
 ALL = "block weights"
-AXES = {"heads": "heads", "KV heads": "kv_heads", "FFN channels": "ffn"}
+AXES = {"heads": "heads", "KV heads": "kv_heads", "FFN channels": "ffn", "experts": "experts"}
 
 
 @dataclass(frozen=True)
@@ -201,8 +201,8 @@ def _of_plan(name: str, plan: Plan, arch: Arch | None) -> list[Grid]:
         rows, cells = [ALL, *rows], [_layers(columns, kept, alone), *cells]
     for label, key in AXES.items():
         lists: tuple[Indices, ...] | None = getattr(plan, key)
-        if lists is None and key == "heads":
-            continue  # those of the kept groups stay
+        if lists is None and key in ("heads", "experts"):
+            continue  # those of the kept groups stay, and experts are few models'
         shares = [1.0] * len(kept) if lists is None else [len(one) / sizes[key] for one in lists]
         rows.append(label)
         cells.append(_layers(columns, kept, shares))
@@ -273,17 +273,15 @@ def _of_checkpoint(model: _Model, dense: Arch | None) -> Grid:
     found = Checkpoint(str(model.folder))
     layers, kept = _kept_layers(found)
     columns = [str(i) for i in range(layers)]
-    sizes = {name: tensor.shape for name, tensor in (dense or found.arch).tensors().items()}
     templates = list(found.arch.block_linears())
-    # all layers of a model have one shape
-    whole = [prod(sizes[template.replace("{i}", "0")]) for template in templates]
-    nonzero = [
-        [
-            int(found.tensor(template.replace("{i}", str(i))).count_nonzero())
-            for i in range(found.arch.layers)
-        ]
-        for template in templates
-    ]
+    # all layers of a model have one shape; experts count together
+    first = [one for one in (dense or found.arch).tensors().values() if one.layer == 0]
+    whole = [sum(prod(one.shape) for one in first if one.template == name) for name in templates]
+    counts = {name: [0] * found.arch.layers for name in templates}
+    for name, tensor in found.arch.tensors().items():
+        if tensor.layer is not None and tensor.template in counts:
+            counts[tensor.template][tensor.layer] += int(found.tensor(name).count_nonzero())
+    nonzero = list(counts.values())
     rows = [ALL, *(template.split(".")[-2] for template in templates)]
     shares = [[sum(layer) / sum(whole) for layer in zip(*nonzero, strict=True)]]
     shares += [[n / size for n in own] for own, size in zip(nonzero, whole, strict=True)]

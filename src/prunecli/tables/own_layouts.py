@@ -18,6 +18,7 @@ COLUMNS = (
     Column("granularity", "granularity", detail=True),
     Column("ratio", "block ratio", ".4f"),
     Column("params", "parameters", detail=True),
+    Column("active", "active", detail=True),
     Column("nonzero", "non-zero"),
     Column("tflops", "TFLOPs", ".5g", detail=True),
     Column("trained", "trained tokens", detail=True),
@@ -121,6 +122,7 @@ def _model(
         row["matched"] = partners.get(key)
     flops = counts.get("flops")
     row["params"], row["tflops"] = counts.get("params"), None if flops is None else flops / 1e12
+    row["active"] = counts.get("active_params")
     return row
 
 

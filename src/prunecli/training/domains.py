@@ -11,6 +11,7 @@ read before.
 """
 
 from collections.abc import Sequence
+from math import inf
 
 import torch
 from torch import Tensor
@@ -49,6 +50,11 @@ class DomainMixture:
             "within": self.within,
             "at": self.at,
         }
+
+    def check(self) -> None:
+        """Raise ValueError where what was loaded into the tensors of a state are no weights."""
+        if not ((self.weights >= 0).all() and 0 < float(self.weights.sum()) < inf):
+            raise ValueError(f"the domains have the weights {self.weights.tolist()}")
 
     def batch(self, step: int, size: int, part: slice) -> list[int]:
         """Return the rows of `part` of a step's batch: domains by weight, their rows in order.

@@ -254,7 +254,7 @@ def _check_smaller(small: Arch, large: Arch) -> None:
                 f"--from has {what} {getattr(small, what)}, the new model {getattr(large, what)}",
                 "they must be equal",
             )
-    for what in ("layers", "hidden", "ffn", "kv_heads"):
+    for what in ("layers", "hidden", "ffn", "kv_heads", "experts"):
         if getattr(small, what) > getattr(large, what):
             raise InputError(
                 f"--from has {what} {getattr(small, what)}, more than the new model's "

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from prunecli.files.tensorfile import Spec, torch_dtype
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.stock import LogitSoftcap, Parts, meta_model, stored_tensors, with_ones
+from prunecli.training.balance import RouterBalance
 from prunecli.training.distributed import Ranks
 from prunecli.training.fixed_masks import local
 from prunecli.training.losses import Distillation, next_token_loss
@@ -24,7 +25,8 @@ class Objective(nn.Module):
     """A model, perhaps with a teacher, as a function from token rows to a loss.
 
     `weight` and `temperature` are those of distillation, `caps` the softcaps of the model's logits
-    and of the teacher's. The loss is computed in `forward`, where FSDP has gathered the heads.
+    and of the teacher's; `balance` is the loss of its routers, if it has any. The loss is computed
+    in `forward`, where FSDP has gathered the heads.
     """
 
     def __init__(
@@ -35,8 +37,10 @@ class Objective(nn.Module):
         weight: float,
         temperature: float,
         caps: tuple[LogitSoftcap, LogitSoftcap],
+        balance: RouterBalance | None = None,
     ) -> None:
         super().__init__()
+        self.balance = balance
         self.cap, self.teacher_cap = caps
         self.model, self.teacher, self.dtype = model, teacher, dtype
         self.weight, self.temperature = weight, temperature
@@ -67,8 +71,15 @@ class Objective(nn.Module):
         """Prepare for the forwards of a step."""
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return loss, CE and KL of rows of ids [B, T], each summed over B (T - 1) tokens."""
+        """Return loss, CE and KL of rows of ids [B, T], each summed over B (T - 1) tokens.
+
+        The routers' loss is a mean over tokens, here times as many as are predicted.
+        """
+        balance = self.balance if torch.is_grad_enabled() else None
+        if balance is not None:
+            balance.begin()
         hidden = self._hidden(self.model, ids)
+        routers = 0.0 if balance is None else balance.take()
         distillation = None
         if self.teacher is not None:
             with torch.no_grad():
@@ -78,7 +89,8 @@ class Objective(nn.Module):
                 self.teacher_cap,
             )  # fmt: skip
         labels = ids[:, 1:].flatten()
-        return next_token_loss(hidden, _head(self.model), labels, distillation, self.cap)
+        total, ce, kl = next_token_loss(hidden, _head(self.model), labels, distillation, self.cap)
+        return total + routers * len(labels), ce, kl
 
     def _hidden(self, model: nn.Module, ids: Tensor) -> Tensor:
         output = model.base_model(input_ids=ids, use_cache=False)  # type: ignore[operator]
@@ -115,7 +127,8 @@ def build(
     caps = LogitSoftcap.of(checkpoint.arch), LogitSoftcap.of((teacher or checkpoint).arch)
 
     def objective(model: nn.Module, teacher_model: nn.Module | None) -> Objective:
-        return Objective(model, teacher_model, dtype, kd_weight, temperature, caps)
+        balance = RouterBalance(model, checkpoint.arch) if checkpoint.arch.experts else None
+        return Objective(model, teacher_model, dtype, kd_weight, temperature, caps, balance)
 
     return assemble(checkpoint, teacher, ranks, objective, recompute=recompute, compile=compile)
 

@@ -54,6 +54,9 @@ class RowSampler:
         """Return what must be saved between two steps: nothing."""
         return {}
 
+    def check(self) -> None:
+        """Check a state that was loaded: there is none."""
+
     def batch(self, step: int, size: int, part: slice) -> list[int]:
         """Return the rows of `part` of a step's batch of `size`."""
         positions = range(step * size, (step + 1) * size)[part]

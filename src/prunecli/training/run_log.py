@@ -6,6 +6,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pydantic import FiniteFloat
+
 from prunecli.files import output, regular, strict, unfinished
 from prunecli.files.sidecar import Part
 
@@ -16,7 +18,7 @@ LONGEST = 1_000_000  # bytes of a line
 
 class _Line(Part):
     step: int
-    loss: float
+    loss: FiniteFloat
     eval_loss: float | None = None
     tokens: int | None = None
 

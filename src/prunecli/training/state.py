@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
@@ -26,6 +25,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from prunecli.errors import InputError, PruneError, of_system
 from prunecli.files import output, regular
 from prunecli.training.loop import Loop
+from prunecli.training.objective import full_tensor
 
 NAME = "step-{:08}"
 STEP = re.compile(r"step-(\d{8,12})")
@@ -87,6 +87,8 @@ def load(path: Path, loop: Loop, name: str) -> None:
     `name` is the folder's in messages.
     """
     state = _state(loop)
+    # all that is no tensor follows from the options: the groups of parameters are the loop's own
+    groups = state["optimizer"].pop("param_groups")
     try:
         reader = _Reader(path)
         reader.read_metadata()  # the loader would log what it cannot read, and look elsewhere
@@ -97,12 +99,14 @@ def load(path: Path, loop: Loop, name: str) -> None:
                 planner=_Planner(),
                 no_dist=loop.ranks.mesh is None,
             )
+        _check(state)
         set_state_dict(
             loop.objective.trainable,
             loop.optimizer,
             model_state_dict=state["model"],
-            optim_state_dict=state["optimizer"],
+            optim_state_dict={**state["optimizer"], "param_groups": groups},
         )
+        loop.order.check()
     except (Exception, CheckpointException) as error:  # the latter is none of the former
         # a damaged file can make the library raise anything
         raise InputError(
@@ -166,13 +170,11 @@ class _Reader(FileSystemReader):
 
 
 class _Planner(DefaultLoadPlanner):
-    """torch's loader of what is no tensor, which runs no code in it."""
+    """torch's loader of tensors: none of them is a pickle, which could run code."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        """Load one value, after a look at whether it is a plain one."""
-        torch.load(value, weights_only=True)
-        value.seek(0)
-        super().load_bytes(read_item, value)
+        """Raise UnpicklingError: nothing else is asked for."""
+        raise pickle.UnpicklingError(f"'{read_item.dest_index.fqn}' is no tensor")
 
 
 def _first(error: BaseException) -> BaseException:
@@ -196,6 +198,14 @@ def _without_warning() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
         yield
+
+
+def _check(state: dict[str, Any]) -> None:
+    """Raise ValueError where the optimizer has taken a negative number of steps."""
+    for name, moments in state["optimizer"]["state"].items():
+        steps = moments.get("step")
+        if steps is not None and not float(full_tensor(steps)) >= 0:
+            raise ValueError(f"'{name}' has taken {float(full_tensor(steps))} steps")
 
 
 def _state(loop: Loop) -> dict[str, Any]:

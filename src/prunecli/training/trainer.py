@@ -7,6 +7,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from pydantic import FiniteFloat
 
 from prunecli.errors import NotANumber, PruneError, Stopped
 from prunecli.files import keeping, output, unfinished
@@ -233,7 +234,7 @@ class Trainer:
         file = self.folder.path / SWEEP_FILE
         curves: dict[str, list[float]] = {}
         if file.exists():
-            curves = keeping.kept(file, dict[str, list[float]])
+            curves = keeping.kept(file, dict[str, list[FiniteFloat]])
         if curves and self.ranks.is_main:
             done = f"{len(curves)} of {len(resolved.lrs)} learning rates are done"
             self.run.report.info(f"resuming the sweep: {done}")

@@ -2,8 +2,9 @@
 
 A tensor's name template maps to one axis name per dimension. Axes: `vocab`, `hidden`, `ffn`,
 `heads` (query heads times head_dim rows), `kv_heads` (likewise), `head_dim`, `each_head` (one row
-per query head), `qkv_by_head` (per head its rows of q, of k and of v), `positions`, `one`. A fused
-projection names its segments in order: `"heads+kv_heads+kv_heads"`.
+per query head), `qkv_by_head` (per head its rows of q, of k and of v), `experts` (one row per
+expert), `positions`, `one`. A fused projection names its segments in order:
+`"heads+kv_heads+kv_heads"`.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,9 +29,15 @@ CONFIG_KEYS = {
 }
 
 
+# the same of families with experts
+EXPERT_KEYS = {"experts": "num_experts", "experts_per_token": "num_experts_per_tok"}
+
+
 # why some families cannot lose an axis exactly
 MEAN = "its LayerNorm subtracts the mean over all hidden channels, which their removal changes"
+SQUARE = "its o_proj is hidden by hidden, so that heads and hidden cannot change"
 HEAD_SIZE = "its config has no size of heads: it is hidden / heads, which their removal changes"
+OF_EXPERTS = "every expert has channels of its own, and all that are in one layer are counted alike"
 
 
 def windows(usual: int) -> Entry:
@@ -53,6 +60,23 @@ def windows(usual: int) -> Entry:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """Where the experts of a layer are: FFNs, of which a router chooses some for every token.
+
+    Attributes:
+        module: the experts of a layer, as files name them.
+        gate, up, down: the linears of an expert.
+        stock: what transformers calls the module around experts and router, where files do not.
+    """
+
+    module: str
+    gate: str = "gate_proj"
+    up: str = "up_proj"
+    down: str = "down_proj"
+    stock: str | None = None
+
+
+@dataclass(frozen=True)
 class Family:
     """One family's tables.
 
@@ -67,11 +91,13 @@ class Family:
         stored_names: parts of names in older checkpoints, and what they are here, in this order.
         buffers: ends of names of stored tensors that transformers computes.
         only: config keys -> the values that make it a model that these tables describe.
-        tensors: name template -> axes, of the tensors that are always there (`{i}` is the layer).
+        tensors: name template -> axes, of the tensors that are always there (`{i}` is the layer,
+            `{e}` the expert).
         biases: config flag -> the biases that exist when it is true.
         optional: config flag -> the other tensors that exist when it is true.
         flags: what one of these flags means when config.json lacks it.
         inputs: linears of a layer by distinct input: those of one tuple read the same tensor.
+        experts: the experts of a layer, None where it has one FFN.
         post_norms: norms of what attention and what the FFN give, before it is added to the stream.
         fixed: axes that a model of this family cannot lose exactly, and why.
         defaults: what other config keys mean when config.json lacks them.
@@ -104,6 +130,7 @@ class Family:
     stored_names: tuple[tuple[str, str], ...] = ()
     buffers: tuple[str, ...] = ()
     only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    experts: Experts | None = None
     post_norms: tuple[str, ...] = ()
     fixed: Mapping[str, str] = field(default_factory=dict)
     biases: Mapping[str, Mapping[str, Axes]] = field(default_factory=dict)
@@ -124,7 +151,7 @@ class Family:
 
     def key(self, axis: str) -> str:
         """Return the config key of an axis, or of what is `axis` in Llama's."""
-        return self.keys.get(axis, CONFIG_KEYS.get(axis, axis))
+        return self.keys.get(axis, {**CONFIG_KEYS, **EXPERT_KEYS}.get(axis, axis))
 
     def renamed(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return `config` with the keys that transformers writes."""

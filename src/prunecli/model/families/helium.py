@@ -1,9 +1,8 @@
 """Helium: Llama with interleaved rotary positions, and an output projection of hidden by hidden."""
 
 from prunecli.model.families import llama
-from prunecli.model.families._base import Family
+from prunecli.model.families._base import SQUARE, Family
 
-SQUARE = "its o_proj is hidden by hidden, so that heads and hidden cannot change"
 FAMILY = Family(
     name="helium",
     model_types=("helium",),

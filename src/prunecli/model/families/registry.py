@@ -1,15 +1,20 @@
-"""All families by name, and by the `model_type` of a config.json."""
+"""All families by name, and by the `model_type` of a config.json, those of others among them."""
 
 from pathlib import Path
 
-from prunecli.errors import InputError, suggest
+from prunecli.errors import InputError, UsageError, suggest
 from prunecli.model.families._base import Family
 from prunecli.registry import Registry
 
-_REGISTRY = Registry("prunecli.model.families", str(Path(__file__).parent), "family", "FAMILY")
+GROUP = "prunecli.families"
+_REGISTRY = Registry(
+    "prunecli.model.families", str(Path(__file__).parent), "family", "FAMILY", GROUP, Family
+)
 
 
 names = _REGISTRY.names
+source = _REGISTRY.source
+trying = _REGISTRY.trying
 
 
 def get(name: str) -> Family:
@@ -39,4 +44,15 @@ def unknown(model_type: str, beside: str = "") -> InputError:
 
 
 def _by_model_type() -> dict[str, str]:
-    return {kind: name for name in names() for kind in get(name).model_types}
+    """Return the family of each `model_type`; raise UsageError where two packages read one."""
+    found: dict[str, str] = {}
+    for name in names():
+        for kind in get(name).model_types:
+            if kind in found:
+                raise UsageError(
+                    f"'{found[kind]}' of '{source(found[kind])}' and '{name}' of '{source(name)}' "
+                    f"both read the model_type '{kind}'",
+                    "uninstall one of the packages",
+                )
+            found[kind] = name
+    return found

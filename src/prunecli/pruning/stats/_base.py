@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from prunecli.files.tensorfile import Spec, spec_of
 from prunecli.model.arch import Arch
 from prunecli.ranks import Ranks
 
@@ -21,7 +22,8 @@ class Collector(Protocol):
     """Sees batches of whole sequences, keeps a state that can be summed, yields named tensors.
 
     `update` gets [B, T, I] in the compute type: at an input point that input, at `block` the
-    layer's input and output. States are float32 or better.
+    layer's input and output, at `experts` in float32 the weight of each expert's output and its
+    norm [B, T, E], 0 where a token is not sent there. States are float32 or better.
 
     Attributes:
         names: the names of what `compute` returns.
@@ -53,6 +55,7 @@ class Statistic:
         depends_on_amount: how many layers are to be removed must be known to make it.
         ordered: every sequence is read in the light of those before it, so that processes cannot
             divide them.
+        passes: of the `model`: how often it runs all layers, with so many layers to remove.
     """
 
     scope: str
@@ -60,6 +63,7 @@ class Statistic:
     shapes: Callable[[Arch, int], Mapping[str, tuple[int, ...]]] = lambda arch, count: {}
     depends_on_amount: bool = False
     ordered: bool = False
+    passes: Callable[[Arch, int], float] = lambda arch, count: 1.0
 
     def parts(self, arch: Arch) -> list[str]:
         """Return the beginnings of the names that a file with this statistic has at a point."""
@@ -69,16 +73,25 @@ class Statistic:
         return [name.partition(".")[0] if self.depends_on_amount else name
                 for name in self.shapes(arch, 0)]  # fmt: skip
 
-    def observed(self, width: int) -> Mapping[str, tuple[int, ...]]:
-        """Return the shapes of what is made of `inputs` at a point of so many channels."""
+    def observed(self, width: int, dtype: "torch.dtype | None" = None) -> Mapping[str, Spec]:
+        """Return what is made of `inputs` of a type at a point of so many channels."""
         import torch
 
         collector: Collector = self.make()
-        collector.update(*[torch.zeros(1, 2, PROBE)] * 2)
+        collector.update(*[torch.zeros(1, 2, PROBE, dtype=dtype)] * 2)
+        probed = {name: spec_of(tensor) for name, tensor in collector.compute().items()}
         return {
-            name: tuple(width if length == PROBE else length for length in tensor.shape)
-            for name, tensor in collector.compute().items()
+            name: Spec(of.dtype, tuple(width if n == PROBE else n for n in of.shape))
+            for name, of in probed.items()
         }
+
+    def specs(self, arch: Arch, point: str, count: int = 0) -> dict[str, Spec]:
+        """Return what it leaves in a file, for the layer of a `point` or, without one, the model.
+
+        Of `inputs` that is what is `observed`.
+        """
+        shapes = self.shapes(arch, count).items()
+        return {f"{point}.{name}" if point else name: Spec("F64", shape) for name, shape in shapes}
 
 
 def at_least_float32(tensor: "torch.Tensor") -> "torch.Tensor":

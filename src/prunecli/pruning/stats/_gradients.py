@@ -1,13 +1,16 @@
 """Statistics of weights and their gradients, with one layer's gradients in memory at a time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from prunecli.files.tensorfile import Spec, spec_of
 from prunecli.model.arch import Arch
 from prunecli.model.stream import LayerStream, batches
+from prunecli.pruning.stats._base import Statistic
 from prunecli.pruning.stats._hooks import Stats
 
 
@@ -24,10 +27,7 @@ class WeightGradients(NamedTuple):
     axes: tuple[str, ...]
 
 
-Formula = Callable[[list[WeightGradients], Arch], Stats]
-
-
-def gradients(stream: LayerStream, ids: Tensor, formulas: Sequence[Formula]) -> Stats:
+def gradients(stream: LayerStream, ids: Tensor, records: Sequence[Statistic]) -> Stats:
     """Return statistics of every layer's weights and their gradients of the mean loss.
 
     The states [N, T, D] between layers are kept from a forward pass, and each layer runs once more
@@ -35,28 +35,47 @@ def gradients(stream: LayerStream, ids: Tensor, formulas: Sequence[Formula]) -> 
     """
     depth, steps = stream.arch.layers, list(batches(ids))
     tokens = stream.ranks.total(ids[:, 1:].numel())
-    states = {"0": stream.embed(ids)}  # what enters each layer, and what leaves the last
-    for i in stream.walk(range(depth), "forward pass", "layers", states):
-        layer, here, there = stream.layer(i), str(i), str(i + 1)
-        states[there] = stream.buffer(tuple(states[here].shape))
-        with torch.no_grad():
-            for rows in steps:
-                after = stream.forward(layer, i, states[here][rows].to(stream.device))
-                states[there][rows] = after.to(states[there].device)
-    state: Stats = {}
-    for i in stream.walk(range(depth + 1)[::-1], "backward pass", "layers", state):
-        if i == depth:  # the first step: what left the last layer becomes the loss's gradient by it
-            gradient = state["gradient"] = states.pop(str(depth))
+    state = {"0": stream.embed(ids)}  # what enters each layer, and what leaves the last
+    holds = partial(_held, stream.arch, spec_of(state["0"]), records)
+    # forward, then backward: at first through what the loss is computed with
+    passes = [*((True, i) for i in range(depth)), *((False, i) for i in range(depth + 1)[::-1])]
+    for forward, i in stream.walk(passes, "gradients", "layers", state, holds, ("gradient",)):
+        if forward:
+            state[str(i + 1)] = _forward(stream, i, state[str(i)], steps)
+            continue
+        if i == depth:  # what left the last layer becomes the loss's gradient by it
+            gradient = state["gradient"] = state.pop(str(depth))
             for rows in steps:
                 gradient[rows] = stream.loss_gradient(gradient[rows], ids[rows]).to(gradient.device)
             continue
-        layer = stream.layer(i).requires_grad_(True)
-        weights = _backward(stream, layer, i, states.pop(str(i)), state["gradient"], tokens)
-        for formula in formulas:
-            for part, value in formula(weights, stream.arch).items():
+        layer = stream.layer(i, cast=True).requires_grad_(True)
+        weights = _backward(stream, layer, i, state.pop(str(i)), state["gradient"], tokens)
+        for record in records:
+            for part, value in record.make(weights, stream.arch).items():
                 state[f"{stream.arch.point(i, 'block')}.{part}"] = value.cpu()
-    del state["gradient"]
     return dict(sorted(state.items()))
+
+
+def _held(arch: Arch, hidden: Spec, records: Sequence[Statistic], done: int) -> dict[str, Spec]:
+    """Return what the state of `gradients` is after so many of its passes."""
+    depth = arch.layers
+    back = max(done - depth, 0)
+    states = [str(i) for i in range(min(done, depth) + 1 - back)]
+    specs = dict.fromkeys([*states, *["gradient"] * (back > 0)], hidden)
+    for i in range(depth + 1 - back, depth) if back else ():
+        for record in records:
+            specs |= record.specs(arch, arch.point(i, "block"))
+    return specs
+
+
+@torch.no_grad()
+def _forward(stream: LayerStream, i: int, inputs: Tensor, steps: list[slice]) -> Tensor:
+    """Return what leaves layer `i`, which `inputs` [N, T, D] enter."""
+    layer, outputs = stream.layer(i), stream.buffer(tuple(inputs.shape))
+    for rows in steps:
+        after = stream.forward(layer, i, inputs[rows].to(stream.device))
+        outputs[rows] = after.to(outputs.device)
+    return outputs
 
 
 def _backward(

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from prunecli.model.stream import LayerStream
 from prunecli.pruning.stats._base import MODEL, Statistic
-from prunecli.pruning.stats.skip_loss import skip_losses
+from prunecli.pruning.stats.skip_loss import runs, skip_losses
 
 
 def greedy_skips(runner: LayerStream, ids: Tensor, count: int) -> Tensor:
@@ -17,6 +17,8 @@ def greedy_skips(runner: LayerStream, ids: Tensor, count: int) -> Tensor:
     state = {"rounds": torch.full((runner.arch.layers,), torch.inf, dtype=torch.float64)}
     for turn in runner.walk(range(count), "removing layers", "layers", state):
         alive = state["rounds"].isinf().nonzero()[:, 0].tolist()
+        if len(alive) != runner.arch.layers - turn:
+            raise runner.keeper.misfit(f"{len(alive)} layers are left after {turn} rounds")
         losses = skip_losses(runner, ids, 1, alive, range(1, len(alive) - 1))
         state["rounds"][alive[1 + int(losses.argmin())]] = turn
     return state["rounds"]
@@ -25,4 +27,8 @@ def greedy_skips(runner: LayerStream, ids: Tensor, count: int) -> Tensor:
 STATISTIC = Statistic(
     MODEL, greedy_skips, shapes=lambda arch, count: {f"greedy_skip.{count}": (arch.layers,)},
     depends_on_amount=True,
+    passes=lambda arch, count: sum(
+        runs(alive, 1, range(1, alive - 1))
+        for alive in range(arch.layers, arch.layers - count, -1)
+    ) / arch.layers,
 )  # fmt: skip

@@ -25,7 +25,7 @@ def residual_gram(runner: LayerStream, ids: Tensor) -> Tensor:
 
     depth, norms = runner.arch.layers, runner.arch.norms()
     # a last step, after all layers, for what leaves them
-    for i in runner.walk(range(depth + 1), "calibrating", "layers", state):
+    for i in runner.walk(range(depth + 1), "calibrating", "layers", state, spent=("hidden",)):
         hidden = state["hidden"]
         if i == depth:
             for rows in batches(ids):
@@ -37,7 +37,6 @@ def residual_gram(runner: LayerStream, ids: Tensor) -> Tensor:
         for rows in batches(ids):
             after = runner.forward(layer, i, hidden[rows].to(runner.device))
             hidden[rows] = after.to(hidden.device)
-    del state["hidden"]
     return runner.ranks.sum(state["gram"]).cpu()
 
 

@@ -1,0 +1,389 @@
+"""Mixtures of experts: statistics and masks of each expert, and what too few tokens do."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tiny
+from prunecli import calibrate, prune, score
+from prunecli.errors import InputError
+from prunecli.model.arch import Arch
+from prunecli.model.checkpoint import Checkpoint
+from prunecli.model.families import registry
+from prunecli.settings import Amount, Data
+
+MIXTURES = [name for name in registry.names() if registry.get(name).experts is not None]
+CLOSE = 1e-4  # relative: float32 statistics, whose scores may change places with their like
+
+
+@pytest.fixture(params=MIXTURES)
+def mixture(request, models):
+    return models(request.param)
+
+
+def edit(folder, out, change):
+    """Copy a model with its tensors changed in place."""
+    from safetensors.torch import save_file
+
+    out.mkdir()
+    tensors = tiny.tensors(folder)
+    change(tensors)
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "config.json").write_bytes((folder / "config.json").read_bytes())
+    return out
+
+
+def starve(tensors):
+    """Route by one number a: (2a, -2a, a, -a, 0) never has the last among its two greatest."""
+    for name, router in tensors.items():
+        if name.endswith("mlp.gate.weight"):
+            router[:] = router[0] * torch.tensor([2.0, -2.0, 1.0, -1.0, 0.0])[:, None]
+
+
+def inputs_of_experts(folder, ids, layer=0):
+    """Return in float64 what one layer's experts read: all tokens [N, D], and which are whose."""
+    model = tiny.stock(folder, torch.float64)
+    block, seen = model.model.layers[layer].mlp, {}
+    block.register_forward_pre_hook(lambda module, args: seen.update(states=args[0]))
+    block.gate.register_forward_hook(lambda module, args, out: seen.update(chosen=out[2]))
+    with torch.no_grad(), tiny.InDouble():
+        model(ids.long())
+    states, chosen = seen["states"].flatten(0, 1), seen["chosen"]
+    return states, [(chosen == e).any(1) for e in range(block.gate.weight.shape[0])]
+
+
+def expert_weights(folder, layer=0):
+    """Return the three matrices of every expert of a layer in float64: gate, up, down."""
+    arch, stored = Checkpoint(str(folder)).arch, load_file(folder / "model.safetensors")
+    names = arch.family.experts
+    return [
+        [
+            stored[f"{arch.prefix(layer)}{names.module}.{e}.{linear}.weight"].double()
+            for linear in (names.gate, names.up, names.down)
+        ]
+        for e in range(arch.experts)
+    ]
+
+
+def norms_of(states, matrices):
+    """Return the norms of what an expert's matrices read, of these tokens."""
+    gate, up, _ = matrices
+    inner = torch.nn.functional.silu(states @ gate.T) * (states @ up.T)
+    outer = states.norm(dim=0)
+    return outer, outer, inner.norm(dim=0)
+
+
+def check_wanda(before, after, states):
+    """Assert that of each row the half of lowest scores went, by these tokens."""
+    for dense, sparse, norm in zip(before, after, norms_of(states, before), strict=True):
+        score, gone = dense.abs() * norm, sparse == 0
+        assert gone.sum(1).eq(dense.shape[1] // 2).all()
+        highest = score.masked_fill(~gone, 0).amax(1)
+        lowest = score.masked_fill(gone, torch.inf).amin(1)
+        assert (highest <= lowest * (1 + CLOSE)).all()
+
+
+def test_wanda_sees_the_tokens_of_each_expert(mixture, calibration, tmp_path):
+    """Masks of a first layer against the formula, by the tokens that the router sends there."""
+    made = prune(
+        str(mixture), str(tmp_path / "o"), method="wanda", ratio=0.5, data=Data(calibration)
+    )
+    assert made.results["ratio"] == pytest.approx(0.5, abs=0.01)
+    ids = load_file(calibration.removesuffix(":ids"))["ids"]
+    states, owned = inputs_of_experts(mixture, ids)
+    for e, (before, after) in enumerate(
+        zip(expert_weights(mixture), expert_weights(tmp_path / "o"), strict=True)
+    ):
+        check_wanda(before, after, states[owned[e]])
+    model = tiny.stock(tmp_path / "o")
+    assert model.generate(torch.arange(4)[None], max_new_tokens=3).shape == (1, 7)
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_an_expert_without_tokens_is_named_and_shown_all(method, calibration, tmp_path):
+    folder = tiny.make(tmp_path / "in", "qwen3-moe", num_experts=5)
+    model = edit(folder, tmp_path / "m", starve)
+    told = tiny.Told()
+    prune(str(model), str(tmp_path / "o"), method=method, ratio=0.5, data=Data(calibration),
+          report=told)  # fmt: skip
+    starved = [note for note in told.notes if "fewer tokens" in note]
+    assert [note.split(":")[0] for note in starved] == [f"layer {i}" for i in range(4)]
+    assert "1 of 5 experts" in starved[0] and "(4)" in starved[0]
+    assert "those of all tokens" in starved[0]
+    if method == "wanda":
+        ids = load_file(calibration.removesuffix(":ids"))["ids"]
+        states, owned = inputs_of_experts(model, ids)
+        assert not owned[4].any()
+        after = expert_weights(tmp_path / "o")
+        for e, before in enumerate(expert_weights(model)):
+            check_wanda(before, after[e], states if e == 4 else states[owned[e]])
+
+
+def test_statistics_in_a_file_are_those_of_experts(mixture, calibration, tmp_path):
+    """What `calibrate` writes, `prune --stats` reads; also of an expert without tokens."""
+    stats = tmp_path / "s.safetensors"
+    calibrate(str(mixture), str(stats), methods=["wanda"], data=Data(calibration))
+    ids = load_file(calibration.removesuffix(":ids"))["ids"]
+    states, owned = inputs_of_experts(mixture, ids, layer=3)
+    arch, written = Checkpoint(str(mixture)).arch, load_file(stats)
+    for e, matrices in enumerate(expert_weights(mixture, 3)):
+        expected = norms_of(states[owned[e]], matrices)
+        for point, norm in zip(("gate", "down"), expected[1:], strict=True):
+            found = written[f"{arch.points(3, point)[e]}.feature_norm"].double().sqrt()
+            # a factor common to all features changes no mask
+            assert torch.allclose(found / found.norm(), norm / norm.norm(), rtol=CLOSE)
+    prune(str(mixture), str(tmp_path / "o"), method="wanda", ratio=0.5, stats=str(stats))
+    assert not load_file(tmp_path / "o" / "model.safetensors").keys() - arch.tensors().keys()
+
+
+def test_statistics_of_starved_experts_leave_the_walk_as_it_is(calibration, tmp_path):
+    """They cost a pass over the layer, whose output is that of the dense model all the same."""
+    folder = tiny.make(tmp_path / "in", "qwen3-moe", num_experts=5)
+    model = edit(folder, tmp_path / "m", starve)
+    told = tiny.Told()
+    calibrate(str(model), str(tmp_path / "s.safetensors"), methods=["wanda"],
+              data=Data(calibration), report=told)  # fmt: skip
+    assert sum("fewer tokens" in note for note in told.notes) == 4
+    ids = load_file(calibration.removesuffix(":ids"))["ids"]
+    states, owned = inputs_of_experts(model, ids, layer=3)
+    found = load_file(tmp_path / "s.safetensors")
+    for e in range(5):
+        norm = (states if e == 4 else states[owned[e]]).norm(dim=0)
+        seen = found[f"model.layers.3.mlp.experts.{e}.gate_proj:in.feature_norm"].double().sqrt()
+        assert torch.allclose(seen / seen.norm(), norm / norm.norm(), rtol=CLOSE)
+
+
+@pytest.mark.parametrize("call", [calibrate, prune])
+@pytest.mark.parametrize("method", ["flap", "minitron-width", "llm-pruner"])
+def test_methods_of_one_ffn_are_refused_by_name(call, method, models, calibration, tmp_path):
+    settings = {"methods": [method]} if call is calibrate else {"method": method, "ratio": 0.5}
+    with pytest.raises(InputError, match=f"'{method}' does not support qwen3-moe: .* expert"):
+        call(str(models("qwen3-moe")), str(tmp_path / "o.safetensors"), data=Data(calibration),
+             **settings)  # fmt: skip
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_experts": 8}, "num_experts is 8, but the weights are of 4 experts"),
+        ({"num_experts": 10**9}, "num_experts is 1000000000, expected an integer from 1 to 10000"),
+        ({"num_experts_per_tok": 5}, "4 experts, and sends every token to 5"),
+        ({"mlp_only_layers": [0]}, "mlp_only_layers is .* another kind of model"),
+        ({"num_experts": 3}, "unexpected tensor 'model.layers.0.mlp.experts.3"),
+    ],
+)
+def test_configs_of_other_experts_are_refused(change, words, models, tmp_path):
+    folder = edit(models("qwen3-moe"), tmp_path / "m", lambda tensors: None)
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("num_local_experts", None)
+    (folder / "config.json").write_text(json.dumps({**config, "num_experts": 4, **change}))
+    with pytest.raises(InputError, match=words):
+        Checkpoint(str(folder))
+
+
+def test_active_parameters():
+    """Qwen3-30B-A3B: 30.5 billion parameters, of which a token meets 3.3."""
+    arch = Arch(
+        {
+            "model_type": "qwen3_moe", "num_hidden_layers": 48, "hidden_size": 2048,
+            "intermediate_size": 6144, "moe_intermediate_size": 768, "num_attention_heads": 32,
+            "num_key_value_heads": 4, "head_dim": 128, "vocab_size": 151936, "num_experts": 128,
+            "num_experts_per_tok": 8,
+        }
+    )  # fmt: skip
+    assert arch.total_params == 30_532_122_624
+    left_out = 48 * 120 * 3 * 2048 * 768
+    assert arch.active_params == arch.total_params - left_out == 3_353_032_704
+    per_token = arch.active_params - 151936 * 2048  # the embedding is looked up
+    assert arch.flops(1) == 2 * per_token + 4 * 48 * 32 * 128
+    half = arch.active_params - 151936 * 2048 - (arch.params(active=True)["ffn"]
+                                                 + arch.params()["attention"]) // 2  # fmt: skip
+    assert arch.flops(1, 0.5) == 2 * half + 4 * 48 * 32 * 128
+    assert arch.sizes["experts"] == 128 and arch.sizes["experts_per_token"] == 8
+
+
+def test_layers_go_with_their_experts(mixture, calibration, tmp_path):
+    made = prune(str(mixture), str(tmp_path / "o"), method="shortgpt", amount=Amount(layers=3),
+                 data=Data(calibration))  # fmt: skip
+    arch = Checkpoint(str(tmp_path / "o")).arch
+    assert (arch.layers, arch.experts) == (3, 4)
+    assert made.results["params_by_group"]["router"] == 3 * 4 * 48
+
+
+# -- experts as an axis ----------------------------------------------------------------------------
+
+
+def naive_scores(folder, ids, layer):
+    """Return, token by token in float64, each expert's mean of weight times norm, and tokens."""
+    model = tiny.stock(folder, torch.float64)
+    block, seen = model.model.layers[layer].mlp, {}
+    block.register_forward_pre_hook(lambda module, args: seen.update(states=args[0]))
+    block.gate.register_forward_hook(
+        lambda module, args, out: seen.update(weights=out[1], chosen=out[2])
+    )
+    with torch.no_grad(), tiny.InDouble():
+        model(ids.long())
+    matrices = expert_weights(folder, layer)
+    added, tokens = [0.0] * len(matrices), [0] * len(matrices)
+    for x, chosen, weights in zip(
+        seen["states"].flatten(0, 1), seen["chosen"].tolist(), seen["weights"], strict=True
+    ):
+        for e, weight in zip(chosen, weights, strict=True):
+            gate, up, down = matrices[e]
+            out = down @ (torch.nn.functional.silu(gate @ x) * (up @ x))
+            added[e] += float(weight * out.norm())
+            tokens[e] += 1
+    return [total / max(1, n) for total, n in zip(added, tokens, strict=True)], tokens
+
+
+SCORES = {"reap": 0, "expert-frequency": 1}
+
+
+@pytest.mark.parametrize("method", SCORES)
+def test_scores_of_experts_are_those_of_a_naive_loop(method, mixture, calibration, tmp_path):
+    """Of a whole stock model; then those that stay are the best of each layer."""
+    path = tmp_path / "s.safetensors"
+    score(str(mixture), str(path), method=method, data=Data(calibration))
+    found, ids = load_file(path), load_file(calibration.removesuffix(":ids"))["ids"]
+    prune(str(mixture), str(tmp_path / "o"), method=method, experts=3, data=Data(calibration),
+          keep=str(tmp_path / "kept"))  # fmt: skip
+    kept = json.loads((tmp_path / "kept" / "plan.json").read_text())["results"]["keep"]["experts"]
+    for i in range(4):
+        naive = naive_scores(mixture, ids, i)[SCORES[method]]
+        assert found[f"experts.{i}"].tolist() == pytest.approx(naive, rel=CLOSE)
+        order = sorted(range(4), key=lambda e: naive[e])
+        lowest, next_lowest = (naive[e] for e in order[:2])
+        gone = ({0, 1, 2, 3} - {*kept[i]}).pop()
+        assert gone == order[0] or lowest == pytest.approx(next_lowest, rel=CLOSE)
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_experts_are_cut_as_if_never_chosen(name, models, tmp_path):
+    """The child computes the parent whose router gives the removed ones no weight at all."""
+    model, keep = models(name), [[0, 1, 3], [1, 2, 3], [0, 2, 3], [0, 1, 2]]
+    (tmp_path / "plan.json").write_text(json.dumps({"keep": {"experts": keep}}))
+    made = prune(str(model), str(tmp_path / "o"), plan=str(tmp_path / "plan.json"))
+    assert made.results["kept"]["experts"] == 3
+    assert made.results["sizes"]["experts"] == 3
+    child, parent = tiny.stock(tmp_path / "o", torch.float64), tiny.stock(model, torch.float64)
+    for i, layer in enumerate(parent.model.layers):
+        gone = ({0, 1, 2, 3} - {*keep[i]}).pop()
+        layer.mlp.gate.forward = masked_router(layer.mlp.gate, gone)
+    ids = torch.arange(40)[None] % 259
+    with torch.no_grad(), tiny.InDouble():
+        assert torch.allclose(child(ids).logits, parent(ids).logits, atol=tiny.EXACT, rtol=0)
+    loaded = tiny.stock(tmp_path / "o")
+    assert loaded.generate(torch.arange(4)[None], max_new_tokens=3).shape == (1, 7)
+
+
+def masked_router(gate, gone):
+    """Return the forward of a router that knows one expert less, by the formulas of the classes."""
+
+    def forward(states):
+        states = states.reshape(-1, states.shape[-1])
+        logits = states @ gate.weight.T
+        logits[:, gone] = -torch.inf
+        values, chosen = torch.topk(torch.softmax(logits, -1), gate.top_k)
+        if getattr(gate, "norm_topk_prob", True):  # Mixtral always does
+            values = values / values.sum(-1, keepdim=True)
+        return logits, values, chosen
+
+    return forward
+
+
+def test_a_ratio_of_experts(models, calibration, tmp_path):
+    """Counts are the nearest, down to as many as a token is sent to; sidecars say what stays."""
+    model = models("qwen3-moe")
+    attention, expert = 48 * 8 * (6 + 2 + 2 + 6), 3 * 48 * 80
+    for ratio, stay in ((0.2, 3), (0.4, 2)):
+        made = prune(str(model), str(tmp_path / f"{stay}"), method="expert-random", ratio=ratio)
+        assert made.results["sizes"]["experts"] == stay
+        whole = attention + 4 * expert
+        assert made.results["ratio"] == pytest.approx((4 - stay) * expert / whole)
+    with pytest.raises(InputError, match=r"nearest reachable ratio is 0\.4"):
+        prune(str(model), str(tmp_path / "x"), method="expert-random", ratio=0.8)
+    params = Arch.read(model).total_params
+    made = prune(str(model), str(tmp_path / "p"), method="expert-random", params=params * 0.9)
+    assert made.results["sizes"]["experts"] == 3
+    again = prune(str(model), str(tmp_path / "q"), method="expert-random", ratio=0.2,
+                  options={"draw": 1})  # fmt: skip
+    assert again.results["sizes"]["experts"] == 3
+    assert not tiny.same(tmp_path / "q", tmp_path / "3")
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "words"),
+    [
+        ("qwen3-moe", {"experts": 1}, "--experts 1: every token is sent to 2; keep 2 at least"),
+        ("qwen3-moe", {"experts": 4}, "--experts 4: the model has this size already"),
+        ("qwen3-moe", {"experts": 5}, "--experts 5: the model has 4"),
+        ("llama", {"ratio": 0.3}, "'expert-random' does not support llama: .* have no experts"),
+    ],
+)
+def test_amounts_of_experts_that_are_refused(family, settings, words, models, tmp_path):
+    with pytest.raises(InputError, match=words):
+        prune(str(models(family)), str(tmp_path / "o"), method="expert-random", **settings)
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("family", "keep", "words"),
+    [
+        ("mixtral", [[0, 1], [0, 1], [0, 1], [0, 1, 2]], "2 experts of one layer and 3 of another"),
+        ("mixtral", [[0]] * 4, "keeps 1 experts of a layer, and every token is sent to 2"),
+        ("mixtral", [[0, 4]] * 4, "reach 4, the model has 4"),
+        ("llama", [[0]] * 4, "reach 0, the model has 0"),
+    ],
+)
+def test_plans_of_experts_that_are_refused(family, keep, words, models, tmp_path):
+    (tmp_path / "plan.json").write_text(json.dumps({"keep": {"experts": keep}}))
+    with pytest.raises(InputError, match=words):
+        prune(str(models(family)), str(tmp_path / "o"), plan=str(tmp_path / "plan.json"))
+
+
+# -- training, and what is counted -----------------------------------------------------------------
+
+
+def gradients(model, ids, recompute, double):
+    """Return the gradients of the mean loss that `train` differentiates."""
+    from prunecli.training.distributed import Ranks
+    from prunecli.training.objective import build
+
+    ranks = Ranks(0, 1, torch.device("cpu"), None)
+    dtype = torch.float64 if double else torch.float32
+    objective = build(Checkpoint(str(model)), None, ranks, dtype=dtype, recompute=recompute)
+    objective = objective.double() if double else objective
+    (objective(ids)[0] / ids[:, 1:].numel()).backward()
+    return {key: parameter.grad for key, parameter in objective.model.named_parameters()}
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return torch.randint(259, (3, 16), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_gradients_are_those_of_transformers_with_the_routers_loss(name, rows, tmp_path):
+    """One batch through the whole stock model under `output_router_logits`, in float64."""
+    model = tiny.make(tmp_path / "m", name, router_aux_loss_coef=0.5)
+    whole = tiny.stock(model, torch.float64).train()
+    with tiny.InDouble():
+        whole(rows, labels=rows, output_router_logits=True).loss.backward()
+        found = gradients(model, rows, recompute=False, double=True)
+    expected = dict(whole.named_parameters())
+    arch = Checkpoint(str(model)).arch
+    for i, router in enumerate(arch.routers):
+        gradient = expected[f"model.layers.{i}.mlp.gate.weight"].grad
+        assert torch.allclose(found[f"{router}.weight"], gradient, rtol=1e-6, atol=1e-9)
+        down = torch.stack([found[f"{arch.prefix(i)}{m}.weight"] for m in arch.modules("down")])
+        stacked = expected[f"model.layers.{i}.mlp.experts.down_proj"].grad
+        assert torch.allclose(down, stacked, rtol=1e-6, atol=1e-9)
+
+
+def test_recomputed_activations_are_heard_once(rows, tmp_path):
+    model = tiny.make(tmp_path / "m", "mixtral", router_aux_loss_coef=0.5)
+    kept, again = (gradients(model, rows, recompute, double=False) for recompute in (False, True))
+    assert all(torch.allclose(kept[name], again[name], rtol=1e-5, atol=1e-7) for name in kept)

@@ -1,0 +1,153 @@
+"""`families --probe`: records derived from transformers' classes, tried before they are shown."""
+
+import json
+
+import pytest
+
+import tiny
+from prunecli.errors import InputError
+from prunecli.model import derive
+from prunecli.model.families import registry
+from prunecli.model.families._base import SQUARE, Family
+from prunecli.pruning import probe as probing
+from prunecli.pruning.probe import probe
+
+# one of each mechanism that is derived in another way; the others are slow
+QUICK = ("cohere", "gemma3", "opt", "phi3")
+# what no look at a class can tell: other families that compute the same, and what older files have
+KNOWN_BY_HAND = (
+    "name", "model_types", "defaults", "containers", "not_convertible_if", "as_container",
+    "test_config", "aliases", "stored_names", "buffers", "initial", "layer_lists", "hidden_divides",
+)  # fmt: skip
+# compared as a whole: flags whose other value is another model may be tables here, and `only` there
+TABLES = ("tensors", "only", "biases", "optional", "flags")
+
+
+def folder_of(tmp_path, kind, **config):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, **config}))
+    return str(tmp_path)
+
+
+def record_of(text) -> Family:
+    """Return the record of a family's file, as a package with this file has it."""
+    names: dict = {}
+    exec(text, names)
+    return names["FAMILY"]
+
+
+@pytest.fixture
+def forgotten(monkeypatch):
+    """Return a function that takes a family out of the registry."""
+
+    def forget(name):
+        own = [one for one in registry.names() if one != name]
+        monkeypatch.setattr(registry._REGISTRY, "own", lambda: own)
+
+    return forget
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
+        for name in registry.names()
+        if registry.get(name).experts is None  # which no look at a class finds in its stack
+    ],
+)
+def test_a_known_family_is_found_again(family, forgotten, tmp_path):
+    ours = registry.get(family)
+    forgotten(family)
+    made = probe(folder_of(tmp_path, ours.model_types[0]))
+    theirs = record_of(made.text)
+    assert made.model_type == ours.model_types[0] and theirs.model_types == (made.model_type,)
+    for name in Family.__dataclass_fields__:
+        if name not in (*KNOWN_BY_HAND, *TABLES):
+            assert getattr(theirs, name) == getattr(ours, name), name
+    # those of a model that the record is for
+    config = {"model_type": made.model_type, **tiny.SIZES, **ours.test_config}
+    config |= {key: values[0] for key, values in theirs.only.items()}
+    if ours.fixed.get("hidden") != SQUARE:  # where heads and hidden are as wide as each other
+        assert theirs.templates(config) == ours.templates(config)
+    # which sizes a class takes is idle where they cannot change
+    assert ours.hidden_divides or not theirs.hidden_divides or "hidden" in ours.fixed
+    for key, value in theirs.defaults.items():
+        assert ours.defaults.get(key, value) == value
+
+
+def test_what_is_printed_is_all_of_a_family(forgotten, tmp_path):
+    """The text is that of a file which a package can have: it imports what it uses, and no more."""
+    forgotten("cohere2")
+    made = probe(folder_of(tmp_path, "cohere2"))
+    assert made.text.startswith('"""Cohere2, derived from')
+    assert "from prunecli.model.families import Family" in made.text
+    assert max(map(len, made.text.splitlines())) <= 120
+    with registry.trying(record_of(made.text)):
+        assert registry.of_model_type("cohere2").classes == "Cohere2"
+    assert not registry.knows("cohere2")
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("deepseek_v3", "layers 0 and 3 are unlike each other: 'mlp."),
+        ("bloom", "the linears of a layer, by what they read, are not those of attention and of"),
+        ("qwen2_moe", "mlp.experts.gate_up_proj' has 3 dimensions"),
+        ("gpt2", "no class for it that ends in ForCausalLM"),
+        ("bert-generation", "no record describes 'bert-generation'"),
+    ],
+)
+def test_what_no_record_describes_is_named(kind, words, tmp_path):
+    with pytest.raises(InputError) as refused:
+        probe(folder_of(tmp_path, kind))
+    assert words in str(refused.value), refused.value
+    assert derive.BY_HAND in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"model_type": "llama"}, "'llama' is read already, by the family 'llama'"),
+        ({"model_type": "no_such_kind"}, "does not know"),
+        ({"model_type": "deepseek_v3", "auto_map": {"AutoModel": "x--y.Z"}}, "which is never run"),
+        ({"hidden_size": 8}, "has no model_type"),
+    ],
+)
+def test_what_is_not_probed(config, words, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=words):
+        probe(str(tmp_path))
+    with pytest.raises(InputError, match=r"has no config\.json"):
+        probe(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("norm_weight_offset", 1.0, "removing hidden is not the same as setting them to zero"),
+        ("logits_times", "rms_norm_eps", "its streamed loss is"),
+        ("final_norm", "model.layers.0.input_layernorm", "its tensors are not|run one by one"),
+    ],
+)
+def test_a_record_that_is_wrong_is_not_printed(
+    field, value, words, forgotten, tmp_path, monkeypatch
+):
+    """The trials find a planted fault."""
+    forgotten("qwen2")
+    right = derive.drafted
+
+    def wrong(values):
+        draft = right(values)
+        draft.fields[field] = value
+        return draft
+
+    monkeypatch.setattr(probing.derive, "drafted", wrong)
+    with pytest.raises(InputError, match=words):
+        probe(folder_of(tmp_path, "qwen2"))
+    assert not registry.knows("qwen2")
+
+
+def test_the_text_model_of_a_wrapper_is_probed(forgotten, tmp_path):
+    forgotten("qwen2")
+    text = {"model_type": "qwen2"}
+    made = probe(folder_of(tmp_path, "some_vl", text_config=text))
+    assert made.model_type == "qwen2"
