@@ -70,6 +70,20 @@ class Ranks:
 
         return count if self.alone else int(self.sum(torch.tensor(count)))
 
+    def gathered(self, rows: "torch.Tensor") -> "torch.Tensor":
+        """Return the rows [n, ...] of all processes, those of the first one first."""
+        if self.alone:
+            return rows
+        import torch
+
+        counts = torch.zeros(self.world, dtype=torch.int64)
+        counts[self.rank] = len(rows)
+        self.sum(counts)
+        first = int(counts[: self.rank].sum())
+        whole = rows.new_zeros(int(counts.sum()), *rows.shape[1:])
+        whole[first : first + len(rows)] = rows
+        return self.sum(whole)  # of each row, and zeros
+
     def sent(self, values: "torch.Tensor", owner: int) -> "torch.Tensor":
         """Return the values that the process `owner` has, in the place of `values`."""
         if not self.alone:

@@ -100,7 +100,7 @@ def test_a_search_ends_as_that_of_one_process(made) -> None:
     ("how", "told"),
     [
         ("fails", "process 1: 'buffer': No space left on device"),
-        pytest.param("killed", "another process of this run ended early", marks=pytest.mark.slow),
+        pytest.param("killed", "Signal 9 (SIGKILL)", marks=pytest.mark.slow),
     ],
 )
 def test_one_that_ends_early_ends_all(files, tmp_path, how, told) -> None:

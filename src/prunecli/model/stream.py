@@ -341,9 +341,8 @@ def sequence_losses(stream: LayerStream, ids: Tensor, without: range = range(0))
     one sequence at a time: how products are rounded depends on what else is in a batch, and a loss
     must not. Several processes take some of the sequences each, and get all losses.
     """
-    share, losses = stream.ranks.share(len(ids)), torch.zeros(len(ids), dtype=torch.float64)
-    losses[share] = _own_losses(stream, ids[share], without)
-    return stream.ranks.sum(losses)
+    share = stream.ranks.share(len(ids))
+    return stream.ranks.gathered(_own_losses(stream, ids[share], without))
 
 
 def _own_losses(stream: LayerStream, ids: Tensor, without: range) -> Tensor:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from prunecli.files.tensorfile import Spec, spec_of
 from prunecli.model.arch import Arch
+from prunecli.ranks import Ranks
 
 if TYPE_CHECKING:
     import torch
@@ -15,8 +16,6 @@ INPUTS = "inputs"  # batches that enter one point of a layer, or enter and leave
 GRADIENTS = "gradients"  # a layer's weights and their gradients
 PROBE = 3  # channels of a point that is tried; no other length of a shape is this one
 MODEL = "model"  # the model as a whole: its losses, its residual stream
-# takes a tensor to its sum over all processes, which call it in the same order
-Total = Callable[["torch.Tensor"], "torch.Tensor"]
 
 
 class Collector(Protocol):
@@ -35,7 +34,7 @@ class Collector(Protocol):
     def update(self, *tensors: "torch.Tensor") -> None:
         """Take one batch into the state."""
 
-    def reduce(self, total: "Total") -> None:
+    def reduce(self, ranks: Ranks) -> None:
         """Take in what the collectors of other processes have seen."""
 
     def compute(self) -> "dict[str, torch.Tensor]":

@@ -104,7 +104,13 @@ class HookedCollectors:
 
     def starved(self) -> list[int]:
         """Return the experts that saw fewer tokens than channels: their Gram matrix is singular."""
-        few = {e for name, e in self._experts.items() if self._tokens[name] < self._arch.hidden}
+        # that all processes saw together: they decide alike
+        tokens = self._ranks.sum(torch.tensor([self._tokens[name] for name in self._experts]))
+        few = {
+            e
+            for e, count in zip(self._experts.values(), tokens.tolist(), strict=True)
+            if count < self._arch.hidden
+        }
         return sorted(few)
 
     def statistics(self) -> Stats:
@@ -114,7 +120,7 @@ class HookedCollectors:
         statistics: Stats = {}
         for (name, _), collector in self._collectors.items():
             if not self._ranks.alone:
-                collector.reduce(self._ranks.sum)
+                collector.reduce(self._ranks)
             for part, value in collector.compute().items():
                 statistics[f"{name}.{part}"] = value
         self._collectors.clear()

@@ -5,7 +5,8 @@ absmean[j] = sum_sequences (mean_t |x[t, j]|)^2
 
 from typing import TYPE_CHECKING
 
-from prunecli.pruning.stats._base import INPUTS, Statistic, Total, at_least_float32
+from prunecli.pruning.stats._base import INPUTS, Statistic, at_least_float32
+from prunecli.ranks import Ranks
 
 if TYPE_CHECKING:
     import torch
@@ -25,10 +26,10 @@ class AbsMean:
         part = means_BI.square().sum(0)
         self.sum = part if self.sum is None else self.sum + part
 
-    def reduce(self, total: Total) -> None:
+    def reduce(self, ranks: Ranks) -> None:
         """Take in what the collectors of other processes have seen."""
         assert self.sum is not None, "no batch was observed"
-        self.sum = total(self.sum)
+        self.sum = ranks.sum(self.sum)
 
     def compute(self) -> "dict[str, torch.Tensor]":
         """Return `absmean` [I]."""

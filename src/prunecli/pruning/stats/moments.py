@@ -7,7 +7,8 @@ down_proj inputs.
 
 from typing import TYPE_CHECKING
 
-from prunecli.pruning.stats._base import INPUTS, Statistic, Total, at_least_float32
+from prunecli.pruning.stats._base import INPUTS, Statistic, at_least_float32
+from prunecli.ranks import Ranks
 
 if TYPE_CHECKING:
     import torch
@@ -30,14 +31,12 @@ class Moments:
         M2_I = (X_NI - mean_I).square_().sum(0)
         self._add(len(X_NI), mean_I.double(), M2_I.double())
 
-    def reduce(self, total: Total) -> None:
+    def reduce(self, ranks: Ranks) -> None:
         """Take in what the collectors of other processes have seen."""
-        import torch
-
         assert self.mean is not None and self.M2 is not None, "no batch was observed"
-        count = int(total(torch.tensor(self.count)))
-        mean = total(self.mean * (self.count / count))
-        self.M2 = total(self.M2 + self.count * (self.mean - mean).square())
+        count = ranks.total(self.count)
+        mean = ranks.sum(self.mean * (self.count / count))
+        self.M2 = ranks.sum(self.M2 + self.count * (self.mean - mean).square())
         self.count, self.mean = count, mean
 
     def _add(self, count: int, mean: "torch.Tensor", M2: "torch.Tensor") -> None:

@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from prunecli.pruning.stats._base import INPUTS, Statistic, Total
+from prunecli.pruning.stats._base import INPUTS, Statistic
+from prunecli.ranks import Ranks
 
 if TYPE_CHECKING:
     import torch
@@ -26,12 +27,12 @@ class Routed:
         self.tokens = self.tokens + (sent_NE > 0).sum(0).double()
         self.added = self.added + (sent_NE * norm_NE).sum(0)
 
-    def reduce(self, total: Total) -> None:
+    def reduce(self, ranks: Ranks) -> None:
         """Take in what the collectors of other processes have seen."""
         import torch
 
-        self.tokens = total(torch.as_tensor(self.tokens))
-        self.added = total(torch.as_tensor(self.added))
+        self.tokens = ranks.sum(torch.as_tensor(self.tokens))
+        self.added = ranks.sum(torch.as_tensor(self.added))
 
     def compute(self) -> "dict[str, torch.Tensor]":
         """Return `tokens` and `added`, [E] each."""
