@@ -54,6 +54,7 @@ def gradients(stream: LayerStream, ids: Tensor, formulas: Sequence[Formula]) -> 
         for formula in formulas:
             for part, value in formula(weights, stream.arch).items():
                 state[f"{stream.arch.point(i, 'block')}.{part}"] = value.cpu()
+        del weights, layer  # before those of the next
     del state["gradient"]
     return dict(sorted(state.items()))
 
