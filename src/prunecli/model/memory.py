@@ -164,7 +164,7 @@ def of_walk(
     hidden = rows * length * arch.hidden * item if compute.buffer == "ram" else 0
     # a batch is at least one window: what enters and leaves the linears, and a residual stream
     batch = max(BATCH_TOKENS, length)
-    activations = batch * (8 * arch.hidden + arch.ffn_matrices * arch.ffn) * item
+    activations = batch * (12 * arch.hidden + arch.ffn_matrices * arch.ffn) * item
     return MemoryNeed(
         {"hidden states": hidden},
         {

@@ -63,6 +63,7 @@ class LayerStream:
         self._head: Tensor | None = None
         self._room = Room()
         self._last: int | None = None
+        self._given: nn.Module | None = None
         self._context: tuple[int, list[dict[str, Any]]] | None = None
 
     def walk(
@@ -159,8 +160,10 @@ class LayerStream:
         Its linears hold them as they are stored, on a CPU as views of the mapped file: do not write
         into them. With `cast` they are in the compute type, as whatever trains or asks for their
         gradients needs them. While this layer computes, the next is read: the one on its other side
-        from the last.
+        from the last. That one has no weights any more: whoever still names it, holds no memory.
         """
+        if self._given is not None:
+            self._given.to("meta")
         self.rest()
         with torch.device("meta"):
             kind = type(self._parts.layers[i])
@@ -173,7 +176,8 @@ class LayerStream:
         forwards = self._last is None or i > self._last
         self._last, following = i, self.arch.prefix(i + 1 if forwards else i - 1)
         self.checkpoint.ahead(name for name in self.checkpoint.specs if name.startswith(following))
-        return layer.eval()
+        self._given = layer.eval()
+        return self._given
 
     def rest(self) -> None:
         """Give back the memory that the next product will take again."""

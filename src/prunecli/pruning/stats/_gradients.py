@@ -53,6 +53,7 @@ def gradients(stream: LayerStream, ids: Tensor, records: Sequence[Statistic]) ->
         for record in records:
             for part, value in record.make(weights, stream.arch).items():
                 state[f"{stream.arch.point(i, 'block')}.{part}"] = value.cpu()
+        del weights, layer  # before those of the next
     return dict(sorted(state.items()))
 
 
