@@ -181,7 +181,6 @@ class WeightMasker:
         retries: "dict[str, torch.Tensor]",
     ) -> Any:
         """Return what the method makes once per distinct input: norms, or a Hessian's factor."""
-
         from prunecli.model.device import device_of
 
         if self.method.prepare is None:
