@@ -99,11 +99,11 @@ def layers(monkeypatch):
 
     real, seen = LayerStream.layer, Layers()
 
-    def layer(self, i):
+    def layer(self, i, **how):
         seen.count += 1
         if seen.count == seen.last:
             os._exit(KILLED)
-        return real(self, i)
+        return real(self, i, **how)
 
     monkeypatch.setattr(LayerStream, "layer", layer)
     return seen

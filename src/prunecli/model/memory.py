@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from prunecli.errors import InputError
 from prunecli.files import scratch, world
 from prunecli.files.artefact import Artefact
-from prunecli.files.tensorfile import ITEM_BYTES, STORAGE
+from prunecli.files.tensorfile import ITEM_BYTES, PIECE, STORAGE
 from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Reader
 from prunecli.model.device import device_of
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # of the program and its libraries, torch and transformers among them
 PROGRAM = 350_000_000
+PARTS = 4 * PIECE  # of tensors that are compared, hashed and written, and buffers of files
 STREAMS = 1 << 30  # bytes of hidden states at once, where one model is tried in many ways
 STATE_BYTES = 16  # of training, a parameter: weight, gradient and two moments in float32
 # of a run: from here on, at least minutes on the fastest of CPUs, its memory is tried by itself
@@ -166,7 +167,7 @@ def of_walk(
     batch = max(BATCH_TOKENS, length)
     activations = batch * (12 * arch.hidden + arch.ffn_matrices * arch.ffn) * item
     return MemoryNeed(
-        {"hidden states": hidden},
+        {"hidden states": hidden, "parts of tensors": PARTS},
         {
             "output head": 0 if on_cpu else checkpoint.specs[f"{head}.weight"].bytes,
             "one layer": sum(spec.bytes for spec in layer) if edited or not on_cpu else 0,

@@ -235,6 +235,13 @@ def memory_need(
     scopes = {statistics.get(one.name).scope for one in required}
     if scopes & {GRADIENTS, MODEL}:
         need = _with_losses(need, dense.arch, GRADIENTS in scopes)
+        records = [statistics.get(one.name) for one in required]
+        made = sum(
+            8 * prod(shape) * (dense.arch.layers if record.scope == GRADIENTS else 1)
+            for record in records
+            for shape in record.shapes(dense.arch, num_removed or 0).values()
+        )
+        need = replace(need, host={**need.host, "statistics of all layers": made})
     if any(statistics.get(one.name).depends_on_amount for one in required):
         # of every candidate: as many rows as fit, and a batch of them at least
         row = (dense.arch.layers + 1) * length * dense.arch.hidden * memory.item_bytes(run.compute)
