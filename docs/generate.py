@@ -638,6 +638,14 @@ def _options(method: Method) -> str:
     return "\n".join([*lines, *(["", "Recipes:", "", *recipes] if recipes else [])])
 
 
+def scaling_page() -> str:
+    """Return the page that docs/scaling.py makes."""
+    sys.path.insert(0, str(ROOT / "docs"))
+    import scaling
+
+    return scaling.page()
+
+
 def files() -> dict[str, str]:
     """Return every generated file by its path from the root of the project."""
     found = commands()
@@ -650,6 +658,7 @@ def files() -> dict[str, str]:
         "completions/prunecli.fish": fish(found),
         "docs/variables.md": variables(found),
         "docs/families.md": families_page(),
+        "docs/scaling.md": scaling_page(),
         "docs/commands/README.md": command_index(found),
         **{f"docs/commands/{command.name}.md": command_text(command) for command in found},
         **{f"docs/methods/{name}.md": method_text(registry.get(name)) for name in registry.names()},

@@ -49,6 +49,7 @@ class RunWords(TypedDict, total=False):
     device: str
     dtype: str
     buffer: str
+    memory: str | None
     report: Report
     stop: Callable[[], bool]
 

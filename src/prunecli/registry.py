@@ -77,11 +77,13 @@ class Registry:
     @contextmanager
     def trying(self, record: Any) -> Iterator[None]:
         """Have one more record, that of nobody's package, meanwhile."""
+        before = dict(self._foreign)
         self._foreign[record.name] = Foreign(record, "what is tried")
         try:
             yield
         finally:
-            del self._foreign[record.name]
+            self._foreign.clear()
+            self._foreign.update(before)
 
     def own(self) -> list[str]:
         """Return the names of our own entries, importing none."""

@@ -1,16 +1,20 @@
 """What the library verbs are handed: plain records, with each default stated once."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
+from prunecli.errors import UsageError
+from prunecli.ranks import ALONE, Ranks
 from prunecli.record import Record, limited
-from prunecli.report import SILENT, Report, printable
+from prunecli.report import SILENT, Report, cut, printable
 
 SHARD_TOKENS = 1 << 24  # per file of token rows
 LARGEST_SEED = 2**32 - 1
 BATCH_TOKENS = 1024  # through a layer at once, in walks over a model
+SIZE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?([kMGT])B")  # what --memory takes
 
 
 @dataclass(frozen=True)
@@ -50,11 +54,30 @@ class Tasks(Record):
 
 @dataclass(frozen=True)
 class Compute(Record):
-    """Where and in which type to compute; statistics and losses are float32 or better anyway."""
+    """Where and in which type to compute; statistics and losses are float32 or better anyway.
+
+    `memory`, such as `4GB`, is what a run may take with the program and its libraries, without the
+    pages of files that are mapped. It decides where hidden states are kept and how many are, and
+    not what results are.
+    """
 
     device: str = "auto"
     dtype: str = limited("auto", choices=("auto", "float32", "bfloat16"))
     buffer: str = limited("ram", choices=("ram", "disk"))
+    memory: str | None = None
+
+    @property
+    def most_bytes(self) -> int | None:
+        """The bytes of memory that a run may take; raises UsageError for what is no size."""
+        if self.memory is None:
+            return None
+        match = SIZE.fullmatch(self.memory)
+        if match is None or not float(match[1]):
+            raise UsageError(
+                f"--memory is '{cut(self.memory)}': expected a size",
+                "write a number with kB, MB, GB or TB, such as 4GB",
+            )
+        return int(float(match[1]) * 1000 ** (1 + "kMGT".index(match[2])))
 
 
 @dataclass(frozen=True)
@@ -123,13 +146,14 @@ class RunContext(Record):
     """What every verb is handed beside its request.
 
     `stop` is asked between steps of long work; where it says so, the state is saved and Stopped
-    raised.
+    raised. `ranks` are the processes that divide the rows; verbs join them.
     """
 
     output: Output = Output()
     compute: Compute = Compute()
     report: Report = SILENT
     stop: Callable[[], bool] = never
+    ranks: Ranks = ALONE
 
 
 @dataclass

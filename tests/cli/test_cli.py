@@ -576,3 +576,9 @@ def test_probe_prints_a_family_or_what_failed(run, tmp_path) -> None:
     ended = run("families", "--probe", str(tmp_path))
     assert (ended.code, ended.out) == (4, "")
     assert "'qwen3' is read already" in ended.err and ended.err.count("\n") == 1
+    (tmp_path / "config.json").write_text('{"model_type": "ministral"}')
+    ended = run("families", "--probe", str(tmp_path))
+    names: dict[str, Any] = {}
+    exec(ended.out, names)
+    assert ended.code == 0 and names["FAMILY"].model_types == ("ministral",)
+    assert "'ministral' on a tiny random model: streamed losses are those of" in ended.err

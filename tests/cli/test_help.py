@@ -18,7 +18,7 @@ from prunecli.methods import registry
 PROGRAM = Path(sys.executable).with_name("prunecli")
 GROUP = typer.main.get_command(app.app)
 HEAVY = ["torch", "transformers", "datasets", "numpy", "rich.progress", "lm_eval"]
-COMPUTING = {"device", "dtype", "buffer", "threads", "seed"}
+COMPUTING = {"device", "dtype", "buffer", "memory", "threads", "seed"}
 TOKENS = {"data", "sampler", "nsamples", "seq-len", "tokenizer"}
 COMMON = {"json", "quiet", "verbose", "progress", "config", "print-config"}
 WRITES = {"force", "skip-existing", "dry-run"}
@@ -48,7 +48,7 @@ EXPECTED = {
     | WRITES,
     "train": {"data", "tokens", "steps", "batch-size", "lr", "recipe", "teacher", "kd-weight"}
     | {"temperature", "save-every", "probe", "repeat", "restart", "masks", "eval-data", "compile"}
-    | (COMPUTING - {"buffer"})
+    | (COMPUTING - {"buffer", "memory"})
     | COMMON
     | WRITES,
     "eval": {"out", "allow-overlap", "tasks", "suite", "include-path", "allow-code", "limit"}
@@ -61,7 +61,7 @@ EXPECTED = {
     | COMMON,
     "speed": {"base", "flops-only", "seq-len", "sparsity", "compat", "measure", "batch-size", "out"}
     | {"decode-tokens", "warmup", "rounds", "compile"}
-    | (COMPUTING - {"buffer"})
+    | (COMPUTING - {"buffer", "memory"})
     | COMMON
     | WRITES,
     "check": {"deep"} | COMMON,

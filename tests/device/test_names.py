@@ -1,7 +1,11 @@
 """Names of devices: whatever torch can compute on, and one line for everything else."""
 
+import sys
+
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed import device_mesh
 
 from prunecli import evaluate
 from prunecli.errors import UsageError
@@ -33,14 +37,18 @@ def gpus(monkeypatch):
     monkeypatch.setattr(devices, "_there", lambda device: device)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: joined.update(device=device))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(distributed, "init_device_mesh", lambda kind, shape: (kind, shape))
-    for name, value in {"get_rank": 1, "destroy_process_group": None, "barrier": None}.items():
-        monkeypatch.setattr(distributed.dist, name, lambda value=value: value)
-    monkeypatch.setattr(
-        distributed.dist,
-        "init_process_group",
-        lambda backend, **more: joined.update(more, by=backend),
-    )
+    monkeypatch.setattr(device_mesh, "init_device_mesh", lambda kind, shape: (kind, shape))
+    known = {"get_rank": 1, "get_world_size": 2, "destroy_process_group": None, "barrier": None}
+    for name, value in known.items():
+        monkeypatch.setattr(dist, name, lambda value=value: value)
+    met = lambda url: iter([(dist.HashStore(), 1, 2)])  # noqa: E731
+    monkeypatch.setattr(sys.modules["torch.distributed.rendezvous"], "rendezvous", met)
+
+    def join(backend, store, rank, world_size, **more):
+        assert (rank, world_size) == (1, 2)
+        joined.update(more, by=backend)
+
+    monkeypatch.setattr(dist, "init_process_group", join)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
     return joined
@@ -51,7 +59,7 @@ def test_each_process_takes_the_gpu_of_its_rank(gpus):
     assert devices.device_of(Compute(device="cuda")) == own
     with distributed.process_group(Compute(device="cuda")) as started:
         assert (started.device, started.mesh) == (own, ("cuda", (2,)))
-    assert gpus == {"device": own, "by": "nccl", "device_id": own}
+    assert gpus == {"device": own, "by": "cpu:gloo,cuda:nccl", "device_id": own}
     with pytest.raises(UsageError, match="cuda:0"):
         devices.device_of(Compute(device="cuda:0"))
 

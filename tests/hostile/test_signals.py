@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from lines import LINES, as_program, line, made, names
 
 from prunecli import interruption
 from prunecli.cli import app, signals
+from prunecli.files import output
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SLOWEST = 5.0  # seconds from a signal to the end
@@ -102,6 +104,59 @@ def test_at_some_moments(name, words, undisturbed, tmp_path):
         status = ended(child)
         judge(name, status, number, talk.read_text(), folder, expected)
         finish(name, words, folder, expected)
+
+
+OVER = [("prune", "--force"), ("prune --keep", "--force"), ("prune by data", "--restart"),
+        ("train", "--restart"), ("train", "--force")]  # fmt: skip
+
+
+def over(name: str, option: str, words: dict[str, str], whole: dict[int, Path], folder: Path,
+         number: int, waits: tuple[float, float]) -> str:  # fmt: skip
+    """Stop a run that takes the place of another's result, or state; return how it ended."""
+    talk, work = folder / "talk", folder / "at"
+    if option == "--force":
+        shutil.copytree(whole[1], work)
+    else:  # the state of another run, if it left one
+        work.mkdir()
+        child = begun(partial(as_program, line(name, words, work, 1), talk))
+        signalled(child, number, waits[0])
+        ended(child)
+        for path in work.iterdir() if not names(work) & {f"{LINES[name][0]}.partial"} else ():
+            output.remove(path)
+    again = line(name, words, work, 3, option)
+    child = begun(partial(as_program, again, talk))
+    signalled(child, number, waits[1])
+    status = ended(child)
+    said = talk.read_text().splitlines()
+    assert status in (0, 75, 128 + number), (status, said)
+    assert len(said) <= 1 and "internal error" not in "".join(said), said
+    there = made(work, name)
+    assert there in [made(whole[3], name), made(whole[1], name) if option == "--force" else {}]
+    assert lines.run(again, talk) == 0, talk.read_text()
+    assert made(work, name) == made(whole[3], name)
+    assert names(work) == names(whole[3])
+    return str(status)
+
+
+@pytest.mark.parametrize(
+    "trials", [pytest.param(1, id="once"), pytest.param(20, id="often", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize(("name", "option"), OVER)
+def test_in_the_place_of_another(name, option, trials, words, tmp_path):
+    """The old result, or the new one; the same command makes the new one then."""
+    whole, counts, draw = {}, Counter[str](), random.Random(name)
+    for way in (1, 3):
+        whole[way] = tmp_path / f"whole{way}"
+        whole[way].mkdir()
+        start = time.monotonic()
+        assert lines.run(line(name, words, whole[way], way), tmp_path / "talk") == 0
+        seconds = time.monotonic() - start
+    for trial in range(trials):
+        folder = tmp_path / str(trial)
+        folder.mkdir()
+        waits = (draw.uniform(0.3, 1) * seconds, draw.uniform(0, 1) * seconds)
+        counts[over(name, option, words, whole, folder, draw.choice(NUMBERS), waits)] += 1
+    print(f"\n{name} {option}: {sum(counts.values())} signals, ends {dict(counts)}, 0 bad")
 
 
 def program(name: str, words: dict[str, str], folder: Path) -> subprocess.Popen:

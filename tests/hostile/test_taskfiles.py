@@ -1,6 +1,7 @@
 """No task file of others runs code without --allow-code, whichever way it takes."""
 
 import json
+import re
 import resource
 import time
 
@@ -8,7 +9,7 @@ import pytest
 
 import tiny
 from prunecli import evaluate, init
-from prunecli.errors import InputError
+from prunecli.errors import InputError, UsageError
 from prunecli.measuring import confined
 from prunecli.settings import Tasks
 
@@ -87,6 +88,72 @@ def test_templates_are_bounded(template, model, tmp_path):
 def peak() -> int:
     """Return the most bytes that this process has held so far."""
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+FILTER = [{"name": "x", "filter": [{"function": "regex", "regex_pattern": "(.?.?)*[^\\s\\S]"}]}]
+GENERATED = {"output_type": "generate_until", "doc_to_target": "{{a}}",
+             "generation_kwargs": {"max_gen_toks": 32, "until": []}}  # fmt: skip
+
+
+def test_filters_are_bounded(model, tmp_path):
+    """An expression that tries all ways of taking an answer apart ends after a while."""
+    before = time.process_time()
+    (tmp_path / "own.yaml").write_text(json.dumps(task(tmp_path, **GENERATED, filter_list=FILTER,
+        metric_list=[{"metric": "exact_match"}])))  # fmt: skip
+    with pytest.raises(InputError, match="a filter of a task file is not for any text: it takes"):
+        evaluate(model, tasks=Tasks(("own",), str(tmp_path)))
+    assert time.process_time() - before < 10
+
+
+def test_metrics_are_bounded(tmp_path):
+    def search(task, document, answers):
+        return re.sub("(x|x|xx)*y", "", "x" * 99)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(confined._own, "score", search)
+        with pytest.raises(InputError, match="a metric of a task file is not for any text"):
+            confined._score(None, None, None)
+
+
+MERGES = "".join(
+    f"k{n}: &k{n} {{<<: [{', '.join([f'*k{n - 1}'] * 9)}]}}\n" if n else "k0: &k0 {a: 1}\n"
+    for n in range(9)
+)
+LISTS = "".join(f"k{n}: &k{n} [{', '.join([f'*k{n - 1}'] * 9) if n else 1}]\n" for n in range(12))
+
+
+@pytest.mark.parametrize("how", ["alone", "included"])
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (MERGES, "merges mappings by '<<'"),
+        (LISTS, "names the same values again and again"),
+        ("k: &k [*k]\n", "nested too deeply"),
+        ("#" * 1_000_001, "more than 1 MB"),
+    ],
+)
+def test_what_unfolds_in_a_task_file(text, told, how, model, tmp_path):
+    own = "\n".join(f"{key}: {json.dumps(value)}" for key, value in task(tmp_path).items())
+    beside = {"alone": "", "included": "include: base.txt\n"}[how]
+    (tmp_path / "base.txt").write_text(text)
+    (tmp_path / "own.yaml").write_text(f"{beside or text}\n{own}\n")
+    with pytest.raises((InputError, UsageError)) as caught:
+        evaluate(model, tasks=Tasks(("own",), str(tmp_path)))
+    assert told in str(caught.value) or how == "included"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dataset_path": "pandas"},
+        {"dataset_path": "webdataset"},
+        {"dataset_kwargs": {"trust_remote_code": True}},
+    ],
+)
+def test_data_that_are_more_than_rows(changes, model, tmp_path):
+    (tmp_path / "own.yaml").write_text(json.dumps(task(tmp_path, **changes)))
+    with pytest.raises(InputError, match=r"has its data in|asks for data that need code"):
+        evaluate(model, tasks=Tasks(("own",), str(tmp_path)))
 
 
 @pytest.mark.parametrize("changes, told", [

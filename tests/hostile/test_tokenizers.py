@@ -8,6 +8,7 @@ import pytest
 import tiny
 from prunecli import init
 from prunecli.data import growth, tokenizer
+from prunecli.data.tokenize import train_bpe
 from prunecli.errors import InputError
 
 REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 60}
@@ -89,3 +90,19 @@ def test_errors_name_the_tokenizer(reader, tmp_path):
         "type_id": 0}}] * 11, "pair": [], "special_tokens": {}}] * 2})  # fmt: skip
     with pytest.raises(InputError, match="its post_processor makes a text up to 121 times"):
         tokenizer.Tokenizer(strange)
+
+
+def test_tokens_are_not_drawn(tmp_path):
+    """With dropout each merge would be left out at random."""
+    text = "some words of text, and some more of them. " * 20
+    ids = []
+    for dropout in (None, 0.5, 1.0):
+        folder = tmp_path / str(dropout)
+        folder.mkdir()
+        for name, content in train_bpe([text], 275).items():
+            record = json.loads(content)
+            if name == "tokenizer.json":
+                record["model"]["dropout"] = dropout
+            (folder / name).write_text(json.dumps(record))
+        ids += [tokenizer.Tokenizer(str(folder)).encode(text).tolist() for _ in range(2)]
+    assert len(ids[0]) < len(text) and ids == ids[:1] * 6

@@ -376,11 +376,6 @@ def gradients(model, ids, recompute, double):
     return {key: parameter.grad for key, parameter in objective.model.named_parameters()}
 
 
-def near(found, expected):
-    """Return whether gradients agree but for the loss, which is summed in float32 at any width."""
-    return (found - expected).abs().max() <= 1e-5 * expected.abs().max()
-
-
 @pytest.fixture(scope="module")
 def rows():
     return torch.randint(259, (3, 16), generator=torch.Generator().manual_seed(1))
@@ -398,10 +393,11 @@ def test_gradients_are_those_of_transformers_with_the_routers_loss(name, rows, t
     arch = Checkpoint(str(model)).arch
     for i, router in enumerate(arch.routers):
         gradient = expected[f"model.layers.{i}.mlp.gate.weight"].grad
-        assert near(found[f"{router}.weight"], gradient)
+        # beside the largest: what both hold in float32, as rotary frequencies, is rounded
+        assert (found[f"{router}.weight"] - gradient).abs().max() < 1e-6 * gradient.abs().max()
         down = torch.stack([found[f"{arch.prefix(i)}{m}.weight"] for m in arch.modules("down")])
         stacked = expected[f"model.layers.{i}.mlp.experts.down_proj"].grad
-        assert near(down, stacked)
+        assert (down - stacked).abs().max() < 1e-6 * stacked.abs().max()
 
 
 def test_recomputed_activations_are_heard_once(rows, tmp_path):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from prunecli import check, evaluate, prune
-from prunecli.errors import InputError, UsageError
+from prunecli.errors import InputError, Stopped, UsageError
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.settings import Amount, Data
 
@@ -301,6 +301,42 @@ def test_wrappers_are_kept_around_a_pruned_language_model(row, layout, wrapper, 
     assert record["id"] != tiny.sidecar(tmp_path / "alone")["id"]
     assert check(str(out), deep=True) == []
     assert made.results["container"] == WRAPPED[row][1]
+
+
+def test_a_kept_wrapper_of_many_files(wrapper, tmp_path):
+    """Its parts stay in the files that they are in, whether or not the language model is too."""
+    from transformers import AutoModelForImageTextToText
+
+    folder, out = tmp_path / "in", tmp_path / "out"
+    model = AutoModelForImageTextToText.from_pretrained(wrapper("gemma3"), dtype=torch.float32)
+    model.save_pretrained(folder, max_shard_size="40KB")
+    prune(str(folder), str(out), method="magnitude", ratio=0.5, keep_wrapper=True)
+    index = [json.loads((f / "model.safetensors.index.json").read_text()) for f in (folder, out)]
+    assert index[0]["weight_map"] == index[1]["weight_map"] and len(set(index[0]["weight_map"])) > 3
+    for name, file in index[0]["weight_map"].items():
+        if "language_model" not in name:
+            before, after = (load_file(one / file)[name] for one in (folder, out))
+            assert before.equal(after)
+    whole(out)
+    assert check(str(out), deep=True) == []
+
+
+def test_a_kept_wrapper_that_was_stopped_while_it_was_copied(wrapper, ids, tmp_path):
+    words = {"method": "wanda", "ratio": 0.5, "data": ids[0], "keep_wrapper": True}
+    asked = []
+    prune(
+        str(wrapper("gemma3")),
+        str(tmp_path / "whole"),
+        **words,
+        stop=lambda: bool(asked.append(0)),
+    )
+    out = tmp_path / "out"
+    with pytest.raises(Stopped):
+        prune(str(wrapper("gemma3")), str(out), **words, stop=tiny.stop_after(len(asked) - 3))
+    assert not out.exists()
+    prune(str(wrapper("gemma3")), str(out), **words)
+    assert tiny.same(out, tmp_path / "whole")
+    assert tiny.sidecar(out)["outputs"] == tiny.sidecar(tmp_path / "whole")["outputs"]
 
 
 def test_a_kept_wrapper_is_checked(wrapper, tmp_path):

@@ -6,17 +6,25 @@ from functools import partial
 from math import prod
 
 import pytest
+from safetensors.torch import load_file
 
 import tiny
 from prunecli import evaluate, prune, train
-from prunecli.errors import InputError
+from prunecli.errors import InputError, UsageError
 from prunecli.methods import registry
 from prunecli.model import memory
 from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.memory import MemoryNeed
-from prunecli.pruning.calibrate import WORKING_COPIES, required_statistics, statistics_bytes
-from prunecli.settings import Compute
+from prunecli.model.stream import LayerStream
+from prunecli.pruning.calibrate import (
+    WORKING_COPIES,
+    required_statistics,
+    solving_bytes,
+    statistics_bytes,
+)
+from prunecli.pruning.stats import registry as statistics
+from prunecli.settings import Compute, RunContext
 
 CPU = Compute("cpu", "float32")
 
@@ -26,15 +34,14 @@ def test_of_a_walk(llama):
     arch = checkpoint.arch
     need = memory.of_walk(checkpoint, CPU, rows=10, length=32, statistics=7)
     assert need.host["hidden states"] == 10 * 32 * arch.hidden * 4
-    tables = 1 if arch.tied else 2
-    assert need.host["embeddings"] == tables * arch.vocab * arch.hidden * 4
     layer = [tensor.shape for tensor in arch.tensors().values() if tensor.layer == 0]
-    assert need.device["one layer"] == sum(map(prod, layer)) * 4
+    assert need.device["one layer"] == 0  # the file's own pages
     assert need.device["a matrix"] == 0  # none is cast
+    edited = memory.of_walk(checkpoint, CPU, rows=10, length=32, statistics=7, edited=True)
+    assert edited.total - need.total == sum(map(prod, layer)) * 4
     assert need.total == sum((*need.host.values(), *need.device.values()))
     halved = memory.of_walk(checkpoint, Compute("cpu", "bfloat16", "disk"), 10, 32)
     assert halved.host["hidden states"] == 0
-    assert halved.device["one layer"] == need.device["one layer"]  # as it is stored
     assert halved.device["a matrix"] == max(map(prod, layer)) * 2
 
 
@@ -69,6 +76,93 @@ print((peak() - before) / gram.nbytes)
     copies = float(subprocess.run(line, check=True, stdout=subprocess.PIPE).stdout)
     # and buffers of the libraries, but not one matrix more
     assert WORKING_COPIES - 0.5 < copies < WORKING_COPIES + 1
+
+
+def test_of_a_solve(llama):
+    """Of SparseGPT: Gram matrices that are yet to be read, and the factor of one more."""
+    arch = Checkpoint(str(llama)).arch
+    widths = (arch.hidden, arch.heads * arch.head_dim, arch.hidden, arch.ffn)
+    grams = [4 * width**2 for width in widths]
+    weights = 2 * 4 * arch.hidden * arch.ffn  # of the largest matrix
+    required = required_statistics([registry.get("sparsegpt")], False)
+    expected = max(
+        sum(grams[i:]) + max(WORKING_COPIES * grams[i], weights) for i in range(len(grams))
+    )
+    assert solving_bytes(required, arch) == expected
+
+
+def test_within_a_limit(llama):
+    """Hidden states go to a file where they must; what does not fit even so is refused."""
+    told = tiny.Told()
+    need = {
+        "ram": MemoryNeed({"hidden states": 300_000_000}, {"a batch": 100_000_000}),
+        "disk": MemoryNeed({"hidden states": 0}, {"a batch": 100_000_000}),
+    }
+
+    def within(limit, buffer="ram"):
+        run = RunContext(compute=Compute("cpu", "float32", buffer, limit), report=told)
+        return memory.within(run, lambda run: need[run.compute.buffer]).compute.buffer
+
+    assert within(None) == "ram" and within("0.75 GB") == "ram"
+    assert not told.notes
+    assert within("749MB") == "disk" and within("450MB") == "disk"
+    assert told.notes == [f"hidden states are kept in a file: --memory {n}MB" for n in (749, 450)]
+    assert within("450000kB", "disk") == "disk"
+    for buffer in ("ram", "disk"):
+        with pytest.raises(
+            InputError, match=r"at least 0\.45 GB \(the program 0\.35, a batch 0\.1\)"
+        ):
+            within("449MB", buffer)
+
+
+def test_streams_of_candidates_keep_to_a_limit(llama):
+    for limit, expected in ((None, 1 << 30), ("8GB", 1 << 30), ("2GB", 500_000_000)):
+        compute = Compute("cpu", "float32", memory=limit)
+        assert LayerStream(Checkpoint(str(llama)), compute).streams_bytes == expected
+
+
+def test_how_often_layers_run(llama, calibration, monkeypatch):
+    """What is told of candidates is what runs: each of these is a layer on all windows."""
+    checkpoint, seen = Checkpoint(str(llama)), []
+    ids = load_file(calibration.rsplit(":", 1)[0])["ids"]
+    forward = LayerStream.forward
+
+    def counted(self, layer, i, hidden):
+        seen.append(len(hidden))
+        return forward(self, layer, i, hidden)
+
+    monkeypatch.setattr(LayerStream, "forward", counted)
+    for name, most in (("skip_loss", 3), ("greedy_skip", 2)):
+        record = statistics.get(name)
+        for count in range(1, most + 1):
+            seen.clear()
+            record.make(LayerStream(checkpoint, CPU), ids, count)
+            told = record.passes(checkpoint.arch, count) * checkpoint.arch.layers * len(ids)
+            assert sum(seen) == pytest.approx(told), (name, count)
+
+
+@pytest.mark.parametrize("size", ["4", "GB", "-1GB", "0GB", "4gb", "1e3GB", "4GiB", "nanGB", ""])
+def test_what_is_no_size(size, llama, tmp_path):
+    with pytest.raises(UsageError, match=r"--memory is '.*': expected a size"):
+        prune(str(llama), str(tmp_path / "o"), method="magnitude", ratio=0.5, memory=size)
+
+
+@pytest.mark.parametrize("method", ["wanda", "shortgpt"])
+def test_a_limit_changes_no_result(method, llama, calibration, tmp_path, monkeypatch):
+    """Whatever it decides of where hidden states are."""
+    monkeypatch.setattr(memory, "PROGRAM", 0)
+    request = {"method": method, "ratio": 0.5, "data": calibration}
+    dense = prune(str(llama), str(tmp_path / "all"), **request)
+    need = prune(str(llama), str(tmp_path / "no"), **request, dry_run=True).results["memory_bytes"]
+    told = tiny.Told()
+    limit = f"{(need - 1) / 1000:.3f}kB"
+    limited = prune(str(llama), str(tmp_path / "some"), **request, memory=limit, report=told)
+    assert any("kept in a file" in note for note in told.notes)
+    assert tiny.same(tmp_path / "all", tmp_path / "some")
+    assert limited.sidecar["id"] == dense.sidecar["id"]
+    with pytest.raises(InputError, match="is too little: the run takes at least"):
+        prune(str(llama), str(tmp_path / "none"), **request, memory="1kB")
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("method", registry.names())

@@ -17,10 +17,10 @@ QUICK = ("cohere", "gemma3", "opt", "phi3")
 # what no look at a class can tell: other families that compute the same, and what older files have
 KNOWN_BY_HAND = (
     "name", "model_types", "defaults", "containers", "not_convertible_if", "as_container",
-    "test_config", "aliases", "stored_names", "buffers", "initial", "layer_lists",
+    "test_config", "aliases", "stored_names", "buffers", "initial", "layer_lists", "hidden_divides",
 )  # fmt: skip
-# flags whose other value is another model, which our tables leave out for reasons of their own
-FLAGS = ("only", "biases", "optional", "flags")
+# compared as a whole: flags whose other value is another model may be tables here, and `only` there
+TABLES = ("tensors", "only", "biases", "optional", "flags")
 
 
 def folder_of(tmp_path, kind, **config):
@@ -61,14 +61,15 @@ def test_a_known_family_is_found_again(family, forgotten, tmp_path):
     theirs = record_of(made.text)
     assert made.model_type == ours.model_types[0] and theirs.model_types == (made.model_type,)
     for name in Family.__dataclass_fields__:
-        if name not in (*KNOWN_BY_HAND, *FLAGS) and not (
-            # which sizes a class takes is idle where none can change
-            name == "hidden_divides" and "hidden" in ours.fixed
-        ):
+        if name not in (*KNOWN_BY_HAND, *TABLES):
             assert getattr(theirs, name) == getattr(ours, name), name
+    # those of a model that the record is for
     config = {"model_type": made.model_type, **tiny.SIZES, **ours.test_config}
+    config |= {key: values[0] for key, values in theirs.only.items()}
     if ours.fixed.get("hidden") != SQUARE:  # where heads and hidden are as wide as each other
         assert theirs.templates(config) == ours.templates(config)
+    # which sizes a class takes is idle where they cannot change
+    assert ours.hidden_divides or not theirs.hidden_divides or "hidden" in ours.fixed
     for key, value in theirs.defaults.items():
         assert ours.defaults.get(key, value) == value
 

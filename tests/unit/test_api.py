@@ -27,11 +27,14 @@ def names(*records: type) -> set[str]:
 @pytest.mark.parametrize(
     ("words", "fields"),
     [
-        (api.RunWords, names(Output, Compute, RunContext) - {"path"}),
+        (api.RunWords, names(Output, Compute, RunContext) - {"path", "ranks"}),
         (api.AmountWords, names(Amount) | {"amount"}),
         (api.DataWords, names(Data) - {"source", "up_to", "asked"} | {"data"}),
-        (api.InitWords, names(Output, Compute, RunContext, InitRequest) - {"path"}),
-        (api.TrainWords, names(Output, Compute, RunContext, Training) - {"path", "model", "data"}),
+        (api.InitWords, names(Output, Compute, RunContext, InitRequest) - {"path", "ranks"}),
+        (
+            api.TrainWords,
+            names(Output, Compute, RunContext, Training) - {"path", "ranks", "model", "data"},
+        ),
     ],
 )
 def test_keywords_are_the_fields_of_records(words, fields):

@@ -51,14 +51,12 @@ def test_what_goes_with_a_model_is_copied_byte_for_byte(repository, tmp_path):
         assert (tmp_path / "out" / name).read_bytes() == (repository / name).read_bytes()
 
 
-@pytest.mark.parametrize("shard", [None, "60KB"])
-def test_what_is_fetched_is_what_is_read(shard, repository, tmp_path, monkeypatch):
+@pytest.fixture
+def hub(repository, tmp_path, monkeypatch):
+    """Make a hub that has the repository; return the revisions that it is asked for."""
     import huggingface_hub
     from huggingface_hub.utils import filter_repo_objects
 
-    if shard:
-        (repository / "model.safetensors").unlink()
-        tiny.make(repository, "llama", shard=shard)
     revisions = []
 
     def fetch(repo, revision=None, allow_patterns=None):
@@ -70,11 +68,25 @@ def test_what_is_fetched_is_what_is_read(shard, repository, tmp_path, monkeypatc
         return str(target)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    return revisions
+
+
+def test_what_prepares_images_is_fetched_of_a_multimodal_model(repository, hub):
+    (repository / "config.json").write_text('{"model_type": "gemma3"}')
+    fetched = listing(locate("hf:org/name"))
+    assert fetched & set(companions.PROCESSOR) == set(LEFT) & set(companions.PROCESSOR) != set()
+
+
+@pytest.mark.parametrize("shard", [None, "60KB"])
+def test_what_is_fetched_is_what_is_read(shard, repository, hub):
+    if shard:
+        (repository / "model.safetensors").unlink()
+        tiny.make(repository, "llama", shard=shard)
     folder = locate("hf:org/name@main")
     # the card is read, and not copied
     assert listing(folder) == listing(repository) - set(LEFT) | {"README.md"}
     # weights come from the very commit whose config was read
-    assert revisions == ["main", "c" * 40]
+    assert hub == ["main", "c" * 40]
     fetched, local = Checkpoint("hf:org/name@main"), Checkpoint(str(repository))
     assert fetched.digest() == local.digest()
     # the record names the commit, of which no id is made: equal weights are equal inputs

@@ -1,6 +1,8 @@
 """Formulas and statistics against naive fp64 loops."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from prunecli.pruning.stats.feature_norm import FeatureNorm
 from prunecli.pruning.stats.fluctuation import Fluctuation
 from prunecli.pruning.stats.gram import Gram
 from prunecli.pruning.stats.moments import Moments
+from prunecli.ranks import Ranks
 
 SPARSEGPT = {"block_size": 128, "damping": 0.01, "compat": False}
 
@@ -246,13 +249,13 @@ def test_a_singular_hessian_gets_more_damping_and_a_hopeless_one_an_error():
 
 @pytest.mark.parametrize("inputs", [1, 128, 300, 1100])
 def test_a_gram_matrix_of_which_half_is_computed(inputs):
-    """Whole batches and merged collectors: the product of all, and symmetric."""
+    """Batches of several processes: the product of all, and symmetric."""
     batches = [random(2, 5, inputs, seed=seed) for seed in range(3)]
     whole, other = Gram(), Gram()
     whole.update(batches[0])
     other.update(batches[1])
     other.update(batches[2])
-    whole.merge(other)
+    reduced([whole, other])
     found, X = whole.compute()["gram"], torch.cat(batches).flatten(0, 1).double()
     assert torch.allclose(found.double(), X.T @ X, atol=1e-4)
     assert found.triu(128).equal(found.tril(-128).T)
@@ -392,19 +395,39 @@ def test_minitron_width(hidden, mlp):
 # ---------------------------------------------------------------- statistics
 
 
+def reduced(collectors):
+    """Let collectors of several processes, each in a thread, take in what the others have seen."""
+    gate, given = Barrier(len(collectors)), [None] * len(collectors)
+
+    class Threads(Ranks):
+        def sum(self, values):
+            given[self.rank] = values.clone()
+            gate.wait()
+            found = sum(given[1:], given[0])
+            gate.wait()
+            return values.copy_(found)
+
+    with ThreadPoolExecutor(len(collectors)) as threads:
+        list(threads.map(
+            lambda rank: collectors[rank].reduce(Threads(rank, len(collectors))),
+            range(len(collectors)),
+        ))  # fmt: skip
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.integers(0, 9), st.booleans())
-def test_moments_and_gram_of_any_split(sizes, seed, merge):
+def test_moments_and_gram_of_any_split(sizes, seed, several):
     rows = random(sum(sizes) + 1, 3, 4, seed=seed, dtype=torch.float64)
     rows[..., 1] += 1000
-    moments, gram = Moments(), Gram()
-    for part in rows.split([1, *sizes]):
-        one, other = Moments(), Gram()
-        for collector in (one, other) if merge else (moments, gram):
+    parts = rows.split([1, *sizes])
+    count = len(parts) if several else 1
+    all_moments, grams = [Moments() for _ in range(count)], [Gram() for _ in range(count)]
+    for number, part in enumerate(parts):
+        for collector in (all_moments[number % count], grams[number % count]):
             collector.update(part)
-        if merge:
-            moments.merge(one)
-            gram.merge(other)
+    reduced(all_moments)
+    reduced(grams)
+    moments, gram = all_moments[-1], grams[-1]
     flat, found = rows.flatten(0, 1), moments.compute()
     assert int(found["count"]) == len(flat)
     assert torch.allclose(found["mean"], flat.mean(0), rtol=1e-12)
@@ -422,6 +445,24 @@ def test_collectors_compute_what_they_name(name):
     collector = statistics.get(name).make()
     collector.update(*[random(2, 5, 3)] * (2 if name in ("block_influence", "routed") else 1))
     assert tuple(collector.compute()) == collector.names
+
+
+@pytest.mark.parametrize("name", [name for name in STREAMED if not statistics.get(name).ordered])
+def test_processes_that_divide_rows_make_the_statistics_of_all(name):
+    """Equal in all of them, and but for rounding those of one process."""
+    record = statistics.get(name)
+    seen = [[random(n, 5, 3, seed=n + k, dtype=torch.float64) for k in (0, 9)] for n in (2, 1, 4)]
+    alone, several = record.make(), [record.make() for _ in seen]
+    for one, tensors in zip(several, seen, strict=True):
+        one.update(*tensors)
+        alone.update(*tensors)
+    reduced(several)
+    for part, expected in alone.compute().items():
+        first, *others = (one.compute()[part] for one in several)
+        assert all(first.equal(other) for other in others)
+        # a recursion over sequences is made in their order, whoever saw them
+        exact = name == "feature_norm"
+        assert torch.allclose(first, expected, rtol=0 if exact else 1e-12, atol=0), part
 
 
 def test_moments_keep_their_precision_in_float32():

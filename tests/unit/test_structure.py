@@ -29,6 +29,7 @@ TOP = (
     "native",
     "record",
     "report",
+    "ranks",
     "settings",
     "registry",
 )

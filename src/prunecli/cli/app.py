@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
@@ -30,7 +30,7 @@ from prunecli.cli import (
     tokenize,
     train,
 )
-from prunecli.errors import PruneError, Stopped, of_system, suggest
+from prunecli.errors import PruneError, Stopped, UsageError, of_system, suggest
 from prunecli.files import world
 from prunecli.report import cut, printable
 
@@ -43,6 +43,7 @@ class Entry(NamedTuple):
     run: Callable[..., None]
     examples: tuple[tuple[str, str], ...]
     panel: str
+    several: bool = True  # whether processes of torchrun can run it together, or the first for all
 
 
 COMMANDS = {
@@ -50,13 +51,13 @@ COMMANDS = {
     "search-arch": Entry(search_arch.search_arch, search_arch.EXAMPLES, "Prune"),
     "calibrate": Entry(calibrate.calibrate, calibrate.EXAMPLES, "Prune"),
     "score": Entry(score.score, score.EXAMPLES, "Prune"),
-    "init": Entry(init.init, init.EXAMPLES, "Train"),
-    "tokenize": Entry(tokenize.tokenize, tokenize.EXAMPLES, "Train"),
+    "init": Entry(init.init, init.EXAMPLES, "Train", several=False),
+    "tokenize": Entry(tokenize.tokenize, tokenize.EXAMPLES, "Train", several=False),
     "train": Entry(train.train, train.EXAMPLES, "Train"),
     "eval": Entry(eval.evaluate, eval.EXAMPLES, "Measure"),
-    "speed": Entry(speed.speed, speed.EXAMPLES, "Measure"),
-    "table": Entry(table.table, table.EXAMPLES, "Measure"),
-    "check": Entry(check.check, check.EXAMPLES, "Inspect"),
+    "speed": Entry(speed.speed, speed.EXAMPLES, "Measure", several=False),
+    "table": Entry(table.table, table.EXAMPLES, "Measure", several=False),
+    "check": Entry(check.check, check.EXAMPLES, "Inspect", several=False),
     "log": Entry(log.log, log.EXAMPLES, "Inspect"),
     "methods": Entry(methods.methods, methods.EXAMPLES, "Inspect"),
     "families": Entry(families.families, families.EXAMPLES, "Inspect"),
@@ -129,12 +130,18 @@ def _run() -> None:
         arguments = [*arguments[1:], "--help"]
     if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
         _fail(f"unknown command '{arguments[0]}'{suggest(arguments[0], list(COMMANDS))}", 2)
+    entry = COMMANDS.get(arguments[0]) if arguments else None
+    if entry is not None and not entry.several and world.size() > 1:
+        raise UsageError(f"'{arguments[0]}' runs in one process", "run it without torchrun")
     if arguments and arguments[0] in COMMANDS:
         options.take_others(COMMANDS[arguments[0]].run)
     status = app(arguments or ["--help"], standalone_mode=False)
     # a reader that has left is met here, not when the interpreter ends
     sys.stdout.flush()
-    status = status or (0 if arguments else 2)
+    _leave(status or (0 if arguments else 2))
+
+
+def _leave(status: int) -> NoReturn:
     if world.is_job():
         # threads that torch's process groups leave can abort a process that ends in the usual way,
         # and torchrun then stops the others
@@ -148,10 +155,9 @@ def _refuse(error: BaseException) -> None:
     """End with the line and the status that an error stands for."""
     if isinstance(error, PruneError):
         if not world.is_first():
-            # all processes of torchrun find the same error; it ends them all when one has ended,
-            # and the first must have spoken by then
+            # most errors are found by all processes of torchrun, or told to the first; torchrun
+            # ends them all when one has ended, and the first must have spoken by then
             time.sleep(PATIENCE)
-            sys.exit(error.exit_code)
         _fail(str(error), error.exit_code)
     if isinstance(error, typer.Abort):
         _interrupted(signal.SIGINT)
@@ -170,7 +176,7 @@ def _refuse(error: BaseException) -> None:
 
 def _interrupted(number: int) -> None:
     if not world.is_first():
-        sys.exit(128 + number)  # a signal reaches all processes of torchrun
+        _leave(128 + number)  # a signal reaches all processes of torchrun
     try:
         _fail("interrupted", 128 + number)
     finally:
@@ -225,4 +231,4 @@ def _unexpected(what: str) -> None:
 
 def _fail(message: Any, status: int) -> None:
     print(cut(f"prunecli: error: {' '.join(str(message).split())}"), file=sys.stderr)
-    sys.exit(status)
+    _leave(status)

@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from prunecli.cli import streams
+from prunecli.files import world
 from prunecli.report import Report, printable
 from prunecli.settings import Result
 
@@ -180,7 +181,8 @@ def print_made(made: Result, values: Mapping[str, Any], then: str = "") -> None:
 def hint(command: str, values: Mapping[str, Any], why: str = "next") -> None:
     """Name a command that may come next, where a person sees it; never asked, never waited for."""
     watched = streams.stderr().isatty() and streams.stdout().isatty()
-    if watched and not any(values[name] for name in ("quiet", "json", "dry_run")):
+    quiet = any(values[name] for name in ("quiet", "json", "dry_run"))
+    if watched and not quiet and world.is_first():
         streams.say(f"prunecli: {why}: prunecli {printable(command)}")
 
 

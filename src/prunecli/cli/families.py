@@ -64,5 +64,5 @@ def _probe(folder: str, json: bool) -> None:
 
 EXAMPLES = (
     ("as JSON", "families --json"),
-    ("a file for a family that is not among them", "families --probe in/ >mine.py"),
+    ("a file for a family that is not among them", "families --probe in/"),
 )

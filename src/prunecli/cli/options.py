@@ -288,6 +288,10 @@ STREAM: Group = {
         Compute,
         COMPUTE_PANEL,
         buffer=Text("keep hidden states between layers in memory or in a file"),
+        memory=Text(
+            "stay within this much memory, such as 4GB: hidden states go to a file if they must",
+            "SIZE",
+        ),
     ),
 }
 

@@ -9,9 +9,9 @@ import typer
 from prunecli.cli import console, options, records
 from prunecli.cli.options import DATA_PANEL, STEPS_PANEL, option
 from prunecli.errors import UsageError
-from prunecli.files import world
 from prunecli.methods import registry
 from prunecli.methods._base import Method
+from prunecli.settings import Result
 
 RECIPE: options.Group = {
     "recipe": (
@@ -114,12 +114,13 @@ def prune(
 
     Sequential methods (wanda, sparsegpt, wanda-sp) prune layer by layer, on the outputs of already
     pruned layers; with --stats they use the dense model's statistics. sheared-llama trains masks
-    and weights; under torchrun its model is sharded over all processes.
+    and weights.
 
-    The progress of a long run is saved in OUT.partial. Rerun the same command to resume.
+    The progress of a long run is saved in OUT.partial. Rerun the same command to resume. Under
+    torchrun, processes divide the rows of --data, and such a run saves nothing; the model of
+    sheared-llama is sharded over them.
     """
-    first = world.is_first()
-    report = records.setup(context, silent=not first)
+    report = records.setup(context)
     values = context.params
     folder, stats, scores, plan, arch = records.from_stdin(
         model, values["stats"], values["scores"], values["plan"], values["arch"]
@@ -156,12 +157,15 @@ def prune(
         keep_wrapper=values["keep_wrapper"],
     )
     run = records.run_context(values, out, report, records.command_line(context))
-    made = verb(request, run)
-    if first:
-        then = "prune --plan {out} IN OUT" if values["plan_only"] else "eval {out}"
-        console.print_made(made, values, then)
-        if search := _search(chosen, explicit, values):
-            console.hint(search, values, "other sizes of that amount may lose less")
+    _print(verb(request, run), values, _search(chosen, explicit, values))
+
+
+def _print(made: Result, values: dict[str, Any], search: str) -> None:
+    """Print what was made, and what may come next."""
+    then = "prune --plan {out} IN OUT" if values["plan_only"] else "eval {out}"
+    console.print_made(made, values, then)
+    if search:
+        console.hint(search, values, "other sizes of that amount may lose less")
 
 
 def _search(method: Method | None, options: dict[str, Any], values: dict[str, Any]) -> str:

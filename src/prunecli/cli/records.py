@@ -23,7 +23,7 @@ from prunecli.cli.options import (
     method_options,
 )
 from prunecli.errors import UsageError
-from prunecli.files import regular, strict
+from prunecli.files import regular, strict, world
 from prunecli.methods import registry
 from prunecli.methods._base import Method
 from prunecli.report import Report
@@ -31,15 +31,18 @@ from prunecli.settings import Amount, Compute, Data, Output, RunContext
 
 # options that decide nothing of what is written
 INCIDENTAL = frozenset({
-    *OUTPUT, *RESTART, *PROBE, *VERBOSITY, *CONFIG, "help", "device", "threads", "buffer", "keep",
-    "save_every", "keep_states", "track",
+    *OUTPUT, *RESTART, *PROBE, *VERBOSITY, *CONFIG, "help", "device", "threads", "buffer", "memory",
+    "keep", "save_every", "keep_states", "track",
 })  # fmt: skip
 
 
-def setup(context: typer.Context, *, silent: bool = False) -> Report:
-    """Print the configuration if asked; set up what is global; return the listener."""
+def setup(context: typer.Context) -> Report:
+    """Print the configuration if asked; set up what is global; return the listener.
+
+    Of several processes the first one talks.
+    """
     resolved(context)
-    values = context.params
+    values, silent = context.params, not world.is_first()
     if values.get("threads"):
         os.environ["OMP_NUM_THREADS"] = str(values["threads"])
     progress = "none" if silent else values["progress"]
@@ -103,6 +106,8 @@ def read_paths() -> list[str]:
 
     Raises UsageError where there are none: the command before has failed.
     """
+    if world.size() > 1:
+        raise UsageError("several processes cannot all read stdin", "name the path instead of '-'")
     with signals.waiting():
         try:
             text = sys.stdin.read(regular.MAX_BYTES + 1).strip()
@@ -237,6 +242,6 @@ def asked(context: typer.Context) -> frozenset[str]:
 
 
 def compute_of(values: Mapping[str, Any]) -> Compute:
-    """Return device, compute type and buffer among a command's arguments."""
-    fields = ("device", "dtype", "buffer")
+    """Return device, compute type, buffer and memory among a command's arguments."""
+    fields = ("device", "dtype", "buffer", "memory")
     return Compute(**{name: values[name] for name in fields if name in values})

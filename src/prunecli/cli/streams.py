@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 from prunecli.errors import REMEDIES, PruneError
+from prunecli.files import world
 from prunecli.report import cut, printable
 
 PARTIAL = 10_000  # characters of a line without end
@@ -31,7 +32,7 @@ class _Lasting(io.FileIO):
 class _Results(io.FileIO):
     """A descriptor that says what it is where it cannot be written to."""
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Any) -> Any:
         """Write; raise PruneError where the system refuses, and ask it no more."""
         try:
             return super().write(data)
@@ -154,9 +155,13 @@ def rejoin() -> None:
 
 
 def result(text: str = "") -> None:
-    """Print a result on stdout; libraries have nothing to say any more."""
+    """Print a result on stdout; libraries have nothing to say any more.
+
+    Of several processes the first one prints.
+    """
     rejoin()
-    print(text)
+    if world.is_first():
+        print(text)
 
 
 def _is(stream: TextIO, descriptor: int) -> bool:

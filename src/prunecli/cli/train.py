@@ -6,7 +6,6 @@ import typer
 
 from prunecli.cli import console, options, records
 from prunecli.cli.options import COMPUTE_PANEL, OUTPUT_PANEL, Text, of_record
-from prunecli.files import world
 from prunecli.settings import Compute, Training
 
 DATA_PANEL = "Training data"
@@ -117,16 +116,13 @@ def train(
     the result is bit-identical. Under torchrun the model is sharded over all processes. OUT records
     which rows it was trained on, so that `prunecli table` can tell which runs are token-matched.
     """
-    first = world.is_first()
-    report = records.setup(context, silent=not first)
+    report = records.setup(context)
     folder, values = records.from_stdin(model)[0] or "", context.params
     fields = {name: values[name] for name in (*TRAINING, "seed")}
     from prunecli.training.train import train as verb
 
     run = records.run_context(values, out, report, records.command_line(context))
-    made = verb(Training(model=folder, **fields), run)
-    if first:
-        console.print_made(made, values, "eval {out}")
+    console.print_made(verb(Training(model=folder, **fields), run), values, "eval {out}")
 
 
 EXAMPLES = (

@@ -107,7 +107,23 @@ def stock(folder: str) -> Any:
     tokenizer = asked(folder, read, "read")
     if tokenizer.is_fast:
         asked(folder, lambda: growth.check(tokenizer.backend_tokenizer, folder), "read")
+    _repeatable(tokenizer, folder)
     return tokenizer
+
+
+def _repeatable(tokenizer: Any, folder: str) -> None:
+    """Let equal texts have equal ids: leave out the dropout of merges, which is for training.
+
+    Raises InputError for SentencePiece that draws its pieces at random.
+    """
+    if tokenizer.is_fast and getattr(tokenizer.backend_tokenizer.model, "dropout", None):
+        tokenizer.backend_tokenizer.model.dropout = None
+    settings = getattr(tokenizer, "sp_model_kwargs", None) or {}
+    if settings.get("enable_sampling"):
+        raise InputError(
+            f"the tokenizer in '{folder}' draws its tokens at random (enable_sampling)",
+            "remove that from its tokenizer_config.json, or give another with --tokenizer",
+        )
 
 
 def asked(folder: str, work: Callable[[], T], what: str = "use") -> T:

@@ -95,10 +95,15 @@ class Artefact:
     def keeping(self) -> Iterator[Keeper]:
         """Yield what keeps a run's work in OUT.partial, or nothing where it is not resumable.
 
-        With OUT there, the state goes.
+        With OUT there, the state goes. Several processes keep nothing.
         """
         if not (self.path and self.resumable):
             yield Keeper(self.run)
+            return
+        if not self.run.ranks.alone:
+            yield Keeper(self.run)
+            if self.run.ranks.is_main:
+                output.discard(output.partial_of(self.path))  # that of one process
             return
         with self.partial() as folder:
             yield Keeper(self.run, folder)
@@ -128,9 +133,12 @@ class Artefact:
     def write_json(
         self, outputs: dict[str, Any], results: dict[str, Any], keeper: Keeper | None = None
     ) -> Result:
-        """Write an artefact that is its own sidecar; without an OUT only return it."""
+        """Write an artefact that is its own sidecar; without an OUT only return it.
+
+        Of several processes the first writes.
+        """
         record = self.sidecar(outputs, results)
-        if self.path:
+        if self.path and self.run.ranks.is_main:
             with (keeper or Keeper(self.run)).staged_files() as (_, beside):
                 output.write_text(beside, record.text())
         return self.result(record)
@@ -143,8 +151,13 @@ class Artefact:
     ) -> Result:
         """Write a file of tensors, one part at a time; each is made when it is asked for.
 
-        Parts that a stopped run wrote, by this `keeper`, do not come again.
+        Parts that a stopped run wrote, by this `keeper`, do not come again. Of several processes,
+        which make the parts together, the first writes them.
         """
+        if not self.run.ranks.is_main:
+            for _ in parts:
+                pass
+            return Result(self.path)
         keeper = keeper or Keeper(self.run)
         with keeper.staged_files() as (file, beside):
             if not keeper.begun(file):

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from prunecli.errors import InputError, OutputExists, PruneError, Stopped
-from prunecli.files import regular, sidecar, tensorfile, unfinished
+from prunecli.files import regular, sidecar, tensorfile, unfinished, world
 from prunecli.interruption import Interrupted, held
 from prunecli.settings import Output, Result
 
@@ -32,8 +32,11 @@ SUFFIX = 24  # bytes at most by which names of temporary siblings are longer tha
 def check_path(out: str, output: Output, inputs: Sequence[Path | None]) -> None:
     """Refuse an OUT that is one of the inputs or lies inside one, or exists without --force.
 
-    Raises InputError or OutputExists. Even --force only replaces what prunecli made.
+    Raises InputError or OutputExists. Even --force only replaces what prunecli made. Of several
+    processes the first looks for all.
     """
+    if not world.is_first():
+        return
     if not out.strip():
         raise InputError("OUT is empty", "name the output")
     _check_text(f"OUT '{out}'", out)

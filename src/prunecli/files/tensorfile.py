@@ -10,7 +10,9 @@ import json
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -69,6 +71,15 @@ def read_header(path: Path) -> dict[str, Spec]:
     It is checked before any library sees it. Raises InputError if the file is truncated, has bytes
     left over, or is no safetensors file.
     """
+    return _read_header(path)[0]
+
+
+def places(path: Path) -> dict[str, tuple[int, int]]:
+    """Return where the bytes of each tensor begin and end in a file; raise as `read_header`."""
+    return _read_header(path)[1]
+
+
+def _read_header(path: Path) -> tuple[dict[str, Spec], dict[str, tuple[int, int]]]:
     try:
         with regular.opened(path) as file:
             size = os.fstat(file.fileno()).st_size
@@ -95,7 +106,8 @@ def read_header(path: Path) -> dict[str, Spec]:
         reached = end
     if 8 + length + reached != size:
         raise _corrupt(path, f"expected {8 + length + reached} bytes, got {size}: truncated?")
-    return specs
+    in_file = [(8 + length + begin, 8 + length + end) for begin, end in ranges]
+    return specs, dict(zip(specs, in_file, strict=True))
 
 
 def is_marked(path: Path) -> bool:
@@ -210,6 +222,46 @@ def read_tensor(path: Path, name: str) -> "torch.Tensor":
     with safe_open(path, "pt") as file:
         tensor: torch.Tensor = file.get_tensor(name)
         return tensor
+
+
+class ReadingAhead:
+    """Lets the system read tensors of files that will soon be asked for, beside other work.
+
+    Where the system has no call for it, nothing is done: they are read when they are used.
+    """
+
+    def __init__(self) -> None:
+        self._thread: Thread | None = None
+
+    def begin(self, tensors: Iterable[tuple[Path, str]]) -> None:
+        """Begin to read tensors, each a file and its name there; wait for those of the last call.
+
+        Raises InputError for a file that is no longer what it was.
+        """
+        if not hasattr(os, "posix_fadvise"):
+            return
+        names: dict[Path, list[str]] = {}
+        for path, name in tensors:
+            names.setdefault(path, []).append(name)
+        wanted = []
+        for path, some in names.items():
+            known = places(path)
+            wanted += [(path, *known[name]) for name in some if name in known]
+        if self._thread is not None:
+            self._thread.join()
+        # the call waits where the system's queue of requests is full
+        self._thread = Thread(target=_advise, args=(wanted,), daemon=True)
+        self._thread.start()
+
+
+def _advise(ranges: list[tuple[Path, int, int]]) -> None:
+    for path, begin, end in ranges:
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                os.posix_fadvise(descriptor, begin, end - begin, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(descriptor)
 
 
 def spans(count: int, size: int) -> Iterator[slice]:

@@ -2,10 +2,18 @@
 
 import os
 
+from prunecli.errors import UsageError
+
 
 def size() -> int:
-    """Return how many processes there are; 1 without `torchrun`."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """Return how many processes there are; 1 without `torchrun`.
+
+    Raises UsageError where the variable holds no number of processes.
+    """
+    text = os.environ.get("WORLD_SIZE", "1")
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"WORLD_SIZE is '{text}': expected a number of processes", "unset it")
+    return int(text)
 
 
 def is_job() -> bool:

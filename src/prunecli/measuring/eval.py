@@ -14,6 +14,7 @@ from typing import Any
 
 from prunecli.data.tokenizer import AUTO
 from prunecli.data.windows import Tokens
+from prunecli.errors import UsageError
 from prunecli.files import forms, keeping, output, sidecar
 from prunecli.files.artefact import Artefact
 from prunecli.files.claim import exclusive
@@ -29,6 +30,7 @@ from prunecli.model.memory import MemoryNeed
 from prunecli.record import Record, limited
 from prunecli.report import Report
 from prunecli.settings import Compute, Data, Result, RunContext, Tasks, never
+from prunecli.training.distributed import joined
 
 # what an evaluation repeats of its model's sidecar
 MODEL = ("method", "granularity", "ratio", "params", "nonzero", "sizes", "flops", "flops_tokens")
@@ -62,15 +64,25 @@ def evaluate(request: EvalRequest, run: RunContext = RunContext()) -> Result:
     them. If `repeat` is more than 1, each record has its `noise`: the greatest differences between
     these times (perplexity.py, harness.py).
     Raises InputError for windows that the model has seen, and for data or tasks that cannot be had,
-    before anything is computed; UsageError; OutputExists; with an OUT, Stopped.
+    before anything is computed; UsageError; OutputExists; with an OUT, Stopped. Under `torchrun`
+    all processes call this, divide the windows and get the results; the first one writes, and
+    nothing is kept.
     """
+    with joined(run) as run:
+        return _evaluate(request, run)
+
+
+def _evaluate(request: EvalRequest, run: RunContext) -> Result:
     check_device(run.compute)
+    if request.tasks.names and not run.ranks.alone:
+        raise UsageError("tasks are answered by one process", "run it without torchrun")
     builder = SidecarBuilder("eval", run.output.argv)
     checkpoint = Checkpoint(request.model, run.report)
     if run.output.path:
         output.check_path(run.output.path, run.output, [checkpoint.folder])
     run = replace(run, compute=settled(run.compute, checkpoint))
     material = _read(request, checkpoint, run.report)
+    run = memory.within(run, lambda run: _need(material, checkpoint, run))
     artefact = Artefact(
         builder,
         "eval",
@@ -78,11 +90,12 @@ def evaluate(request: EvalRequest, run: RunContext = RunContext()) -> Result:
         [checkpoint.as_input(checkpoint.digest(run.report)), *material.as_inputs()],
         run,
         parent=checkpoint.sidecar,
-        computed=Computed(run.compute.device, run.compute.dtype, material.batch),
+        computed=Computed(run.compute.device, run.compute.dtype, material.batch, run.ranks.world),
         label=request.model,
         resumable=True,
     )
-    if done := _need(material, checkpoint, run).settled(artefact, material.names, run.compute):
+    need = _need(material, checkpoint, run)
+    if done := run.ranks.of_first(lambda: need.settled(artefact, material.names, run.compute)):
         return done
     with artefact.keeping() as keeper:
         of_data, of_tasks = _measure(material, request, checkpoint, run, keeper.folder)
@@ -139,7 +152,8 @@ def _need(material: _Material, checkpoint: Checkpoint, run: RunContext) -> Memor
     """Return what the largest of the windows needs; of tasks, which load the model, its weights."""
     item = memory.item_bytes(run.compute)
     whole = item * checkpoint.arch.total_params if material.tasks else 0
-    walks = [memory.of_walk(checkpoint, run.compute, *one.ids.shape) for one in material.windows]
+    shapes = [one.ids[run.ranks.share(len(one.ids))].shape for one in material.windows]
+    walks = [memory.of_walk(checkpoint, run.compute, *shape) for shape in shapes]
     tasks = MemoryNeed({}, {"the model": whole}) if material.tasks else MemoryNeed()
     return max([*walks, tasks], key=lambda need: need.total)
 

@@ -196,6 +196,7 @@ def _check_folder(wanted: Tasks) -> None:
     if wanted.allow_code:
         return
     for path in sorted(folder.rglob("*.y*ml")):
+        confined.check_file(path)
         code = CODE.search(regular.content(path).decode("utf-8", "replace"))
         if code is not None:
             raise InputError(

@@ -19,6 +19,7 @@ from prunecli.files import provenance, regular, sidecar, strict
 from prunecli.files.output import write_bytes, write_text
 from prunecli.files.tensorfile import (
     STORAGE,
+    ReadingAhead,
     Spec,
     TensorWriter,
     begun_digest,
@@ -88,11 +89,11 @@ def _from_hub(name: str) -> Path:
     try:
         folder = fetch(
             revision or None, "config.json", sidecar.FOLDER_SIDECAR, INDEX, sidecar.CARD,
-            *companions.ALL, *companions.PROCESSOR,
+            *companions.ALL,
         )  # fmt: skip
         # of all formats in a repository only what will be read, and of the same commit
         files = [glob.escape(name) for name in _indexed(folder / INDEX)] or [ONE_FILE]
-        return fetch(folder.name, *files)
+        return fetch(folder.name, *files, *_beside_wrapper(folder / "config.json"))
     except InputError:
         raise
     except Exception as error:
@@ -102,6 +103,12 @@ def _from_hub(name: str) -> Path:
             f"cannot fetch 'hf:{name}' from the Hugging Face hub: {why}",
             f"fetch it elsewhere, with `hf download {repo} --local-dir DIR`, and give that folder",
         ) from None
+
+
+def _beside_wrapper(config: Path) -> tuple[str, ...]:
+    """Return the patterns of files that a multimodal model has beside those of a language model."""
+    kind = strict.read_object(config).get("model_type") if config.exists() else None
+    return companions.PROCESSOR if str(kind) in WRAPPERS else ()
 
 
 def _indexed(index: Path) -> list[str]:
@@ -134,6 +141,9 @@ class Reader(ABC):
     @abstractmethod
     def tensor(self, name: str) -> "torch.Tensor":
         """Return one tensor."""
+
+    def ahead(self, names: "Iterable[str]") -> None:  # noqa: B027 - where there are no files
+        """Let tensors be read from their files, which will be asked for next; returns at once."""
 
     @property
     def num_bytes(self) -> int:
@@ -180,6 +190,7 @@ class Checkpoint(Reader):
         self._head, self._embedding = f"{family.head}.weight", f"{family.embedding}.weight"
         # by the name used here: the file, and the tensor's name in it
         self._stored: dict[str, tuple[Path, str]] = {}
+        self._ahead = ReadingAhead()
         self.specs: dict[str, Spec] = {}
         self._others: dict[str, tuple[Path, Spec]] = {}  # those of other parts, by stored name
         self._find_tensors(report)
@@ -323,6 +334,10 @@ class Checkpoint(Reader):
     def tensor(self, name: str) -> "torch.Tensor":
         """Return one tensor as a view of the memory-mapped file; do not write into it."""
         return read_tensor(*self._stored[name])
+
+    def ahead(self, names: "Iterable[str]") -> None:
+        """Let tensors be read from their files, which will be asked for next; returns at once."""
+        self._ahead.begin(self._stored[name] for name in names)
 
     def shard(self, name: str) -> int:
         """Return the number of the file that holds `name`, counting from 0."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunecli.errors import InputError
@@ -51,8 +52,9 @@ DEFAULTS = (
     "tie_word_embeddings", "pad_token_id", "bos_token_id", "eos_token_id", "num_key_value_heads",
     "head_dim", "sliding_window", "final_logit_softcapping", "logits_scaling", "logit_scale",
 )  # fmt: skip
-TIMES = "logit_scale"  # a key of what logits are multiplied by
+TIMES = "logit"  # in the names of keys of what logits are multiplied by
 SPREADS = ("initializer_range", "init_std")  # the usual key, and another
+TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 IDLE = ("tie_word_embeddings", "use_cache")  # flags that say nothing of the layers
 
 
@@ -90,6 +92,9 @@ class Rule:
         return cls(f"lambda config, i: {again!r}[i % {count}]", lambda config, i: again[i % count])
 
 
+USUAL_LISTS: Mapping[str, Rule | None] = {"layer_types": None}
+
+
 @dataclass
 class Draft:
     """A record in the making: its fields by name, and the config.json of a tiny model of its kind.
@@ -119,7 +124,8 @@ class Draft:
 
     def text(self) -> str:
         """Return the record as the text of a family's file."""
-        body = _shown({k: v for k, v in self.fields.items() if v != getattr(Family, k, None)})
+        usual = {**vars(Family), "layer_lists": USUAL_LISTS}
+        body = _shown({k: v for k, v in self.fields.items() if v != usual.get(k)})
         title = self.fields["classes"]
         used = ["Family", *(["windows"] if "windows(" in body else [])]
         return (
@@ -130,12 +136,11 @@ class Draft:
 
 
 def drafted(values: Mapping[str, Any]) -> Draft:
-    """Return a draft for the model that a config.json describes.
+    """Return a draft for the language model that a config.json describes.
 
-    Raises InputError for a `model_type` that transformers does not know, for code that config.json
-    names, and for what no record describes.
+    Raises InputError for a `model_type` that transformers does not know, and for what no record
+    describes.
     """
-    values = _language_model(values)
     kind = values["model_type"]
     with quietly():
         full = configs.transformers_config(values)
@@ -162,8 +167,11 @@ def drafted(values: Mapping[str, Any]) -> Draft:
     return made
 
 
-def _language_model(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the config of a language model, which can be a part of another's."""
+def language_model(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the config of a language model, which can be a part of another's.
+
+    Raises InputError for code that it names, and where it says of no `model_type`.
+    """
     text = values.get("text_config")
     text = text if isinstance(text, dict) else {}
     if companions.CODE in values or companions.CODE in text:
@@ -221,10 +229,17 @@ def _shrunk(kind: str, full: Any) -> tuple[dict[str, Any], dict[str, str], tuple
         tiny["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0}
     tiny |= {keys[axis]: size for axis, size in SIZES.items()}
     tiny |= {keys["layers"]: LAYERS, "tie_word_embeddings": False}
-    tiny |= dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
     tiny |= {key: 0.0 for key in tiny if key.endswith(("dropout", "pdrop"))}
     if tiny.get("sliding_window") is not None:
         tiny["sliding_window"] = WINDOW
+    for key in TOKENS:
+        tiny[key] = None
+        if not _builds(tiny):
+            tiny[key] = 0  # a class that takes a number alone
+    # numbers of one hide what they scale
+    for n, key in enumerate([key for key, value in tiny.items() if value == 1.0]):
+        if isinstance(tiny[key], float) and _builds({**tiny, key: 0.5 ** (n + 1)}):
+            tiny[key] = 0.5 ** (n + 1)
     return tiny, _read_keys(tiny, keys), tuple(wide)
 
 
@@ -426,8 +441,15 @@ class Seen:
         ]
         rows = self.model.get_input_embeddings().weight[self.ids]
         scaled = rows * SIZES["hidden"] ** 0.5
-        plain, scale = self.calls[self.made.fields["head"]].given, self.made.config.get(TIMES)
-        times = scale is not None and torch.allclose(self.logits, plain * scale)
+        plain = self.calls[self.made.fields["head"]].given
+        times = [
+            key
+            for key, value in self.made.config.items()
+            if TIMES in key
+            and isinstance(value, float)
+            and value != 1
+            and self.logits.allclose(plain * value)
+        ]
         return {
             "norm_weight_offset": float(offsets.pop()) if offsets else 0.0,
             "fixed": fixed,
@@ -435,7 +457,7 @@ class Seen:
             "scales_embedding": self.entered is not None
             and self.entered.shape == scaled.shape
             and torch.allclose(self.entered, scaled, rtol=1e-2),
-            "logits_times": TIMES if times else None,
+            "logits_times": times[0] if times else None,
             "initial": tables.initial(),
         }
 
@@ -610,13 +632,12 @@ class Tables:
         templates, biases, on, only = self._templates(self.many[0]), {}, {}, {}
         for flag, value in self._flags().items():
             toggled, fixed = self._toggled(flag, value)
-            names = {*toggled} if toggled is None or value else {*toggled} - {*templates}
             if fixed:
                 only[flag] = (value,)
             elif toggled:
                 many = self.many if value else self._built({flag: True})
                 biases[flag] = {name: self._axes(name, many) for name in toggled}
-                templates = [name for name in templates if name not in names]
+                templates = [name for name in templates if name not in toggled]
                 on[flag] = True
         self.made.config |= on
         usual = {flag: True for flag in biases if _default(self.made.kind).get(flag) is True}
@@ -644,10 +665,10 @@ class Tables:
         """Return the flags that the class of a config has of its own."""
         from transformers import CONFIG_MAPPING, PretrainedConfig
 
-        own = signature(CONFIG_MAPPING[self.made.kind]).parameters.keys()
-        every = {*signature(PretrainedConfig).parameters, *IDLE}
-        config = self.made.config
-        return {key: config[key] for key in own - every if isinstance(config.get(key), bool)}
+        own = signature(CONFIG_MAPPING[self.made.kind]).parameters
+        every, config = {*signature(PretrainedConfig).parameters, *IDLE}, self.made.config
+        flags = [key for key in own if key not in every and isinstance(config.get(key), bool)]
+        return {key: config[key] for key in flags}
 
     def _toggled(self, flag: str, value: bool) -> tuple[list[str], bool]:
         """Return the biases that exist when a flag is on, and whether it must stay as it is.
@@ -704,7 +725,7 @@ def _lists(made: Draft) -> dict[str, Rule | None]:
         for key, value in made.config.items()
         if isinstance(value, list) and len(value) == LAYERS
     }
-    found: dict[str, Rule | None] = {"layer_types": None}
+    found: dict[str, Rule | None] = dict(USUAL_LISTS)
     for key in lists:
         longer = {name: value for name, value in made.config.items() if name not in lists}
         longer[made.keys["layers"]] = LONGER
@@ -758,3 +779,55 @@ def _nested(entry: Any) -> str:
         return repr(entry)
     rows = [f"            {key!r}: {value!r},\n" for key, value in entry.items()]
     return f"{{\n{''.join(rows)}        }}"
+
+
+def save(made: Draft, folder: Path) -> None:
+    """Write a tiny random model, and learn by what names a class saves its tensors.
+
+    Raises InputError if there is none, or its tensors are saved in another form.
+    """
+    from safetensors.torch import load_file
+
+    model = random_model(made.config)
+    with configs.refusals("transformers cannot save its model"):
+        model.save_pretrained(folder)
+    kept = load_file(folder / "model.safetensors")
+    own = model.state_dict()
+    found: dict[str, str] = {}
+    for stored, tensor in kept.items():
+        same = [stored] if stored in own else [n for n, t in own.items() if _equal(t, tensor)]
+        if len(same) != 1:
+            raise made.refused(f"it is saved with a '{stored}', which its class has not")
+        found[stored] = same[0]
+    made.fields["stored_names"] = _renaming(found, made.fields["layer"].removesuffix("{i}."))
+    family = made.family()
+    for stored, name in found.items():
+        if family.own_name(stored) != name:
+            raise made.refused(
+                f"no replacing of parts makes '{name}' of '{stored}', as it is saved"
+            )
+
+
+def _renaming(found: Mapping[str, str], layers: str) -> tuple[tuple[str, str], ...]:
+    """Return parts of stored names, and what they are in a class; longer ones first.
+
+    `found` is what each stored name is there; `layers` is what those of layers begin with there.
+    """
+    pairs: dict[str, str] = {}
+    for stored, own in found.items():
+        if stored == own:
+            continue
+        before, name = "", own
+        if own.startswith(f"{layers}0."):
+            outside, _, stored = stored.partition("0.")
+            pairs[outside] = layers
+            before, name = ".", own.removeprefix(f"{layers}0.")
+        elif own.startswith(layers):
+            continue  # as in the first layer
+        parts, ours = stored.split("."), name.split(".")
+        while parts and ours and parts[-1] == ours[-1]:
+            del parts[-1], ours[-1]
+        if parts:
+            pairs[f"{before}{'.'.join(parts)}."] = f"{before}{'.'.join(ours)}."
+    pairs = {old: new for old, new in pairs.items() if old != new}
+    return tuple(sorted(pairs.items(), key=lambda pair: -len(pair[0])))

@@ -72,10 +72,11 @@ def dtype_of(compute: Compute, checkpoint: Reader) -> "torch.dtype":
 
 
 def check_device(compute: Compute) -> None:
-    """Raise UsageError for a device that does not exist, before anything is read.
+    """Raise UsageError for a device or `--memory` that cannot be, before anything is read.
 
     Raises InputError where hidden states are to be kept on disk and there is no place for them.
     """
+    _ = compute.most_bytes
     if compute.buffer == "disk":
         scratch.folder()
     if compute.device in ("auto", "cpu"):

@@ -3,23 +3,27 @@
 import ctypes
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from prunecli.errors import InputError
-from prunecli.files import world
+from prunecli.files import scratch, world
 from prunecli.files.artefact import Artefact
 from prunecli.files.tensorfile import ITEM_BYTES, STORAGE
 from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Reader
 from prunecli.model.device import device_of
-from prunecli.settings import BATCH_TOKENS, Compute, Result
+from prunecli.settings import BATCH_TOKENS, Compute, Result, RunContext
 
 if TYPE_CHECKING:
     import torch
 
+# of the program and its libraries, torch and transformers among them
+PROGRAM = 350_000_000
+STREAMS = 1 << 30  # bytes of hidden states at once, where one model is tried in many ways
+STATE_BYTES = 16  # of training, a parameter: weight, gradient and two moments in float32
 # of a run: from here on, at least minutes on the fastest of CPUs, its memory is tried by itself
 LONG_FLOPS = 1e14
 # touches every page in steps, as the system gives memory only then; if it is short of memory, it
@@ -93,6 +97,45 @@ class MemoryNeed:
             raise _too_little(f"memory on '{device}'", self.device)
 
 
+def within(run: RunContext, need_of: Callable[[RunContext], MemoryNeed]) -> RunContext:
+    """Return the run as it fits into `--memory`: with hidden states in a file where they must be.
+
+    `need_of` tells what it needs. Raises InputError where even the least does not fit.
+    """
+    most = run.compute.most_bytes
+    if most is None or _taken(need_of(run), run.compute) <= most:
+        return run
+    on_disk = replace(run, compute=replace(run.compute, buffer="disk"))
+    need = need_of(on_disk)
+    if (least := _taken(need, run.compute)) > most:
+        parts = _told({"the program": PROGRAM, **_in_memory(need, run.compute)})
+        raise InputError(
+            f"--memory {run.compute.memory} is too little: the run takes at least "
+            f"{least / 1e9:.3g} GB ({parts})",
+            "give it more, or fewer or shorter windows",
+        )
+    if run.compute.buffer != "disk":
+        scratch.folder()
+        run.report.info(f"hidden states are kept in a file: --memory {run.compute.memory}")
+    return on_disk
+
+
+def _in_memory(need: MemoryNeed, compute: Compute) -> dict[str, int]:
+    """Return what is held in the machine's own memory."""
+    on_cpu = device_of(compute).type == "cpu"
+    return {**need.host, **(need.device if on_cpu else {})}
+
+
+def _taken(need: MemoryNeed, compute: Compute) -> int:
+    return PROGRAM + sum(_in_memory(need, compute).values())
+
+
+def streams_bytes(compute: Compute) -> int:
+    """Return how many bytes of hidden states are held where one model is tried in many ways."""
+    most = compute.most_bytes
+    return STREAMS if most is None else min(STREAMS, most // 4)
+
+
 def item_bytes(compute: Compute) -> int:
     """Return the bytes of a number in a compute type that is settled."""
     return ITEM_BYTES[STORAGE[compute.dtype]]
@@ -105,31 +148,39 @@ def of_walk(
     length: int,
     statistics: int = 0,
     passes: float = 1,
+    edited: bool = False,
 ) -> MemoryNeed:
     """Return what a walk over the layers needs, of windows [rows, length] in its compute type.
 
     `statistics` are bytes that the collectors of a layer hold, and formulas make of them; `passes`
-    is how often the windows go through the model.
+    is how often the windows go through the model. On a CPU, weights are those of the mapped file,
+    which the system can drop, but for those of an `edited` layer.
     """
     arch, item = checkpoint.arch, item_bytes(compute)
-    matrices = [f"{name}.weight" for name in (arch.family.embedding, arch.family.head)]
-    stored = sum(checkpoint.specs[name].bytes for name in matrices if name in checkpoint.specs)
+    on_cpu = device_of(compute).type == "cpu"
+    head = arch.family.embedding if arch.tied else arch.family.head
     layer = [spec for name, spec in checkpoint.specs.items() if name.startswith(arch.prefix(0))]
     cast = [prod(spec.shape) * item for spec in layer if spec.dtype != STORAGE[compute.dtype]]
     hidden = rows * length * arch.hidden * item if compute.buffer == "ram" else 0
     # a batch is at least one window: what enters and leaves the linears, and a residual stream
     batch = max(BATCH_TOKENS, length)
-    activations = batch * (8 * arch.hidden + arch.ffn_matrices * arch.ffn) * item
+    activations = batch * (12 * arch.hidden + arch.ffn_matrices * arch.ffn) * item
     return MemoryNeed(
-        {"hidden states": hidden, "embeddings": stored},
+        {"hidden states": hidden},
         {
-            "one layer": sum(spec.bytes for spec in layer),
+            "output head": 0 if on_cpu else checkpoint.specs[f"{head}.weight"].bytes,
+            "one layer": sum(spec.bytes for spec in layer) if edited or not on_cpu else 0,
             "a matrix": max(cast, default=0),
             "a batch": activations,
             "statistics": statistics,
         },
         passes * rows * arch.flops(length),
     )
+
+
+def training_flops(arch: Arch, tokens: int, length: int) -> int:
+    """Return the FLOPs of training on windows of `length`: a backward pass takes two forward."""
+    return 3 * arch.flops(length) * (tokens // length)
 
 
 def of_training(state_bytes: int, flops: float, activations: int) -> MemoryNeed:
@@ -171,9 +222,13 @@ def _fits_device(size: int, device: "torch.device") -> bool:
 
 
 def _too_little(what: str, need: Mapping[str, int]) -> InputError:
-    largest = sorted(((size, name) for name, size in need.items() if size), reverse=True)
-    told = ", ".join(f"{name} {size / 1e9:.3g}" for size, name in largest)
     return InputError(
-        f"too little {what}: the run needs about {sum(need.values()) / 1e9:.3g} GB ({told})",
+        f"too little {what}: the run needs about {sum(need.values()) / 1e9:.3g} GB ({_told(need)})",
         "try --buffer disk, fewer --nsamples or --dtype bfloat16, or a larger machine",
     )
+
+
+def _told(need: Mapping[str, int]) -> str:
+    """Return what takes memory, the largest first, in GB."""
+    largest = sorted(((size, name) for name, size in need.items() if size), reverse=True)
+    return ", ".join(f"{name} {size / 1e9:.3g}" for size, name in largest)

@@ -35,7 +35,8 @@ class LayerStream:
         compute: device, compute type, and where hidden states are kept: `ram`, or `disk` for a
             file-backed buffer in the temporary folder.
         report: hears about progress.
-        keeper: keeps the states of walks; without one nothing is kept.
+        keeper: keeps the states of walks; without one nothing is kept. Its run's `ranks` are the
+            processes that walk, each with its own rows.
     """
 
     def __init__(
@@ -47,8 +48,9 @@ class LayerStream:
     ) -> None:
         self.checkpoint, self.arch = checkpoint, checkpoint.arch
         self.keeper = keeper or Keeper(RunContext(report=report))
+        self.ranks = self.keeper.run.ranks
         self.device, self.dtype = device_of(compute), dtype_of(compute, checkpoint)
-        self.buffer_kind = compute.buffer
+        self.buffer_kind, self.streams_bytes = compute.buffer, memory.streams_bytes(compute)
         self._stock = meta_model(checkpoint.arch, self.device)
         self._cap = LogitSoftcap.of(checkpoint.arch)
         self._parts = Parts.of(self._stock, self.arch.family)
@@ -60,6 +62,8 @@ class LayerStream:
         self._roots: dict[str, Tensor] = {}
         self._head: Tensor | None = None
         self._room = Room()
+        self._last: int | None = None
+        self._given: nn.Module | None = None
         self._context: tuple[int, list[dict[str, Any]]] | None = None
 
     def walk(
@@ -155,8 +159,11 @@ class LayerStream:
 
         Its linears hold them as they are stored, on a CPU as views of the mapped file: do not write
         into them. With `cast` they are in the compute type, as whatever trains or asks for their
-        gradients needs them.
+        gradients needs them. While this layer computes, the next is read: the one on its other side
+        from the last. That one has no weights any more: whoever still names it, holds no memory.
         """
+        if self._given is not None:
+            self._given.to("meta")
         self.rest()
         with torch.device("meta"):
             kind = type(self._parts.layers[i])
@@ -166,7 +173,11 @@ class LayerStream:
                 if type(part) is nn.Linear and not cast:
                     layer.set_submodule(name, StoredLinear(part, self._room))
         self._load(layer, self.arch.prefix(i))
-        return layer.eval()
+        forwards = self._last is None or i > self._last
+        self._last, following = i, self.arch.prefix(i + 1 if forwards else i - 1)
+        self.checkpoint.ahead(name for name in self.checkpoint.specs if name.startswith(following))
+        self._given = layer.eval()
+        return self._given
 
     def rest(self) -> None:
         """Give back the memory that the next product will take again."""
@@ -332,8 +343,14 @@ def sequence_losses(stream: LayerStream, ids: Tensor, without: range = range(0))
 
     `without` are layers that are left out. Batches go to the device together and through a layer
     one sequence at a time: how products are rounded depends on what else is in a batch, and a loss
-    must not.
+    must not. Several processes take some of the sequences each, and get all losses.
     """
+    share = stream.ranks.share(len(ids))
+    return stream.ranks.gathered(_own_losses(stream, ids[share], without))
+
+
+def _own_losses(stream: LayerStream, ids: Tensor, without: range) -> Tensor:
+    """Return what `sequence_losses` does, of this process's sequences [N, T]."""
     state = {"hidden": stream.embed(ids)}  # [N, T, D]
     layers = [i for i in range(stream.arch.layers) if i not in without]
     for i in stream.walk(layers, "evaluating", "layers", state):

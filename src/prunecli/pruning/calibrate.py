@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import TYPE_CHECKING
 
 from prunecli.errors import UsageError
@@ -13,7 +14,7 @@ from prunecli.files.tensorfile import Spec
 from prunecli.methods import registry
 from prunecli.methods._base import Method, RequiredStatistic
 from prunecli.model import memory
-from prunecli.model.arch import Arch
+from prunecli.model.arch import POINTS, Arch
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.device import check_device, dtype_of, settled
 from prunecli.model.memory import MemoryNeed
@@ -22,8 +23,10 @@ from prunecli.pruning.calibration import Calibration, check_tensor_file, read_wi
 from prunecli.pruning.sizes import check_supported, resolve_sizes
 from prunecli.pruning.stats import registry as statistics
 from prunecli.pruning.stats._base import GRADIENTS, INPUTS, MODEL, Statistic
+from prunecli.ranks import Ranks
 from prunecli.record import Record
 from prunecli.settings import BATCH_TOKENS, Amount, Data, Result, RunContext
+from prunecli.training.distributed import joined
 
 if TYPE_CHECKING:
     import torch
@@ -57,8 +60,14 @@ def calibrate(request: CalibrateRequest, run: RunContext = RunContext()) -> Resu
     """Collect what methods read, of the dense model on DATA, into OUT.safetensors.
 
     What is done of a long run is kept in OUT.partial; the next one goes on from there, unless
-    `run.output.restart`. Raises UsageError, InputError, OutputExists, Stopped.
+    `run.output.restart`. Under `torchrun` all processes call this and divide the rows of DATA; the
+    first one writes, and nothing is kept. Raises UsageError, InputError, OutputExists, Stopped.
     """
+    with joined(run) as run:
+        return _calibrate(request, run)
+
+
+def _calibrate(request: CalibrateRequest, run: RunContext) -> Result:
     check_device(run.compute)
     methods = [registry.get(name) for name in request.methods]
     _check_read(methods, request.compat)
@@ -68,14 +77,39 @@ def calibrate(request: CalibrateRequest, run: RunContext = RunContext()) -> Resu
     check_tensor_file(run.output, dense)
     num_removed = num_removed_layers(methods, request.amount, dense.arch)
     run = replace(run, compute=settled(run.compute, dense))
-    calibration = read_windows(dense, request.data, run.report)
     required = required_statistics(methods, request.compat)
+    calibration = share(
+        read_windows(dense, request.data, run.report), required, dense.arch, run.ranks
+    )
+    run = memory.within(
+        run, lambda run: memory_need(dense, calibration, required, run, num_removed)
+    )
     digest = dense.digest(run.report)
     artefact = statistics_artefact(dense, digest, calibration, required, num_removed, run)
-    need = memory_need(dense, calibration, required, run)
-    return need.settled(artefact, artefact.options, run.compute) or write_statistics(
-        artefact, dense, calibration, required, num_removed
-    )
+    need = memory_need(dense, calibration, required, run, num_removed)
+    existing = run.ranks.of_first(lambda: need.settled(artefact, artefact.options, run.compute))
+    return existing or write_statistics(artefact, dense, calibration, required, num_removed)
+
+
+def share(calibration: Calibration, required: Required, arch: Arch, ranks: Ranks) -> Calibration:
+    """Return a calibration with those rows that are this process's.
+
+    Raises UsageError where there are too few of them, or where statistics are made of all in order;
+    of experts, too, which are judged by the tokens that they see.
+    """
+    if ranks.alone or calibration.windows is None:
+        return calibration
+    if arch.experts:
+        raise UsageError("experts are measured by one process", "run it without torchrun")
+    for need in required:
+        if statistics.get(need.name).ordered:
+            raise UsageError(
+                f"'{need.name}' is made of all rows of DATA in order, by one process",
+                "run it without torchrun",
+            )
+    ids = calibration.windows.ids
+    own = replace(calibration.windows, ids=ids[ranks.share(len(ids))])
+    return replace(calibration, windows=own)
 
 
 def required_statistics(methods: Sequence[Method], compat: bool) -> Required:
@@ -131,16 +165,38 @@ def statistics_artefact(
     return Artefact(
         SidecarBuilder("calibrate", run.output.argv), "stats", options,
         [dense.as_input(digest), *calibration.inputs], run, calibration=calibration.num_tokens,
-        computed=Computed(run.compute.device, run.compute.dtype, BATCH_TOKENS),
+        computed=Computed(run.compute.device, run.compute.dtype, BATCH_TOKENS, run.ranks.world),
         resumable=calibration.windows is not None,
     )  # fmt: skip
 
 
-def statistics_bytes(required: Required, arch: Arch) -> int:
-    """Return the bytes that collectors of one layer hold, and what formulas make of the largest."""
+def statistics_bytes(required: Required, arch: Arch, copies: int = WORKING_COPIES) -> int:
+    """Return the bytes that collectors of one layer hold, and of `copies` of the largest."""
+    sizes = [size for of_point in _statistics_sizes(required, arch).values() for size in of_point]
+    return sum(sizes) + copies * max(sizes, default=0)
+
+
+def solving_bytes(required: Required, arch: Arch) -> int:
+    """Return what is held at the peak of pruning a layer's weights, input by input.
+
+    Statistics of inputs that are done are let go. Beside the others there are working copies of
+    this input's or, later, a matrix in float32 and what it changes by.
+    """
+    sizes = _statistics_sizes(required, arch)
+    left, peak = sum(map(sum, sizes.values())), 0
+    matrices = [prod(tensor.shape) for tensor in arch.tensors().values() if tensor.layer == 0]
+    for point in POINTS:
+        own = sizes.get(point, [])
+        peak = max(peak, left + max(WORKING_COPIES * max(own, default=0), 2 * 4 * max(matrices)))
+        left -= sum(own)
+    return peak
+
+
+def _statistics_sizes(required: Required, arch: Arch) -> dict[str, list[int]]:
+    """Return the bytes of the tensors that collectors of one layer hold, by point."""
     import torch
 
-    sizes = [0]
+    sizes: dict[str, list[int]] = {}
     for need in required:
         record = statistics.get(need.name)
         for point in need.points if record.scope == INPUTS else ():
@@ -148,24 +204,60 @@ def statistics_bytes(required: Required, arch: Arch) -> int:
             seen = torch.empty(1, 1, arch.point_width(point), device="meta")
             # of these two tensors enter: see Collector
             collector.update(*[seen] * (2 if point in ("block", "experts") else 1))
-            found = [tensor.nbytes for tensor in collector.compute().values()]
-            sizes += found * len(arch.points(0, point))
-    return sum(sizes) + WORKING_COPIES * max(sizes)
+            own = [tensor.nbytes for tensor in collector.compute().values()]
+            sizes.setdefault(point, []).extend(own * len(arch.points(0, point)))
+    return sizes
 
 
 def memory_need(
-    dense: Checkpoint, calibration: Calibration, required: Required, run: RunContext
+    dense: Checkpoint,
+    calibration: Calibration,
+    required: Required,
+    run: RunContext,
+    num_removed: int | None = None,
+    edited: bool = False,
 ) -> MemoryNeed:
-    """Return what collecting statistics needs; nothing where they are read from a file."""
+    """Return what collecting statistics needs; nothing where they are read from a file.
+
+    `edited` says whether layers get other weights on the way.
+    """
     if calibration.windows is None:
         return MemoryNeed()
     rows, length = calibration.windows.ids.shape
-    held = statistics_bytes(required, dense.arch)
-    need = memory.of_walk(dense, run.compute, rows, length, held)
+    solving = solving_bytes(required, dense.arch) if edited else 0
+    # a layer that is edited is solved while no batch runs
+    copies = WORKING_COPIES if not edited else 0
+    held = statistics_bytes(required, dense.arch, copies)
+    times = passes(required, dense.arch, num_removed or 0, edited)
+    need = memory.of_walk(dense, run.compute, rows, length, held, times, edited)
+    running = sum(need.device[name] for name in ("statistics", "a batch", "a matrix"))
+    need = replace(need, device={**need.device, "solving": max(0, solving - running)})
     scopes = {statistics.get(one.name).scope for one in required}
     if scopes & {GRADIENTS, MODEL}:
         need = _with_losses(need, dense.arch, GRADIENTS in scopes)
+    if any(statistics.get(one.name).depends_on_amount for one in required):
+        # of every candidate: as many rows as fit, and a batch of them at least
+        row = (dense.arch.layers + 1) * length * dense.arch.hidden * memory.item_bytes(run.compute)
+        batch = max(1, BATCH_TOKENS // length) * row
+        streams = min(rows * row, max(batch, memory.streams_bytes(run.compute)))
+        need = replace(need, device={**need.device, "streams": streams})
+        if all(statistics.get(one.name).depends_on_amount for one in required):
+            # these are the states of the rows that are tried, and no others are held
+            need = replace(need, host={**need.host, "hidden states": 0})
     return need
+
+
+def passes(required: Required, arch: Arch, num_removed: int, edited: bool) -> float:
+    """Return how often the windows go through the model; a backward pass counts as two.
+
+    A layer that is `edited` runs once to be observed, without the product that nobody reads, and
+    once more for the next; gradients need a forward pass, and one more with the backward pass.
+    """
+    records = [statistics.get(one.name) for one in required]
+    scopes = {record.scope for record in records}
+    of_inputs = (1.75 if edited else 1.0) if INPUTS in scopes else 0.0
+    of_model = sum(record.passes(arch, num_removed) for record in records if record.scope == MODEL)
+    return of_inputs + (4.0 if GRADIENTS in scopes else 0.0) + of_model
 
 
 def _with_losses(need: MemoryNeed, arch: Arch, backward: bool) -> MemoryNeed:

@@ -115,12 +115,12 @@ class ResolvedMaskTraining:
         }
 
     def _state_bytes(self, params: int) -> int:
-        return (4 if self.options["freeze_weights"] else 16) * params
+        return (4 if self.options["freeze_weights"] else memory.STATE_BYTES) * params
 
     def memory_need(self, arch: Arch) -> MemoryNeed:
         """Return what training holds in memory."""
         length = self.rows.seq_len
-        flops = 3 * arch.flops(length) * (self.tokens // length)
+        flops = memory.training_flops(arch, self.tokens, length)
         tokens = length * config.micro_batch_size(self.options["batch_size"], length)
         held = memory.activations(arch, tokens, 4, self.options["activation_checkpointing"])
         return memory.of_training(self._state_bytes(arch.total_params), flops, held)

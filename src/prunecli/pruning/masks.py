@@ -7,7 +7,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from prunecli.files.keeping import Keeper
-from prunecli.files.tensorfile import Spec
+from prunecli.files.tensorfile import Spec, torch_dtype
 from prunecli.methods._base import Method
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.pattern import SparsityPattern
@@ -45,22 +45,13 @@ class WeightMasker:
 
     def stream(self, calibration: Calibration) -> "Stream":
         """Yield every tensor, block linears with zeros; weights after their update."""
-        from prunecli.model.device import device_of
-
-        dense, device = self.dense, device_of(self.run.compute)
+        dense = self.dense
         inputs = product(range(dense.arch.layers), dense.arch.inputs())
         points = [f"{dense.arch.prefix(i)}{modules[0]}:in" for i, modules in inputs]
         retries = self.keeper.remembered("damping", dict.fromkeys(points, Spec("I64", ())))
         self.damping_retries.update({point: int(count) for point, count in retries.items()})
         for i, layer, take in self._layers(calibration):
-            for modules in dense.arch.inputs():
-                point = f"{dense.arch.prefix(i)}{modules[0]}:in"
-                precomputed = self._precompute(take(point), point, retries)
-                for module in modules:
-                    name = f"{dense.arch.prefix(i)}{module}.weight"
-                    loaded = None if layer is None else layer.get_submodule(module)
-                    yield name, (self._pruned(name, loaded, precomputed, device).cpu(),)
-                del precomputed  # a factor, before the next is made
+            yield from self._linears(i, layer, take, retries)
         linears = {
             f"{dense.arch.prefix(i)}{module}.weight"
             for i in range(dense.arch.layers)
@@ -89,18 +80,95 @@ class WeightMasker:
         for i, layer, statistics in _hooks.layerwise(stream, calibration.windows.ids, required):
             yield i, layer, partial(_take, statistics)
 
-    def _pruned(
-        self, name: str, loaded: "nn.Module | None", precomputed: Any, device: "torch.device"
-    ) -> "torch.Tensor":
-        """Return a weight [O, I] with zeros, as it is stored; put it into the `loaded` linear."""
+    def _linears(
+        self, i: int, layer: "nn.Module | None", take: "Take", retries: "dict[str, torch.Tensor]"
+    ) -> "Stream":
+        """Yield the linears of a layer, pruned; of several processes each prunes some, for all."""
+        owners, ranks, prefix = self._owners(), self.run.ranks, self.dense.arch.prefix(i)
+        mine = self._made(i, layer, take, retries, owners)
+        if not ranks.alone:
+            # before any process waits for what another one makes
+            mine = iter(list(mine))
+        for modules, owner in owners.items():
+            for module in modules:
+                name = f"{prefix}{module}.weight"
+                loaded = None if layer is None else layer.get_submodule(module)
+                # no variable holds what is made while the next one is
+                made = partial(next, mine) if owner == ranks.rank else partial(self._room, name)
+                yield name, (self._put(name, loaded, ranks.sent(made(), owner)).cpu(),)
+            self._share_retries(f"{prefix}{modules[0]}:in", retries)
+
+    def _room(self, name: str) -> "torch.Tensor":
+        """Return room for a pruned weight that another process makes."""
         import torch
+
+        from prunecli.model.device import device_of
+
+        shape, device = self.dense.specs[name].shape, device_of(self.run.compute)
+        return torch.empty(shape, dtype=torch.float32, device=device)
+
+    def _owners(self) -> dict[tuple[str, ...], int]:
+        """Return which process prunes what reads one input of a layer, for every input.
+
+        The dearest goes first, to the process that has least: a factor of the input's Gram matrix
+        costs I^3, and updating weights [O, I] by it O I^2.
+        """
+        arch, ranks = self.dense.arch, self.run.ranks
+        costs = {}
+        for modules in arch.inputs():
+            shapes = [self.dense.specs[f"{arch.prefix(0)}{one}.weight"].shape for one in modules]
+            inputs = shapes[0][1]
+            costs[modules] = inputs**2 * (inputs + sum(outputs for outputs, _ in shapes))
+        loads, owners = [0] * ranks.world, {}
+        for modules in sorted(costs, key=lambda one: -costs[one]):
+            owners[modules] = loads.index(min(loads))
+            loads[owners[modules]] += costs[modules]
+        return {modules: owners[modules] for modules in costs}
+
+    def _made(
+        self,
+        i: int,
+        layer: "nn.Module | None",
+        take: "Take",
+        retries: "dict[str, torch.Tensor]",
+        owners: Mapping[tuple[str, ...], int],
+    ) -> "Iterator[torch.Tensor]":
+        """Yield the pruned weights [O, I] of layer `i` that this process makes, in float32."""
+        prefix = self.dense.arch.prefix(i)
+        for modules, owner in owners.items():
+            statistics = take(f"{prefix}{modules[0]}:in")
+            if owner != self.run.ranks.rank:
+                continue
+            precomputed = self._precompute(statistics, f"{prefix}{modules[0]}:in", retries)
+            for module in modules:
+                loaded = None if layer is None else layer.get_submodule(module)
+                yield self._pruned(f"{prefix}{module}.weight", loaded, precomputed)
+            del precomputed, statistics  # a factor, before the next is made
+
+    def _share_retries(self, point: str, retries: "dict[str, torch.Tensor]") -> None:
+        """Let all processes know how often damping was raised at a point."""
+        count = self.run.ranks.total(self.damping_retries.get(point, 0))
+        if count and point not in self.damping_retries:
+            self._note_retries(point, count, retries)
+
+    def _pruned(self, name: str, loaded: "nn.Module | None", precomputed: Any) -> "torch.Tensor":
+        """Return a weight [O, I] with zeros, in float32."""
+        from prunecli.model.device import device_of
 
         # what is on the device already is not read again
         known = None if loaded is None else loaded.weight.detach()  # type: ignore[operator]
-        weight = self.dense.tensor(name).to(device) if known is None else known
+        weight = self.dense.tensor(name).to(device_of(self.run.compute)) if known is None else known
         assert self.method.sparsify is not None
-        pruned = self.method.sparsify(weight.float(), precomputed, self.pattern, self.options)
-        stored: torch.Tensor = pruned.to(weight.dtype)
+        pruned: torch.Tensor = self.method.sparsify(
+            weight.float(), precomputed, self.pattern, self.options
+        )
+        return pruned
+
+    def _put(self, name: str, loaded: "nn.Module | None", pruned: "torch.Tensor") -> "torch.Tensor":
+        """Return a pruned weight as it is stored; put it into the `loaded` linear."""
+        import torch
+
+        stored = pruned.to(torch_dtype(self.dense.specs[name].dtype))
         if loaded is not None:
             seen = pruned if self.options["compat"] else stored
             loaded.weight = torch.nn.Parameter(seen, requires_grad=False)
@@ -113,7 +181,6 @@ class WeightMasker:
         retries: "dict[str, torch.Tensor]",
     ) -> Any:
         """Return what the method makes once per distinct input: norms, or a Hessian's factor."""
-        import torch
 
         from prunecli.model.device import device_of
 
@@ -123,12 +190,14 @@ class WeightMasker:
         on_device = {name: tensor.to(device) for name, tensor in statistics.items()}
         precomputed = self.method.prepare(on_device, self.options)
         if isinstance(precomputed, dict) and int(precomputed.get("retries", 0)):
-            self.damping_retries[point] = int(precomputed["retries"])
-            retries[point] = torch.tensor(self.damping_retries[point])
-            self.run.report.info(
-                f"{point}: damping was raised tenfold {self.damping_retries[point]} times"
-            )
+            self._note_retries(point, int(precomputed["retries"]), retries)
         return precomputed
+
+    def _note_retries(self, point: str, count: int, retries: "dict[str, torch.Tensor]") -> None:
+        import torch
+
+        self.damping_retries[point], retries[point] = count, torch.tensor(count)
+        self.run.report.info(f"{point}: damping was raised tenfold {count} times")
 
 
 def _take(statistics: "dict[str, torch.Tensor]", point: str) -> "dict[str, torch.Tensor]":

@@ -22,6 +22,7 @@ from prunecli.settings import Compute, Data, Output, RunContext
 EXACT = 1e-9  # of logits in float64, which rounds at 1e-16: what is above it is no rounding
 CLOSE = 1e-5  # of a mean loss in float32, relative
 ROWS, LENGTH = 2, 32
+PARENT = "parent"  # the folder of the tiny model
 
 
 class Probed(NamedTuple):
@@ -45,14 +46,17 @@ def probe(folder: str, report: Report = SILENT) -> Probed:
         raise InputError(
             f"'{folder}' has no config.json", "give a Hugging Face model folder"
         ) from None
+    values = dict(derive.language_model(values))
+    if registry.knows(kind := values["model_type"]):
+        family = registry.of_model_type(kind)
+        raise InputError(f"'{kind}' is read already, by the family '{family.name}'")
     draft = derive.drafted(values)
-    if registry.knows(draft.kind):
-        family = registry.of_model_type(draft.kind)
-        raise InputError(f"'{draft.kind}' is read already, by the family '{family.name}'")
     with scratch.told():
         place = tempfile.TemporaryDirectory(prefix="prunecli-", dir=scratch.folder())
-    with place as made, registry.trying(draft.family()), derive.quietly():
-        _Trial(draft, Path(made)).all(report)
+    with place as made, derive.quietly():
+        derive.save(draft, Path(made) / PARENT)
+        with registry.trying(draft.family()):
+            _Trial(draft, Path(made)).all(report)
     return Probed(draft.fields["name"], draft.kind, draft.text())
 
 
@@ -63,14 +67,12 @@ class _Trial:
         from prunecli.model.arch import Arch
 
         self.draft, self.folder = draft, folder
-        self.parent = folder / "parent"
+        self.parent = folder / PARENT
         self.arch = Arch(draft.config)
         self.family = self.arch.family
 
     def all(self, report: Report) -> None:
         """Try everything; raise InputError with what does not hold."""
-        with self._told("it cannot be built"):
-            derive.random_model(self.draft.config).save_pretrained(self.parent)
         with self._told("its tensors are not those of its record"):
             from prunecli.model.checkpoint import Checkpoint
 
@@ -221,7 +223,7 @@ class _Trial:
 
         out.mkdir()
         tensors = {
-            name: tensor.double()
+            self.family.own_name(name): tensor.double()
             for name, tensor in load_file(self.parent / "model.safetensors").items()
         }
         edit(tensors)

@@ -20,6 +20,7 @@ from prunecli.files.keeping import Keeper, specs_of
 from prunecli.files.sidecar import Computed, Input, SidecarBuilder
 from prunecli.files.tensorfile import TensorFile, Tensors
 from prunecli.methods._base import Method
+from prunecli.model import memory
 from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint, Reader
 from prunecli.model.device import check_device, settled
@@ -33,6 +34,7 @@ from prunecli.pruning.calibrate import (
     depends_on_amount,
     memory_need,
     required_statistics,
+    share,
     statistics_artefact,
     write_statistics,
 )
@@ -58,6 +60,7 @@ from prunecli.pruning.score import (
 )
 from prunecli.report import Report
 from prunecli.settings import BATCH_TOKENS, Result, RunContext
+from prunecli.training.distributed import joined
 
 if TYPE_CHECKING:
     from prunecli.model.checkpoint import Stream
@@ -102,14 +105,15 @@ def prune(request: PruneRequest, run: RunContext = RunContext()) -> Result:
 
     Methods that train masks, and long runs of those that read DATA, keep what is done in
     OUT.partial and resume from there, unless `run.output.restart`. Under `torchrun`, which is for
-    methods that train masks, all processes call this; the first one writes. Raises UsageError,
-    InputError, OutputExists, PruneError, Stopped.
+    methods that read DATA, all processes call this and divide its rows, or train together; the
+    first one writes. Those that divide rows keep nothing. Raises UsageError, InputError,
+    OutputExists, PruneError, Stopped.
     """
     out = run.output.path
     kept = [f"{request.keep}/{name}" for name in (STATS, SCORES, PLAN) if request.keep]
     if any(output.lies_in(file, folder) for file in kept for folder in (request.model, out)):
         kept = []  # which is refused, without a lock there
-    with claimed(run, *kept):
+    with claimed(run, *kept), joined(run) as run:
         return _prune(request, run)
 
 
@@ -142,8 +146,11 @@ def _prune(request: PruneRequest, run: RunContext) -> Result:
         if training
         else open_calibration(pruning)
     )
+    run = memory.within(run, lambda run: _need(replace(pruning, run=run), calibration, training))
+    pruning = replace(pruning, run=run)
     artefact = _artefact(builder, pruning, calibration, training)
-    if existing := _need(pruning, calibration, training).settled(artefact, expected, run.compute):
+    need = _need(pruning, calibration, training)
+    if existing := run.ranks.of_first(lambda: need.settled(artefact, expected, run.compute)):
         return existing
     if training is not None:
         return _train(pruning, training, artefact)
@@ -189,6 +196,8 @@ def open_calibration(pruning: Pruning) -> Calibration:
         )
     else:
         calibration = read_windows(pruning.dense, pruning.resolved.data, pruning.run.report)
+        required = required_statistics([method], asked.compat)
+        calibration = share(calibration, required, pruning.dense.arch, pruning.run.ranks)
     more = [entry for entry in seen if entry not in calibration.inputs]
     return replace(
         calibration,
@@ -280,7 +289,9 @@ def _need(
     if method is None:
         return MemoryNeed()
     required = required_statistics([method], pruning.resolved.asked.compat)
-    return memory_need(pruning.dense, calibration, required, pruning.run)
+    return memory_need(
+        pruning.dense, calibration, required, pruning.run, pruning.num_removed, method.sequential
+    )
 
 
 def _artefact(
@@ -337,15 +348,22 @@ def _write_masked(
     masker = WeightMasker(
         pruning.method, options, pattern, pruning.dense, pruning.run, pruning.keeper
     )
+    stream = masker.stream(calibration)
+    if not pruning.run.ranks.is_main:
+        for _ in stream:
+            pass  # a layer is pruned by all processes
+        return Result(artefact.path)
 
     def results() -> dict[str, Any]:
         return {"damped": masker.damping_retries} if masker.damping_retries else {}
 
-    return _write(pruning, pruning.dense, masker.stream(calibration), results, artefact, pattern)
+    return _write(pruning, pruning.dense, stream, results, artefact, pattern)
 
 
 def _write_selection(pruning: Pruning, selection: Selection, artefact: Artefact) -> Result:
-    """Carry out a selection: write a checkpoint, or the plan alone."""
+    """Carry out a selection: write a checkpoint, or the plan alone; the first process does."""
+    if not pruning.run.ranks.is_main:
+        return Result(artefact.path)
     resolved, arch, plan, report = (
         pruning.resolved,
         pruning.dense.arch,

@@ -166,11 +166,23 @@ def resolve(request: PruneRequest, output: Output) -> ResolvedPrune:
     _check(pruning, output)
     if output.restart and not (pruning.trains_masks or pruning.reads_text):
         raise UsageError("--restart: a run that reads no text keeps nothing to resume", "remove it")
-    if world.size() > 1 and not pruning.trains_masks:
-        raise UsageError(
-            "only methods that train masks run in several processes", "run it without torchrun"
-        )
+    if world.size() > 1:
+        _check_divided(pruning)
     return pruning
+
+
+def _check_divided(pruning: ResolvedPrune) -> None:
+    """Raise UsageError for what several processes cannot do together."""
+    if not (pruning.trains_masks or pruning.reads_text):
+        raise UsageError(
+            "several processes divide the rows of DATA, and this run reads none",
+            "run it without torchrun",
+        )
+    if {STATS, SCORES} & {*pruning.kept}:
+        raise UsageError(
+            "--keep writes statistics and scores in one process",
+            "run it without torchrun, or make statistics with `prunecli calibrate`",
+        )
 
 
 def _check(pruning: ResolvedPrune, output: Output) -> None:

@@ -6,6 +6,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prunecli.errors import UsageError
@@ -25,6 +26,7 @@ from prunecli.pruning.calibrate import (
     memory_need,
     num_removed_layers,
     required_statistics,
+    share,
 )
 from prunecli.pruning.calibration import (
     Calibration,
@@ -35,6 +37,7 @@ from prunecli.pruning.calibration import (
 from prunecli.pruning.sizes import Sizes, check_supported
 from prunecli.record import Record
 from prunecli.settings import BATCH_TOKENS, Amount, Data, Result, RunContext
+from prunecli.training.distributed import joined
 
 if TYPE_CHECKING:
     import torch
@@ -62,8 +65,15 @@ def score(request: ScoreRequest, run: RunContext = RunContext()) -> Result:
 
     Without `stats` they are collected from DATA first; what is done of that is kept in OUT.partial,
     and the next run goes on from there, unless `run.output.restart`. Raises UsageError for methods
-    that score inside `prune`, InputError for unusable files, OutputExists, Stopped.
+    that score inside `prune`, InputError for unusable files, OutputExists, Stopped. Under
+    `torchrun` all processes call this and divide the rows of DATA; the first one writes, and
+    nothing is kept.
     """
+    with joined(run) as run:
+        return _score(request, run)
+
+
+def _score(request: ScoreRequest, run: RunContext) -> Result:
     check_device(run.compute)
     method = registry.get(request.method)
     options = _check(request, method)
@@ -79,12 +89,18 @@ def score(request: ScoreRequest, run: RunContext = RunContext()) -> Result:
         num_removed = num_removed_layers([method], request.amount, dense.arch)
     run = replace(run, compute=settled(run.compute, dense))
     digest = dense.digest(run.report)
-    calibration = _calibration(request, method, dense, digest, run)
+    required = required_statistics([method], request.compat)
+    calibration = share(
+        _calibration(request, method, dense, digest, run), required, dense.arch, run.ranks
+    )
+    run = memory.within(
+        run, lambda run: memory_need(dense, calibration, required, run, num_removed)
+    )
     used = score_options(method, options, request.compat)
     artefact = scores_artefact(dense, digest, calibration, method, used, num_removed, run)
-    required = required_statistics([method], request.compat)
-    need = memory_need(dense, calibration, required, run)
-    if existing := need.settled(artefact, artefact.options, run.compute):
+    need = memory_need(dense, calibration, required, run, num_removed)
+    settled_by = partial(need.settled, artefact, artefact.options, run.compute)
+    if existing := run.ranks.of_first(settled_by):
         return existing
     with artefact.keeping() as keeper:
         statistics = calibration.tensors
@@ -120,7 +136,7 @@ def scores_artefact(
         SidecarBuilder("score", run.output.argv), "scores",
         {"method": method.name, "options": options, **of_windows},
         [dense.as_input(digest), *calibration.inputs], run, calibration=calibration.num_tokens,
-        computed=Computed(run.compute.device, run.compute.dtype, BATCH_TOKENS),
+        computed=Computed(run.compute.device, run.compute.dtype, BATCH_TOKENS, run.ranks.world),
         resumable=collected,
     )  # fmt: skip
 
@@ -213,9 +229,9 @@ def score_sequentially(
     assert calibration.windows is not None
     stream = LayerStream(dense, run.compute, run.report, keeper)
     required = method.needed(bool(options["compat"]))
-    units = {"kv_heads": arch.kv_heads, "ffn": arch.ffn}
+    counts = {"kv_heads": arch.kv_heads, "ffn": arch.ffn}
     specs = {
-        f"{axis}.{i}": Spec("F64", (n,)) for axis, n in units.items() for i in range(arch.layers)
+        f"{axis}.{i}": Spec("F64", (n,)) for axis, n in counts.items() for i in range(arch.layers)
     }
     scores = keeper.remembered("scores", specs)
     for i, layer, statistics in _hooks.layerwise(stream, calibration.windows.ids, required):

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat
 from prunecli.data import windows
 from prunecli.data.rows import source_path
 from prunecli.errors import InputError, NotANumber, UsageError
-from prunecli.files import keeping, output, sidecar, unfinished, world
+from prunecli.files import keeping, output, sidecar, unfinished
 from prunecli.files.artefact import Artefact
 from prunecli.files.claim import exclusive
 from prunecli.files.keeping import Keeper, specs_of
@@ -33,7 +33,13 @@ from prunecli.model.device import check_device, settled
 from prunecli.model.memory import MemoryNeed
 from prunecli.pruning import grid, surgery
 from prunecli.pruning.allocate import allocate
-from prunecli.pruning.calibrate import collect_all, memory_need, required_statistics
+from prunecli.pruning.calibrate import (
+    Required,
+    collect_all,
+    memory_need,
+    required_statistics,
+    share,
+)
 from prunecli.pruning.calibration import Calibration, open_scores, read_windows
 from prunecli.pruning.grid import Budget
 from prunecli.pruning.request import SCORES
@@ -42,8 +48,11 @@ from prunecli.pruning.sizes import Sizes, check_supported, protected_layers, res
 from prunecli.record import Record, limited
 from prunecli.report import Report
 from prunecli.settings import BATCH_TOKENS, Amount, Data, Output, Result, RunContext
+from prunecli.training.distributed import joined
 
 if TYPE_CHECKING:
+    import torch
+
     from prunecli.data.windows import Tokens
     from prunecli.pruning.mask_training import ResolvedMaskTraining
 
@@ -133,9 +142,16 @@ def search_arch(request: SearchRequest, run: RunContext = RunContext()) -> Resul
     The shape that a bare `prune` takes for this budget is tried too. Losses that are done are kept
     in OUT.json.partial until all are. Results: `arch` (the sizes chosen), `candidates` by loss.
     `run.stop` is asked at every step of a run that trains masks.
+    Under `torchrun`, which is not for methods that train masks, all processes call this and divide
+    the rows of all data; the first one writes, and nothing is kept.
     Raises UsageError, InputError (no shape meets the budget, or the texts overlap), OutputExists,
     Stopped.
     """
+    with joined(run) as run:
+        return _search_arch(request, run)
+
+
+def _search_arch(request: SearchRequest, run: RunContext) -> Result:
     check_device(run.compute)
     builder = SidecarBuilder("search-arch", run.output.argv)
     search = _resolve(request, run)
@@ -156,17 +172,22 @@ def search_arch(request: SearchRequest, run: RunContext = RunContext()) -> Resul
     if not request.allow_overlap:
         perplexity.refuse_overlap(dense, held_out)
         _refuse_shared(calibration, held_out)
+    calibration = share(calibration, _required(search), dense.arch, run.ranks)
+    run = memory.within(run, lambda run: _memory_need(search, training, calibration, held_out, run))
     digest = dense.digest(run.report)
     of_held_out = sidecar.tokens_input("evaluation", held_out.meta, held_out.windows)
     artefact = Artefact(
         builder, "arch", recorded, [dense.as_input(digest), *calibration.inputs, of_held_out], run,
         parent=dense.sidecar, calibration=calibration.num_tokens,
-        computed=Computed(run.compute.device, run.compute.dtype, BATCH_TOKENS), resumable=True,
+        computed=Computed(run.compute.device, run.compute.dtype, BATCH_TOKENS, run.ranks.world),
+        resumable=True,
     )  # fmt: skip
     need = _memory_need(search, training, calibration, held_out, run)
-    if existing := need.settled(artefact, {**recorded, **expected}, run.compute):
+    told = {**recorded, **expected}
+    if existing := run.ranks.of_first(lambda: need.settled(artefact, told, run.compute)):
         return existing
-    with artefact.partial() as folder:
+    with artefact.keeping() as keeper:
+        folder = keeper.folder
         if training is not None:
             prune_to = _by_training(dense, training, run)
         else:
@@ -177,8 +198,8 @@ def search_arch(request: SearchRequest, run: RunContext = RunContext()) -> Resul
                 search.candidates, "trying shapes", len(search.candidates), "shapes"
             )
         }
-        result = artefact.write_json({}, _results(search, losses, calibration, held_out))
-        output.discard(folder)
+        results = _results(search, losses, calibration, held_out)
+        result = artefact.write_json({}, results, keeper)
     _summarise(result.results["candidates"], run.report)
     return result
 
@@ -191,15 +212,19 @@ def _memory_need(
     run: RunContext,
 ) -> MemoryNeed:
     """Return what the search holds in memory: the larger of scoring and trying the shapes."""
-    rows, length = held_out.ids.shape
+    rows, length = held_out.ids[run.ranks.share(len(held_out.ids))].shape
     trials = len(search.candidates)
     tried = memory.of_walk(search.dense, run.compute, rows, length, passes=trials)
     if training is not None:
         before = training.memory_need(search.dense.arch)
     else:
-        required = required_statistics([search.method], search.request.compat)
-        before = memory_need(search.dense, calibration, required, run)
+        before = memory_need(search.dense, calibration, _required(search), run)
     return max(before, tried, key=lambda need: need.total)
+
+
+def _required(search: Search) -> Required:
+    """Return the statistics that the method's scores are made of."""
+    return required_statistics([search.method], search.request.compat)
 
 
 def _resolve(request: SearchRequest, run: RunContext) -> Search:
@@ -207,9 +232,12 @@ def _resolve(request: SearchRequest, run: RunContext) -> Search:
     out = run.output.path
     if not out.endswith(".json"):
         raise UsageError(f"OUT '{out}' must end in .json")
-    if world.size() > 1:
-        raise UsageError("a search runs in one process", "run it without torchrun")
     method = registry.get(request.method)
+    if method.trains_masks and not run.ranks.alone:
+        raise UsageError(
+            f"a search that trains masks ('{method.name}') runs in one process",
+            "run it without torchrun",
+        )
     options = method.resolve(request.options)
     check_searchable(method, options)
     dense = Checkpoint(request.model, run.report)
@@ -329,14 +357,14 @@ def _refuse_shared(calibration: Calibration, held_out: "Tokens") -> None:
         )
 
 
-PruneTo = Callable[[Candidate, Path], surgery.PrunedModel]
+PruneTo = Callable[[Candidate, Path | None], surgery.PrunedModel]
 
 
 def _by_scores(search: Search, scores: Tensors) -> PruneTo:
     """Return a function that cuts the parent to a shape by its scores."""
     biased = search.method.biased(search.options)
 
-    def prune_to(candidate: Candidate, state: Path) -> surgery.PrunedModel:
+    def prune_to(candidate: Candidate, state: Path | None) -> surgery.PrunedModel:
         plan = allocate(
             search.method, candidate.sizes, scores, search.dense.arch,
             search.options.get("structure"),
@@ -349,9 +377,10 @@ def _by_scores(search: Search, scores: Tensors) -> PruneTo:
 def _by_training(dense: Checkpoint, training: "ResolvedMaskTraining", run: RunContext) -> PruneTo:
     """Return a function that trains masks for a shape, with its state in a folder of its own."""
 
-    def prune_to(candidate: Candidate, state: Path) -> surgery.PrunedModel:
+    def prune_to(candidate: Candidate, state: Path | None) -> surgery.PrunedModel:
         from prunecli.pruning.mask_training import train_masks
 
+        assert state is not None, "one process keeps states"
         name = f"{run.output.path}.partial"
         trained = train_masks(dense, candidate.sizes, training, state, name, run)
         assert trained is not None, "a search runs in one process"
@@ -361,23 +390,28 @@ def _by_training(dense: Checkpoint, training: "ResolvedMaskTraining", run: RunCo
 
 
 def _scores(
-    search: Search, digest: str, calibration: Calibration, folder: Path, run: RunContext
+    search: Search, digest: str, calibration: Calibration, folder: Path | None, run: RunContext
 ) -> Tensors:
     """Return the dense parent's scores, kept in a file for the case that the search is stopped."""
+    options = score_options(search.method, search.options, search.request.compat)
+
+    def scored() -> "dict[str, torch.Tensor]":
+        statistics: Tensors = {}
+        if calibration.windows is not None:
+            statistics = collect_all(
+                search.dense, calibration.windows, _required(search), None, run, Keeper(run)
+            )
+        return score_model(search.method, search.dense, statistics, options)
+
+    if folder is None:
+        return scored()
     path = str(folder / SCORES)
     if not sidecar.path_of(path).exists():
         to_file = replace(run, output=Output(path, force=True))
-        options = score_options(search.method, search.options, search.request.compat)
-        statistics: Tensors = {}
-        if calibration.windows is not None:
-            required = required_statistics([search.method], search.request.compat)
-            statistics = collect_all(
-                search.dense, calibration.windows, required, None, run, Keeper(run)
-            )
         artefact = scores_artefact(
             search.dense, digest, calibration, search.method, options, None, to_file
         )
-        scores = score_model(search.method, search.dense, statistics, options)
+        scores = scored()
         artefact.write_tensors([scores], specs_of(scores))
     with unfinished.refusals():
         tensors = open_scores(path, search.dense.arch, digest, search.method).tensors
@@ -386,13 +420,18 @@ def _scores(
 
 
 def _try(
-    candidate: Candidate, prune_to: PruneTo, folder: Path, held_out: "Tokens", run: RunContext
+    candidate: Candidate,
+    prune_to: PruneTo,
+    folder: Path | None,
+    held_out: "Tokens",
+    run: RunContext,
 ) -> dict[str, Any]:
     """Return the loss of a shape, or why there is none; from its file if it was tried before."""
-    file, state = folder / f"{candidate.name}.json", folder / candidate.name
+    file, state = folder and folder / f"{candidate.name}.json", folder and folder / candidate.name
 
     def tried() -> dict[str, Any]:
-        state.mkdir(exist_ok=True)
+        if state is not None:
+            state.mkdir(exist_ok=True)
         outcome: dict[str, Any] = {"loss": None}
         try:
             outcome["loss"] = _loss(prune_to(candidate, state), held_out, run)
@@ -403,7 +442,8 @@ def _try(
         return outcome
 
     outcome = keeping.result(file, tried, _Tried, run.report)
-    output.remove(state)
+    if state is not None:
+        output.remove(state)
     return outcome
 
 
@@ -419,7 +459,8 @@ def _loss(pruned: surgery.PrunedModel, held_out: "Tokens", run: RunContext) -> f
     """Return the mean loss in nats per token; raise NotANumber if it is none."""
     from prunecli.model.stream import LayerStream, sequence_losses
 
-    losses = sequence_losses(LayerStream(pruned, run.compute, run.report), held_out.ids)
+    stream = LayerStream(pruned, run.compute, run.report, Keeper(run))
+    losses = sequence_losses(stream, held_out.ids)
     loss: float = perplexity.result(held_out, losses.tolist())["loss"]
     return loss
 

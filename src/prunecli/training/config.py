@@ -12,6 +12,7 @@ from prunecli.errors import InputError, UsageError
 from prunecli.files import provenance, sidecar, world
 from prunecli.files.sidecar import Input, Trained
 from prunecli.files.tensorfile import STORAGE, Spec
+from prunecli.model import memory
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.report import Report
 from prunecli.settings import Compute, Data, Training
@@ -122,8 +123,8 @@ class ResolvedTraining:
             "tokens": self.tokens,
             "rows": list(self.trained.range),
             "params": arch.total_params,
-            "flops": 3 * arch.flops(length) * (self.tokens // length),
-            "state_bytes": 16 * arch.total_params,
+            "flops": memory.training_flops(arch, self.tokens, length),
+            "state_bytes": memory.STATE_BYTES * arch.total_params,
             "micro_batch": self.micro_batch_size,
             "save_every": self.save_every,
         }

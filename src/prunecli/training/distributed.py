@@ -1,65 +1,132 @@
-"""The processes of one run: one, or those that `torchrun` started."""
+"""Joining the processes that `torchrun` started, and what one tells the others when it fails."""
 
+import json
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import TYPE_CHECKING
 
-import torch
-import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-
+from prunecli import ranks
+from prunecli.errors import PruneError, UsageError, of_system
 from prunecli.files import world
 from prunecli.model.device import device_of
-from prunecli.settings import Compute
+from prunecli.settings import Compute, RunContext
+
+if TYPE_CHECKING:
+    import torch
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.distributed_c10d import Store
+
+FAILURE = "failure"
+_groups = count()  # of this process: each has a room of its own in the store that all can read
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """This process among all: its rank, their number, its device, their mesh (None if alone)."""
+class Ranks(ranks.Ranks):
+    """The processes with what training needs: this one's device, and their mesh (None if alone)."""
 
-    rank: int
-    world: int
-    device: torch.device
-    mesh: DeviceMesh | None
+    device: "torch.device"
+    mesh: "DeviceMesh | None"
 
-    @property
-    def is_main(self) -> bool:
-        """Whether this process reports and writes for all."""
-        return self.rank == 0
 
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the sum over all processes."""
-        if self.mesh is not None:
-            dist.all_reduce(values)
-        return values
-
-    def barrier(self) -> None:
-        """Wait for all processes."""
-        if self.mesh is not None:
-            dist.barrier()
+@contextmanager
+def joined(run: RunContext) -> Iterator[RunContext]:
+    """Yield the run with all its processes, which divide its rows; torch is loaded for several."""
+    if world.size() == 1:
+        yield run
+        return
+    with process_group(run.compute) as ranks:
+        yield replace(run, ranks=ranks)
 
 
 @contextmanager
 def process_group(compute: Compute) -> Iterator[Ranks]:
-    """Join the processes of this run: by NCCL where they have GPUs, by gloo elsewhere."""
+    """Join the processes of this run: by NCCL where they have GPUs, by gloo elsewhere.
+
+    Within another it is the same group. What ends one of them by an error is told to the others,
+    which raise it too where they wait for that process.
+    """
+    import torch.distributed as dist
+
     device = device_of(compute)
     if world.size() == 1:
         yield Ranks(0, 1, device, None)
-        return
+    elif dist.is_initialized():
+        yield _ranks(device)
+    else:
+        store = _joined(device)
+        try:
+            with _telling(store):
+                yield _ranks(device)
+        finally:
+            dist.destroy_process_group()
+
+
+def _joined(device: "torch.device") -> "Store":
+    """Make the group, and return the store that all of its processes can read."""
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
     with _stdout_to_stderr():
+        try:
+            whole, rank, size = next(rendezvous("env://"))
+        except ValueError as error:  # of a variable that is missing, or holds no number
+            raise UsageError(
+                f"WORLD_SIZE says {world.size()} processes: {error}",
+                "start them by torchrun, or unset it",
+            ) from None
+        store = PrefixStore(f"prunecli-{next(_groups)}", whole)
+        of_group = PrefixStore("group", store)
         if device.type == "cuda":
             torch.cuda.set_device(device)
             # with the device named, NCCL need not guess it at the first barrier
-            dist.init_process_group("nccl", device_id=device)
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl", store=of_group, rank=rank, world_size=size, device_id=device
+            )
         else:
-            dist.init_process_group("gloo")
-        mesh = init_device_mesh(device.type, (world.size(),))
+            dist.init_process_group("gloo", store=of_group, rank=rank, world_size=size)
+    return store
+
+
+def _ranks(device: "torch.device") -> Ranks:
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+
+    with _stdout_to_stderr():
+        mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    return Ranks(dist.get_rank(), dist.get_world_size(), device, mesh)
+
+
+@contextmanager
+def _telling(store: "Store") -> Iterator[None]:
+    """Tell the others what ends this process; raise what ended another, where that was before."""
+    import torch.distributed as dist
+
     try:
-        yield Ranks(dist.get_rank(), world.size(), device, mesh)
-    finally:
-        dist.destroy_process_group()
+        yield
+    except Exception as error:
+        # a library's call that all make breaks with a RuntimeError of its own
+        if isinstance(error, ranks.Lost | RuntimeError) and store.check([FAILURE]):
+            raise _told(store) from error
+        system = of_system(error) if isinstance(error, OSError) else PruneError(str(error))
+        known = error if isinstance(error, PruneError) else system
+        told = [dist.get_rank(), known.exit_code, known.what, known.remedy]
+        if not isinstance(error, ranks.Lost):
+            store.set(FAILURE, json.dumps(told))
+        raise
+
+
+def _told(store: "Store") -> PruneError:
+    """Return the error that ended another process."""
+    rank, status, what, remedy = json.loads(store.get(FAILURE))
+    error = PruneError(f"process {rank}: {what}", remedy)
+    error.exit_code = status
+    return error
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from prunecli.files.tensorfile import Spec, spec_of
 from prunecli.model.arch import Arch
+from prunecli.ranks import Ranks
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +19,7 @@ MODEL = "model"  # the model as a whole: its losses, its residual stream
 
 
 class Collector(Protocol):
-    """Sees batches of whole sequences, keeps a state that can be merged, yields named tensors.
+    """Sees batches of whole sequences, keeps a state that can be summed, yields named tensors.
 
     `update` gets [B, T, I] in the compute type: at an input point that input, at `block` the
     layer's input and output, at `experts` in float32 the weight of each expert's output and its
@@ -32,6 +33,9 @@ class Collector(Protocol):
 
     def update(self, *tensors: "torch.Tensor") -> None:
         """Take one batch into the state."""
+
+    def reduce(self, ranks: Ranks) -> None:
+        """Take in what the collectors of other processes have seen."""
 
     def compute(self) -> "dict[str, torch.Tensor]":
         """Return the statistics of everything seen so far."""
@@ -49,12 +53,17 @@ class Statistic:
         shapes: name -> shape of what it leaves in a file, all float64: for each layer, or for the
             model, with so many layers to remove. Empty for `inputs`, which have what they observe.
         depends_on_amount: how many layers are to be removed must be known to make it.
+        ordered: every sequence is read in the light of those before it, so that processes cannot
+            divide them.
+        passes: of the `model`: how often it runs all layers, with so many layers to remove.
     """
 
     scope: str
     make: Callable[..., Any]
     shapes: Callable[[Arch, int], Mapping[str, tuple[int, ...]]] = lambda arch, count: {}
     depends_on_amount: bool = False
+    ordered: bool = False
+    passes: Callable[[Arch, int], float] = lambda arch, count: 1.0
 
     def parts(self, arch: Arch) -> list[str]:
         """Return the beginnings of the names that a file with this statistic has at a point."""

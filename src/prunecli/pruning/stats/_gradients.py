@@ -33,7 +33,8 @@ def gradients(stream: LayerStream, ids: Tensor, records: Sequence[Statistic]) ->
     The states [N, T, D] between layers are kept from a forward pass, and each layer runs once more
     in the backward pass, a sequence at a time.
     """
-    depth, steps, tokens = stream.arch.layers, list(batches(ids)), ids[:, 1:].numel()
+    depth, steps = stream.arch.layers, list(batches(ids))
+    tokens = stream.ranks.total(ids[:, 1:].numel())
     state = {"0": stream.embed(ids)}  # what enters each layer, and what leaves the last
     holds = partial(_held, stream.arch, spec_of(state["0"]), records)
     # forward, then backward: at first through what the loss is computed with
@@ -52,6 +53,7 @@ def gradients(stream: LayerStream, ids: Tensor, records: Sequence[Statistic]) ->
         for record in records:
             for part, value in record.make(weights, stream.arch).items():
                 state[f"{stream.arch.point(i, 'block')}.{part}"] = value.cpu()
+        del weights, layer  # before those of the next
     return dict(sorted(state.items()))
 
 
@@ -87,9 +89,10 @@ def _backward(
 ) -> list[WeightGradients]:
     """Take `output_gradient` [N, T, D] back through a layer that reads `inputs`, in place.
 
-    It is the gradient of the loss summed over all `tokens` that are predicted. Returns the
-    gradients of the layer's weights.
+    It is the gradient of the loss summed over all `tokens` that are predicted, by all processes.
+    Returns the gradients of the layer's weights.
     """
+    sequences = tokens // (inputs.shape[1] - 1)
     axes = {name: tensor.axes for name, tensor in stream.arch.tensors().items()}
     prefix = stream.arch.prefix(i)
     weights = dict(layer.named_parameters())
@@ -108,8 +111,10 @@ def _backward(
             slope = weight.grad.float() / tokens
             sums[name] += slope
             # of a mean over one sequence, where the slope is that of one over all
-            squares[name].addcmul_(slope, slope, value=len(inputs))
+            squares[name].addcmul_(slope, slope, value=sequences)
             weight.grad = None
+    for total in (*sums.values(), *squares.values()):
+        stream.ranks.sum(total)
     return [
         WeightGradients(weight.detach().float(), sums[name], squares[name], axes[prefix + name])
         for name, weight in weights.items()

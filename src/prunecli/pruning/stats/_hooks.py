@@ -39,6 +39,7 @@ class HookedCollectors:
         self._arch, self._block = stream.arch, stream.arch.point(i, "block")
         self._of_all = stream.arch.point(i, "experts") if stream.arch.experts else None
         self._collectors: dict[tuple[str, str], Collector] = {}
+        self._ranks = stream.ranks
         self._experts: dict[str, int] = {}
         self._tokens: Counter[str] = Counter()
         for need in needs:
@@ -103,15 +104,23 @@ class HookedCollectors:
 
     def starved(self) -> list[int]:
         """Return the experts that saw fewer tokens than channels: their Gram matrix is singular."""
-        few = {e for name, e in self._experts.items() if self._tokens[name] < self._arch.hidden}
+        # that all processes saw together: they decide alike
+        tokens = self._ranks.sum(torch.tensor([self._tokens[name] for name in self._experts]))
+        few = {
+            e
+            for e, count in zip(self._experts.values(), tokens.tolist(), strict=True)
+            if count < self._arch.hidden
+        }
         return sorted(few)
 
     def statistics(self) -> Stats:
-        """Return what was collected, hold it no more and let go of the layer."""
+        """Return what all processes collected, hold it no more and let go of the layer."""
         for hook in self._hooks:
             hook.remove()
         statistics: Stats = {}
         for (name, _), collector in self._collectors.items():
+            if not self._ranks.alone:
+                collector.reduce(self._ranks)
             for part, value in collector.compute().items():
                 statistics[f"{name}.{part}"] = value
         self._collectors.clear()

@@ -6,6 +6,7 @@ absmean[j] = sum_sequences (mean_t |x[t, j]|)^2
 from typing import TYPE_CHECKING
 
 from prunecli.pruning.stats._base import INPUTS, Statistic, at_least_float32
+from prunecli.ranks import Ranks
 
 if TYPE_CHECKING:
     import torch
@@ -22,15 +23,13 @@ class AbsMean:
     def update(self, *tensors: "torch.Tensor") -> None:
         """Take a batch [B, T, I]."""
         means_BI = at_least_float32(tensors[-1]).abs().mean(1).double()
-        self._add(means_BI.square().sum(0))
-
-    def merge(self, other: "AbsMean") -> None:
-        """Take in what another collector has seen."""
-        if other.sum is not None:
-            self._add(other.sum)
-
-    def _add(self, part: "torch.Tensor") -> None:
+        part = means_BI.square().sum(0)
         self.sum = part if self.sum is None else self.sum + part
+
+    def reduce(self, ranks: Ranks) -> None:
+        """Take in what the collectors of other processes have seen."""
+        assert self.sum is not None, "no batch was observed"
+        self.sum = ranks.sum(self.sum)
 
     def compute(self) -> "dict[str, torch.Tensor]":
         """Return `absmean` [I]."""

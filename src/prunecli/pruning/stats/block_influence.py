@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from prunecli.pruning.stats._base import INPUTS, Statistic, at_least_float32
+from prunecli.ranks import Ranks
 
 if TYPE_CHECKING:
     import torch
@@ -26,10 +27,12 @@ class BlockInfluence:
         self.count += cosine.numel()
         self.cosines = self.cosines + cosine.double().sum()
 
-    def merge(self, other: "BlockInfluence") -> None:
-        """Take in what another collector has seen."""
-        self.count += other.count
-        self.cosines += other.cosines
+    def reduce(self, ranks: Ranks) -> None:
+        """Take in what the collectors of other processes have seen."""
+        import torch
+
+        self.count = ranks.total(self.count)
+        self.cosines = ranks.sum(torch.as_tensor(self.cosines, dtype=torch.float64))
 
     def compute(self) -> "dict[str, torch.Tensor]":
         """Return `block_influence` [1]."""

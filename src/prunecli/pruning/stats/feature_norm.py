@@ -10,6 +10,7 @@ last layer's masks. Rounding as the official code does gives its masks bit for b
 from typing import TYPE_CHECKING
 
 from prunecli.pruning.stats._base import INPUTS, Statistic, at_least_float32
+from prunecli.ranks import Ranks
 
 if TYPE_CHECKING:
     import torch
@@ -21,35 +22,31 @@ class FeatureNorm:
     names = ("feature_norm",)
 
     def __init__(self) -> None:
-        self.sequences = 0
-        self.mean: torch.Tensor | None = None
+        self.squares: list[torch.Tensor] = []  # [I] each: next to nothing beside a sequence itself
 
     def update(self, *tensors: "torch.Tensor") -> None:
         """Take the sequences of a batch [B, T, I] one after the other."""
         import torch
 
         for X_TI in at_least_float32(tensors[-1]):
-            if self.mean is None:
-                self.mean = torch.zeros(X_TI.shape[1], dtype=X_TI.dtype, device=X_TI.device)
-            self.mean *= self.sequences / (self.sequences + 1)
-            self.sequences += 1
-            self.mean += torch.linalg.vector_norm(X_TI, dim=0) ** 2 / self.sequences
+            self.squares.append(torch.linalg.vector_norm(X_TI, dim=0) ** 2)
 
-    def merge(self, other: "FeatureNorm") -> None:
-        """Take in what another collector has seen."""
-        if other.mean is None:
-            return
-        if self.mean is None:
-            self.mean, self.sequences = other.mean, other.sequences
-            return
-        total = self.sequences + other.sequences
-        self.mean = (self.mean * self.sequences + other.mean * other.sequences) / total
-        self.sequences = total
+    def reduce(self, ranks: Ranks) -> None:
+        """Take in what the collectors of other processes have seen, in the order of sequences."""
+        import torch
+
+        self.squares = [*ranks.gathered(torch.stack(self.squares))]
 
     def compute(self) -> "dict[str, torch.Tensor]":
         """Return `feature_norm` [I]."""
-        assert self.mean is not None, "no batch was observed"
-        return {"feature_norm": self.mean}
+        import torch
+
+        assert self.squares, "no batch was observed"
+        mean_I = torch.zeros_like(self.squares[0])
+        for s, square_I in enumerate(self.squares):
+            mean_I *= s / (s + 1)
+            mean_I += square_I / (s + 1)
+        return {"feature_norm": mean_I}
 
 
 STATISTIC = Statistic(INPUTS, FeatureNorm)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Fluctuation:
-    """Collects `fluctuation` [I]; the order of the sequences matters, so states do not merge."""
+    """Collects `fluctuation` [I]; the order of the sequences matters."""
 
     names = ("fluctuation",)
 
@@ -46,4 +46,4 @@ class Fluctuation:
         return {"fluctuation": self.sum / max(self.sequences - 1, 1)}
 
 
-STATISTIC = Statistic(INPUTS, Fluctuation)
+STATISTIC = Statistic(INPUTS, Fluctuation, ordered=True)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from prunecli.pruning.stats._base import INPUTS, Statistic, at_least_float32
+from prunecli.ranks import Ranks
 
 if TYPE_CHECKING:
     import torch
@@ -32,10 +33,10 @@ class Gram:
         for rows in _stripes(len(self.sum_II)):
             self.sum_II[rows, rows.start :].addmm_(X_NI[:, rows].T, X_NI[:, rows.start :])
 
-    def merge(self, other: "Gram") -> None:
-        """Take in what another collector has seen."""
-        if other.sum_II is not None:
-            self.sum_II = other.sum_II if self.sum_II is None else self.sum_II + other.sum_II
+    def reduce(self, ranks: Ranks) -> None:
+        """Take in what the collectors of other processes have seen."""
+        assert self.sum_II is not None, "no batch was observed"
+        self.sum_II = ranks.sum(self.sum_II)
 
     def compute(self) -> "dict[str, torch.Tensor]":
         """Return `gram` [I, I]."""

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from prunecli.model.stream import LayerStream
 from prunecli.pruning.stats._base import MODEL, Statistic
-from prunecli.pruning.stats.skip_loss import skip_losses
+from prunecli.pruning.stats.skip_loss import runs, skip_losses
 
 
 def greedy_skips(runner: LayerStream, ids: Tensor, count: int) -> Tensor:
@@ -27,4 +27,8 @@ def greedy_skips(runner: LayerStream, ids: Tensor, count: int) -> Tensor:
 STATISTIC = Statistic(
     MODEL, greedy_skips, shapes=lambda arch, count: {f"greedy_skip.{count}": (arch.layers,)},
     depends_on_amount=True,
+    passes=lambda arch, count: sum(
+        runs(alive, 1, range(1, alive - 1))
+        for alive in range(arch.layers, arch.layers - count, -1)
+    ) / arch.layers,
 )  # fmt: skip

@@ -8,6 +8,7 @@ down_proj inputs.
 from typing import TYPE_CHECKING
 
 from prunecli.pruning.stats._base import INPUTS, Statistic, at_least_float32
+from prunecli.ranks import Ranks
 
 if TYPE_CHECKING:
     import torch
@@ -30,10 +31,13 @@ class Moments:
         M2_I = (X_NI - mean_I).square_().sum(0)
         self._add(len(X_NI), mean_I.double(), M2_I.double())
 
-    def merge(self, other: "Moments") -> None:
-        """Take in what another collector has seen."""
-        if other.mean is not None and other.M2 is not None:
-            self._add(other.count, other.mean, other.M2)
+    def reduce(self, ranks: Ranks) -> None:
+        """Take in what the collectors of other processes have seen."""
+        assert self.mean is not None and self.M2 is not None, "no batch was observed"
+        count = ranks.total(self.count)
+        mean = ranks.sum(self.mean * (self.count / count))
+        self.M2 = ranks.sum(self.M2 + self.count * (self.mean - mean).square())
+        self.count, self.mean = count, mean
 
     def _add(self, count: int, mean: "torch.Tensor", M2: "torch.Tensor") -> None:
         if self.mean is None or self.M2 is None:

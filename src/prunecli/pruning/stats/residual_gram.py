@@ -37,7 +37,7 @@ def residual_gram(runner: LayerStream, ids: Tensor) -> Tensor:
         for rows in batches(ids):
             after = runner.forward(layer, i, hidden[rows].to(runner.device))
             hidden[rows] = after.to(hidden.device)
-    return state["gram"].cpu()
+    return runner.ranks.sum(state["gram"]).cpu()
 
 
 STATISTIC = Statistic(

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from prunecli.pruning.stats._base import INPUTS, Statistic
+from prunecli.ranks import Ranks
 
 if TYPE_CHECKING:
     import torch
@@ -26,10 +27,12 @@ class Routed:
         self.tokens = self.tokens + (sent_NE > 0).sum(0).double()
         self.added = self.added + (sent_NE * norm_NE).sum(0)
 
-    def merge(self, other: "Routed") -> None:
-        """Take in what another collector has seen."""
-        self.tokens = self.tokens + other.tokens
-        self.added = self.added + other.added
+    def reduce(self, ranks: Ranks) -> None:
+        """Take in what the collectors of other processes have seen."""
+        import torch
+
+        self.tokens = ranks.sum(torch.as_tensor(self.tokens))
+        self.added = ranks.sum(torch.as_tensor(self.added))
 
     def compute(self) -> "dict[str, torch.Tensor]":
         """Return `tokens` and `added`, [E] each."""

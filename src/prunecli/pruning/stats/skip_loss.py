@@ -9,7 +9,6 @@ from prunecli.files.tensorfile import Spec, spec_of
 from prunecli.model.stream import LayerStream, batches
 from prunecli.pruning.stats._base import MODEL, Statistic
 
-STREAMS = 1 << 30  # bytes of hidden states at once
 DENSE = "dense"
 
 
@@ -26,7 +25,8 @@ def skip_losses(
     The model is that of the `alive` layers (all of them), `starts` are positions among these.
     Candidates share the dense prefix: the stream that enters the layer at i goes on, for candidate
     i, at i + skip; half the layer runs of trying each alone. As many rows at a time as make a GiB
-    of streams: memory does not grow with the calibration set, and layers are not loaded for less.
+    of streams, or a quarter of `--memory`: memory does not grow with the calibration set, and
+    layers are not loaded for less.
     """
     alive = range(runner.arch.layers) if alive is None else alive
     depth = len(alive)
@@ -57,7 +57,12 @@ def skip_losses(
             stream = streams[DENSE if start == depth else str(start)]
             for piece in pieces:
                 totals["losses"][index] += runner.losses(stream[piece], ids[rows][piece]).sum()
-    return totals["losses"] / (ids.shape[0] * (ids.shape[1] - 1))
+    return runner.ranks.sum(totals["losses"]) / runner.ranks.total(ids[:, 1:].numel())
+
+
+def runs(depth: int, skip: int, starts: range) -> int:
+    """Return how many layers run where `skip` of `depth` are left out at each of these starts."""
+    return min(starts[-1], depth) + sum(depth - start - skip for start in starts) if starts else 0
 
 
 def _advance(
@@ -69,10 +74,10 @@ def _advance(
 
 
 def _chunks(runner: LayerStream, ids: Tensor, streams: int) -> Iterator[slice]:
-    """Yield slices of rows [N, T] of whole batches, whose streams take about `STREAMS` bytes."""
+    """Yield slices of rows [N, T] of whole batches, whose streams take about as much as may be."""
     batch = next(batches(ids)).stop
     row = streams * ids.shape[1] * runner.arch.hidden * runner.dtype.itemsize
-    size = batch * max(1, STREAMS // (batch * row))
+    size = batch * max(1, runner.streams_bytes // (batch * row))
     for start in range(0, len(ids), size):
         yield slice(start, min(start + size, len(ids)))
 
@@ -81,4 +86,7 @@ STATISTIC = Statistic(
     MODEL, skip_losses,
     shapes=lambda arch, count: {f"skip_loss.{count}": (arch.layers - count + 1,)},
     depends_on_amount=True,
+    passes=lambda arch, count: (
+        runs(arch.layers, count, range(arch.layers - count + 1)) / arch.layers
+    ),
 )  # fmt: skip
