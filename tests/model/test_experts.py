@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import tiny
 from prunecli import calibrate, prune, score
@@ -13,7 +13,8 @@ from prunecli.errors import InputError
 from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.families import registry
-from prunecli.settings import Amount, Data
+from prunecli.model.stream import LayerStream
+from prunecli.settings import Amount, Compute, Data
 
 MIXTURES = [name for name in registry.names() if registry.get(name).experts is not None]
 CLOSE = 1e-4  # relative: float32 statistics, whose scores may change places with their like
@@ -26,8 +27,6 @@ def mixture(request, models):
 
 def edit(folder, out, change):
     """Copy a model with its tensors changed in place."""
-    from safetensors.torch import save_file
-
     out.mkdir()
     tensors = tiny.tensors(folder)
     change(tensors)
@@ -182,6 +181,21 @@ def test_configs_of_other_experts_are_refused(change, words, models, tmp_path):
     config.pop("num_local_experts", None)
     (folder / "config.json").write_text(json.dumps({**config, "num_experts": 4, **change}))
     with pytest.raises(InputError, match=words):
+        Checkpoint(str(folder))
+
+
+def test_experts_of_one_layer_are_not_those_of_many(models, tmp_path):
+    """A few names of tensors must not stand for as many lists as two numbers make together."""
+    folder = tmp_path / "m"
+    folder.mkdir()
+    names = [f"model.layers.{i}.x.weight" for i in range(2000)]
+    names += [f"model.layers.0.mlp.experts.{e}.up_proj.weight" for e in range(2000)]
+    save_file({name: torch.ones(1) for name in names}, folder / "model.safetensors")
+    config = json.loads((models("qwen3-moe") / "config.json").read_text())
+    config.pop("num_local_experts")
+    config |= {"num_hidden_layers": 2000, "num_experts": 2000}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="num_experts is 2000, but the weights are of 1 experts"):
         Checkpoint(str(folder))
 
 
@@ -390,3 +404,13 @@ def test_recomputed_activations_are_heard_once(rows, tmp_path):
     model = tiny.make(tmp_path / "m", "mixtral", router_aux_loss_coef=0.5)
     kept, again = (gradients(model, rows, recompute, double=False) for recompute in (False, True))
     assert all(torch.allclose(kept[name], again[name], rtol=1e-5, atol=1e-7) for name in kept)
+
+
+def test_experts_are_held_as_they_are_stored(tmp_path):
+    """In a walk, a matrix at a time is cast to the compute type; the router is, once."""
+    model = Checkpoint(str(tiny.make(tmp_path / "m", "mixtral", dtype=torch.bfloat16)))
+    layer = LayerStream(model, Compute(dtype="float32")).layer(0)
+    held = {name: weight.dtype for name, weight in layer.named_parameters()}
+    experts = [name for name in held if ".experts." in name]
+    assert len(experts) == 12 and all(held[name] == torch.bfloat16 for name in experts)
+    assert held["block_sparse_moe.gate.weight"] == torch.float32

@@ -50,7 +50,7 @@ FLOATS = ("F32", "BF16", "F16", "F64")
 
 # computed by transformers from the config, but stored by older versions of it
 LAYER = re.compile(r"\blayers\.(\d{1,9})\.")
-EXPERT = re.compile(r"\bexperts\.(\d{1,9})\.")
+EXPERT = re.compile(r"\blayers\.(\d{1,9})\.[\w.]{0,99}?\bexperts\.(\d{1,9})\.")
 BUFFER = "rotary_emb.inv_freq"
 SHOWN = ("layers", "hidden", "heads", "kv_heads", "ffn")
 HUB = "hf:"  # what a name on the hub begins with
@@ -261,8 +261,11 @@ class Checkpoint(Reader):
 
         It is asked before any list of them is made.
         """
-        for what, pattern in (("layers", LAYER), ("experts", EXPERT)):
-            stored = len({match[1] for match in map(pattern.search, names) if match})
+        layers = {match[1] for match in map(LAYER.search, names) if match}
+        experts = {match.groups() for match in map(EXPERT.search, names) if match}
+        # of a layer, so that there are as many names as both numbers make together
+        found = {"layers": len(layers), "experts": len(experts) // self.arch.layers}
+        for what, stored in found.items():
             if getattr(self.arch, what) > stored:
                 foreign.refuse_names(names)
                 raise InputError(
