@@ -910,13 +910,13 @@ def test_a_plan_that_keeps_everything_changes_no_tensor(llama, tmp_path):
 @pytest.mark.parametrize("method", ["wanda", "wanda-sp", "sparsegpt"])
 def test_sequential_methods_make_no_product_that_nobody_reads(method, tmp_path, monkeypatch):
     """The first pass over a layer ends before its last product; the last layer has no second."""
-    made, product = [], torch.nn.Linear.forward
+    made, product = [], stream.StoredLinear.forward
 
     def counted(linear, states):
         made.append(tuple(linear.weight.shape))
         return product(linear, states)
 
-    monkeypatch.setattr(torch.nn.Linear, "forward", counted)
+    monkeypatch.setattr(stream.StoredLinear, "forward", counted)
     model, depth = tiny.make(tmp_path / "m"), tiny.SIZES["num_hidden_layers"]
     data = tiny.tokens(tmp_path / "ids.safetensors")
     prune(str(model), str(tmp_path / "out"), method=method, ratio=0.3, data=data)
