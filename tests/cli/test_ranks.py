@@ -134,12 +134,13 @@ def test_a_process_without_a_row_is_refused() -> None:
         Ranks(0, 4).share(3)
 
 
-def test_what_reads_rows_in_order_is_refused() -> None:
+def test_what_reads_rows_in_order_is_refused(files) -> None:
+    arch = Checkpoint(files[0]).arch
     calibration = Calibration([], windows=Tokens(torch.zeros(4, 8, dtype=torch.int32), {}, []))
     required = calibrate.required_statistics([registry.get("flap")], compat=True)
     with pytest.raises(UsageError, match="'fluctuation' is made of all rows of DATA in order"):
-        calibrate.share(calibration, required, Ranks(0, 2))
-    assert calibrate.share(calibration, required, ranks.ALONE) is calibration
+        calibrate.share(calibration, required, arch, Ranks(0, 2))
+    assert calibrate.share(calibration, required, arch, ranks.ALONE) is calibration
 
 
 @pytest.fixture
@@ -187,7 +188,9 @@ def test_a_process_holds_its_share_of_hidden_states(files) -> None:
     required = calibrate.required_statistics([registry.get("wanda")], compat=False)
     whole = Calibration([], windows=read)
     needs = [
-        calibrate.memory_need(dense, calibrate.share(whole, required, one), required, run)
+        calibrate.memory_need(
+            dense, calibrate.share(whole, required, dense.arch, one), required, run
+        )
         for one in (ranks.ALONE, Ranks(0, 2), Ranks(1, 2))
     ]
     held = [need.host["hidden states"] for need in needs]
