@@ -234,8 +234,8 @@ def page() -> str:
         "one rank |",
         "| `prune --method sheared-llama` | the same, for its masks | the same |",
         "| `calibrate`, `score`, `prune` by other methods, `search-arch`, `eval` of text | an "
-        "eighth of the rows each, and so of forward passes and hidden states; of a layer's inputs each "
-        "solves some | reading: all read all weights |",
+        "eighth of the rows each, and so of forward passes and hidden states; of a layer's inputs "
+        "each solves some | reading: all read all weights |",
         "| `tokenize`, `init`, `check`, `table`, `log` | nothing: they use no GPU | CPU or disk |",
     ]
     return "\n".join(lines) + "\n"
