@@ -9,6 +9,7 @@ from prunecli import prune
 from prunecli.errors import InputError, UsageError
 from prunecli.methods import registry
 from prunecli.model.arch import Arch
+from prunecli.model.families import registry as families
 from prunecli.pruning.sizes import MULTIPLE_AXES, block_params, resolve_sizes
 from prunecli.settings import Amount
 
@@ -18,6 +19,15 @@ WIDTH = [
 # of usual proportions: hidden, FFN and heads of SmolLM2-135M, Llama 3.2 1B and Llama 2 7B
 SHAPES = {"smollm2": (576, 1536, 9, 3), "1b": (2048, 8192, 32, 8), "7b": (4096, 11008, 32, 32)}
 RATIOS = (0.2, 0.3, 0.5, 0.65)
+
+
+def shapes_of_families():
+    """Every shape of Llama and one of each other family in the fast tests, the rest in `soak`."""
+    for row, shape in enumerate(SHAPES):
+        for column, family in enumerate(families.names()):
+            short = family == "llama" or column % len(SHAPES) == row
+            marks = [] if short else [pytest.mark.slow]
+            yield pytest.param(shape, family, marks=marks, id=f"{shape}-{family}")
 
 
 def arch_of(shape, family="llama"):
@@ -52,7 +62,7 @@ def half_a_step(method, sizes, arch):
     return arch.layers * arch.ffn_matrices * sizes.hidden * sizes.multiple / 2 / arch.block_params
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("shape", "family"), [*shapes_of_families()])
 @pytest.mark.parametrize("method", WIDTH)
 def test_cut_sizes_are_multiples_and_the_ratio_is_the_nearest(method, shape, family):
     arch = arch_of(shape, family)
@@ -74,7 +84,7 @@ def test_cut_sizes_are_multiples_and_the_ratio_is_the_nearest(method, shape, fam
                 assert abs(achieved(sizes, arch) - ratio) <= step + 1e-9
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("shape", "family"), [*shapes_of_families()])
 @pytest.mark.parametrize("method", WIDTH)
 def test_the_default_moves_the_ratio_by_less_than_a_hundredth(method, shape, family):
     arch = arch_of(shape, family)

@@ -1,6 +1,6 @@
 """REAP: experts that add little to what their tokens become go (Lasby et al. 2025, 2510.13999).
 
-    S[j] = mean over the tokens x sent to expert j of  g[j](x) * ||f[j](x)||_2
+    S[j] = mean over the tokens x sent to expert j of  g_j(x) * ||f_j(x)||_2
 
 with g the router's weight of the expert for a token, as its output is multiplied by it, and f the
 expert's output. The lowest of every layer go, with their rows of the router; the others stay as

@@ -136,14 +136,16 @@ class WeightMasker:
         """Yield the pruned weights [O, I] of layer `i` that this process makes, in float32."""
         prefix = self.dense.arch.prefix(i)
         for modules, owner in owners.items():
-            statistics = take(f"{prefix}{modules[0]}:in")
+            point = f"{prefix}{modules[0]}:in"
             if owner != self.run.ranks.rank:
+                take(point)
                 continue
-            precomputed = self._precompute(statistics, f"{prefix}{modules[0]}:in", retries)
+            # no variable holds what is taken: it is as large as what is made of it
+            precomputed = self._precompute(take(point), point, retries)
             for module in modules:
                 loaded = None if layer is None else layer.get_submodule(module)
                 yield self._pruned(f"{prefix}{module}.weight", loaded, precomputed)
-            del precomputed, statistics  # a factor, before the next is made
+            del precomputed  # a factor, before the next is made
 
     def _share_retries(self, point: str, retries: "dict[str, torch.Tensor]") -> None:
         """Let all processes know how often damping was raised at a point."""
