@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +65,23 @@ def families(names: Iterable[str] = registry.names()) -> list[Any]:
 
 
 def need(family: str) -> None:
-    """Skip the test where the installed transformers has no class for a family."""
+    """Skip the test where the installed transformers has no class for a family, or an older one."""
     from transformers import CONFIG_MAPPING, __version__
 
     kind = registry.get(family).model_types[0]
     if kind not in CONFIG_MAPPING:
         pytest.skip(f"transformers {__version__} has no '{kind}'")
+    if not _named_as_files_are(family):
+        pytest.skip(f"transformers {__version__} has no '{registry.get(family).head}' in '{kind}'")
+
+
+@cache
+def _named_as_files_are(family: str) -> bool:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config_of(family)))
+    return registry.get(family).head in dict(model.named_modules())
 
 
 def config_of(family: str, **overrides: Any) -> dict[str, Any]:

@@ -8,8 +8,10 @@ import torch
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def one_thread(monkeypatch):
     """Compute with one thread, so that a forked child does not wait for those that it lacks."""
+    # older versions of tokenizers say in every child that they do so by themselves
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

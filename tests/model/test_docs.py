@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import transformers
+from transformers import CONFIG_MAPPING
 
 import prunecli
 
@@ -23,6 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
 )
 def test_one_file_is_enough(page, folder, name, tests, tmp_path):
     """The tests that run over the registries pass for the new entry, with nothing else changed."""
+    if folder != "methods" and name not in CONFIG_MAPPING:
+        pytest.skip(f"transformers {transformers.__version__} has no '{name}'")
     text = (ROOT / "docs" / f"{page}.md").read_text("utf-8")
     assert f"`src/prunecli/{folder}/{name}.py`" in text
     (code,) = re.findall(r"```python\n(.*?)```", text, re.S)

@@ -542,9 +542,14 @@ def replace_bytes(path: Path, content: bytes) -> None:
 
 def make_folder(path: Path) -> None:
     """Make a folder and those above it that are missing, so that they stay."""
-    if not path.is_dir():
+    while not path.is_dir():
         make_folder(path.parent)
-        path.mkdir(exist_ok=True)
+        try:
+            path.mkdir()
+        except FileExistsError:
+            if os.path.lexists(path) and not path.is_dir():
+                raise
+            continue  # another process has made it, or has made and removed it
         _flush(path.parent)
 
 

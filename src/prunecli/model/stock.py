@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from prunecli.errors import InputError
 from prunecli.files import strict
 from prunecli.model import companions, configs, experts
 from prunecli.model.arch import Arch
@@ -58,11 +59,23 @@ class Parts(NamedTuple):
 
     @classmethod
     def of(cls, model: Any, family: Family) -> "Parts":
-        """Return those of a causal language model of a family."""
+        """Return those of a causal language model of a family.
+
+        Raises InputError where the installed transformers calls them otherwise.
+        """
         names = (
             family.layer.removesuffix(".{i}."), family.embedding, family.final_norm, family.head
         )  # fmt: skip
-        return cls(model.base_model, *map(model.get_submodule, names))
+        known = dict(model.named_modules(remove_duplicate=False))
+        for name in names:
+            if name not in known:
+                from transformers import __version__
+
+                raise InputError(
+                    f"transformers {__version__} has no '{name}' in a model of '{family.name}'",
+                    "install a newer version of transformers",
+                )
+        return cls(model.base_model, *map(known.get, names))
 
 
 def stored_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
