@@ -4,6 +4,7 @@ Whatever is in it, a run ends with a documented status, writes nothing elsewhere
 nothing; `--restart` always helps.
 """
 
+import io
 import json
 import os
 import pickle
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from test_publish import contents, names
 from torch.distributed.checkpoint import FileSystemReader, state_dict_saver
 from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 import prunecli
@@ -354,6 +356,26 @@ def test_the_indices_of_torch_are_read_whole(tmp_path):
         state._check_memo(pickle.dumps({str(n): (shared, n) for n in range(999)}, protocol))
     for dump in (pickle._dumps, pickle.dumps):
         state._check_memo(dump({str(n): [str(n)] for n in range(999)}, 2))
+
+
+class Got:
+    """What pickles as a call of getattr."""
+
+    def __init__(self, *of):
+        self.of = of
+
+    def __reduce__(self):
+        return getattr, self.of
+
+
+def test_members_of_enums_are_got_and_nothing_else_is():
+    """Python 3.11.2 pickles them as calls of getattr, and so may a stranger call it."""
+    member = _MEM_FORMAT_ENCODING.TORCH_CONTIGUOUS_FORMAT
+    content = pickle.dumps(Got(_MEM_FORMAT_ENCODING, member.name))
+    assert state._Unpickler(io.BytesIO(content)).load() is member
+    for of in ((Metadata, "__init__"), (_MEM_FORMAT_ENCODING, "__init__"), (torch.Size, "count")):
+        with pytest.raises((pickle.UnpicklingError, KeyError)):
+            state._Unpickler(io.BytesIO(pickle.dumps(Got(*of)))).load()
 
 
 @pytest.mark.parametrize("key", ["used", "text"])
