@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
 
 from prunecli.model.families import registry
+from prunecli.model.stock import InDouble
 from prunecli.report import Report
 
 EXACT = 1e-9  # see `exact_logits`
@@ -142,17 +141,6 @@ def logits(folder: Path | str, ids: torch.Tensor) -> torch.Tensor:
     """Return the logits of a folder as stock transformers loads it, in float32."""
     with torch.no_grad():
         return stock(folder)(ids.long()).logits
-
-
-class InDouble(TorchFunctionMode):
-    """Computes in float64 where transformers' classes ask for float32: norms, softmax, rotation."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        func = torch.Tensor.double if func is torch.Tensor.float else func
-        args, kwargs = tree_map(
-            lambda one: torch.float64 if one is torch.float32 else one, (args, kwargs or {})
-        )
-        return func(*args, **kwargs)
 
 
 def exact_logits(folder: Path | str) -> torch.Tensor:

@@ -13,6 +13,7 @@ from prunecli.errors import InputError
 from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.families import registry
+from prunecli.model.stock import InDouble
 from prunecli.model.stream import LayerStream
 from prunecli.settings import Amount, Compute, Data
 
@@ -48,7 +49,7 @@ def inputs_of_experts(folder, ids, layer=0):
     block, seen = model.model.layers[layer].mlp, {}
     block.register_forward_pre_hook(lambda module, args: seen.update(states=args[0]))
     block.gate.register_forward_hook(lambda module, args, out: seen.update(chosen=out[2]))
-    with torch.no_grad(), tiny.InDouble():
+    with torch.no_grad(), InDouble():
         model(ids.long())
     states, chosen = seen["states"].flatten(0, 1), seen["chosen"]
     return states, [(chosen == e).any(1) for e in range(block.gate.weight.shape[0])]
@@ -239,7 +240,7 @@ def naive_scores(folder, ids, layer):
     block.gate.register_forward_hook(
         lambda module, args, out: seen.update(weights=out[1], chosen=out[2])
     )
-    with torch.no_grad(), tiny.InDouble():
+    with torch.no_grad(), InDouble():
         model(ids.long())
     matrices = expert_weights(folder, layer)
     added, tokens = [0.0] * len(matrices), [0] * len(matrices)
@@ -288,7 +289,7 @@ def test_experts_are_cut_as_if_never_chosen(name, models, tmp_path):
         gone = ({0, 1, 2, 3} - {*keep[i]}).pop()
         layer.mlp.gate.forward = masked_router(layer.mlp.gate, gone)
     ids = torch.arange(40)[None] % 259
-    with torch.no_grad(), tiny.InDouble():
+    with torch.no_grad(), InDouble():
         assert torch.allclose(child(ids).logits, parent(ids).logits, atol=tiny.EXACT, rtol=0)
     loaded = tiny.stock(tmp_path / "o")
     assert loaded.generate(torch.arange(4)[None], max_new_tokens=3).shape == (1, 7)
@@ -371,7 +372,7 @@ def gradients(model, ids, recompute, double):
     dtype = torch.float64 if double else torch.float32
     objective = build(Checkpoint(str(model)), None, ranks, dtype=dtype, recompute=recompute)
     objective = objective.double() if double else objective
-    with tiny.InDouble() if double else nullcontext():
+    with InDouble() if double else nullcontext():
         (objective(ids)[0] / ids[:, 1:].numel()).backward()
     return {key: parameter.grad for key, parameter in objective.model.named_parameters()}
 
@@ -386,7 +387,7 @@ def test_gradients_are_those_of_transformers_with_the_routers_loss(name, rows, t
     """One batch through the whole stock model under `output_router_logits`, in float64."""
     model = tiny.make(tmp_path / "m", name, router_aux_loss_coef=0.5)
     whole = tiny.stock(model, torch.float64).train()
-    with tiny.InDouble():
+    with InDouble():
         whole(rows, labels=rows, output_router_logits=True).loss.backward()
     found = gradients(model, rows, recompute=False, double=True)
     expected = dict(whole.named_parameters())

@@ -4,11 +4,13 @@ Parameters are on the meta device; buffers, which are computed from the config a
 real.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from prunecli.errors import InputError
 from prunecli.files import strict
@@ -90,6 +92,20 @@ def stored_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def with_ones(states: Tensor) -> Tensor:
     """Return states [..., D + 1], a one behind each: for heads whose bias is their last column."""
     return torch.cat([states, states.new_ones(*states.shape[:-1], 1)], -1)
+
+
+class InDouble(TorchFunctionMode):
+    """Computes in float64 where transformers' classes ask for float32: norms, softmax, rotation."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Call a function with the wider type in place of the narrower one."""
+        func = torch.Tensor.double if func is torch.Tensor.float else func
+        args, kwargs = tree_map(
+            lambda one: torch.float64 if one is torch.float32 else one, (args, kwargs or {})
+        )
+        return func(*args, **kwargs)
 
 
 # what a generation_config.json may say: where texts begin and end, and how tokens are chosen

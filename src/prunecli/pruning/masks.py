@@ -50,8 +50,9 @@ class WeightMasker:
         points = [f"{dense.arch.prefix(i)}{modules[0]}:in" for i, modules in inputs]
         retries = self.keeper.remembered("damping", dict.fromkeys(points, Spec("I64", ())))
         self.damping_retries.update({point: int(count) for point, count in retries.items()})
+        owners = self._owners()
         for i, layer, take in self._layers(calibration):
-            yield from self._linears(i, layer, take, retries)
+            yield from self._linears(i, layer, take, retries, owners)
         linears = {
             f"{dense.arch.prefix(i)}{module}.weight"
             for i in range(dense.arch.layers)
@@ -81,10 +82,15 @@ class WeightMasker:
             yield i, layer, partial(_take, statistics)
 
     def _linears(
-        self, i: int, layer: "nn.Module | None", take: "Take", retries: "dict[str, torch.Tensor]"
+        self,
+        i: int,
+        layer: "nn.Module | None",
+        take: "Take",
+        retries: "dict[str, torch.Tensor]",
+        owners: Mapping[tuple[str, ...], int],
     ) -> "Stream":
         """Yield the linears of a layer, pruned; of several processes each prunes some, for all."""
-        owners, ranks, prefix = self._owners(), self.run.ranks, self.dense.arch.prefix(i)
+        ranks, prefix = self.run.ranks, self.dense.arch.prefix(i)
         mine = self._made(i, layer, take, retries, owners)
         if not ranks.alone:
             # before any process waits for what another one makes

@@ -7,7 +7,7 @@ those of transformers, what is removed is as if it had been zero, and what is wr
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -264,20 +264,8 @@ def _stock(folder: Path, dtype: Any) -> Any:
 def _logits(folder: Path) -> Any:
     """Return logits as transformers computes them, all of it in float64."""
     import torch
-    from torch.overrides import TorchFunctionMode
-    from torch.utils._pytree import tree_map
 
-    class InDouble(TorchFunctionMode):
-        """Computes in float64 where classes ask for float32: norms, softmax, positions."""
-
-        def __torch_function__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-        ) -> Any:
-            func = torch.Tensor.double if func is torch.Tensor.float else func
-            args, kwargs = tree_map(
-                lambda one: torch.float64 if one is torch.float32 else one, (args, kwargs or {})
-            )
-            return func(*args, **kwargs)
+    from prunecli.model.stock import InDouble
 
     model = _stock(folder, torch.float64)
     with torch.no_grad(), InDouble():
