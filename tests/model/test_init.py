@@ -14,6 +14,9 @@ from prunecli.errors import InputError, UsageError
 from prunecli.settings import Amount
 from prunecli.training.init import BASE_WIDTH, SCHEMES
 
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+SHAPES = [path for path in sorted(EXAMPLES.glob("*/*.json")) if '"model_type"' in path.read_text()]
+
 
 def weights(folder) -> dict[str, torch.Tensor]:
     return load_file(Path(folder) / "model.safetensors")
@@ -153,3 +156,10 @@ def test_bad_requests(tmp_path, options) -> None:
     with pytest.raises(UsageError):
         init(str(tmp_path / "o"), **options)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda path: path.stem)
+def test_shapes_of_the_examples_can_be_built(shape, tmp_path) -> None:
+    """The study's was once one that transformers refuses."""
+    out = init(str(tmp_path / "new"), config=str(shape), dry_run=True)
+    assert out.results["sizes"]["layers"] == json.loads(shape.read_text())["num_hidden_layers"]

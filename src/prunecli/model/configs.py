@@ -305,8 +305,8 @@ def refusals(what: str) -> Iterator[None]:
 
 
 def why(error: Exception) -> str:
-    """Return a library's error message as one line, without preambles."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """Return a library's error message as one line, without preambles and a full stop."""
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     if isinstance(error, KeyError):
         text = f"it has no {text}"
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
