@@ -10,13 +10,15 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# where sums of several processes, learned masks and resumed runs meet rounding
+ROUNDS := $(addprefix tests/,cli/test_processes.py cli/test_ranks.py model/test_sheared.py model/test_search.py model/test_train.py)
 FAST := not slow and not shells and not golden and not outside
 MODEL := build/smollm2
 RUNTIMES := build/runtimes
 REAL := PRUNECLI_SMOLLM2=$(abspath $(MODEL)) PRUNECLI_RUNTIMES=$(abspath $(RUNTIMES))
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help install test portable foreign floors ceilings versions soak outside experiment study study-page study-smoke golden check docs site shells demo bench solve methods agreement masks throughput scratch runtimes clean
+.PHONY: help install test portable foreign floors ceilings versions soak examples outside experiment study study-page study-smoke golden check docs site shells demo bench solve methods agreement masks throughput scratch runtimes clean
 
 help: ## list all targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,7 +42,7 @@ portable: install ## run the fast tests under three instruction sets, with 1 and
 	tests/portable.sh 'default avx2 avx512' '1 2' pytest -n 2 -m '$(FAST)'
 
 foreign: install ## test processes, masks and resuming under another instruction set
-	tests/portable.sh foreign 2 pytest -n 2 -m '$(FAST)' --ignore tests/hostile -k 'process or mask or resum or kill or signal or same'
+	tests/portable.sh foreign 2 pytest -n 2 -m '$(FAST)' $(ROUNDS) -k 'process or mask or resum or same'
 
 floors: ## run the fast tests on the lowest allowed versions, in build/floors
 	mkdir -p build && $(PYTHON) .ci/floors.py >build/floors.txt
@@ -60,9 +62,14 @@ $(VENV)/notebook: $(VENV)/installed
 	$(PIP) -e '.[notebook]'
 	touch $@
 
-outside: $(VENV)/notebook ## test the toy experiment, its report in a browser (chromium), a notebook, other runtimes (npm)
+OUTSIDE := HF_HUB_OFFLINE=1 pytest -n 2 --dist loadfile -m outside -rs
+
+examples: $(VENV)/notebook ## test the example experiment, its report in a browser (chromium), the example notebook
+	$(OUTSIDE) --ignore tests/outside/test_runtimes.py
+
+outside: $(VENV)/notebook ## the same, and a real model in other runtimes (npm)
 	$(if $(shell command -v npm),$(MAKE) $(RUNTIMES)/ready $(MODEL)/model.safetensors)
-	$(if $(shell command -v npm),$(REAL)) HF_HUB_OFFLINE=1 pytest -n 2 --dist loadfile -m outside -rs
+	$(if $(shell command -v npm),$(REAL)) $(OUTSIDE)
 
 $(RUNTIMES)/ready: $(VENV)/installed benchmarks/runtimes/get.sh benchmarks/runtimes/llamacpp.mjs
 	benchmarks/runtimes/get.sh $(RUNTIMES)
