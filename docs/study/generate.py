@@ -4,8 +4,9 @@
     generate.py SIDECARS [OUT.md]
 
 Every finding of the paper (arXiv 2606.14150) is a difference of held-out losses. Runs of one seed
-are paired. Intervals are Student's, at 95 %, over seeds; power is that of the paired test at 5 %,
-from the noncentral F distribution (scipy, which lm-eval brings).
+are paired. Runs that are not of the paper's design lie in `beyond` beside SIDECARS. Intervals are
+Student's, at 95 %, over seeds; power is that of the paired test at 5 %, from the noncentral F
+distribution (scipy, which lm-eval brings).
 """
 
 import sys
@@ -17,12 +18,13 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from scipy.optimize import brentq
-from scipy.stats import ncf, t
+from scipy.stats import chi2, ncf, t
 
 from prunecli.methods import registry
 from prunecli.tables import matching
 from prunecli.tables.collect import Models, collect
 from prunecli.tables.entries import ModelRow, columns_of, pairs
+from prunecli.tables.metrics import metrics_of
 from prunecli.tables.runs import Runs
 from prunecli.tables.table import TableRequest, table
 
@@ -267,6 +269,78 @@ def prose(study: Study) -> str:
     return rendered(["text", "method", "N", *HEADINGS], rows) if rows else "None was measured."
 
 
+@dataclass(frozen=True)
+class Run:
+    """A run as the Makefile names it, KIND.METHOD-RATIO.ROWS.SEED, and its loss."""
+
+    kind: str
+    name: str
+    seed: str
+    loss: float
+
+
+def runs_of(study: Study) -> list[Run]:
+    """Return all runs, those beyond the paper too."""
+    beyond = Path(study.folder).with_name("beyond")
+    folders = [study.folder, *([str(beyond)] if beyond.exists() else [])]
+    found = []
+    for path, record, _ in collect(folders).evaluations():
+        name, _, seed = path.parent.name.rpartition(".")
+        kind, _, rest = name.partition(".")
+        losses = metrics_of(record)
+        if rest and study.column in losses:
+            found.append(Run(kind, rest, seed, float(losses[study.column].value)))
+    return found
+
+
+def losses_by_name(runs: Iterable[Run], kind: str) -> dict[str, Losses]:
+    """Return the losses by seed of every run of a kind."""
+    found: dict[str, Losses] = defaultdict(dict)
+    for run in runs:
+        if run.kind == kind:
+            found[run.name][run.seed] = run.loss
+    return found
+
+
+def taught(study: Study) -> str:
+    """Return how much lower losses are where the parent teaches, at equal tokens."""
+    runs = runs_of(study)
+    plain, rows = losses_by_name(runs, "pruned"), []
+    for name, losses in sorted(losses_by_name(runs, "taught").items()):
+        if losses.keys() & plain[name].keys():
+            means = [f"{fmean(each.values()):.4f}" for each in (losses, plain[name])]
+            rows.append([name, *means, *Effect.of(losses, plain[name]).cells()])
+    return rendered(["run", "taught", "plain", *HEADINGS], rows) if rows else "No runs yet."
+
+
+SOURCES = {"weights": "initial weights alone", "order": "order of rows alone", "scratch": "both"}
+
+
+def chance(study: Study) -> str:
+    """Return how much the losses of twins vary by what their seeds draw.
+
+    Intervals of standard deviations are those of the chi-squared distribution, at 95 %.
+    """
+    runs, rows = runs_of(study), []
+    both, order = (losses_by_name(runs, kind) for kind in ("scratch", "order"))
+    for kind, source in SOURCES.items():
+        for name, losses in sorted(losses_by_name(runs, kind).items()):
+            others = order.get(name, {})
+            first = {seed: loss for seed, loss in both[name].items() if seed not in others}
+            if not others or len(first) != 1:
+                continue
+            values = [*{**losses, **first}.values()]  # the first seed's run is one of each source
+            degrees, spread = len(values) - 1, stdev(values)
+            low, high = (
+                spread * sqrt(degrees / chi2.ppf(share, degrees))
+                for share in ((1 + LEVEL) / 2, (1 - LEVEL) / 2)
+            )
+            rows.append([name, source, f"{fmean(values):.4f}", str(len(values)),
+                         f"{spread:.4f}", f"{low:.4f} to {high:.4f}"])  # fmt: skip
+    headings = ["run", "drawn anew", "mean loss", "runs", "standard deviation", "95 % interval"]
+    return rendered(headings, rows) if rows else "No runs yet."
+
+
 def shown(study: Study, layout: str) -> str:
     """Return one of the paper's tables in Markdown."""
     return table(TableRequest((study.folder,), layout=layout, format="md")).text.rstrip()
@@ -301,6 +375,8 @@ def page(folder: str) -> str:
         "third": finer,
         "compute": compared(study, study.at_equal_compute()),
         "prose": prose(study),
+        "taught": taught(study),
+        "chance": chance(study),
         "table16": shown(study, "table16"),
         "table10": shown(study, "table10"),
     }

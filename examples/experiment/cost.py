@@ -5,8 +5,9 @@
         --parent-rows M [--flops-per-second F --unit NAME] RUN...
 
 A run is KIND.METHOD-RATIO.ROWS.SEED. Training takes three times the FLOPs of a forward pass (arXiv
-2606.14150, Appendix F). A forward pass has 2048 tokens there. Longer rows cost more per token,
-because of attention. Zeros save no time in training, so sparse models take the hours of dense ones.
+2606.14150, Appendix F), and a teacher those of its own. A forward pass has 2048 tokens there.
+Longer rows cost more per token, because of attention. Zeros save no time in training, so sparse
+models take the hours of dense ones.
 """
 
 import argparse
@@ -51,10 +52,11 @@ def main() -> None:
 
     def line(run: str, row: dict[str, Any], tokens: int, times: int) -> None:
         nonlocal total, dense
-        per_token = 3e12 / FORWARD_TOKENS * tokens * times
-        flops = row["tflops_exact"] * per_token
+        forward = 1e12 / FORWARD_TOKENS * tokens * times
+        teacher = parent["tflops_exact"] * forward if run.startswith("taught ") else 0.0
+        flops = 3 * row["tflops_exact"] * forward + teacher
         whole = row if row["nonzero"] == row["params"] else parent
-        real = whole["tflops_exact"] * per_token
+        real = 3 * whole["tflops_exact"] * forward + teacher
         total, dense = total + flops, dense + real
         print(f"{run:<44}{row['nonzero']:>14}{tokens:>12.3g}{flops:>12.3g}" + spent(real))
 

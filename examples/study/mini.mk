@@ -26,6 +26,9 @@ TOTAL_BUDGETS ?= 13750
 TOTAL_SEEDS ?= $(SEEDS)
 SAME_COMPUTE ?= minitron-depth-0.5 minitron-width-0.5
 COMPUTE_SEEDS ?= 0
+# beyond the paper
+TAUGHT ?= minitron-depth-0.5 minitron-width-0.5
+CHANCE ?= minitron-depth-0.5
 TRAIN ?= --batch-size 16 --lr 3e-4,1e-3,3e-3,1e-2
 PARENT_TRAIN ?= --eval-data $(CORPUS)/definitions-validation.jsonl
 # other text of the same kind, and prose

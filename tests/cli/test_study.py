@@ -91,8 +91,10 @@ def test_the_study(run, tmp_path) -> None:
     """All of it; a second run does nothing; runs that are kept are not made again."""
     shell, work = Shell(run, tmp_path), tmp_path / "work"
     shell.make()
-    # a parent, two methods with two seeds and three budgets in all, S_{M+N}, equal compute
-    assert shell.times("train") == 1 + 2 * 2 * 3 + 2 * 2 + 1
+    # a parent, two methods with two seeds and three budgets in all, S_{M+N}, equal compute, taught,
+    # other weights, another order
+    trained = 1 + 2 * 2 * 3 + 2 * 2 + 1 + 2 + 1 + 1
+    assert shell.times("train") == trained
     table = (work / "table.md").read_text()
     assert "scratch.minitron-depth-0.5.32.0 - pruned.minitron-depth-0.5.32.0" in table
     assert "Nothing to be done" in shell.make()
@@ -105,10 +107,15 @@ def test_the_study(run, tmp_path) -> None:
     for part in ("512 to 1,024", "weights against layers", "Of 3 comparisons", "Of 2 comparisons"):
         assert part in text
     assert str(tmp_path) not in text
+    beyond = text.split("## Taught")[1].split("## Tables")[0]
+    assert "| minitron-depth-0.5.32 | " in beyond
+    for source in ("initial weights alone", "order of rows alone", "both"):
+        assert f"| minitron-depth-0.5.32 | {source} | " in beyond
 
     # on another machine there are the sidecars alone
     tables = {name: (work / name).read_text() for name in ("table.csv", "table.md")}
     shutil.copytree(work / "sidecars", tmp_path / "kept")
+    shutil.copytree(work / "beyond", tmp_path / "beyond")
     shutil.rmtree(work)
     shell.make(STORE=str(tmp_path / "kept"))
     assert {words[0] for words in shell.commands} == {"table"}
@@ -122,8 +129,8 @@ def test_the_study(run, tmp_path) -> None:
 
     # what is measured in another way has other keys, though two models are still there
     told = shell.make("--dry-run", STORE=str(tmp_path / "kept"), EVAL="--bos never")
-    assert told.count("prunecli train --force") == 1 + 2 * 2 * 3 + 2 * 2 + 1 - 2
-    assert told.count("prunecli eval") == 1 + 2 * 2 + 2 * 2 * 3 + 2 * 2 + 1
+    assert told.count("prunecli train --force") == trained - 2
+    assert told.count("prunecli eval") == 2 * 2 + trained
 
 
 def page(folder: Path) -> str:
