@@ -8,6 +8,7 @@ hold more than rows. Its own tasks may name functions: they were installed with 
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ READ = "read it, and use --allow-code if it is as it should be"
 ROWS = {"arrow", "csv", "json", "parquet", "text"}
 
 _own: dict[str, Any] = {}
+_failed: list[InputError] = []  # files of a folder that lm-eval's index leaves out without a word
 
 
 class Bounded(Template):
@@ -137,8 +139,9 @@ def set_up(confine: bool) -> None:
     utils.env = _environment() if confine else _own["env"]
     _yaml_loader._import_func_in_yml = _function if confine else _own["function"]
     task.get_metric = _metric if confine else _own["metric"]
+    _failed.clear()
     for module in (_yaml_loader, _factory, _index, manager):
-        module.load_yaml = _load if confine else _own["load"]
+        module.load_yaml = partial(_load, confine)
     ensemble.apply = _apply if confine else _own["apply"]
     configurable.process_results = _score if confine else _own["score"]
     configurable.download = _download if confine else _own["download"]
@@ -181,11 +184,26 @@ def _metric(name: str, hf_evaluate_metric: bool = False) -> Any:
     return _own["metric"](name)
 
 
-def _load(path: str | Path, **how: Any) -> Any:
+def _load(confine: bool, path: str | Path, **how: Any) -> Any:
     """Load a task file; those that it includes come here too."""
-    if not _is_installed(path):
-        check_file(Path(path))
-    return _own["load"](path, **how)
+    try:
+        if confine and not _is_installed(path):
+            check_file(Path(path))
+        return _own["load"](path, **how)
+    except InputError as error:
+        _failed.append(error)
+        raise
+    except Exception as error:
+        # what reading a file and those that it includes raises has no common base
+        name, why = Path(path).name, first_line(error)
+        _failed.append(InputError(f"task file '{name}' cannot be loaded: {why}"))
+        raise
+
+
+def check_index() -> None:
+    """Raise InputError for the first file that could not be loaded since `set_up`."""
+    if _failed:
+        raise _failed[0]
 
 
 def _apply(filters: Any, instances: Sequence[Any]) -> None:

@@ -155,6 +155,7 @@ def _manager(wanted: Tasks, report: Report) -> Any:
 
         if wanted.include_path is not None:
             manager = TaskManager(include_path=wanted.include_path, include_defaults=False)
+            confined.check_index()
             if all(_closed(manager.task_index, name) for name in wanted.names):
                 return manager
         report.debug("indexing the tasks of lm-eval")

@@ -1,0 +1,42 @@
+#!/usr/bin/env python3
+"""Prune with llm-compressor, as a process of its own in its own environment; print CPU seconds.
+
+    peer.py MODEL TOKENS.safetensors:NAME OUT METHOD
+
+`cost.py` runs it in turns with prunecli's own pruning, where PEER names the Python of that
+environment (`pip install torch==2.13.0 llmcompressor`). Loading the model, saving it and the
+imports are not part of the seconds.
+"""
+
+import sys
+import time
+
+import torch
+from datasets import Dataset
+from llmcompressor import oneshot
+from llmcompressor.modifiers.pruning import SparseGPTModifier, WandaPruningModifier
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+MODIFIERS = {"wanda": WandaPruningModifier, "sparsegpt": SparseGPTModifier}
+
+torch.set_num_threads(1)
+folder, data, out, method = sys.argv[1:]
+path, name = data.rsplit(":", 1)
+ids = load_file(path)[name].long()
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+rows = Dataset.from_dict({"input_ids": ids.tolist(), "attention_mask": [[1] * ids.shape[1]] * len(ids)})
+recipe = MODIFIERS[method](sparsity=0.5, mask_structure="0:0", targets=["Linear"], ignore=["lm_head"])
+start = time.process_time()
+oneshot(
+    model=model,
+    dataset=rows,
+    recipe=recipe,
+    num_calibration_samples=len(ids),
+    max_seq_length=ids.shape[1],
+)
+seconds = time.process_time() - start
+linears = [m.weight for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"]
+zeros = sum(int((weight == 0).sum()) for weight in linears) / sum(weight.numel() for weight in linears)
+assert 0.499 < zeros < 0.501, zeros
+print(seconds)
