@@ -3,8 +3,10 @@
 
 Each method's CPU seconds are divided by those of a plain transformers forward over the same
 windows (decoder layers, no output head), measured before and after it, on one thread and in
-float32; peak resident memory comes from a process of its own. Then peak anonymous memory on two
-random Llamas of 8 and of 32 layers of 20 MB: what streaming keeps independent of depth.
+float32; peak resident and anonymous memory are those of a process of its own. ROUNDS (3) is how
+often; PEER names the Python of an environment with llm-compressor, which then prunes in turns
+(`peer.py`). The last line is all of it as JSON. Then peak anonymous memory on two random Llamas of
+8 and of 32 layers of 20 MB: what streaming keeps independent of depth; not with PEER.
 """
 
 import json
@@ -21,6 +23,9 @@ METHODS = (
     "magnitude", "wanda", "sparsegpt", "flap", "wanda-sp", "minitron-width", "shortgpt",
 )  # fmt: skip
 ROUNDS = int(os.environ.get("ROUNDS", "3"))
+PEER = os.environ.get("PEER")
+PEER_METHODS = ("wanda", "sparsegpt")
+HERE = Path(__file__).parent
 
 
 def forward(model: str, data: str) -> None:
@@ -43,14 +48,19 @@ def forward(model: str, data: str) -> None:
 
 def child(code: str, *arguments: str, sample: bool = False) -> dict[str, float]:
     """Run Python code in a process of its own; return its output, CPU seconds and peaks."""
+    return watched([sys.executable, "-c", code, *arguments], sample)
+
+
+def watched(command: list[str], sample: bool) -> dict[str, float]:
+    """Run a command; return the number it prints last, CPU seconds and peaks of memory."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, env=environment
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
     )
-    peak = [0]
+    peak, ended = [0], threading.Event()
 
     def watch() -> None:
-        while process.poll() is None:
+        while not ended.wait(0.005):
             try:
                 status = Path(f"/proc/{process.pid}/status").read_text()
             except OSError:
@@ -58,7 +68,6 @@ def child(code: str, *arguments: str, sample: bool = False) -> dict[str, float]:
             for line in status.splitlines():
                 if line.startswith("RssAnon"):
                     peak[0] = max(peak[0], int(line.split()[1]) * 1024)
-            time.sleep(0.005)
 
     watcher = threading.Thread(target=watch)
     if sample:
@@ -66,10 +75,11 @@ def child(code: str, *arguments: str, sample: bool = False) -> dict[str, float]:
     text = process.stdout.read() if process.stdout else b""
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
+    ended.set()
     if sample:
         watcher.join()
     if process.returncode:
-        sys.exit(f"failed: {arguments}")
+        sys.exit(f"failed: {command}")
     return {
         "out": float(text.split()[-1]) if text.strip() else 0.0,
         "cpu": usage.ru_utime + usage.ru_stime,
@@ -81,9 +91,9 @@ def child(code: str, *arguments: str, sample: bool = False) -> dict[str, float]:
 PRUNE = """
 import sys, time, torch
 torch.set_num_threads(1)
-from prunecli.pruning import prune
+from prunecli import prune
 from prunecli.settings import Amount, Data
-import transformers.models.llama.modeling_llama
+import prunecli.model.stream, prunecli.pruning.prune, transformers.models.llama.modeling_llama
 model, data, out, method = sys.argv[1:]
 start = time.process_time()
 prune(model, out, method=method, amount=Amount(ratio=0.5, multiple=1), data=Data(data))
@@ -94,20 +104,37 @@ FORWARD = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); impo
 
 def main(model: str, data: str, methods: tuple[str, ...]) -> None:
     run_forward = FORWARD + "cost.forward(*sys.argv[1:])"
-    print(f"{'method':16}{'x forward':>10}{'spread':>16}{'peak RSS MB':>13}")
+    print(f"{'method':16}{'by':16}{'x forward':>10}{'spread':>12}{'RSS MB':>8}{'anonymous':>11}")
+    rows = []
     with tempfile.TemporaryDirectory() as work:
         for method in methods:
-            ratios, rss = [], 0.0
+            programs = {"prunecli": [sys.executable, "-c", PRUNE]}
+            if PEER and method in PEER_METHODS:
+                programs["llm-compressor"] = [PEER, str(HERE / "peer.py")]
+            ratios: dict[str, list[float]] = {name: [] for name in programs}
+            rss, anonymous = dict.fromkeys(programs, 0.0), dict.fromkeys(programs, 0.0)
             before = child(run_forward, model, data)["out"]
             for i in range(ROUNDS):
-                run = child(PRUNE, model, data, f"{work}/{method}-{i}", method)
-                after = child(run_forward, model, data)["out"]
-                ratios.append(run["out"] / ((before + after) / 2))
-                rss, before = max(rss, run["rss"]), after
-            spread = f"{min(ratios):.2f}-{max(ratios):.2f}"
-            median = statistics.median(ratios)
-            print(f"{method:16}{median:10.2f}{spread:>16}{rss / 1e6:13.0f}", flush=True)
-        depth(work, methods)
+                for name, program in programs.items():
+                    out = f"{work}/{method}-{name}-{i}"
+                    run = watched([*program, model, data, out, method], sample=True)
+                    after = child(run_forward, model, data)["out"]
+                    ratios[name].append(run["out"] / ((before + after) / 2))
+                    rss[name] = max(rss[name], run["rss"] / 1e6)
+                    anonymous[name] = max(anonymous[name], run["anonymous"] / 1e6)
+                    before = after
+            for name, found in ratios.items():
+                spread, median = f"{min(found):.2f}-{max(found):.2f}", statistics.median(found)
+                print(
+                    f"{method:16}{name:16}{median:10.2f}{spread:>12}{rss[name]:8.0f}"
+                    f"{anonymous[name]:11.0f}",
+                    flush=True,
+                )
+                rows.append({"method": method, "by": name, "forwards": found,
+                             "rss_mb": rss[name], "anonymous_mb": anonymous[name]})  # fmt: skip
+        if not PEER:
+            depth(work, methods)
+    print(json.dumps(rows))
 
 
 def depth(work: str, methods: tuple[str, ...]) -> None:

@@ -25,8 +25,9 @@ folder, data, out, method = sys.argv[1:]
 path, name = data.rsplit(":", 1)
 ids = load_file(path)[name].long()
 model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-rows = Dataset.from_dict({"input_ids": ids.tolist(), "attention_mask": [[1] * ids.shape[1]] * len(ids)})
-recipe = MODIFIERS[method](sparsity=0.5, mask_structure="0:0", targets=["Linear"], ignore=["lm_head"])
+masks = [[1] * ids.shape[1]] * len(ids)
+rows = Dataset.from_dict({"input_ids": ids.tolist(), "attention_mask": masks})
+recipe = MODIFIERS[method](sparsity=0.5, mask_structure="0:0", targets=["re:.*_proj$"])
 start = time.process_time()
 oneshot(
     model=model,
@@ -36,7 +37,8 @@ oneshot(
     max_seq_length=ids.shape[1],
 )
 seconds = time.process_time() - start
-linears = [m.weight for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"]
-zeros = sum(int((weight == 0).sum()) for weight in linears) / sum(weight.numel() for weight in linears)
-assert 0.499 < zeros < 0.501, zeros
+weights = [weight for name, weight in model.named_parameters() if name.endswith("_proj.weight")]
+zeros = sum(int((weight == 0).sum()) for weight in weights)
+share = zeros / sum(weight.numel() for weight in weights)
+assert 0.499 < share < 0.501, share
 print(seconds)
