@@ -1,6 +1,6 @@
 """`families --probe`: a record for a model that no family reads, tried before it is shown.
 
-The record is derived from transformers' own class (model/derive.py), and tried on a tiny random
+The record is derived from transformers' own class (model/derive), and tried on a tiny random
 model of that class as the tests of all families do: every tensor is described, streamed losses are
 those of transformers, what is removed is as if it had been zero, and what is written loads.
 """

@@ -1,0 +1,84 @@
+"""What config.json of a kind means where it lacks keys, and what a tiny one of the tests has."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from prunecli.errors import InputError
+from prunecli.model import configs
+from prunecli.model.derive.draft import (
+    LAYERS,
+    POSITIONS,
+    SIZES,
+    USUAL_LISTS,
+    WINDOW,
+    Draft,
+    Rule,
+)
+from prunecli.model.families._base import CONFIG_KEYS
+
+LONGER, PERIODS = 24, range(2, 9)  # layers to see a rule of lists in, and its periods
+# keys of config.json whose defaults belong to a record, where the class has them
+DEFAULTS = (
+    "hidden_act", "hidden_activation", "initializer_range", "init_std", POSITIONS, "rms_norm_eps",
+    "tie_word_embeddings", "pad_token_id", "bos_token_id", "eos_token_id", "num_key_value_heads",
+    "head_dim", "sliding_window", "final_logit_softcapping", "logits_scaling", "logit_scale",
+)  # fmt: skip
+
+
+def default(kind: str) -> dict[str, Any]:
+    """Return the config.json of a kind without any keys; empty where there is none."""
+    try:
+        made: dict[str, Any] = configs.transformers_config({"model_type": kind}).to_dict()
+    except InputError:
+        return {}
+    return made
+
+
+def defaults(kind: str, keys: Mapping[str, str]) -> dict[str, Any]:
+    """Return what keys mean where config.json lacks them, but for what a record assumes anyway."""
+    config = default(kind)
+    found = {key: config[key] for key in DEFAULTS if key in config}
+    heads, hidden = (config.get(keys[axis]) for axis in ("heads", "hidden"))
+    if not isinstance(heads, int) or not isinstance(hidden, int):
+        return {}
+    assumed = {"num_key_value_heads": (None, heads), "head_dim": (None, hidden // heads)}
+    return {key: value for key, value in found.items() if value not in assumed.get(key, ())}
+
+
+def lists(made: Draft) -> dict[str, Rule | None]:
+    """Return the config keys with an entry for each layer, and the rules where they are absent."""
+    lists = {
+        key: value
+        for key, value in made.config.items()
+        if isinstance(value, list) and len(value) == LAYERS
+    }
+    found: dict[str, Rule | None] = dict(USUAL_LISTS)
+    for key in lists:
+        longer = {name: value for name, value in made.config.items() if name not in lists}
+        longer[made.keys["layers"]] = LONGER
+        filled = configs.transformers_config(longer).to_dict().get(key)
+        if filled is None:
+            found[key] = None
+            continue
+        rules = [Rule.always(filled[0])]
+        if key == "layer_types":
+            rules += map(Rule.windows, PERIODS)
+        rules += [Rule.cycle(filled[:n]) for n in PERIODS]
+        fits = [r for r in rules if [r.entry(longer, i) for i in range(LONGER)] == filled]
+        if not fits:
+            raise made.refused(f"what {key} is where config.json lacks it follows no known rule")
+        found[key] = fits[0]
+    return found
+
+
+def to_test(made: Draft) -> dict[str, Any]:
+    """Return what makes a tiny model of the tests one that shows what is special about it."""
+    config: dict[str, Any] = dict.fromkeys(made.fields["biases"], True)
+    if "kv_heads" not in made.keys:
+        config["num_key_value_heads"] = SIZES["heads"]
+    if made.config.get("sliding_window") is not None:
+        config["sliding_window"] = WINDOW
+    sizes = {key: SIZES[axis] for axis, key in made.keys.items() if axis in SIZES}
+    sizes |= {key: made.config[key] for key in made.wide}
+    usual = {*CONFIG_KEYS.values(), POSITIONS}
+    return {**config, **{key: size for key, size in sizes.items() if key not in usual}}

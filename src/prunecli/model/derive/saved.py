@@ -1,0 +1,60 @@
+"""By what names a class saves its tensors."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from prunecli.model import configs
+from prunecli.model.derive.draft import Draft
+from prunecli.model.derive.forward import equal, random_model
+
+
+def save(made: Draft, folder: Path) -> None:
+    """Write a tiny random model, and learn by what names a class saves its tensors.
+
+    Raises InputError if there is none, or its tensors are saved in another form.
+    """
+    from safetensors.torch import load_file
+
+    model = random_model(made.config)
+    with configs.refusals("transformers cannot save its model"):
+        model.save_pretrained(folder)
+    kept = load_file(folder / "model.safetensors")
+    own = model.state_dict()
+    found: dict[str, str] = {}
+    for stored, tensor in kept.items():
+        same = [stored] if stored in own else [n for n, t in own.items() if equal(t, tensor)]
+        if len(same) != 1:
+            raise made.refused(f"it is saved with a '{stored}', which its class has not")
+        found[stored] = same[0]
+    made.fields["stored_names"] = _renaming(found, made.fields["layer"].removesuffix("{i}."))
+    family = made.family()
+    for stored, name in found.items():
+        if family.own_name(stored) != name:
+            raise made.refused(
+                f"no replacing of parts makes '{name}' of '{stored}', as it is saved"
+            )
+
+
+def _renaming(found: Mapping[str, str], layers: str) -> tuple[tuple[str, str], ...]:
+    """Return parts of stored names, and what they are in a class; longer ones first.
+
+    `found` is what each stored name is there; `layers` is what those of layers begin with there.
+    """
+    pairs: dict[str, str] = {}
+    for stored, own in found.items():
+        if stored == own:
+            continue
+        before, name = "", own
+        if own.startswith(f"{layers}0."):
+            outside, _, stored = stored.partition("0.")
+            pairs[outside] = layers
+            before, name = ".", own.removeprefix(f"{layers}0.")
+        elif own.startswith(layers):
+            continue  # as in the first layer
+        parts, ours = stored.split("."), name.split(".")
+        while parts and ours and parts[-1] == ours[-1]:
+            del parts[-1], ours[-1]
+        if parts:
+            pairs[f"{before}{'.'.join(parts)}."] = f"{before}{'.'.join(ours)}."
+    pairs = {old: new for old, new in pairs.items() if old != new}
+    return tuple(sorted(pairs.items(), key=lambda pair: -len(pair[0])))

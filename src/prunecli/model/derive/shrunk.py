@@ -1,0 +1,99 @@
+"""The config.json of a tiny model of a kind, with those keys alone that its class reads."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from prunecli.errors import InputError
+from prunecli.model import configs
+from prunecli.model.derive.draft import (
+    LAYERS,
+    OTHERS,
+    SIZES,
+    WINDOW,
+    Indescribable,
+    usual_key,
+)
+from prunecli.model.families._base import CONFIG_KEYS
+
+OPTIONAL = ("ffn", "kv_heads", "head_dim")  # axes whose usual key a class may not read
+TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
+
+
+def shrunk(kind: str, full: Any) -> tuple[dict[str, Any], dict[str, str], tuple[str, ...]]:
+    """Return the config.json of a tiny model of a kind, and what a draft knows of its keys."""
+    renamed = getattr(type(full), "attribute_map", {})
+    usual = {axis: usual_key(axis) for axis in (*CONFIG_KEYS, "positions")}
+    keys = {axis: renamed.get(key, key) for axis, key in usual.items()}
+    known = full.to_dict()
+    layers, hidden = (known.get(keys[axis]) for axis in ("layers", "hidden"))
+    for axis in ("layers", "hidden", "heads", "vocab"):
+        if not isinstance(known.get(keys[axis]), int):
+            raise Indescribable(kind, f"its config has no {usual[axis]}")
+    tiny: dict[str, Any] = {}
+    wide = []
+    for key, value in configs.passed_on({**known, "model_type": kind}).items():
+        if isinstance(value, list) and len(value) == layers:
+            tiny[key] = _some(value)
+        elif type(value) is int and value == hidden and key not in keys.values():
+            tiny[key] = SIZES["hidden"]  # as wide as the residual stream, whatever it is
+            wide.append(key)
+        else:
+            tiny[key] = value
+    if any(isinstance(value, list) for value in (tiny.get("rope_parameters") or {}).values()):
+        tiny["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0}
+    tiny |= {keys[axis]: size for axis, size in SIZES.items()}
+    tiny |= {keys["layers"]: LAYERS, "tie_word_embeddings": False}
+    tiny |= {key: 0.0 for key in tiny if key.endswith(("dropout", "pdrop"))}
+    if tiny.get("sliding_window") is not None:
+        tiny["sliding_window"] = WINDOW
+    for key in TOKENS:
+        tiny[key] = None
+        if not builds(tiny):
+            tiny[key] = 0  # a class that takes a number alone
+    # numbers of one hide what they scale
+    for n, key in enumerate([key for key, value in tiny.items() if value == 1.0]):
+        if isinstance(tiny[key], float) and builds({**tiny, key: 0.5 ** (n + 1)}):
+            tiny[key] = 0.5 ** (n + 1)
+    return tiny, _read_keys(tiny, keys), tuple(wide)
+
+
+def _read_keys(tiny: dict[str, Any], keys: dict[str, str]) -> dict[str, str]:
+    """Return those keys that the class reads; others are taken out of `tiny`."""
+    base = configs.shapes(tiny)
+
+    def changes(key: str, size: int) -> bool:
+        try:
+            other = configs.shapes({**tiny, key: size})
+        except InputError:
+            return False
+        return other != base and other.keys() == base.keys()
+
+    unread = [axis for axis in OPTIONAL if not changes(keys[axis], OTHERS[axis])]
+    read = {axis: key for axis, key in keys.items() if axis not in unread}
+    if "ffn" not in read:
+        sizes = [k for k, v in tiny.items() if type(v) is int and k not in keys.values()]
+        named = [key for key in sizes if changes(key, OTHERS["ffn"])]
+        if len(named) == 1:
+            read["ffn"] = named[0]
+            tiny[named[0]] = SIZES["ffn"]
+    for axis in unread:
+        del tiny[keys[axis]]
+    return read
+
+
+def builds(config: Mapping[str, Any]) -> bool:
+    """Return whether transformers builds a model of a config.json."""
+    try:
+        configs.shapes(config)
+    except InputError:
+        return False
+    return True
+
+
+def _some(entries: list[Any]) -> list[Any]:
+    """Return the first entries, and in the place of the last ones the kinds that these lack."""
+    some, kinds = entries[:LAYERS], []
+    for entry in entries[LAYERS:]:
+        if entry not in some and entry not in kinds:
+            kinds.append(entry)
+    return (some[: LAYERS - len(kinds)] + kinds)[:LAYERS]
