@@ -13,7 +13,7 @@ from prunecli.files.sidecar import Input, Kind
 from prunecli.files.tensorfile import TensorFile, Tensors
 from prunecli.methods._base import Method
 from prunecli.model.arch import Arch
-from prunecli.model.checkpoint import Checkpoint
+from prunecli.model.checkpoint import Checkpoint, home
 from prunecli.pruning import shapes
 from prunecli.report import Report
 from prunecli.settings import Data, Output
@@ -108,9 +108,12 @@ def open_scores(path: str, arch: Arch, digest: str, method: Method) -> Calibrati
     return calibration
 
 
-def check_tensor_file(output: Output, checkpoint: Checkpoint) -> None:
-    """Check that OUT.safetensors can be written; raise UsageError or what `check_path` does."""
+def check_tensor_file(output: Output, model: str) -> None:
+    """Check that OUT.safetensors, of IN, can be written.
+
+    Raises UsageError, or what `check_path` does.
+    """
     if not output.path.endswith(".safetensors"):
         raise UsageError(f"OUT '{output.path}' must end in .safetensors")
-    place.check_path(output.path, output, [checkpoint.folder])
+    place.check_path(output.path, output, [home(model)])
     place.check_beside(output.path)

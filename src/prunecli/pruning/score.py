@@ -77,11 +77,11 @@ def _score(request: ScoreRequest, run: RunContext) -> Result:
     check_device(run.compute)
     method = registry.get(request.method)
     options = _check(request, method)
+    check_tensor_file(run.output, request.model)
     dense = Checkpoint(request.model, run.report)
     check_supported(method, dense.arch)
     beside = Setting(options, request.compat, group=dense.arch.group)
     method.refuse_idle(request.options, beside)
-    check_tensor_file(run.output, dense)
     if request.stats is not None and request.amount != Amount():
         raise UsageError("with --stats the amount is known already", "leave it out")
     num_removed = None
