@@ -186,9 +186,7 @@ def test_processes_that_cannot_meet_are_told_why(a_job, llama, monkeypatch) -> N
         taken.listen()
         monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
         monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
-        with pytest.raises(
-            PruneError, match=r"cannot meet at .*; start them by torchrun$"
-        ):
+        with pytest.raises(PruneError, match=r"cannot meet at .*; start them by torchrun$"):
             evaluate(EvalRequest(str(llama)))
 
 
