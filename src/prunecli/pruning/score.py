@@ -30,6 +30,7 @@ from prunecli.pruning.calibrate import (
 )
 from prunecli.pruning.calibration import (
     Calibration,
+    check_scores,
     check_tensor_file,
     open_statistics,
     read_windows,
@@ -146,6 +147,7 @@ def score_model(
 ) -> "dict[str, torch.Tensor]":
     """Return the scores of a whole model, with the means [I] that its compensation needs.
 
+    Raises InputError where statistics of a file make them NaN.
     Names: `layers` [L] or `blocks.k`, or `ffn.i` [F], `kv_heads.i` [K], `experts.i` [E] and
     `hidden` [D].
     """
@@ -164,6 +166,7 @@ def score_model(
         layer_scores: dict[str, torch.Tensor] = method.score_layers(
             {**by_layer, **of_model}, options
         )
+        check_scores(layer_scores, statistics)
         return layer_scores
     scores: dict[str, torch.Tensor] = {}
     for i in range(arch.layers):
@@ -177,6 +180,7 @@ def score_model(
             for point in ("o", "down"):
                 name = f"{arch.point(i, point)}.mean"
                 scores[name] = statistics[name]
+    check_scores(scores, statistics)
     return scores
 
 
