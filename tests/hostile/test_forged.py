@@ -341,6 +341,28 @@ def test_states_of_training_that_no_step_left(change, forged):
     assert told == "" if change is other_settings else "use --restart" in told
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda curves: curves.update({"7.0": [0.0]}), "learning rates that this run does not try"),
+        (lambda curves: curves.update({"0.001": [0.0] * 3}), "trials of more than 1 steps"),
+    ],
+)
+def test_a_sweep_that_no_run_made(change, told, stopped, tmp_path):
+    root, _ = stopped
+    model, data, out = str(root / "model"), f"{root / 'd.safetensors'}:ids", str(tmp_path / "t")
+    words = {"data": data, "steps": 2, "batch_size": 2, "lr": "1e-3,1e-4", "sweep_steps": 1}
+    with pytest.raises(Stopped):
+        prunecli.train(model, out, **words, stop=tiny.stop_after(2))
+    file = tmp_path / "t.partial" / "sweep.json"
+    curves = keeping.kept(file, dict[str, list[float]])
+    change(curves)
+    keeping.keep(file, curves)
+    with pytest.raises(InputError, match=f"{told}; use --restart"):
+        prunecli.train(model, out, **words)
+    prunecli.train(model, out, **words, restart=True)
+
+
 @pytest.mark.parametrize("put", [b"r\xff\xff\xff\x0b", b"p200000000\n", b"q\xff"])
 def test_an_index_with_a_memo_of_gigabytes(put, forged):
     def change(place):
