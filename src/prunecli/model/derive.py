@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,7 @@ OTHERS = {
 OPTIONAL = ("ffn", "kv_heads", "head_dim")  # axes whose usual key a class may not read
 UNEVEN = 50  # a hidden size that no number of heads above divides
 LAYERS, WINDOW, SPREAD = 4, 8, 0.3
+LARGEST = 1 << 27  # weights of a tiny model
 LONGER, PERIODS = 24, range(2, 9)  # layers to see a rule of lists in, and its periods
 POSITIONS = "max_position_embeddings"
 # keys of config.json whose defaults belong to a record, where the class has them
@@ -143,7 +145,9 @@ def drafted(values: Mapping[str, Any]) -> Draft:
     """
     kind = values["model_type"]
     with quietly():
-        full = configs.transformers_config(values)
+        _check_renamed(kind, values)
+        with configs.bounded("transformers rejects config.json"):
+            full = configs.transformers_config(values)
         made = Draft(kind, *_shrunk(kind, full))
         made.fields = {
             "name": kind.replace("_", "-"),
@@ -165,6 +169,18 @@ def drafted(values: Mapping[str, Any]) -> Draft:
         )
         made.fields |= {"defaults": _defaults(kind, made.keys), "test_config": _to_test(made)}
     return made
+
+
+def _check_renamed(kind: str, values: Mapping[str, Any]) -> None:
+    """Raise InputError for numbers out of bounds by the names that a class has for the usual keys.
+
+    A list of layers is as long as it is told, before anybody sees it.
+    """
+    from transformers import CONFIG_MAPPING
+
+    renamed = getattr(CONFIG_MAPPING[kind], "attribute_map", {}) if kind in CONFIG_MAPPING else {}
+    own = {usual: values[own] for usual, own in renamed.items() if own in values}
+    configs.check_numbers({**values, **own})
 
 
 def language_model(values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -225,7 +241,8 @@ def _shrunk(kind: str, full: Any) -> tuple[dict[str, Any], dict[str, str], tuple
             wide.append(key)
         else:
             tiny[key] = value
-    if any(isinstance(value, list) for value in (tiny.get("rope_parameters") or {}).values()):
+    rope = tiny.get("rope_parameters")
+    if isinstance(rope, dict) and any(isinstance(value, list) for value in rope.values()):
         tiny["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0}
     tiny |= {keys[axis]: size for axis, size in SIZES.items()}
     tiny |= {keys["layers"]: LAYERS, "tie_word_embeddings": False}
@@ -236,6 +253,9 @@ def _shrunk(kind: str, full: Any) -> tuple[dict[str, Any], dict[str, str], tuple
         tiny[key] = None
         if not _builds(tiny):
             tiny[key] = 0  # a class that takes a number alone
+    count = sum(map(prod, configs.shapes(tiny).values()))
+    if count > LARGEST:
+        raise Indescribable(kind, f"a tiny model of it has {count} weights, for sizes of its own")
     # numbers of one hide what they scale
     for n, key in enumerate([key for key, value in tiny.items() if value == 1.0]):
         if isinstance(tiny[key], float) and _builds({**tiny, key: 0.5 ** (n + 1)}):
@@ -250,6 +270,8 @@ def _read_keys(tiny: dict[str, Any], keys: dict[str, str]) -> dict[str, str]:
     def changes(key: str, size: int) -> bool:
         try:
             other = configs.shapes({**tiny, key: size})
+        except configs.Endless:
+            raise
         except InputError:
             return False
         return other != base and other.keys() == base.keys()
@@ -270,6 +292,8 @@ def _read_keys(tiny: dict[str, Any], keys: dict[str, str]) -> dict[str, str]:
 def _builds(config: Mapping[str, Any]) -> bool:
     try:
         configs.shapes(config)
+    except configs.Endless:
+        raise
     except InputError:
         return False
     return True
@@ -352,7 +376,7 @@ class Seen:
         self.ids = torch.randint(
             SIZES["vocab"], (2, 32), generator=torch.Generator().manual_seed(5)
         )
-        with configs.refusals("transformers' model cannot be run"), torch.no_grad():
+        with configs.bounded("transformers' model cannot be run"), torch.no_grad():
             self.logits = self.model(self.ids, use_cache=False).logits
         self.groups = self._groups()
 
@@ -694,7 +718,7 @@ class Tables:
         import torch
 
         model = random_model(config)
-        with torch.no_grad(), configs.refusals("transformers' model cannot be run"):
+        with torch.no_grad(), configs.bounded("transformers' model cannot be run"):
             return bool(model(self.seen.ids, use_cache=False).logits.equal(self.seen.logits))
 
 
