@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 OURS = "prunecli"
+UNKNOWN = "unknown"  # version of a package that says none
 
 # versions of the packages of others whose entries were loaded, by name
 packages: dict[str, str] = {}
@@ -97,7 +98,8 @@ class Registry:
         """The entries of other packages; those that fail to load are told, and left out."""
         found: dict[str, Foreign] = {}
         for point in self._points():
-            package = point.dist.name if point.dist is not None else point.module
+            # what lies in a folder without its metadata has neither name nor version
+            package = (point.dist and point.dist.name) or point.value
             if point.name in self.own() or point.name in found:
                 other = found[point.name].package if point.name in found else OURS
                 raise UsageError(
@@ -112,8 +114,7 @@ class Registry:
                 told = f"{self.kind} '{point.name}' of package '{package}' is left out: {why}"
                 logging.getLogger(OURS).warning(cut(f"{OURS}: warning: {told}"))
                 continue
-            if point.dist is not None:
-                packages[package] = point.dist.version
+            packages[package] = (point.dist and point.dist.version) or UNKNOWN
         return found
 
     def _points(self) -> "Iterator[EntryPoint]":

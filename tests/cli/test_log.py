@@ -19,7 +19,7 @@ from prunecli.errors import InputError
 from prunecli.files import sidecar
 from prunecli.files.sidecar import HistoryStep, Input
 from prunecli.tables.history import FIRST, LAST
-from prunecli.tables.remake import MOST
+from prunecli.tables.remake import MOST, START
 from prunecli.tables.terminal import shown
 
 TEXT = "".join(f"The {n} numbers before {n} add up to {n * (n - 1) // 2}.\n" for n in range(700))
@@ -167,6 +167,13 @@ def test_another_result_is_told(run, made, place, tmp_path) -> None:
     digest = tiny.sidecar(made["in"])["outputs"]["digest"]
     assert status == 1
     assert messages == f'{tmp_path}/o/1-init/prunecli.json: not as recorded: "digest": "{digest}"\n'
+
+
+def test_what_was_recorded_is_printed_as_it_is(tmp_path) -> None:
+    """A digest may be anybody's text, and some shells make escapes of it where they echo."""
+    line = f"{START}\nsame /dev/null '\\033]0;x\\007'"
+    ended = subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True, text=True)
+    assert ended.stderr == "/dev/null: not as recorded: \\033]0;x\\007\n"
 
 
 def test_variables_for_what_is_not_given(run, made, tmp_path) -> None:

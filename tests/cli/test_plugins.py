@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import tiny
+from prunecli import registry
 from prunecli.errors import UsageError
 from prunecli.methods import Method
 from prunecli.methods import registry as methods
@@ -148,8 +149,8 @@ def test_a_package_that_fails_is_left_out_with_a_line(code, why, tmp_path, monke
     monkeypatch.delitem(sys.modules, "broken_one", raising=False)
     told = []
     monkeypatch.setattr("logging.Logger.warning", lambda logger, text: told.append(text))
-    registry = fresh()
-    assert registry.names() == methods.own() == registry.names()
+    found = fresh()
+    assert found.names() == methods.own() == found.names()
     (line,) = told
     assert line.startswith("prunecli: warning: method 'mine' of package 'broken-one' is left out: ")
     assert why in line and "\n" not in line
@@ -163,6 +164,16 @@ def test_the_line_is_all_that_a_user_sees(tmp_path):
     assert done.stderr == (
         "prunecli: warning: method 'mine' of package 'broken-one' is left out: ValueError: a b\n"
     )
+
+
+def test_a_package_without_metadata_is_known_by_its_module(tmp_path, monkeypatch):
+    """What lies beside others without them has a version that sidecars can record."""
+    folder = package(tmp_path / "p", "bare", MADE.format(name="mine", options=""), "mine")
+    (folder / "bare-3.1.dist-info" / "METADATA").unlink()
+    monkeypatch.syspath_prepend(folder)
+    found = fresh()
+    assert found.get("mine").name == "mine" and found.source("mine") == "bare:METHOD"
+    assert registry.packages.pop("bare:METHOD") == registry.UNKNOWN
 
 
 def test_a_name_of_ours_is_refused_with_both_packages(tmp_path):

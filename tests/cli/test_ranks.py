@@ -5,6 +5,7 @@ sums, which are rounded in another order.
 """
 
 import json
+import socket
 import sys
 
 import dividing
@@ -18,12 +19,13 @@ from prunecli import ranks
 from prunecli.cli import app
 from prunecli.data import windows
 from prunecli.data.windows import Tokens
-from prunecli.errors import UsageError
+from prunecli.errors import PruneError, UsageError
+from prunecli.files import world
 from prunecli.measuring import eval as measuring
 from prunecli.measuring.eval import EvalRequest, evaluate
 from prunecli.methods import registry
 from prunecli.model.checkpoint import Checkpoint
-from prunecli.model.device import settled
+from prunecli.model.device import device_of, settled
 from prunecli.pruning import calibrate, request, search_arch
 from prunecli.pruning.calibration import Calibration
 from prunecli.ranks import Ranks
@@ -176,6 +178,52 @@ def test_processes_that_nobody_started_are_refused(monkeypatch, llama) -> None:
     monkeypatch.setenv("WORLD_SIZE", "many")
     with pytest.raises(UsageError, match="WORLD_SIZE is 'many': expected a number of processes"):
         evaluate(EvalRequest(str(llama)))
+
+
+def test_processes_that_cannot_meet_are_told_why(a_job, llama, monkeypatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
+        with pytest.raises(PruneError, match=r"cannot meet at .*; start them by torchrun$"):
+            evaluate(EvalRequest(str(llama)))
+
+
+@pytest.mark.parametrize("rank", ["1", "abc", ""])
+def test_a_rank_without_others_is_that_of_the_first(
+    rank, llama, run, monkeypatch, tmp_path
+) -> None:
+    """It prints, locks OUT and looks at it: clusters set RANK for what runs alone, too."""
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert run("check", str(llama)).out == f"{llama}: ok\n"
+    (tmp_path / "mine").write_text("mine")
+    assert run("init", "--like", str(llama), str(tmp_path / "mine")).code == 5
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("size", "rank", "told"),
+    [
+        ("2", "abc", "RANK is 'abc': expected a number below WORLD_SIZE"),
+        ("9" * 5000, "0", "WORLD_SIZE is '99"),
+        ("\u0662", "0", "WORLD_SIZE is '\u0662'"),
+        ("0", "0", "WORLD_SIZE is '0': expected a number of processes"),
+        ("", "0", "WORLD_SIZE is '': expected a number of processes"),
+    ],
+)
+def test_numbers_of_processes_that_are_none(size, rank, told, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", size)
+    monkeypatch.setenv("RANK", rank)
+    for command in ("methods", "check", "prune"):
+        monkeypatch.setattr(sys, "argv", ["prunecli", command])
+        with pytest.raises(UsageError) as refused:
+            app._run()
+        assert told in str(refused.value) and world.is_first()
+    monkeypatch.setenv("LOCAL_RANK", "abc")
+    with pytest.raises(UsageError, match="LOCAL_RANK is 'abc': expected a number"):
+        device_of(Compute("cuda"))
 
 
 def test_a_process_holds_its_share_of_hidden_states(files) -> None:

@@ -25,7 +25,7 @@ import prunecli
 import tiny
 from prunecli.data.shards import STATE, Shards
 from prunecli.errors import InputError, OutputExists, PruneError, Stopped, UsageError
-from prunecli.files import keeping, seal
+from prunecli.files import keeping, output, seal
 from prunecli.files.tensorfile import combined_digest
 from prunecli.methods import registry
 from prunecli.settings import Amount
@@ -339,6 +339,43 @@ def test_states_of_training_that_no_step_left(change, forged):
 
     told = forged(STEPS, put).replace("remove it", "use --restart")
     assert told == "" if change is other_settings else "use --restart" in told
+
+
+@pytest.mark.parametrize("ours", [KeyError("x"), AssertionError(), TypeError("x"), IndexError()])
+def test_a_fault_of_ours_is_not_the_state_s(ours, tmp_path):
+    """A run that goes on from a state can have faults of its own, which are told as such."""
+    place = tmp_path / "o.partial"
+    place.mkdir()
+    (place / "key").write_text("0123456789abcdef" * 2 + "\n")
+    (place / keeping.STATE).write_text("{}")
+    with (
+        pytest.raises(type(ours)),
+        output.partial(str(tmp_path / "o"), "0123456789abcdef" * 2, restart=False),
+    ):
+        raise ours
+    assert names(place) == {"key", keeping.STATE}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda curves: curves.update({"7.0": [0.0]}), "learning rates that this run does not try"),
+        (lambda curves: curves.update({"0.001": [0.0] * 3}), "trials of more than 1 steps"),
+    ],
+)
+def test_a_sweep_that_no_run_made(change, told, stopped, tmp_path):
+    root, _ = stopped
+    model, data, out = str(root / "model"), f"{root / 'd.safetensors'}:ids", str(tmp_path / "t")
+    words = {"data": data, "steps": 2, "batch_size": 2, "lr": "1e-3,1e-4", "sweep_steps": 1}
+    with pytest.raises(Stopped):
+        prunecli.train(model, out, **words, stop=tiny.stop_after(2))
+    file = tmp_path / "t.partial" / "sweep.json"
+    curves = keeping.kept(file, dict[str, list[float]])
+    change(curves)
+    keeping.keep(file, curves)
+    with pytest.raises(InputError, match=f"{told}; use --restart"):
+        prunecli.train(model, out, **words)
+    prunecli.train(model, out, **words, restart=True)
 
 
 @pytest.mark.parametrize("put", [b"r\xff\xff\xff\x0b", b"p200000000\n", b"q\xff"])

@@ -6,6 +6,7 @@ import shutil
 from functools import partial
 from pathlib import Path
 
+import lines
 import pytest
 from faults import Layer, under
 from forks import begun, ended, in_child
@@ -234,6 +235,21 @@ def test_a_locked_out_is_refused(llama, tmp_path):
                 prunecli.init(out, like=model, **more)
         prunecli.init(out, like=model, dry_run=True)  # writes nothing
     assert not names(tmp_path)
+
+
+@pytest.mark.parametrize("name", [*lines.EIGHT, "speed --out"])
+def test_an_out_that_exists_is_seen_before_the_model_is_read(name, words, tmp_path):
+    """Which takes seconds: here it would be refused, with another status."""
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "config.json").write_text("{")
+    folder, said = tmp_path / "work", tmp_path / "said"
+    out = folder / lines.LINES[name][0]
+    mine = out if out.suffix else out / "mine"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    bad = dict.fromkeys(("MODEL", "READER"), str(tmp_path / "bad"))
+    assert lines.run(lines.line(name, words | bad, folder, 1), said) == 5
+    assert f"OUT '{out}' exists" in said.read_text() and names(folder) == {out.name}
 
 
 def test_kept_files_have_one_writer(llama, calibration, tmp_path):

@@ -102,3 +102,21 @@ def test_what_is_no_plan(llama, tmp_path):
     (tmp_path / "p.json").write_text(json.dumps({"keep": {}}))
     with pytest.raises(InputError, match="its layers are unknown"):
         shown(tmp_path / "p.json")
+
+
+@pytest.mark.parametrize(
+    ("keep", "told"),
+    [
+        ({"layers": [0, 1], "ffn": [[0], [1], [2]]}, "numbers of layers differ: 2 for layers, 3"),
+        ({"ffn": [[0], [1]], "kv_heads": [[0]]}, "numbers of layers differ: 2 for ffn, 1 for kv_"),
+        ({"ffn": [[], []]}, "the plan keeps no ffn of layer 0"),
+        ({"hidden": [], "ffn": [[0]]}, "the plan keeps no hidden"),
+        ({"layers": [3, 0]}, "layers are not ascending"),
+        ({"kv_heads": [[-1]]}, "kv_heads of layer 0 begin at -1"),
+    ],
+)
+def test_plans_of_no_model(keep, told, tmp_path):
+    """Nobody knows the model that a plan alone is for, and of these there is none."""
+    (tmp_path / "p.json").write_text(json.dumps({"keep": keep}))
+    with pytest.raises(InputError, match=told):
+        shown(tmp_path / "p.json")

@@ -5,6 +5,7 @@ The rows of the table in docs/checkpoints.md, in its order: each is held by a ca
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -348,6 +349,31 @@ def test_a_kept_wrapper_is_checked(wrapper, tmp_path):
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     problems = check(str(out), deep=True)
     assert any("parts around the language model" in problem for problem in problems), problems
+
+
+def test_other_parts_choose_no_code_and_are_bounded(wrapper, tmp_path):
+    """What config.json says of a tower is a stranger's as well."""
+    folder = shutil.copytree(wrapper("llava"), tmp_path / "in")
+    config = json.loads((folder / "config.json").read_text())
+    choices = {"auto_map": {"AutoModel": "x.Y"}, "_attn_implementation": "flash_attention_2"}
+    tower = dict(config["vision_config"])
+    words = {"method": "magnitude", "ratio": 0.5, "keep_wrapper": True}
+    of_processor = {"image_processor": choices, "size": 28}
+    text = json.dumps(of_processor).replace("auto_map", "auto\\u005fmap")
+    (folder / "processor_config.json").write_text(text)
+    config["vision_config"] = {**tower, **choices}
+    (folder / "config.json").write_text(json.dumps(config))
+    prune(str(folder), str(tmp_path / "out"), **words)
+    made = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert made["vision_config"] == tower
+    made = json.loads((tmp_path / "out" / "processor_config.json").read_text())
+    assert made["size"] == 28 and "auto_map" not in made["image_processor"]
+    whole(tmp_path / "out")
+    for more in ({"num_hidden_layers": 10**9}, {"model_type": None, "hidden_size": [1] * 9}):
+        config["vision_config"] = {key: v for key, v in (tower | more).items() if v is not None}
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(InputError, match=f"config.json: {list(more)[-1]} is .*, expected an"):
+            prune(str(folder), str(tmp_path / "none"), **words)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 import tiny
 from prunecli.errors import InputError
-from prunecli.model import derive
+from prunecli.model import configs, derive
 from prunecli.model.families import registry
 from prunecli.model.families._base import SQUARE, Family
 from prunecli.pruning import probe as probing
@@ -110,6 +110,13 @@ def test_what_no_record_describes_is_named(kind, words, tmp_path):
         ({"model_type": "no_such_kind"}, "does not know"),
         ({"model_type": "deepseek_v3", "auto_map": {"AutoModel": "x--y.Z"}}, "which is never run"),
         ({"hidden_size": 8}, "has no model_type"),
+        # a size by another name, parts beyond counting, weights beyond memory
+        ({"model_type": "gpt2", "n_layer": 10**9}, "num_hidden_layers is 1000000000, expected an"),
+        (
+            {"model_type": "deepseek_v3", "q_lora_rank": 10**8},
+            r"tiny model of it has \d+ weights",
+        ),
+        ({"model_type": "granitemoehybrid", "num_local_experts": 1.5}, "num_local_experts is 1.5"),
     ],
 )
 def test_what_is_not_probed(config, words, tmp_path):
@@ -118,6 +125,22 @@ def test_what_is_not_probed(config, words, tmp_path):
         probe(str(tmp_path))
     with pytest.raises(InputError, match=r"has no config\.json"):
         probe(str(tmp_path / "nowhere"))
+
+
+def test_a_model_that_is_never_built_is_given_up(tmp_path, monkeypatch):
+    """At the first try: one size after the other is changed in what follows."""
+    monkeypatch.setattr(configs, "SECONDS", 0.2)
+    tries = []
+
+    def endless(config):
+        tries.append(config)
+        while True:
+            pass
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_config", endless)
+    with pytest.raises(InputError, match=r"cannot build .*: it takes more than 0\.2 seconds"):
+        probe(folder_of(tmp_path, "qwen2_moe"))
+    assert len(tries) == 1
 
 
 @pytest.mark.parametrize(

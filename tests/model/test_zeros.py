@@ -170,6 +170,17 @@ def test_a_rest_of_a_row_is_a_group() -> None:
     assert found.broken == {name: 2}
 
 
+def test_groups_that_are_wider_than_a_row() -> None:
+    """A row counts as one group, whatever number a sidecar records: memory is not filled up."""
+    arch = Arch(tiny.config_of("llama"))
+    found = Census(arch, SparsityPattern.of_groups("1:999999999"))
+    name = "model.layers.0.mlp.up_proj.weight"
+    values = torch.zeros(80, 48)
+    values[1, :2] = 1
+    found.add(name, values)
+    assert found.broken == {name: 1} and found.nonzero == 2
+
+
 @pytest.mark.parametrize("text", ["4:2", "0:4", "2:2", "2:4:8", "2", "", "-1:4", "a:b", "٢:٤"])
 def test_no_pattern(text) -> None:
     assert SparsityPattern.of_groups(text) is None

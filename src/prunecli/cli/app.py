@@ -131,7 +131,7 @@ def _run() -> None:
     if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
         _fail(f"unknown command '{arguments[0]}'{suggest(arguments[0], list(COMMANDS))}", 2)
     entry = COMMANDS.get(arguments[0]) if arguments else None
-    if entry is not None and not entry.several and world.size() > 1:
+    if entry is not None and world.size() > 1 and not entry.several:
         raise UsageError(f"'{arguments[0]}' runs in one process", "run it without torchrun")
     if arguments and arguments[0] in COMMANDS:
         options.take_others(COMMANDS[arguments[0]].run)

@@ -21,8 +21,6 @@ STAGE = ".new"  # in OUT.partial: the result that is being written
 LOGS = ".jsonl"
 # files of folders that sidecars do not list by name
 TENSOR_FILES = re.compile(r"(model|model-\d{5}-of-\d{5}|rows-\d{5,})\.safetensors")
-# what a state that came from elsewhere, or was torn, can make of a run that goes on from it
-MISFITS = (ArithmeticError, AssertionError, LookupError, StopIteration, TypeError, ValueError)
 # what is beside OUT while it is written: finished, replaced, and all else
 NEW, OLD, TEMPORARY = "new", "old", "tmp"
 ROOM = 300  # bytes by which paths of files below OUT and of its siblings are longer
@@ -412,8 +410,8 @@ def partial(out: str, identity: str, restart: bool) -> Iterator[Path]:
     without is removed when the block fails. It appears with its mark in it, and disappears whole,
     so that a kill at no moment leaves one that the next run cannot tell from a user's folder.
     Raises OutputExists if it is the state of a run with another id, which `restart` clears;
-    InputError if it is no state that the block can go on from; and Stopped where a signal
-    interrupts the block and there is something to resume from.
+    InputError if it holds links or the like; and Stopped where a signal interrupts the block and
+    there is something to resume from. What is in it the block reads, and refuses, by itself.
     """
     folder = partial_of(out)
     check_partial(out, identity, restart)
@@ -434,13 +432,6 @@ def partial(out: str, identity: str, restart: bool) -> Iterator[Path]:
                 f"stopped; '{folder.name}' keeps what is done", "rerun the same command to resume"
             ) from None
         raise
-    except MISFITS as error:
-        if not resumed:
-            raise
-        why = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise InputError(
-            f"the run cannot go on from '{folder.name}': {why}", unfinished.RESTART
-        ) from error
     finally:
         if folder.exists() and not _holds(folder):
             discard(folder)

@@ -3,7 +3,6 @@
 import json
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 from prunecli.errors import InputError, UsageError
@@ -42,11 +41,6 @@ class SizedModel:
             return cls(path, Arch.read(path), sidecar.read_if_any(path), None)
         checkpoint = Checkpoint(path)
         return cls(path, checkpoint.arch, checkpoint.sidecar, checkpoint)
-
-    @property
-    def folder(self) -> Path:
-        """Where it lies."""
-        return self.checkpoint.folder if self.checkpoint else Path(self.path)
 
     @property
     def pattern(self) -> str | None:

@@ -24,7 +24,7 @@ from prunecli.measuring import harness, perplexity
 from prunecli.measuring.tasks import Group, Task, load
 from prunecli.model import memory
 from prunecli.model.arch import FLOPS_TOKENS
-from prunecli.model.checkpoint import Checkpoint
+from prunecli.model.checkpoint import Checkpoint, home
 from prunecli.model.device import check_device, settled
 from prunecli.model.memory import MemoryNeed
 from prunecli.record import Record, limited
@@ -77,9 +77,9 @@ def _evaluate(request: EvalRequest, run: RunContext) -> Result:
     if request.tasks.names and not run.ranks.alone:
         raise UsageError("tasks are answered by one process", "run it without torchrun")
     builder = SidecarBuilder("eval", run.output.argv)
-    checkpoint = Checkpoint(request.model, run.report)
     if run.output.path:
-        output.check_path(run.output.path, run.output, [checkpoint.folder])
+        output.check_path(run.output.path, run.output, [home(request.model)])
+    checkpoint = Checkpoint(request.model, run.report)
     run = replace(run, compute=settled(run.compute, checkpoint))
     material = _read(request, checkpoint, run.report)
     run = memory.within(run, lambda run: _need(material, checkpoint, run))

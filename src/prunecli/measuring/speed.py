@@ -17,6 +17,7 @@ from prunecli.measuring.costs import (
     density_of,
 )
 from prunecli.model.arch import FLOPS_TOKENS
+from prunecli.model.checkpoint import home
 from prunecli.model.device import check_device, settled
 from prunecli.record import Record
 from prunecli.settings import Result, RunContext, Timing
@@ -56,9 +57,10 @@ def speed(request: SpeedRequest, run: RunContext = RunContext()) -> Result:
     _check(request)
     # the last is the model, the one before it its base
     paths = [request.base] if request.base else []
-    models = [SizedModel.open(path, request.flops_only) for path in [*paths, request.model]]
+    paths.append(request.model)
     if run.output.path:
-        output.check_path(run.output.path, run.output, [one.folder for one in models])
+        output.check_path(run.output.path, run.output, [*map(home, paths)])
+    models = [SizedModel.open(path, request.flops_only) for path in paths]
     length = None if request.flops_only else _timed_length(models, request.seq_len)
     results = _counts(request, models)
     roles = ("base", "model")[-len(models) :]

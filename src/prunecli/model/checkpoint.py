@@ -73,6 +73,18 @@ def locate(model: str) -> Path:
     raise InputError(f"no such folder: '{model}'", hint)
 
 
+def home(model: str) -> Path:
+    """Return where the folder of IN is; of one on the hub, the folder that holds it once fetched.
+
+    Nothing is opened or fetched, so that OUT can be looked at first.
+    """
+    if not model.startswith(HUB):
+        return Path(model)
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)
+
+
 def _is_id(model: str) -> bool:
     return bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", model))
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from prunecli.errors import InputError
 from prunecli.files import regular, strict
@@ -88,13 +89,21 @@ def contents(folder: str | Path, patterns: tuple[str, ...] = ALL) -> dict[str, b
 def _copied(path: Path) -> bytes:
     content = regular.content(path)
     is_record = path.name in (*SETTINGS, *PROCESSOR) and path.suffix == ".json"
-    if not is_record or f'"{CODE}"'.encode() not in content:
+    # a name can be written in escapes, too
+    if not is_record or not (CODE.encode() in content or b"\\u" in content):
         return content
     try:
         record = strict.parsed(content)
     except ValueError as error:
         raise InputError(f"'{path}' is not readable as JSON: {error}") from None
-    if not isinstance(record, dict) or CODE not in record:
+    without = _without_code(record)
+    if without == record:
         return content
-    del record[CODE]
-    return (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(without, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _without_code(value: Any) -> Any:
+    """Return a JSON value without references to code, at whatever depth."""
+    if isinstance(value, dict):
+        return {key: _without_code(inner) for key, inner in value.items() if key != CODE}
+    return [_without_code(inner) for inner in value] if isinstance(value, list) else value

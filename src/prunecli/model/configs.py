@@ -11,6 +11,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from prunecli import limits
 from prunecli.errors import InputError, suggest
 from prunecli.files import regular, strict
 from prunecli.model import companions
@@ -22,6 +23,7 @@ CANNOT_BUILD = "transformers cannot build a model from config.json"
 MOST_LAYERS = 10_000
 MOST_EXPERTS = 10_000
 MOST = 2**31 - 1
+SECONDS = 10.0  # of computing, to build a model without weights, or to run a tiny one
 PATTERN = "sliding_window_pattern"
 LETTERS = re.compile(r"[LG]{1,1000}")  # how some configs write it; see `windows` of the families
 
@@ -85,6 +87,19 @@ ORDINARY: Mapping[str, tuple[Any, ...]] = {
     "is_causal": (True,),
     "is_encoder_decoder": (False,),
 }
+
+
+class Endless(InputError):
+    """A model that is not built, or run, in the time that models take (exit status 4)."""
+
+
+def without_preferences(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config without keys that choose code, in the configs that it holds as well."""
+    return {
+        key: without_preferences(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if key not in PREFERENCES
+    }
 
 
 class Config(NamedTuple):
@@ -281,13 +296,27 @@ def shapes(values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     from prunecli.model.families import registry
 
     config, kind = transformers_config(values), values["model_type"]
-    with refusals(CANNOT_BUILD), torch.device("meta"):
+    with bounded(CANNOT_BUILD), torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config)
     if registry.knows(kind):  # of others nobody knows where experts are
         family = registry.of_model_type(kind)
         for layer in model.get_submodule(family.layer.removesuffix(".{i}.")):
             experts.unstack(layer, family.experts)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+@contextmanager
+def bounded(what: str) -> Iterator[None]:
+    """Refuse as `refusals` does; raise Endless for what takes longer than models that there are.
+
+    It is for models of which no weights say how many layers and parts they have.
+    """
+    with refusals(what):
+        try:
+            with limits.seconds(SECONDS):
+                yield
+        except limits.TookTooLong as error:
+            raise Endless(f"{what}: {error}", "is config.json as it came with the model?") from None
 
 
 @contextmanager

@@ -1,12 +1,11 @@
 """Where and in which type to compute."""
 
-import os
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
 
 from prunecli.errors import UsageError
-from prunecli.files import scratch
+from prunecli.files import scratch, world
 from prunecli.files.tensorfile import torch_dtype
 from prunecli.model.checkpoint import Reader
 from prunecli.settings import Compute
@@ -31,16 +30,16 @@ def device_of(compute: Compute) -> "torch.device":
         raise UsageError(
             f"--device: torch knows no device '{name}'", "use auto, cpu, cuda or cuda:N"
         ) from None
-    rank = os.environ.get("LOCAL_RANK")
-    if device.type == "cuda" and rank is not None:
+    rank = world.local_rank() if device.type == "cuda" else None
+    if rank is not None:
         if device.index is not None:
             raise UsageError(f"--device {name}: each process takes a GPU", "use --device cuda")
         count = torch.cuda.device_count()
-        if 0 < count <= int(rank):
+        if 0 < count <= rank:
             raise UsageError(
                 f"local rank {rank} has no GPU: there are {count}", "start one process per GPU"
             )
-        device = torch.device("cuda", int(rank))
+        device = torch.device("cuda", rank)
     return _there(device)
 
 

@@ -78,9 +78,10 @@ def _crowded(weight_OI: "torch.Tensor", pattern: SparsityPattern) -> int:
     """
     from torch.nn.functional import pad
 
+    group = min(pattern.group, weight_OI.shape[1])  # what a sidecar records can be any number
     # [O, I], filled up to whole groups
-    nonzero = pad(weight_OI != 0, (0, -weight_OI.shape[1] % pattern.group))
-    return int((nonzero.view(-1, pattern.group).sum(1) > pattern.keep).sum())
+    nonzero = pad(weight_OI != 0, (0, -weight_OI.shape[1] % group))
+    return int((nonzero.view(-1, group).sum(1) > pattern.keep).sum())
 
 
 def claimed(results: Mapping[str, Any]) -> str | None:

@@ -98,7 +98,7 @@ class Wrapper:
 
     def config(self, language: Mapping[str, Any]) -> dict[str, Any]:
         """Return the config.json around a language model with this one."""
-        kept = {k: v for k, v in self._values.items() if k not in configs.PREFERENCES}
+        kept = configs.without_preferences(self._values)
         mark = {key: language[key] for key in (MARK,) if key in language}
         text = {key: value for key, value in language.items() if key != "architectures"}
         return {**kept, "text_config": text, TIES: bool(language.get(TIES)), **mark}
@@ -113,7 +113,7 @@ class Wrapper:
 
         values = self.config(arch.config)
         told = f"transformers cannot build '{self.kind}' around this language model"
-        with configs.refusals(told):
+        with configs.bounded(told):
             config = AutoConfig.for_model(**_passed_on(values))
             with torch.device("meta"):
                 built = AutoModelForImageTextToText.from_config(config).state_dict()
@@ -125,8 +125,13 @@ class Wrapper:
 
 
 def _passed_on(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what transformers is told of a config and of those in it: no keys that choose code."""
+    """Return what transformers is told of a config and of those in it: no keys that choose code.
+
+    Raises InputError for numbers in them that are none, or out of bounds.
+    """
+    configs.check_numbers(values)
+    is_config = "model_type" in values
+    known = configs.passed_on(values) if is_config else configs.without_preferences(values)
     return {
-        key: _passed_on(value) if isinstance(value, dict) and "model_type" in value else value
-        for key, value in configs.passed_on(values).items()
+        key: _passed_on(value) if isinstance(value, dict) else value for key, value in known.items()
     }

@@ -71,10 +71,10 @@ def _calibrate(request: CalibrateRequest, run: RunContext) -> Result:
     check_device(run.compute)
     methods = [registry.get(name) for name in request.methods]
     _check_read(methods, request.compat)
+    check_tensor_file(run.output, request.model)
     dense = Checkpoint(request.model, run.report)
     for method in methods:
         check_supported(method, dense.arch)
-    check_tensor_file(run.output, dense)
     num_removed = num_removed_layers(methods, request.amount, dense.arch)
     run = replace(run, compute=settled(run.compute, dense))
     required = required_statistics(methods, request.compat)

@@ -13,12 +13,14 @@ from prunecli.files.sidecar import Input, Kind
 from prunecli.files.tensorfile import TensorFile, Tensors
 from prunecli.methods._base import Method
 from prunecli.model.arch import Arch
-from prunecli.model.checkpoint import Checkpoint
+from prunecli.model.checkpoint import Checkpoint, home
 from prunecli.pruning import shapes
 from prunecli.report import Report
 from prunecli.settings import Data, Output
 
 if TYPE_CHECKING:
+    import torch
+
     from prunecli.data.windows import Tokens
 
 PRODUCERS = {"stats": "calibrate", "scores": "score"}
@@ -65,6 +67,44 @@ class _Results(sidecar.Part):
     calibration_tokens: int = 0
 
 
+class Given(TensorFile):
+    """The tensors of a file of statistics or scores: numbers, which come from anywhere.
+
+    One is looked at when it is asked for. Raises InputError for NaN, and in statistics for
+    infinity, which is the score of what must stay.
+    """
+
+    def __init__(self, path: Path, kind: Kind) -> None:
+        super().__init__(path)
+        self.kind = kind
+
+    def __getitem__(self, name: str) -> "torch.Tensor":
+        """Return a tensor."""
+        tensor = super().__getitem__(name)
+        if tensor.numel() and tensor.is_floating_point():
+            least, greatest = tensor.aminmax()
+            if bool(least.isnan()):
+                raise self.damaged(name, "NaN")
+            if self.kind == "stats" and not bool(least.isfinite() & greatest.isfinite()):
+                raise self.damaged(name, "infinity")
+        return tensor
+
+    def damaged(self, name: str, what: str) -> InputError:
+        """Return the refusal of numbers that there cannot be."""
+        return InputError(
+            f"'{self.path}': '{name}' has {what}",
+            f"make it again with `prunecli {PRODUCERS[self.kind]}`",
+        )
+
+
+def check_scores(scores: Mapping[str, "torch.Tensor"], statistics: Tensors) -> None:
+    """Raise InputError where scores that are made of a file of statistics have NaN."""
+    if isinstance(statistics, Given):
+        for name, tensor in scores.items():
+            if bool(tensor.isnan().any()):
+                raise statistics.damaged(name, "numbers that make the score NaN")
+
+
 def open_file(path: str, kind: Kind, digest: str) -> Calibration:
     """Open a file of statistics or scores made from the model with this digest.
 
@@ -82,7 +122,7 @@ def open_file(path: str, kind: Kind, digest: str) -> Calibration:
     if "calibration" in roles:
         inputs.append(roles["calibration"])
     num_tokens = sidecar.part(path, record.results, _Results).calibration_tokens
-    return Calibration(inputs, num_tokens, tensors=TensorFile(file), options=record.options)
+    return Calibration(inputs, num_tokens, tensors=Given(file, kind), options=record.options)
 
 
 def open_statistics(
@@ -108,9 +148,12 @@ def open_scores(path: str, arch: Arch, digest: str, method: Method) -> Calibrati
     return calibration
 
 
-def check_tensor_file(output: Output, checkpoint: Checkpoint) -> None:
-    """Check that OUT.safetensors can be written; raise UsageError or what `check_path` does."""
+def check_tensor_file(output: Output, model: str) -> None:
+    """Check that OUT.safetensors, of IN, can be written.
+
+    Raises UsageError, or what `check_path` does.
+    """
     if not output.path.endswith(".safetensors"):
         raise UsageError(f"OUT '{output.path}' must end in .safetensors")
-    place.check_path(output.path, output, [checkpoint.folder])
+    place.check_path(output.path, output, [home(model)])
     place.check_beside(output.path)

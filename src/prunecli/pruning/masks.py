@@ -6,6 +6,7 @@ from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+from prunecli.errors import InputError
 from prunecli.files.keeping import Keeper
 from prunecli.files.tensorfile import Spec, torch_dtype
 from prunecli.methods._base import Method
@@ -189,6 +190,8 @@ class WeightMasker:
         retries: "dict[str, torch.Tensor]",
     ) -> Any:
         """Return what the method makes once per distinct input: norms, or a Hessian's factor."""
+        import torch
+
         from prunecli.model.device import device_of
 
         if self.method.prepare is None:
@@ -196,6 +199,11 @@ class WeightMasker:
         device = device_of(self.run.compute)
         on_device = {name: tensor.to(device) for name, tensor in statistics.items()}
         precomputed = self.method.prepare(on_device, self.options)
+        if isinstance(precomputed, torch.Tensor) and bool(precomputed.isnan().any()):
+            raise InputError(
+                f"the statistics of '{point}' make the scores of '{self.method.name}' NaN",
+                "make them again with `prunecli calibrate`",
+            )
         if isinstance(precomputed, dict) and int(precomputed.get("retries", 0)):
             self._note_retries(point, int(precomputed["retries"]), retries)
         return precomputed

@@ -74,6 +74,22 @@ class Plan:
                     "every kept KV head"
                 )
 
+    def check_alone(self) -> None:
+        """Raise InputError for what is a plan of no model, whatever its shape."""
+        _ascending("layers", self.layers)
+        _ascending("hidden", self.hidden)
+        counts = {} if self.layers is None else {"layers": len(self.layers)}
+        for axis in BY_LAYER:
+            lists = getattr(self, axis)
+            if lists is None:
+                continue
+            counts[axis] = len(lists)
+            for i, indices in enumerate(lists):
+                _ascending(f"{axis} of layer {i}", indices)
+        if len({*counts.values()}) > 1:
+            told = ", ".join(f"{count} for {axis}" for axis, count in counts.items())
+            raise InputError(f"the plan's numbers of layers differ: {told}")
+
     def _check_experts(self, arch: Arch) -> None:
         counts = sorted({len(one) for one in self.experts or ()})
         if counts and counts[0] < arch.experts_per_token:
@@ -186,7 +202,7 @@ def _indices(axis: str, value: Any) -> Any:
     return frozen if lists is value else frozen[0]
 
 
-def _ascending(what: str, indices: Indices | None, limit: int) -> None:
+def _ascending(what: str, indices: Indices | None, limit: int | None = None) -> None:
     if indices is None:
         return
     if not indices:
@@ -195,7 +211,7 @@ def _ascending(what: str, indices: Indices | None, limit: int) -> None:
         raise InputError(f"the plan's {what} are not ascending and unique")
     if indices[0] < 0:
         raise InputError(f"the plan's {what} begin at {indices[0]}, expected 0 or more")
-    if indices[-1] >= limit:
+    if limit is not None and indices[-1] >= limit:
         raise InputError(f"the plan's {what} reach {indices[-1]}, the model has {limit}")
 
 

@@ -22,7 +22,7 @@ from prunecli.files.tensorfile import TensorFile, Tensors
 from prunecli.methods._base import Method
 from prunecli.model import memory
 from prunecli.model.arch import Arch
-from prunecli.model.checkpoint import Checkpoint, Reader
+from prunecli.model.checkpoint import Checkpoint, Reader, home
 from prunecli.model.device import check_device, settled
 from prunecli.model.memory import MemoryNeed
 from prunecli.model.pattern import SparsityPattern
@@ -121,8 +121,8 @@ def _prune(request: PruneRequest, run: RunContext) -> Result:
     check_device(run.compute)
     builder = SidecarBuilder("prune", run.output.argv)
     resolved = resolve(request, run.output)
+    output.check_path(run.output.path, run.output, [home(request.model), *resolved.read])
     dense = Checkpoint(request.model, run.report)
-    output.check_path(run.output.path, run.output, [dense.folder, *resolved.read])
     if request.keep is not None:
         output.check_kept(request.keep, resolved.kept, dense.folder, run.output.path)
     target = resolve_target(resolved, dense)

@@ -30,6 +30,7 @@ from prunecli.pruning.calibrate import (
 )
 from prunecli.pruning.calibration import (
     Calibration,
+    check_scores,
     check_tensor_file,
     open_statistics,
     read_windows,
@@ -77,11 +78,11 @@ def _score(request: ScoreRequest, run: RunContext) -> Result:
     check_device(run.compute)
     method = registry.get(request.method)
     options = _check(request, method)
+    check_tensor_file(run.output, request.model)
     dense = Checkpoint(request.model, run.report)
     check_supported(method, dense.arch)
     beside = Setting(options, request.compat, group=dense.arch.group)
     method.refuse_idle(request.options, beside)
-    check_tensor_file(run.output, dense)
     if request.stats is not None and request.amount != Amount():
         raise UsageError("with --stats the amount is known already", "leave it out")
     num_removed = None
@@ -146,6 +147,7 @@ def score_model(
 ) -> "dict[str, torch.Tensor]":
     """Return the scores of a whole model, with the means [I] that its compensation needs.
 
+    Raises InputError where statistics of a file make them NaN.
     Names: `layers` [L] or `blocks.k`, or `ffn.i` [F], `kv_heads.i` [K], `experts.i` [E] and
     `hidden` [D].
     """
@@ -164,6 +166,7 @@ def score_model(
         layer_scores: dict[str, torch.Tensor] = method.score_layers(
             {**by_layer, **of_model}, options
         )
+        check_scores(layer_scores, statistics)
         return layer_scores
     scores: dict[str, torch.Tensor] = {}
     for i in range(arch.layers):
@@ -177,6 +180,7 @@ def score_model(
             for point in ("o", "down"):
                 name = f"{arch.point(i, point)}.mean"
                 scores[name] = statistics[name]
+    check_scores(scores, statistics)
     return scores
 
 

@@ -28,7 +28,7 @@ from prunecli.methods import registry
 from prunecli.methods._base import Method, Setting, domains_of
 from prunecli.model import configs, memory
 from prunecli.model.arch import FLOPS_TOKENS, Arch
-from prunecli.model.checkpoint import Checkpoint
+from prunecli.model.checkpoint import Checkpoint, home
 from prunecli.model.device import check_device, settled
 from prunecli.model.memory import MemoryNeed
 from prunecli.pruning import grid, surgery
@@ -240,10 +240,11 @@ def _resolve(request: SearchRequest, run: RunContext) -> Search:
         )
     options = method.resolve(request.options)
     check_searchable(method, options)
+    sources = (request.data.source, request.eval_data.source, *domains_of(options))
+    read = [home(request.model), *map(source_path, sources)]
+    output.check_path(out, run.output, read)
     dense = Checkpoint(request.model, run.report)
     check_supported(method, dense.arch)
-    sources = (request.data.source, request.eval_data.source, *domains_of(options))
-    output.check_path(out, run.output, [dense.folder, *(source_path(name) for name in sources)])
     budget = grid.budget(dense.arch, request.params, request.flops, request.ratio)
     of_ratio = budget.quantity != "flops"
     beside = Setting(options, request.compat, of_ratio=of_ratio, group=dense.arch.group)
@@ -414,9 +415,7 @@ def _scores(
         scores = scored()
         artefact.write_tensors([scores], specs_of(scores))
     with unfinished.refusals():
-        tensors = open_scores(path, search.dense.arch, digest, search.method).tensors
-    assert tensors is not None
-    return tensors
+        return dict(open_scores(path, search.dense.arch, digest, search.method).tensors or {})
 
 
 def _try(

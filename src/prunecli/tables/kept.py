@@ -179,9 +179,11 @@ def _range(row: list[float | None], columns: list[str]) -> str:
 
 def _of_plan(name: str, plan: Plan, arch: Arch | None) -> list[Grid]:
     """Return how much every layer keeps of every axis, then which of the axes that are cut."""
-    sizes = _sizes(plan) if arch is None else arch.sizes
     if arch is not None:
         plan.check(arch)
+    else:
+        plan.check_alone()
+    sizes = _sizes(plan) if arch is None else arch.sizes
     if sizes["layers"] > DEEPEST:
         raise InputError(f"'{name}' has {sizes['layers']} layers, a figure shows up to {DEEPEST}")
     if not sizes["layers"]:

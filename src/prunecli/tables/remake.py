@@ -38,7 +38,7 @@ OUT=${OUT:-again}
 mkdir -p -- "$OUT"
 differs=0
 same() { # FILE TEXT: is what was recorded in the new sidecar?
-    grep -qF -- "$2" "$1" || { echo "$1: not as recorded: $2" >&2; differs=1; }
+    grep -qF -- "$2" "$1" || { printf '%s: not as recorded: %s\\n' "$1" "$2" >&2; differs=1; }
 }"""
 END = 'exit "$differs"'
 

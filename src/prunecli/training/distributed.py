@@ -80,6 +80,12 @@ def _joined(device: "torch.device") -> "Store":
                 f"WORLD_SIZE says {world.size()} processes: {error}",
                 "start them by torchrun, or unset it",
             ) from None
+        except RuntimeError as error:  # of the network: a port that is taken, a host nobody knows
+            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise PruneError(
+                f"the processes cannot meet at MASTER_ADDR and MASTER_PORT: {why}",
+                "start them by torchrun",
+            ) from error
         store = PrefixStore(f"prunecli-{next(_groups)}", whole)
         of_group = PrefixStore("group", store)
         if device.type == "cuda":

@@ -24,7 +24,7 @@ from prunecli.files.sidecar import Input, SidecarBuilder
 from prunecli.files.tensorfile import STORAGE, Spec, spans, torch_dtype
 from prunecli.model import companions, configs
 from prunecli.model.arch import Arch, Tensor
-from prunecli.model.checkpoint import Checkpoint, check_buildable
+from prunecli.model.checkpoint import Checkpoint, check_buildable, home
 from prunecli.model.sparsity import claims, pattern_of, results_of, sparse_tensors
 from prunecli.model.write import WriteSummary, size_results, write_tensors
 from prunecli.report import Report
@@ -160,6 +160,9 @@ def _resolve(request: InitRequest, run: RunContext) -> Target:
     """Open and check everything that is read, and OUT."""
     _check(request)
     report = run.report
+    folders = [home(model) for model in (request.like, request.warm) if model is not None]
+    config = [Path(request.config)] if request.config else []
+    output.check_path(run.output.path, run.output, [*folders, *config])
     if request.like is None:
         target = _of_config(str(request.config), request.dtype, report)
     else:
@@ -169,10 +172,6 @@ def _resolve(request: InitRequest, run: RunContext) -> Target:
         target = replace(target, warm_start=Checkpoint(request.warm, report))
         assert target.warm_start is not None
         _check_smaller(target.warm_start.arch, target.arch)
-    checkpoints = (target.reference, target.warm_start)
-    read = [checkpoint.folder for checkpoint in checkpoints if checkpoint is not None]
-    config = [Path(request.config)] if request.config else []
-    output.check_path(run.output.path, run.output, [*read, *config])
     target = _with_tokenizer(target, request.tokenizer, report)
     check_buildable(target.arch)
     return target

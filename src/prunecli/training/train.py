@@ -16,7 +16,7 @@ from prunecli.files.keeping import Keeper
 from prunecli.files.sidecar import Computed, SidecarBuilder
 from prunecli.files.tensorfile import torch_dtype
 from prunecli.model import memory
-from prunecli.model.checkpoint import Checkpoint, check_buildable
+from prunecli.model.checkpoint import Checkpoint, check_buildable, home
 from prunecli.model.device import check_device, device_of
 from prunecli.model.sparsity import (
     FixedMask,
@@ -93,10 +93,10 @@ def train(training: Training, run: RunContext = RunContext()) -> Result:
 
 def _resolve(training: Training, run: RunContext) -> ResolvedTraining:
     """Open and check everything that is read, and OUT."""
-    checkpoint = Checkpoint(training.model, run.report)
     sources = (training.data, training.eval_data, training.teacher)
     read = [source_path(source) for source in sources if source]
-    output.check_path(run.output.path, run.output, [checkpoint.folder, *read])
+    output.check_path(run.output.path, run.output, [home(training.model), *read])
+    checkpoint = Checkpoint(training.model, run.report)
     resolved = resolve_training(checkpoint, training, run.compute, run.report)
     checkpoint.companion_files()  # those that cannot be copied are refused before training
     check_buildable(checkpoint.stored(training.save_dtype)[0])

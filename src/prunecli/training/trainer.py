@@ -235,6 +235,10 @@ class Trainer:
         curves: dict[str, list[float]] = {}
         if file.exists():
             curves = keeping.kept(file, dict[str, list[FiniteFloat]])
+            if not curves.keys() <= {*map(str, resolved.lrs)}:
+                raise unfinished.damaged(file, "it has learning rates that this run does not try")
+            if any(len(losses) > steps for losses in curves.values()):
+                raise unfinished.damaged(file, f"it has trials of more than {steps} steps")
         if curves and self.ranks.is_main:
             done = f"{len(curves)} of {len(resolved.lrs)} learning rates are done"
             self.run.report.info(f"resuming the sweep: {done}")

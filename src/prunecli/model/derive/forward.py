@@ -74,7 +74,7 @@ class Seen:
         self.ids = torch.randint(
             SIZES["vocab"], (2, 32), generator=torch.Generator().manual_seed(5)
         )
-        with configs.refusals("transformers' model cannot be run"), torch.no_grad():
+        with configs.bounded("transformers' model cannot be run"), torch.no_grad():
             self.logits = self.model(self.ids, use_cache=False).logits
         self.groups = self._groups()
 

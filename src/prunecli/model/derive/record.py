@@ -24,7 +24,9 @@ def drafted(values: Mapping[str, Any]) -> Draft:
     """
     kind = values["model_type"]
     with quietly():
-        full = configs.transformers_config(values)
+        _check_renamed(kind, values)
+        with configs.bounded("transformers rejects config.json"):
+            full = configs.transformers_config(values)
         made = Draft(kind, *shrunk(kind, full))
         made.fields = {
             "name": kind.replace("_", "-"),
@@ -47,6 +49,18 @@ def drafted(values: Mapping[str, Any]) -> Draft:
         )
         made.fields |= {"defaults": defaults(kind, made.keys), "test_config": to_test(made)}
     return made
+
+
+def _check_renamed(kind: str, values: Mapping[str, Any]) -> None:
+    """Raise InputError for numbers out of bounds by the names that a class has for the usual keys.
+
+    A list of layers is as long as it is told, before anybody sees it.
+    """
+    from transformers import CONFIG_MAPPING
+
+    renamed = getattr(CONFIG_MAPPING[kind], "attribute_map", {}) if kind in CONFIG_MAPPING else {}
+    own = {usual: values[own] for usual, own in renamed.items() if own in values}
+    configs.check_numbers({**values, **own})
 
 
 def language_model(values: Mapping[str, Any]) -> Mapping[str, Any]:

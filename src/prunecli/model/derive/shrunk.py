@@ -1,6 +1,7 @@
 """The config.json of a tiny model of a kind, with those keys alone that its class reads."""
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 from prunecli.errors import InputError
@@ -16,6 +17,7 @@ from prunecli.model.derive.draft import (
 from prunecli.model.families._base import CONFIG_KEYS
 
 OPTIONAL = ("ffn", "kv_heads", "head_dim")  # axes whose usual key a class may not read
+LARGEST = 1 << 27  # weights of a tiny model
 TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
@@ -39,7 +41,8 @@ def shrunk(kind: str, full: Any) -> tuple[dict[str, Any], dict[str, str], tuple[
             wide.append(key)
         else:
             tiny[key] = value
-    if any(isinstance(value, list) for value in (tiny.get("rope_parameters") or {}).values()):
+    rope = tiny.get("rope_parameters")
+    if isinstance(rope, dict) and any(isinstance(value, list) for value in rope.values()):
         tiny["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0}
     tiny |= {keys[axis]: size for axis, size in SIZES.items()}
     tiny |= {keys["layers"]: LAYERS, "tie_word_embeddings": False}
@@ -50,6 +53,9 @@ def shrunk(kind: str, full: Any) -> tuple[dict[str, Any], dict[str, str], tuple[
         tiny[key] = None
         if not builds(tiny):
             tiny[key] = 0  # a class that takes a number alone
+    count = sum(map(prod, configs.shapes(tiny).values()))
+    if count > LARGEST:
+        raise Indescribable(kind, f"a tiny model of it has {count} weights, for sizes of its own")
     # numbers of one hide what they scale
     for n, key in enumerate([key for key, value in tiny.items() if value == 1.0]):
         if isinstance(tiny[key], float) and builds({**tiny, key: 0.5 ** (n + 1)}):
@@ -64,6 +70,8 @@ def _read_keys(tiny: dict[str, Any], keys: dict[str, str]) -> dict[str, str]:
     def changes(key: str, size: int) -> bool:
         try:
             other = configs.shapes({**tiny, key: size})
+        except configs.Endless:
+            raise
         except InputError:
             return False
         return other != base and other.keys() == base.keys()
@@ -85,6 +93,8 @@ def builds(config: Mapping[str, Any]) -> bool:
     """Return whether transformers builds a model of a config.json."""
     try:
         configs.shapes(config)
+    except configs.Endless:
+        raise
     except InputError:
         return False
     return True
