@@ -149,6 +149,7 @@ class Keeper:
         self._digests: dict[str, str] = {}
         self._speed, self._failed = SPEED, False
         self._resumed = State() if folder is None else self._read(folder)
+        self._goes_on = bool(self._resumed.walks)
         self._digests.update(self._resumed.files)
         self._number = max((int(name.split(".")[0]) for name in self._digests), default=0)
         self._since = monotonic()
@@ -421,7 +422,9 @@ class Keeper:
         kept = self._resumed.written.get(path.name)
         if kept is not None and kept.layout != _layout(specs):
             raise unfinished.damaged(path, "it holds other tensors than this run writes")
-        writer = TensorWriter(path, specs, None if kept is None else kept.tensors, marked)
+        # steps that the state says were done have written nothing
+        lacking = self.misfit if self._goes_on else ValueError
+        writer = TensorWriter(path, specs, None if kept is None else kept.tensors, marked, lacking)
         self._writers[path.name] = writer
         return writer
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
@@ -359,7 +359,7 @@ class TensorWriter:
     manager; leaving it checks that every tensor came and flushes the file to disk. `marked` files
     say that they are prunecli's, for the case that they stay without a sidecar. `written` are the
     digests of what an earlier writer left in the file, which has this layout; without any the file
-    is made anew.
+    is made anew. `lacking` makes the error for tensors that never came, by default a ValueError.
     """
 
     def __init__(
@@ -368,8 +368,9 @@ class TensorWriter:
         specs: Mapping[str, Spec],
         written: Mapping[str, str] | None = None,
         marked: bool = False,
+        lacking: Callable[[str], Exception] = ValueError,
     ) -> None:
-        self.path, self.specs = path, dict(specs)
+        self.path, self.specs, self._lacking = path, dict(specs), lacking
         self.digests: dict[str, str] = dict(written or {})
         start, self._offsets = layout(specs, marked)
         self._start = len(start)
@@ -423,7 +424,7 @@ class TensorWriter:
             if kind is None:
                 missing = self.specs.keys() - self.digests.keys()
                 if missing:
-                    raise ValueError(f"{self.path.name}: never written: {sorted(missing)[:3]}")
+                    raise self._lacking(f"{self.path.name} lacks {sorted(missing)[:3]}")
                 self.flush()
         finally:
             with regular.named(self.path):
