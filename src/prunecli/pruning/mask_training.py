@@ -245,7 +245,7 @@ def train_masks(
         return None
     results = {**_log_results(resolved, log), **constraint, "domain_weights": mixing.weights}
     merged = gates.MergedMasks(weights, values, resolved.official)
-    return MaskTrainingResult(gates.plan_of(values), merged, values, results)
+    return MaskTrainingResult(gates.plan_of(values, checkpoint.arch), merged, values, results)
 
 
 def _objective(
@@ -379,7 +379,7 @@ def evaluate_masks(
 
     own, parent = loss(trained.weights, trained.plan), loss(checkpoint, trained.plan)
     random = [
-        loss(checkpoint, gates.plan_of(masks))
+        loss(checkpoint, gates.plan_of(masks, checkpoint.arch))
         for masks in _random_masks(trained.masks, resolved.seed)
     ]
     run.report.info(

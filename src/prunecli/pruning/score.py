@@ -152,7 +152,7 @@ def score_model(
     arch = dense.arch
     if method.score_layers is not None:
         by_layer = {
-            f"{need.name}.{i}": statistics[f"{arch.point(i, point)}.{need.name}"]
+            f"{need.name}.{i}": statistics[f"{arch.block(i)}.{need.name}"]
             for need in method.needs
             for point in need.points
             if point != "model"
@@ -174,8 +174,8 @@ def score_model(
             else:
                 scores[f"{axis}.{i}"] = values
         if method.compensates:
-            for point in ("o", "down"):
-                name = f"{arch.point(i, point)}.mean"
+            for module in arch.compensated_in(i):
+                name = f"{arch.prefix(i)}{module}:in.mean"
                 scores[name] = statistics[name]
     return scores
 
@@ -183,19 +183,26 @@ def score_model(
 def score_layer(
     method: Method, dense: Checkpoint, i: int, statistics: Tensors, options: Mapping[str, Any]
 ) -> "dict[str, torch.Tensor]":
-    """Return the scores of the units of layer `i`: the method's formula on what it may see."""
+    """Return the scores of the units of layer `i`: the method's formula on what it may see.
+
+    None where the layer has no units of the method's axes.
+    """
     arch = dense.arch
+    units = {{"heads": "kv_heads"}.get(axis, axis) for axis in method.axes}
+    units = {axis for axis in units if axis == "hidden" or arch.has(axis, i)}
+    if not units:
+        return {}
     view = LayerView(
         weights={
             point: dense.tensor(f"{arch.prefix(i)}{arch.module(point)}.weight")
             for point in ("o", "down")
-            if arch.has_point(point)
+            if arch.module(point) in arch.compensated_in(i)
         },
         stats={
             f"{point}.{name}": tensor
             for point in ("q", "o", "gate", "down", "block", "experts")
-            if arch.has_point(point)
-            for name, tensor in at_point(statistics, arch.point(i, point)).items()
+            if (place := arch.point(i, point)) is not None
+            for name, tensor in at_point(statistics, place).items()
         },
         kv_heads=arch.kv_heads,
         experts=arch.experts,
@@ -203,7 +210,7 @@ def score_layer(
     )
     assert method.score is not None
     scores: dict[str, torch.Tensor] = method.score(view, options)
-    return scores
+    return {axis: values for axis, values in scores.items() if axis in units}
 
 
 def score_sequentially(
@@ -231,7 +238,9 @@ def score_sequentially(
     required = method.needed(bool(options["compat"]))
     counts = {"kv_heads": arch.kv_heads, "ffn": arch.ffn}
     specs = {
-        f"{axis}.{i}": Spec("F64", (n,)) for axis, n in counts.items() for i in range(arch.layers)
+        f"{axis}.{i}": Spec("F64", (n,))
+        for axis, n in counts.items()
+        for i in arch.with_units(axis)
     }
     scores = keeper.remembered("scores", specs)
     for i, layer, statistics in _hooks.layerwise(stream, calibration.windows.ids, required):
@@ -239,8 +248,9 @@ def score_sequentially(
         of_layer = score_layer(method, dense, i, on_cpu, options)
         scores |= {f"{axis}.{i}": values.double() for axis, values in of_layer.items()}
         kept = {
-            "o": (best(of_layer["kv_heads"], sizes.kv_heads), arch.kv_heads),
-            "down": (best(of_layer["ffn"], sizes.ffn), arch.ffn),
+            point: (best(of_layer[axis], getattr(sizes, axis)), getattr(arch, axis))
+            for point, axis in (("o", "kv_heads"), ("down", "ffn"))
+            if axis in of_layer
         }
         for point, (units, total) in kept.items():
             linear = layer.get_submodule(arch.module(point))

@@ -63,7 +63,7 @@ class HardConcreteMasks(nn.Module):
         draw = torch.Generator().manual_seed(seed)
         for axis, keep in self.keep.items():
             size = getattr(arch, axis)
-            shape = (size,) if axis in ("layers", "hidden") else (arch.layers, size)
+            shape = (size,) if axis in ("layers", "hidden") else (len(arch.with_units(axis)), size)
             start = MEAN + DEVIATION * torch.randn(shape, generator=draw)
             self.log_alpha[axis] = nn.Parameter(start)
             self.multipliers[axis] = nn.Parameter(torch.zeros(2))

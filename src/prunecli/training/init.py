@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import product
+from itertools import islice, product
 from math import prod, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +45,7 @@ def _hf(name: str, arch: Arch) -> float:
 
 
 def _depth_scaled(name: str, arch: Arch) -> float:
-    residual = name.endswith(tuple(f"{module}.weight" for module in arch.outputs))
+    residual = arch.is_output(arch.tensors()[name])
     return 1 / sqrt(2 * arch.layers) if residual else 1.0
 
 
@@ -307,8 +307,11 @@ class Initializer:
             norm_weight = 1.0 - arch.family.norm_weight_offset
             usual = 0.0 if name.endswith(".bias") else norm_weight
             others = (value for end, value in arch.family.initial.items() if name.endswith(end))
-            constant = next(others, usual)
-            return lambda shape: torch.full(shape, constant)
+            first = next(others, usual)
+            if not callable(first):
+                return lambda shape: torch.full(shape, first)
+            rows = iter(torch.tensor(first(spec.shape[0])))
+            return lambda shape: torch.stack([*islice(rows, *shape)])
         if self.scheme == OFFICIAL:
             std = OFFICIAL_STD
         else:
