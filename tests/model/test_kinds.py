@@ -51,7 +51,7 @@ def test_parameters_and_flops_of_each_kind():
 
 def test_a_state_is_counted():
     """Of a gated delta net 4 multiply-adds for each number of the state, of Mamba 2 three."""
-    for family, numbers, each in (("qwen3-5", 4 * 8 * 16, 4), ("nemotron-h", 4 * 8 * 16, 3)):
+    for family, numbers, each in (("qwen3-5", 4 * 8 * 16, 4), ("nemotron-h", 4 * 8 * 4, 3)):
         arch = Arch(tiny.config_of(family))
         params, layers = arch.params(), sum("linear_attention" in own for own in arch.kinds)
         weights = arch.total_params - params["embedding"]
@@ -153,9 +153,9 @@ def test_heads_and_channels_where_they_are(family, structure, models, calibratio
     [
         ("lfm2", {"kv_heads": [[0]] * 4}, "keeps kv_heads of layer 0, which has none"),
         ("lfm2", {"layers": [0, 2]}, "cannot lose all of its full_attention layers: transformers"),
-        ("lfm2", {"hidden": [*range(24)]}, "cannot lose hidden channels: its convolution has as"),
+        ("lfm2", {"hidden": [*range(24)]}, "cannot lose hidden channels: .* its convolution"),
         ("nemotron-h", {"ffn": [[], [], [], [1]]}, "keeps no ffn of layer 2"),
-        ("granitemoehybrid", {"hidden": [0]}, "cannot lose hidden channels: its Mamba mixer"),
+        ("granitemoehybrid", {"hidden": [0]}, "cannot lose hidden channels: .* its Mamba mixer"),
     ],
 )
 def test_refused_by_name(family, keep, words, models, tmp_path):

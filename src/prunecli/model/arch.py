@@ -506,6 +506,13 @@ class Arch:
         """Return the layers with the most such parameters, so many of them that can be a model."""
         sizes = {self.kinds[i]: self.layer_params(i) for i in self.sorts}
         order = sorted(range(self.layers), key=lambda i: -sizes[self.kinds[i]])
+        return self.first_of(order, count)
+
+    def first_of(self, order: Sequence[int], count: int) -> list[int]:
+        """Return the first `count` layers in an order of all, with one of each kind that must stay.
+
+        They ascend.
+        """
         needed = [next(i for i in order if kind in self.kinds[i]) for kind in self._needed()]
         return sorted([*needed, *(i for i in order if i not in needed)][:count])
 
@@ -573,15 +580,19 @@ class Arch:
             config |= self._relayered(layers)
         return Arch(self._contained(config, biased))
 
+    def lost(self, layers: Sequence[int]) -> list[str]:
+        """Return the kinds that a model must have and these layers have none of."""
+        stay = {*chain(*(self.kinds[i] for i in layers))}
+        return [kind for kind in self._needed() if kind not in stay]
+
     def _check_kept(self, layers: list[int]) -> None:
         """Raise InputError where no layer of a kind stays that a model must have."""
-        for kind in self._needed():
-            if not any(kind in self.kinds[i] for i in layers):
-                raise InputError(
-                    f"'{self.family.name}' cannot lose all of its {kind} layers: "
-                    f"{self.family.needed[kind]}",
-                    "keep one of them",
-                )
+        for kind in self.lost(layers):
+            raise InputError(
+                f"'{self.family.name}' cannot lose all of its {kind} layers: "
+                f"{self.family.needed[kind]}",
+                "keep one of them",
+            )
 
     def _relayered(self, kept: list[int]) -> dict[str, Any]:
         """Return what a config.json with these layers says of them."""

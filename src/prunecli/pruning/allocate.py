@@ -1,6 +1,6 @@
 """From scores and sizes to a plan."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from prunecli.errors import InputError
@@ -32,9 +32,8 @@ def allocate(
                 f"these scores are not for removing {skip} of {arch.layers} layers",
                 "score again with this amount",
             )
-        start = int(scores[name].argmin())
-        kept = (*range(start), *range(start + skip, arch.layers))
-        return Plan(layers=kept)
+        # the first of equal ones, of those that leave a model
+        return Plan(layers=min(_blocks(scores[name].tolist(), skip, arch))[-1])
     if method.selection == "lowest":
         ranked = int(scores["layers"].isfinite().sum())
         if ranked < arch.layers - amount.layers and method.protects is not None:
@@ -43,7 +42,8 @@ def allocate(
                 "score again with this amount",
             )
         # the later of two equal layers goes first, as documented in the method
-        return Plan(layers=best(scores["layers"], amount.layers, later_first=True))
+        order = _ascending(scores["layers"], later_first=True)
+        return Plan(layers=tuple(arch.first_of(order[::-1], amount.layers)))
     layers = range(arch.layers)
     groups, channels = _counts(scores, amount, arch, structure)
     experts = [amount.experts] * arch.layers
@@ -64,13 +64,27 @@ def allocate(
     )
 
 
-def best(score: "torch.Tensor", count: int, later_first: bool = False) -> Indices:
+def best(score: "torch.Tensor", count: int) -> Indices:
     """Return the indices of the `count` highest scores, ascending."""
+    return tuple(sorted(_ascending(score)[len(score) - count :]))
+
+
+def _ascending(score: "torch.Tensor", later_first: bool = False) -> list[int]:
+    """Return the indices of scores from the lowest on; of equal ones the earlier is first."""
     if later_first:
-        order = len(score) - 1 - score.flip(0).argsort(stable=True)
-    else:
-        order = score.argsort(stable=True)
-    return tuple(sorted(order[len(score) - count :].tolist()))
+        order: list[int] = (len(score) - 1 - score.flip(0).argsort(stable=True)).tolist()
+        return order
+    order = score.argsort(stable=True).tolist()
+    return order
+
+
+def _blocks(
+    scores: list[float], skip: int, arch: Arch
+) -> Iterator[tuple[bool, float, int, Indices]]:
+    """Yield of each block of layers: if its removal leaves no model, score, start, what is left."""
+    for start, score in enumerate(scores):
+        kept = (*range(start), *range(start + skip, arch.layers))
+        yield bool(arch.lost(kept)), score, start, kept
 
 
 def _counts(

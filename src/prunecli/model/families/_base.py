@@ -44,7 +44,7 @@ EXPERT_KEYS = {"experts": "num_experts", "experts_per_token": "num_experts_per_t
 MEAN = "its LayerNorm subtracts the mean over all hidden channels, which their removal changes"
 SQUARE = "its o_proj is hidden by hidden, so that heads and hidden cannot change"
 HEAD_SIZE = "its config has no size of heads: it is hidden / heads, which their removal changes"
-INNER = "its {} has as many channels as the residual stream, which would have to go with them"
+INNER = "the width of its {} follows that of the residual stream, and would have to shrink with it"
 OF_EXPERTS = "every expert has channels of its own, and a plan has one list of them for a layer"
 
 

@@ -117,10 +117,7 @@ DELTA_TEST = {
 
 
 def delta_state(get: Get) -> int:
-    """Return the multiply-adds of a token: each number of the states decays, recalls, is written
-
-    and is read.
-    """
+    """Return the multiply-adds of a token: numbers of a state decay, recall, change, are read."""
     heads = get("linear_num_value_heads")
     return int(4 * heads * get("linear_key_head_dim") * get("linear_value_head_dim"))
 

@@ -109,7 +109,7 @@ FAMILY = Family(
         "mlp_bias": True,
         "mamba_num_heads": 4,
         "mamba_head_dim": 8,
-        "ssm_state_size": 16,
+        "ssm_state_size": 4,
         "n_groups": 2,
     },
 )
