@@ -9,9 +9,13 @@ from safetensors.torch import load_file, save_file
 import tiny
 from prunecli import evaluate, prune
 from prunecli.errors import InputError
+from prunecli.methods import registry as methods
 from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.families import registry
+from prunecli.pruning import gates
+from prunecli.pruning.allocate import allocate
+from prunecli.pruning.sizes import Sizes
 from prunecli.settings import Amount, Data
 
 HYBRIDS = ("lfm2", "qwen3-5", "nemotron-h")
@@ -177,6 +181,28 @@ def test_tensors_that_predict_further_tokens_are_left_out(models, tmp_path):
     assert "1 tensors that only predict further tokens ('model.layers.4.eh_proj.weight'" in note
 
 
+def test_of_each_kind_that_must_stay_the_best_stays():
+    """In the order of scores, and of masks; elsewhere nothing changes."""
+    arch, plain = Arch(tiny.config_of("lfm2")), Arch(tiny.config_of("llama"))
+    order = [0, 2, 3, 1]  # the best first; 1 and 3 attend
+    assert arch.first_of(order, 2) == [0, 3] and arch.first_of(order, 1) == [3]
+    assert plain.first_of(order, 2) == [0, 2]
+    log_alpha = torch.tensor([4.0, 1.0, 3.0, 2.0])
+    for model, kept in ((arch, [0, 3]), (plain, [0, 2])):
+        masks = gates.final_masks(log_alpha, 2, model, "layers")
+        assert masks.nonzero()[:, 0].tolist() == kept
+        assert masks[kept].equal(gates.final_masks(log_alpha, 4)[kept])
+    sizes = Sizes(2, arch.hidden, arch.kv_heads, arch.ffn)
+    for method in ("minitron-depth", "shortgpt"):
+        scores = {"layers": log_alpha, "blocks.2": torch.tensor([3.0, 2.0, 1.0])}
+        plan = allocate(methods.get(method), sizes, scores, arch)
+        # without layers 2 and 3 layer 1 attends
+        assert plan.layers == ((0, 1) if method == "minitron-depth" else (0, 3))
+    lone = Arch(tiny.config_of("lfm2", full_attn_idxs=[3]))
+    scores = {"blocks.2": torch.tensor([3.0, 2.0, 1.0])}
+    assert allocate(methods.get("minitron-depth"), sizes, scores, lone).layers == (0, 3)
+
+
 @pytest.mark.parametrize("name", [n for n in registry.names() if registry.get(n).kinds])
 def test_kinds_have_modules_of_their_own(name):
     """Every module of a kind is in the table, and every layer is of a kind that is."""
@@ -185,7 +211,8 @@ def test_kinds_have_modules_of_their_own(name):
     for modules in family.kinds.values():
         for module in modules:
             assert any(f"{part}.".startswith(f"{module}.") for part in parts), module
-    assert all(arch.kinds) and len(arch.sorts) > 1
+    assert all(arch.kinds)
+    assert len(arch.sorts) > 1 or name == "qwen3-moe"  # whose layers usually are of one kind
 
 
 def test_the_layers_that_a_number_of_parameters_leaves(models, tmp_path):

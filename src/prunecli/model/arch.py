@@ -513,8 +513,12 @@ class Arch:
 
         They ascend.
         """
-        needed = [next(i for i in order if kind in self.kinds[i]) for kind in self._needed()]
+        needed = self.must_stay(order)
         return sorted([*needed, *(i for i in order if i not in needed)][:count])
+
+    def must_stay(self, order: Sequence[int]) -> list[int]:
+        """Return the first layer, in an order of all, of each kind that must stay."""
+        return [next(i for i in order if kind in self.kinds[i]) for kind in self._needed()]
 
     def _needed(self) -> list[str]:
         """Return the kinds of layers that this model has, and must not lose all of."""

@@ -51,13 +51,20 @@ def prob_zero(log_alpha: Tensor) -> Tensor:
     return torch.sigmoid(BETA * log(-LOW / HIGH) - log_alpha).clamp(EPSILON, 1 - EPSILON)
 
 
-def final_masks(log_alpha: Tensor, keep: int | Tensor) -> Tensor:
+def final_masks(
+    log_alpha: Tensor, keep: int | Tensor, arch: Arch | None = None, axis: str = ""
+) -> Tensor:
     """Return masks [..., n] without noise: the `keep` greatest of each row, the others zero.
 
     `keep` may differ from row to row: [..., 1]. Of equal units those of lower index are removed
-    first.
+    first. With `arch`, of the `layers` those stay without which there is no model.
     """
-    rank = log_alpha.argsort(dim=-1, stable=True).argsort(dim=-1)
+    ranked = log_alpha
+    if arch is not None and axis == "layers":
+        stay = arch.must_stay(log_alpha.argsort(stable=True).flip(0).tolist())
+        ranked = log_alpha.clone()
+        ranked[stay] = torch.inf
+    rank = ranked.argsort(dim=-1, stable=True).argsort(dim=-1)
     soft = torch.sigmoid(SHARPNESS * clamped(log_alpha) / BETA)
     return soft.where(rank >= log_alpha.shape[-1] - keep, 0.0)
 
