@@ -1,6 +1,7 @@
 """Models whose layers are of several kinds: what is counted, cut, refused, and told of the rest."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -179,6 +180,16 @@ def test_tensors_that_predict_further_tokens_are_left_out(models, tmp_path):
     assert found.specs.keys() == Checkpoint(str(model)).specs.keys()
     (note,) = told.notes
     assert "1 tensors that only predict further tokens ('model.layers.4.eh_proj.weight'" in note
+
+
+def test_a_formula_that_wants_heads_in_every_layer(models, calibration, tmp_path, monkeypatch):
+    """That of a package, which knows no layers of several kinds."""
+    record = methods.get("wanda-sp")
+    naive = replace(record, score=lambda layer, options: {"ffn": layer.weights["o"].abs().sum(0)})
+    monkeypatch.setattr(methods, "get", lambda name: naive)
+    with pytest.raises(InputError, match="'wanda-sp' reads 'o', which layer 0 of this 'lfm2' has"):
+        prune(str(models("lfm2")), str(tmp_path / "o"), method="wanda-sp", ratio=0.1,
+              data=Data(calibration))  # fmt: skip
 
 
 def test_of_each_kind_that_must_stay_the_best_stays():

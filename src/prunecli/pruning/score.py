@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from prunecli.errors import UsageError
+from prunecli.errors import InputError, UsageError
 from prunecli.files.artefact import Artefact
 from prunecli.files.claim import exclusive
 from prunecli.files.keeping import Keeper, specs_of
@@ -180,6 +180,19 @@ def score_model(
     return scores
 
 
+class _OfLayer(dict[str, "torch.Tensor"]):
+    """What a layer has; a formula that asks for what it has not is refused by name."""
+
+    def __init__(self, own: "dict[str, torch.Tensor]", reads: str, layer: str) -> None:
+        super().__init__(own)
+        self._reads, self._layer = reads, layer
+
+    def __missing__(self, key: str) -> "torch.Tensor":
+        raise InputError(
+            f"{self._reads} '{key}', which {self._layer} has not", "use another method"
+        )
+
+
 def score_layer(
     method: Method, dense: Checkpoint, i: int, statistics: Tensors, options: Mapping[str, Any]
 ) -> "dict[str, torch.Tensor]":
@@ -192,18 +205,21 @@ def score_layer(
     units = {axis for axis in units if axis == "hidden" or arch.has(axis, i)}
     if not units:
         return {}
+    weights = {
+        point: dense.tensor(f"{arch.prefix(i)}{arch.module(point)}.weight")
+        for point in ("o", "down")
+        if arch.module(point) in arch.compensated_in(i)
+    }
+    stats = {
+        f"{point}.{name}": tensor
+        for point in ("q", "o", "gate", "down", "block", "experts")
+        if (place := arch.point(i, point)) is not None
+        for name, tensor in at_point(statistics, place).items()
+    }
+    reader = f"'{method.name}' reads", f"layer {i} of this '{arch.family.name}'"
     view = LayerView(
-        weights={
-            point: dense.tensor(f"{arch.prefix(i)}{arch.module(point)}.weight")
-            for point in ("o", "down")
-            if arch.module(point) in arch.compensated_in(i)
-        },
-        stats={
-            f"{point}.{name}": tensor
-            for point in ("q", "o", "gate", "down", "block", "experts")
-            if (place := arch.point(i, point)) is not None
-            for name, tensor in at_point(statistics, place).items()
-        },
+        weights=_OfLayer(weights, *reader),
+        stats=_OfLayer(stats, *reader),
         kv_heads=arch.kv_heads,
         experts=arch.experts,
         index=i,
