@@ -107,7 +107,7 @@ def check_wanda(before, after, states):
 
 
 def test_wanda_sees_the_tokens_of_each_expert(mixture, calibration, tmp_path):
-    """Masks of a first layer with experts against the formula, by the tokens that the router sends there."""
+    """Masks of a first layer with experts, by the formula and the tokens that are sent there."""
     made = prune(
         str(mixture), str(tmp_path / "o"), method="wanda", ratio=0.5, data=Data(calibration)
     )

@@ -152,7 +152,7 @@ def score_model(
     arch = dense.arch
     if method.score_layers is not None:
         by_layer = {
-            f"{need.name}.{i}": statistics[f"{arch.block(i)}.{need.name}"]
+            f"{need.name}.{i}": statistics[f"{arch.point(i, point)}.{need.name}"]
             for need in method.needs
             for point in need.points
             if point != "model"
