@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
-from prunecli import evaluate, prune
+from prunecli import evaluate, init, prune
 from prunecli.errors import InputError
 from prunecli.methods import registry as methods
 from prunecli.model.arch import Arch
@@ -180,6 +180,40 @@ def test_tensors_that_predict_further_tokens_are_left_out(models, tmp_path):
     assert found.specs.keys() == Checkpoint(str(model)).specs.keys()
     (note,) = told.notes
     assert "1 tensors that only predict further tokens ('model.layers.4.eh_proj.weight'" in note
+
+
+@pytest.mark.parametrize("family", HYBRIDS)
+def test_a_new_model(family, tmp_path):
+    """Mixers begin as transformers begins them, and the model has a finite loss in stock."""
+    (tmp_path / "c.json").write_text(json.dumps(tiny.config_of(family)))
+    init(str(tmp_path / "m"), config=str(tmp_path / "c.json"), tokenizer="none")
+    weights = tiny.tensors(tmp_path / "m")
+    by_end = {name.rpartition(".")[2]: tensor for name, tensor in weights.items()}
+    if family == "qwen3-5":
+        assert by_end["A_log"].exp().tolist() == pytest.approx([0.01, 5.34, 10.67, 16])
+        assert weights["model.layers.0.linear_attn.norm.weight"].eq(1).all()
+        assert weights["model.norm.weight"].eq(0).all()
+    if family == "nemotron-h":
+        assert by_end["A_log"].exp().tolist() == pytest.approx([1, 2, 3, 4])
+        assert by_end["D"].eq(1).all() and by_end["dt_bias"].eq(1).all()
+    assert tiny.logits(tmp_path / "m", torch.arange(20)[None]).isfinite().all()
+
+
+def test_layers_begin_as_layers_of_their_kind(models, tmp_path):
+    """A warm start copies layers by their place, which must be of one kind."""
+    config = tiny.config_of("lfm2", num_hidden_layers=8, full_attn_idxs=[2, 3, 6, 7])
+    (tmp_path / "c.json").write_text(json.dumps(config))
+    init(str(tmp_path / "m"), config=str(tmp_path / "c.json"), warm=str(models("lfm2")))
+    large, small = tiny.tensors(tmp_path / "m"), tiny.tensors(models("lfm2"))
+    for i in (0, 1):
+        name = "model.layers.{}.conv.conv.weight"
+        assert large[name.format(i)].equal(small[name.format(0)])
+    (tmp_path / "d.json").write_text(json.dumps({**config, "full_attn_idxs": [1, 2, 3]}))
+    with pytest.raises(InputError, match=r"layer 1 of .* as layer 0 of --from, which is of"):
+        init(str(tmp_path / "n"), config=str(tmp_path / "d.json"), warm=str(models("lfm2")))
+    (tmp_path / "e.json").write_text(json.dumps({**config, "conv_L_cache": 4}))
+    with pytest.raises(InputError, match="--from has kernel 3, the new model 4"):
+        init(str(tmp_path / "n"), config=str(tmp_path / "e.json"), warm=str(models("lfm2")))
 
 
 def test_a_formula_that_wants_heads_in_every_layer(models, calibration, tmp_path, monkeypatch):

@@ -43,7 +43,7 @@ def arch_of(shape, family="llama"):
 def reachable(arch):
     """Return the ratios for which some FFN channels stay: mixers of some layers keep their size."""
     channels = arch.params()["ffn"]
-    return [r for r in RATIOS if r < 0.95 * channels / (channels + arch.other_block_params)]
+    return [r for r in RATIOS if r < 0.8 * channels / (channels + arch.other_block_params)]
 
 
 def skip_what_is_fixed(method, arch):

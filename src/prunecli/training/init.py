@@ -25,6 +25,7 @@ from prunecli.files.tensorfile import STORAGE, Spec, spans, torch_dtype
 from prunecli.model import companions, configs
 from prunecli.model.arch import Arch, Tensor
 from prunecli.model.checkpoint import Checkpoint, check_buildable
+from prunecli.model.families._base import CONFIG_KEYS
 from prunecli.model.sparsity import claims, pattern_of, results_of, sparse_tensors
 from prunecli.model.write import WriteSummary, size_results, write_tensors
 from prunecli.report import Report
@@ -261,6 +262,26 @@ def _check_smaller(small: Arch, large: Arch) -> None:
                 f"{getattr(large, what)}",
                 "start from a smaller checkpoint",
             )
+    own = {*small.family.axes} & {*large.family.axes} - {*CONFIG_KEYS}
+    for axis in sorted(own):
+        if small.axis_size(axis) != large.axis_size(axis):
+            raise InputError(
+                f"--from has {axis} {small.axis_size(axis)}, the new model {large.axis_size(axis)}",
+                "they must be equal",
+            )
+    for i, kinds in enumerate(large.kinds):
+        source = _source(i, small, large)
+        if small.kinds[source] != kinds:
+            raise InputError(
+                f"layer {i} of the new model would start as layer {source} of --from, which is of "
+                "another kind",
+                "give layers of both in the same order",
+            )
+
+
+def _source(layer: int, small: Arch, large: Arch) -> int:
+    """Return as which layer of a smaller model a layer starts."""
+    return layer * small.layers // large.layers
 
 
 @dataclass(frozen=True)
@@ -339,8 +360,7 @@ class Initializer:
         """Copy the smaller checkpoint's tensor into the leading block of `values`, some rows."""
         small, large = warm_start.arch, self.target.arch
         if tensor.layer is not None:
-            source = tensor.layer * small.layers // large.layers
-            name = tensor.template.replace("{i}", str(source))
+            name = tensor.template.replace("{i}", str(_source(tensor.layer, small, large)))
         if name == f"{large.family.head}.weight" and small.tied:
             name = f"{small.family.embedding}.weight"
         if name in warm_start.specs:
