@@ -1,6 +1,7 @@
 """`--multiple`: hidden and FFN sizes made from a ratio or a number of parameters."""
 
 from functools import partial
+from math import floor
 
 import pytest
 
@@ -41,9 +42,15 @@ def arch_of(shape, family="llama"):
 
 
 def reachable(arch):
-    """Return the ratios for which some FFN channels stay: mixers of some layers keep their size."""
-    channels = arch.params()["ffn"]
-    return [r for r in RATIOS if r < 0.8 * channels / (channels + arch.other_block_params)]
+    """Return the ratios for which FFN channels stay beside whole heads and all of the mixers."""
+    params = arch.params()
+
+    def rest(ratio):
+        heads = 1 - floor(ratio * arch.kv_heads) / arch.kv_heads
+        block = (1 - ratio) * arch.block_params
+        return block - arch.other_block_params - heads * params["attention"]
+
+    return [ratio for ratio in RATIOS if rest(ratio) > 0.1 * params["ffn"]]
 
 
 def skip_what_is_fixed(method, arch):
