@@ -16,7 +16,7 @@ from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.families import registry
 from prunecli.pruning import gates
 from prunecli.pruning.allocate import allocate
-from prunecli.pruning.sizes import Sizes
+from prunecli.pruning.sizes import Sizes, resolve_sizes
 from prunecli.settings import Amount, Data
 
 HYBRIDS = ("lfm2", "qwen3-5", "nemotron-h")
@@ -52,6 +52,20 @@ def test_parameters_and_flops_of_each_kind():
     assert arch.kv_bytes_per_token(2) == 6 * 2 * 2 * 512
     halved = arch.flops(1) - arch.flops(1, 0.5)
     assert halved == arch.block_params
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "ffn"),
+    [("lfm2", {"intermediate_size": 72}, 48), ("granitemoehybrid", {}, 64)],
+)
+def test_a_config_as_a_shape(family, change, ffn, models, tmp_path):
+    """`--arch` takes FFN channels for what the class makes of the key, and not the usual one."""
+    arch, config = Arch.read(models(family)), config_of(models(family))
+    config |= change or {"shared_intermediate_size": ffn}
+    (tmp_path / "arch.json").write_text(json.dumps(config))
+    method = methods.get("flap")
+    amount = Amount(arch=str(tmp_path / "arch.json"))
+    assert resolve_sizes(method, method.resolve({}), amount, arch).ffn == ffn
 
 
 def test_a_state_is_counted():

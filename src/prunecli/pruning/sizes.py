@@ -16,6 +16,7 @@ from typing import Any
 from prunecli.errors import InputError, UsageError, suggest
 from prunecli.files import sidecar, strict
 from prunecli.methods._base import Method
+from prunecli.model import configs
 from prunecli.model.arch import Arch
 from prunecli.model.families._base import CONFIG_KEYS
 from prunecli.model.pattern import SparsityPattern
@@ -323,8 +324,8 @@ def _read_shape(path: str, arch: Arch) -> dict[str, int]:
 
 def _sizes_in(path: str, record: Mapping[str, Any], arch: Arch, plain: bool) -> dict[str, int]:
     """Return the size of each axis that a record names, under its name here or in a config."""
-    # beside experts, the usual keys are those of other layers
-    usual = {} if arch.experts else CONFIG_KEYS
+    # beside experts, and in layers of other kinds, the usual keys are those of something else
+    usual = {} if arch.experts or arch.family.kinds else CONFIG_KEYS
     names = {
         name: axis
         for axis in (*SHAPE_AXES, "kv_heads")
@@ -338,6 +339,10 @@ def _sizes_in(path: str, record: Mapping[str, Any], arch: Arch, plain: bool) -> 
                 raise InputError(f"'{path}' names '{name}', which is no size of a shape{known}")
             continue
         axis = names[name]
+        rule = arch.family.axes.get(axis)
+        if rule is not None and "model_type" in record:
+            configs.check_numbers(record)
+            size = rule(lambda key: record.get(key, arch.family.defaults.get(key)))
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise InputError(
                 f"'{path}': {axis} is {strict.told(size)}, expected a positive integer"

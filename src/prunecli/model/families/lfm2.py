@@ -5,7 +5,7 @@ from typing import Any
 
 from prunecli.model.families import llama
 from prunecli.model.families._base import INNER, Family, Get
-from prunecli.model.families._kinds import NEEDED
+from prunecli.model.families._kinds import NEEDED, of_types, sized
 
 CONV, FFN = llama.LAYER + "conv.", llama.LAYER + "feed_forward."
 
@@ -15,12 +15,6 @@ def mixes(config: Mapping[str, Any], i: int) -> str:
     attending = config.get("full_attn_idxs")
     attends = not isinstance(attending, list) or i in attending
     return "full_attention" if attends else "conv"
-
-
-def kinds_of(config: Mapping[str, Any], i: int) -> tuple[str, ...]:
-    """Return the kind of layer `i`: what its type is called."""
-    types = config.get("layer_types")
-    return (str(types[i]) if isinstance(types, list) else mixes(config, i),)
 
 
 def relayered(config: Mapping[str, Any], kept: list[int]) -> Mapping[str, Any]:
@@ -76,7 +70,7 @@ FAMILY = Family(
     keys={"rms_norm_eps": "norm_eps"},
     aliases={"block_ff_dim": "intermediate_size", "tie_embedding": "tie_word_embeddings"},
     kinds={"conv": ("conv",), "full_attention": ("self_attn",)},
-    kinds_of=kinds_of,
+    kinds_of=of_types(mixes),
     needed=NEEDED,
     inputs=(
         *llama.INPUTS[:1],
@@ -85,7 +79,7 @@ FAMILY = Family(
         ("feed_forward.w2",),
     ),
     beside={"q": (("conv.in_proj",),), "o": (("conv.out_proj",),)},
-    axes={"ffn": channels, "kernel": lambda get: get("conv_L_cache")},
+    axes=sized(ffn=channels, kernel=lambda get: get("conv_L_cache")),
     as_child={"block_auto_adjust_ff_dim": False},
     fixed={"hidden": INNER.format("convolution")},
     layer_lists={"layer_types": mixes},
