@@ -381,6 +381,11 @@ Every method runs on every family or is refused on it: `make soak` tries all pai
 experts (reap, expert-frequency, expert-random) are for families that have some. A method that
 cuts several axes takes sizes of those that a family can lose (`--ffn`, `--layers`). A family is
 saved as itself, or as one of the other classes where its own cannot hold a shape.
+
+Where layers are of [several kinds](#layers-of-several-kinds), heads, FFN channels and experts are
+removed from the layers that have them. Convolutions and mixers with a state keep their width; their
+weights can be pruned, and layers of each kind removed. Of a kind that must stay, methods that
+remove layers leave the best one.
 """
 LOSES = {
     "layers": "layers", "hidden": "hidden channels", "heads": "heads", "ffn": "FFN channels",
@@ -426,6 +431,8 @@ def _refusals(family: Family) -> Iterator[str]:
     """Yield what is refused of a family, each with the reason."""
     for axis, why in family.fixed.items():
         yield f"{LOSES[axis]}: {why}"
+    for kind, why in family.needed.items():
+        yield f"all layers of {kind}: {why}"
     if family.post_norms:
         rotating = ", ".join(name for name in registry.names() if registry.get(name).rotates)
         yield f"{rotating}: a rotation cannot pass the gains of post-sublayer norms"
@@ -460,6 +467,9 @@ def families_page() -> str:
         [
             FAMILIES,
             *lines,
+            "",
+            "## Layers of several kinds",
+            *(f"- {one.name}: {', '.join(one.kinds)}." for one in found if one.kinds),
             "",
             "## Refused",
             *refused,

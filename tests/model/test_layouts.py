@@ -43,9 +43,34 @@ WRAPPED = {
     "llava_onevision": (CLIP, "qwen2"),
     "mistral3": (PIXTRAL, "mistral"),
     "mistral3 of 2026": (PIXTRAL, "ministral3"),
+    "qwen3_5": (
+        {
+            "vision_config": {
+                "depth": 1,
+                "hidden_size": 16,
+                "intermediate_size": 32,
+                "num_heads": 2,
+                "patch_size": 14,
+                "out_hidden_size": 48,
+                "num_position_embeddings": 16,
+            },
+            **dict.fromkeys(("image_token_id", "video_token_id"), 258),
+            **dict.fromkeys(("vision_start_token_id", "vision_end_token_id"), 257),
+        },
+        "qwen3_5_text",
+    ),
     "smolvlm": ({"vision_config": VISION, "image_token_id": 258}, "llama"),
     "vipllava": ({**CLIP, "vision_feature_layers": [-1]}, "llama"),
 }
+
+
+# what the text of a kind has beside TEXT
+OWN_TEXT = {
+    "qwen3_5_text": {
+        "full_attention_interval": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 16,
+        "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    },
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +216,9 @@ def wrapper(tmp_path_factory):
         beside, of = WRAPPED[row]
         torch.manual_seed(0)
         config = AutoConfig.for_model(
-            row.split()[0], text_config={**TEXT, "model_type": of, **text}, **beside
+            row.split()[0],
+            text_config={**TEXT, **OWN_TEXT.get(of, {}), "model_type": of, **text},
+            **beside,
         )
         model = AutoModelForImageTextToText.from_config(config).float()
         with torch.no_grad():

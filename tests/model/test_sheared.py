@@ -67,8 +67,8 @@ def random_gates(arch, seed):
     return {
         "layers": some(arch.layers, keep=3),
         "hidden": some(arch.hidden, keep=36),
-        "kv_heads": some(arch.layers, arch.kv_heads, keep=1),
-        "ffn": some(arch.layers, arch.ffn, keep=50),
+        "kv_heads": some(len(arch.with_units("heads")), arch.kv_heads, keep=1),
+        "ffn": some(len(arch.with_units("ffn")), arch.ffn, keep=50),
     }
 
 
@@ -92,7 +92,7 @@ def test_a_masked_model_is_the_cut_one(name, tied, axes, tmp_path):
         return  # no cut of it is exact, and test_families.py finds it refused
     if axes is not None:
         values = {axes: values[axes]}
-    plan = gates.plan_of(values)
+    plan = gates.plan_of(values, parent.arch)
     child = surgery.PrunedModel(gates.MergedMasks(parent, values), plan, plan.child(parent.arch))
     out = tmp_path / "cut"
     out.mkdir()
@@ -144,8 +144,8 @@ def soft_gates(arch):
     shapes = {
         "layers": (arch.layers,),
         "hidden": (arch.hidden,),
-        "kv_heads": (arch.layers, arch.kv_heads),
-        "ffn": (arch.layers, arch.ffn),
+        "kv_heads": (len(arch.with_units("heads")), arch.kv_heads),
+        "ffn": (len(arch.with_units("ffn")), arch.ffn),
     }
     return {axis: 0.5 + 0.5 * torch.rand(shape, generator=draw) for axis, shape in shapes.items()}
 

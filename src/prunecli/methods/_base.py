@@ -97,7 +97,8 @@ class LayerView:
     """One layer as a channel formula sees it.
 
     Attributes:
-        weights: `"o"` and `"down"`: the projection out of the heads and out of the FFN, [D, I].
+        weights: `"o"` and `"down"`: the projection out of the heads and out of the FFN, [D, I], of
+            those that this layer has.
         stats: `point.statistic` -> vector over the channels of that point.
         kv_heads: number of KV groups; channels of `o` are ordered by group, then query head.
         experts: number of experts, 0 where there are none.

@@ -37,11 +37,17 @@ def score(layer: LayerView, options: dict[str, Any]) -> "dict[str, torch.Tensor]
         assert spread is not None
         return spread if options["metric"] == "IFV" else spread * weight.square().sum(0)
 
-    heads, ffn = channels("o").square(), channels("down")
-    if options["structure"].startswith("UL"):
-        return {"kv_heads": heads.view(layer.kv_heads, -1).sum(1), "ffn": ffn}
-    heads, ffn = ((x - x.mean()) / x.std() for x in (heads, ffn))
-    return {"kv_heads": heads.view(layer.kv_heads, -1).mean(1), "ffn": ffn}
+    found = {point: channels(point) for point in layer.weights}
+    if "o" in found:
+        found["o"] = found["o"].square()
+    within = options["structure"].startswith("UL")
+    if not within:
+        found = {point: (x - x.mean()) / x.std() for point, x in found.items()}
+    scores = {}
+    if "o" in found:
+        groups = found["o"].view(layer.kv_heads, -1)
+        scores["kv_heads"] = groups.sum(1) if within else groups.mean(1)
+    return {**scores, **({"ffn": found["down"]} if "down" in found else {})}
 
 
 def _no_structure(beside: Setting) -> str:

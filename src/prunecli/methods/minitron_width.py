@@ -9,6 +9,8 @@ is ModelOpt's aggregation on (tokens, batch): mean |x| over the sequence, L2 ove
 norms summed over layers. Heads stay; norm gains are cut, not rescaled.
 """
 
+from functools import reduce
+from operator import add
 from typing import TYPE_CHECKING, Any
 
 from prunecli.methods._base import LayerView, Method, Option, RequiredStatistic
@@ -20,13 +22,18 @@ if TYPE_CHECKING:
 def score(layer: LayerView, options: dict[str, Any]) -> "dict[str, torch.Tensor]":
     """Return this layer's share of `hidden` [D], and `ffn` [F]."""
     stats = layer.stats
+    # a layer of some models has one sublayer
+    sublayers = [point for point in ("q", "gate") if f"{point}.sumsq" in stats]
     hidden = {
-        "ln-out": lambda: stats["q.sumsq"] + stats["gate.sumsq"],
+        "ln-out": lambda: reduce(add, (stats[f"{point}.sumsq"] for point in sublayers)),
         "block-out": lambda: stats["block.sumsq"],
-        "nvidia": lambda: stats["q.absmean"].sqrt() + stats["gate.absmean"].sqrt(),
+        "nvidia": lambda: reduce(add, (stats[f"{point}.absmean"].sqrt() for point in sublayers)),
     }
     ffn = {"l2": lambda: stats["down.sumsq"], "nvidia": lambda: stats["down.absmean"].sqrt()}
-    return {"hidden": hidden[options["hidden_score"]](), "ffn": ffn[options["mlp_score"]]()}
+    scores = {"hidden": hidden[options["hidden_score"]]()}
+    if "down.sumsq" in stats:
+        scores["ffn"] = ffn[options["mlp_score"]]()
+    return scores
 
 
 PAPER = {"source": "wikitext103", "sampler": "concat-contiguous", "nsamples": 1024, "seq_len": 8192}

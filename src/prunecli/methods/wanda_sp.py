@@ -26,7 +26,9 @@ def score(layer: LayerView, options: dict[str, Any]) -> "dict[str, torch.Tensor]
             * layer.stats[f"{point}.feature_norm"].sqrt()
         )
 
-    return {"kv_heads": channels("o").view(layer.kv_heads, -1).sum(1), "ffn": channels("down")}
+    found = {point: channels(point) for point in layer.weights}
+    scores = {"kv_heads": found["o"].view(layer.kv_heads, -1).sum(1)} if "o" in found else {}
+    return {**scores, **({"ffn": found["down"]} if "down" in found else {})}
 
 
 METHOD = Method(

@@ -4,11 +4,13 @@ Counts follow the paper's Table 1, FLOPs its Table 9: two per multiply-add, atte
 T x T square, output head included, embedding look-up not.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from prunecli.errors import InputError
 from prunecli.model import configs
@@ -16,10 +18,17 @@ from prunecli.model.families import registry
 from prunecli.model.families._base import CONFIG_KEYS, EXPERT_KEYS, Axes, Family
 
 GROUPS = ("embedding", "attention", "ffn", "norms", "biases", "head")
-EXPLICIT = ("heads", "kv_heads", "head_dim")
+# of linears of layers without heads, and of kernels that slide over tokens
+KINDS_GROUPS = ("mixers", "convolutions")
+BLOCK_GROUPS = ("attention", "ffn", "mixers")
+EXPLICIT = ("heads", "kv_heads", "head_dim", "ffn")
+HEADS = {"heads", "kv_heads", "qkv_by_head", "gated_heads"}
+UNIT_AXES = {*HEADS, "ffn"}
 ATTENTION = {"full_attention", "sliding_attention"}
 POINTS = ("q", "o", "gate", "down")
 UNITS = {"hidden": "hidden channels", "ffn": "FFN channels"}
+# the axes in a layer's table that show that it has some of these units
+SHOWN = {"kv_heads": {"heads"}, "heads": {"heads"}}
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,14 @@ class Tensor:
     shape: tuple[int, ...]
     layer: int | None
     template: str
+    expert: int | None = None
+
+
+class Place(NamedTuple):
+    """A point of a layer: its full name, how many channels it has, and of which expert it is."""
+
+    name: str
+    width: int
     expert: int | None = None
 
 
@@ -67,6 +84,9 @@ class Arch:
                 f"{self.experts_per_token}"
             )
         self._check_lists()
+        self.kinds = self._kinds()
+        self._inside: dict[tuple[str, ...], dict[str, Axes]] = {}
+        self._having: dict[str, frozenset[int]] = {}
 
     @classmethod
     def read(cls, folder: str | Path) -> "Arch":
@@ -87,15 +107,28 @@ class Arch:
                     f"config.json: {key} has {len(entries)} entries, expected one for each of "
                     f"{self.layers} layers"
                 )
-            if key == "layer_types" and (odd := set(map(str, entries)) - ATTENTION):
-                raise InputError(
-                    f"config.json: layer_types has '{min(odd)}', expected "
-                    f"{' or '.join(sorted(ATTENTION))}"
-                )
+            if key == "layer_types" and not self.family.kinds:
+                self._check_kinds(key, entries, ATTENTION)
+
+    def _check_kinds(self, key: str, entries: Iterable[Any], known: Collection[str]) -> None:
+        if odd := set(map(str, entries)) - {*known}:
+            raise InputError(
+                f"config.json: {key} has '{min(odd)}', expected {' or '.join(sorted(known))}"
+            )
+
+    def _kinds(self) -> tuple[tuple[str, ...], ...]:
+        """Return of which of the family's kinds each layer is."""
+        rule = self.family.kinds_of
+        if rule is None:
+            return ((),) * self.layers
+        found = tuple(rule(self.config, i) for i in range(self.layers))
+        self._check_kinds("layer_types", chain(*found), self.family.kinds)
+        return found
 
     def _size(self, axis: str, otherwise: int | None = None) -> int:
         key = self.family.key(axis)
-        value = self.get(key)
+        rule = self.family.axes.get(axis)
+        value = self.get(key) if rule is None else rule(self.get)
         if value is None:
             value = otherwise
         if value is None:
@@ -112,34 +145,104 @@ class Arch:
         """Whether the output head is the embedding."""
         return bool(self.get("tie_word_embeddings"))
 
-    def norms(self) -> list[str]:
-        """Return the modules of a layer that norm the residual stream, or what is added to it."""
-        inside = self.family.layer
+    def inside(self, i: int) -> Mapping[str, Axes]:
+        """Return the templates of the tensors of layer `i`, with their axes."""
+        kinds, family = self.kinds[i], self.family
+        if kinds not in self._inside:
+            own = {module for kind in kinds for module in family.kinds[kind]}
+            others = {*chain(*family.kinds.values())} - own
+            absent = tuple(f"{family.layer}{module}." for module in others)
+            self._inside[kinds] = {
+                name: axes
+                for name, axes in family.templates(self.config).items()
+                if name.startswith(family.layer) and not f"{name}.".startswith(absent)
+            }
+        return self._inside[kinds]
+
+    def with_units(self, axis: str) -> list[int]:
+        """Return the layers that have units of an axis: heads, FFN channels or experts."""
+        return [i for i in range(self.layers) if self.has(axis, i)]
+
+    def has(self, axis: str, i: int) -> bool:
+        """Return whether layer `i` has units of an axis."""
+        if axis not in self._having:
+            shown = SHOWN.get(axis, {axis})
+            kinds = {
+                self.kinds[first]
+                for first, table in self._each_kind()
+                if any(shown & {*"+".join(axes).split("+")} for axes in table.values())
+            }
+            having = (n for n, own in enumerate(self.kinds) if own in kinds)
+            self._having[axis] = frozenset(having)
+        return i in self._having[axis]
+
+    def _each_kind(self) -> Iterator[tuple[int, Mapping[str, Axes]]]:
+        """Yield the first layer of each kind, and the table of its tensors."""
+        firsts = {kinds: i for i, kinds in reversed([*enumerate(self.kinds)])}
+        for i in sorted(firsts.values()):
+            yield i, self.inside(i)
+
+    @property
+    def sorts(self) -> list[int]:
+        """The first layer of each kind."""
+        return [i for i, _ in self._each_kind()]
+
+    def norms(self, i: int) -> list[str]:
+        """Return the modules of layer `i` that norm the residual stream, or what is added to it."""
         return [
-            name.removeprefix(inside).removesuffix(".weight")
-            for name, axes in self.family.templates(self.config).items()
-            if name.startswith(inside) and axes == ("hidden",) and not name.endswith(".bias")
+            name.removeprefix(self.family.layer).removesuffix(".weight")
+            for name, axes in self.inside(i).items()
+            if axes == ("hidden",) and not name.endswith(".bias")
         ]
 
     @property
     def post_norms(self) -> tuple[str, ...]:
         """The post-sublayer norms that a model with this config has."""
-        return tuple(name for name in self.family.post_norms if name in self.norms())
+        return tuple(name for name in self.family.post_norms if name in self.norms(0))
 
     @property
     def head_bias(self) -> bool:
         """Whether the output head has a bias."""
         return f"{self.family.head}.bias" in self.family.tensors
 
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """The projections of a layer out of the heads and out of the FFN channels."""
-        return (*self.modules("o"), *self.modules("down"))
+    def outputs(self, i: int) -> tuple[str, ...]:
+        """Return the last projections of layer `i`: out of heads, FFN channels and the like."""
+        return (*self.modules("o", i), *self.modules("down", i))
+
+    def is_output(self, tensor: Tensor) -> bool:
+        """Return whether a tensor is the weight or the bias of such a projection."""
+        if tensor.layer is None:
+            return False
+        module = tensor.template.removeprefix(self.family.layer).rpartition(".")[0]
+        return module in self._outputs
+
+    @cached_property
+    def _outputs(self) -> set[str]:
+        inputs, beside = self.family.inputs, self.family.beside
+        return {
+            module
+            for point in ("o", "down")
+            for modules in (inputs[POINTS.index(point)], *beside.get(point, ()))
+            for module in modules
+        }
 
     @property
-    def writers(self) -> tuple[str, ...]:
-        """The modules of a layer whose outputs are added to the residual stream."""
-        return self.post_norms or self.outputs
+    def compensated(self) -> tuple[str, ...]:
+        """The projections out of the heads and out of the FFN channels, where layers have them."""
+        return (self.module("o"), self.module("down"))
+
+    def compensated_in(self, i: int) -> tuple[str, ...]:
+        """Return those that layer `i` has, which experts have not one of."""
+        table, layer = self.inside(i), self.family.layer
+        return tuple(
+            module
+            for module in self.compensated
+            if f"{layer}{module}.weight" in table and "{e}" not in module
+        )
+
+    def writers(self, i: int) -> tuple[str, ...]:
+        """Return the modules of layer `i` whose outputs are added to the residual stream."""
+        return self.post_norms or self.outputs(i)
 
     @property
     def ffn_matrices(self) -> int:
@@ -148,6 +251,15 @@ class Arch:
         Where there are experts, those of one of them.
         """
         return sum("+".join(axes).split("+").count("ffn") for axes in self._matrices())
+
+    @property
+    def head_matrices(self) -> int:
+        """How many matrices have rows or columns of a query head: 2, or 3 where heads have a gate.
+
+        Those of a KV head are 2.
+        """
+        gated = any("gated_heads" in "+".join(axes).split("+") for axes in self._matrices())
+        return 3 if gated else 2
 
     @property
     def ffns(self) -> int:
@@ -197,31 +309,37 @@ class Arch:
             "kv_heads": ("kv_heads", self.head_dim),
             "each_head": ("heads", 1),
             "qkv_by_head": ("heads", 3 * self.head_dim),
+            "gated_heads": ("heads", 2 * self.head_dim),
         }.get(axis)
 
     def _length(self, axis: str) -> int:
         unit = self.unit_rows(axis)
         if unit is not None:
             return int(getattr(self, unit[0])) * unit[1]
-        others = {"one": 1, "positions": self.max_positions + self.family.position_offset}
-        return others[axis] if axis in others else int(getattr(self, axis))
+        if axis in CONFIG_KEYS or axis in EXPERT_KEYS:
+            return int(getattr(self, axis))
+        if axis in self.family.axes:
+            return self._size(axis)
+        return {"one": 1, "positions": self.max_positions + self.family.position_offset}[axis]
 
-    def _templates(self) -> dict[str, Axes]:
+    def _root(self) -> dict[str, Axes]:
+        """Return the templates of the tensors outside the layers."""
         templates = self.family.templates(self.config)
         if self.tied:
             templates.pop(f"{self.family.head}.weight")
-        return templates
+        return {name: axes for name, axes in templates.items() if "{i}" not in name}
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor by name: embedding first, then layer by layer, then the rest."""
-        templates = self._templates()
-        root = {name: axes for name, axes in templates.items() if "{i}" not in name}
-        inside = {name: axes for name, axes in templates.items() if "{i}" in name}
+        root = self._root()
         first = next(iter(root))
         order: list[tuple[str, int | None, int | None]] = [(first, None, None)]
         for i in range(self.layers):
-            order += [(name, i, e) for name in inside for e in self._experts_of(name)]
+            order += [(name, i, e) for name in self.inside(i) for e in self._experts_of(name)]
         order += [(name, None, None) for name in root if name != first]
+        templates = {**root}
+        for _, table in self._each_kind():
+            templates |= table
         shapes = {name: tuple(map(self.axis_size, axes)) for name, axes in templates.items()}
         return {
             name.replace("{i}", str(i)).replace("{e}", str(e)): Tensor(
@@ -234,15 +352,23 @@ class Arch:
         """Return the experts that have a tensor or a module each; None for one of no expert."""
         return range(self.experts) if "{e}" in template else (None,)
 
-    def inputs(self) -> Iterator[tuple[str, ...]]:
-        """Yield the linears of a layer by distinct input, those of every expert."""
-        for modules in self.family.inputs:
-            for e in self._experts_of(modules[0]):
+    def inputs(self, i: int) -> Iterator[tuple[str, ...]]:
+        """Yield the linears of layer `i` by distinct input, those of every expert."""
+        for point in POINTS:
+            for modules, e in self._inputs_at(point, i):
                 yield tuple(module.replace("{e}", str(e)) for module in modules)
+
+    def _inputs_at(self, point: str, i: int) -> Iterator[tuple[tuple[str, ...], int | None]]:
+        """Yield the templates of the linears that read one input there, and of which expert."""
+        first = self.family.inputs[POINTS.index(point)]
+        for modules in (first, *self.family.beside.get(point, ())):
+            if f"{self.family.layer}{modules[0]}.weight" in self.inside(i):
+                for e in self._experts_of(modules[0]):
+                    yield modules, e
 
     def block_linears(self) -> Iterator[str]:
         """Yield the templates of the block linears: what ratios are fractions of."""
-        for modules in self.family.inputs:
+        for modules in (*self.family.inputs, *chain(*self.family.beside.values())):
             for module in modules:
                 yield f"{self.family.layer}{module}.weight"
 
@@ -251,42 +377,48 @@ class Arch:
         return self.family.layer.replace("{i}", str(i))
 
     def module(self, point: str) -> str:
-        """Return the module of a layer that reads the input called `q`, `o`, `gate` or `down`.
+        """Return the module that reads the input called `q`, `o`, `gate` or `down`.
 
-        Experts have one each: those of all are `modules`.
+        It is that of layers with heads and FFN channels; experts have one each. Those that a layer
+        has are `modules`.
         """
         return self.family.inputs[POINTS.index(point)][0]
 
-    def modules(self, point: str) -> tuple[str, ...]:
-        """Return the modules of a layer that read an input of this name: one, or every expert's."""
-        module = self.module(point)
-        return tuple(module.replace("{e}", str(e)) for e in self._experts_of(module))
+    def modules(self, point: str, i: int) -> tuple[str, ...]:
+        """Return the modules of layer `i` that read an input of this name, every expert's too."""
+        found = self._inputs_at(point, i)
+        return tuple(modules[0].replace("{e}", str(e)) for modules, e in found)
 
-    def point(self, i: int, point: str) -> str:
-        """Return the full name of a point of layer `i`, under which its statistics are kept."""
+    def block(self, i: int) -> str:
+        """Return the full name of layer `i` as a point."""
+        return f"{self.prefix(i)[:-1]}:out"
+
+    def point(self, i: int, point: str) -> str | None:
+        """Return the full name of the one point of layer `i` that is called so, None without one.
+
+        Statistics are kept under it.
+        """
+        places = self.places(i, point)
+        return places[0].name if len(places) == 1 and places[0].expert is None else None
+
+    def places(self, i: int, point: str) -> list[Place]:
+        """Return all points of layer `i` that are called so: one, or every expert's, or none."""
         layer, experts = self.prefix(i), self.family.experts
-        if point == "experts" and experts is not None:
-            return f"{layer}{experts.module}:out"
-        return f"{layer[:-1]}:out" if point == "block" else f"{layer}{self.module(point)}:in"
-
-    def of_experts(self, point: str) -> bool:
-        """Return whether a layer has a point of this name in every expert."""
-        return point in POINTS and "{e}" in self.module(point)
-
-    def has_point(self, point: str) -> bool:
-        """Return whether a layer has one point of this name: `experts` only where it has some."""
-        return not self.of_experts(point) and (point != "experts" or self.experts > 0)
-
-    def points(self, i: int, point: str) -> tuple[str, ...]:
-        """Return these names of all points that are called so: one, or every expert's."""
-        if self.of_experts(point):
-            return tuple(f"{self.prefix(i)}{module}:in" for module in self.modules(point))
-        return (self.point(i, point),)
-
-    def point_width(self, point: str) -> int:
-        """Return how many channels a point has."""
-        widths = {"o": self.heads * self.head_dim, "down": self.ffn, "experts": self.experts}
-        return widths.get(point, self.hidden)
+        if point == "block":
+            return [Place(self.block(i), self.hidden)]
+        if point == "experts":
+            if experts is None or not self.has(point, i):
+                return []
+            return [Place(f"{layer}{experts.module}:out", self.experts)]
+        table = self.inside(i)
+        return [
+            Place(
+                f"{layer}{modules[0].replace('{e}', str(e))}:in",
+                self.axis_size(table[f"{self.family.layer}{modules[0]}.weight"][1]),
+                e,
+            )
+            for modules, e in self._inputs_at(point, i)
+        ]
 
     def params(self, active: bool = False) -> dict[str, int]:
         """Return parameter counts by group; tied weights count once.
@@ -294,12 +426,30 @@ class Arch:
         With `active`, of experts only as many as a token is sent to.
         """
         experts = self.experts_per_token if active else self.experts
-        groups = dict.fromkeys((*GROUPS, *(("router",) if experts else ())), 0)
-        for name, axes in self._templates().items():
-            times = self.layers if "{i}" in name else 1
-            times *= experts if "{e}" in name else 1
-            groups[_group(name, axes, self.family)] += times * prod(map(self.axis_size, axes))
-        return groups
+        kinds = KINDS_GROUPS if self.family.kinds else ()
+        groups = dict.fromkeys((*GROUPS, *(("router",) if experts else ()), *kinds), 0)
+        tables: list[tuple[int, Mapping[str, Axes]]] = [(1, self._root())]
+        tables += [(self.kinds.count(self.kinds[i]), table) for i, table in self._each_kind()]
+        for count, table in tables:
+            for name, axes in table.items():
+                times = count * (experts if "{e}" in name else 1)
+                groups[self._group(name, axes)] += times * prod(map(self.axis_size, axes))
+        return {name: n for name, n in groups.items() if n or name not in KINDS_GROUPS}
+
+    def _group(self, name: str, axes: Axes) -> str:
+        """Return the group that a tensor is counted in."""
+        if "{i}" not in name and len(axes) == 2:
+            return "head" if name.startswith(self.family.head) else "embedding"
+        if "experts" in axes or axes == ("one", "hidden"):
+            return "router"
+        if len(axes) < 2:
+            return "biases" if name.endswith(".bias") else "norms"
+        if len(axes) > 2:
+            return "convolutions"
+        parts = {*"+".join(axes).split("+")}
+        if any(part.endswith("ffn") for part in parts):
+            return "ffn"
+        return "attention" if parts & HEADS else "mixers"
 
     @property
     def total_params(self) -> int:
@@ -327,8 +477,52 @@ class Arch:
     @property
     def block_params(self) -> int:
         """Parameters of the block linears of all layers."""
-        params = self.params()
-        return params["attention"] + params["ffn"]
+        return sum(self.params().get(group, 0) for group in BLOCK_GROUPS)
+
+    def layer_params(self, i: int) -> int:
+        """Return those of layer `i`."""
+        linears = {*self.block_linears()}
+        return sum(
+            len(self._experts_of(name)) * prod(map(self.axis_size, axes))
+            for name, axes in self.inside(i).items()
+            if name in linears
+        )
+
+    def other_params(self, i: int) -> int:
+        """Return those of layer `i` that heads, FFN channels and experts have no share in."""
+        linears = {*self.block_linears()}
+        return sum(
+            prod(map(self.axis_size, axes))
+            for name, axes in self.inside(i).items()
+            if name in linears and not {*"+".join(axes).split("+")} & UNIT_AXES
+        )
+
+    @property
+    def other_block_params(self) -> int:
+        """Those of all layers."""
+        return sum(self.kinds.count(self.kinds[i]) * self.other_params(i) for i in self.sorts)
+
+    def heaviest(self, count: int) -> list[int]:
+        """Return the layers with the most such parameters, so many of them that can be a model."""
+        sizes = {self.kinds[i]: self.layer_params(i) for i in self.sorts}
+        order = sorted(range(self.layers), key=lambda i: -sizes[self.kinds[i]])
+        return self.first_of(order, count)
+
+    def first_of(self, order: Sequence[int], count: int) -> list[int]:
+        """Return the first `count` layers in an order of all, with one of each kind that must stay.
+
+        They ascend.
+        """
+        needed = self.must_stay(order)
+        return sorted([*needed, *(i for i in order if i not in needed)][:count])
+
+    def must_stay(self, order: Sequence[int]) -> list[int]:
+        """Return the first layer, in an order of all, of each kind that must stay."""
+        return [next(i for i in order if kind in self.kinds[i]) for kind in self._needed()]
+
+    def _needed(self) -> list[str]:
+        """Return the kinds of layers that this model has, and must not lose all of."""
+        return [kind for kind in self.family.needed if kind in chain(*self.kinds)]
 
     def flops(self, seq_len: int = 2048, density: float = 1.0) -> int:
         """Return FLOPs of one forward over `seq_len` tokens, each through its own experts only.
@@ -337,15 +531,23 @@ class Arch:
         count as if multiplied, as Table 9 does.
         """
         params = self.params(active=True)
-        dense = params["norms"] + params["biases"] + self.vocab * self.hidden
-        dense += params.get("router", 0)
-        weights = dense + round(density * (params["attention"] + params["ffn"]))
-        attention = 4 * seq_len**2 * self.heads * self.head_dim * self.layers
+        linears = sum(params.get(group, 0) for group in BLOCK_GROUPS)
+        outside = linears + params["embedding"] + params["head"]
+        dense = sum(params.values()) - outside + self.vocab * self.hidden
+        weights = dense + round(density * linears) + self._recurrences()
+        attending = len(self.with_units("heads"))
+        attention = 4 * seq_len**2 * self.heads * self.head_dim * attending
         return 2 * weights * seq_len + attention
+
+    def _recurrences(self) -> int:
+        """Return the multiply-adds of one token that update and read the states of all layers."""
+        rules = self.family.recurrences
+        return sum(rules[kind](self.get) or 0 for kind in chain(*self.kinds) if kind in rules)
 
     def kv_bytes_per_token(self, bytes_per_value: int) -> int:
         """Return the bytes that keys and values of one token take in the cache."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * bytes_per_value
+        attending = len(self.with_units("heads"))
+        return 2 * attending * self.kv_heads * self.head_dim * bytes_per_value
 
     def child(
         self,
@@ -369,6 +571,7 @@ class Arch:
         # absent, these would mean something else in a pruned model or in another container
         key = self.family.key
         config = {**self.config, **{key(axis): getattr(self, axis) for axis in EXPLICIT}}
+        config |= self.family.as_child
         if kv_heads is not None:
             group = (heads or self.group * kv_heads) // kv_heads
             config[key("kv_heads")] = kv_heads
@@ -377,16 +580,38 @@ class Arch:
             if size is not None:
                 config[key(axis)] = size
         if layers is not None:
-            config[key("layers")] = len(layers)
-            for name, entry in self.family.layer_lists.items():
-                if isinstance(config.get(name), list):
-                    config[name] = [config[name][i] for i in layers]
-                elif entry is not None:
-                    config[name] = [entry(self.config, i) for i in layers]
-            if isinstance(config.get("max_window_layers"), int):
-                full = config["max_window_layers"]
-                config["max_window_layers"] = sum(i < full for i in layers)
+            self._check_kept(layers)
+            config |= self._relayered(layers)
         return Arch(self._contained(config, biased))
+
+    def lost(self, layers: Sequence[int]) -> list[str]:
+        """Return the kinds that a model must have and these layers have none of."""
+        stay = {*chain(*(self.kinds[i] for i in layers))}
+        return [kind for kind in self._needed() if kind not in stay]
+
+    def _check_kept(self, layers: list[int]) -> None:
+        """Raise InputError where no layer of a kind stays that a model must have."""
+        for kind in self.lost(layers):
+            raise InputError(
+                f"'{self.family.name}' cannot lose all of its {kind} layers: "
+                f"{self.family.needed[kind]}",
+                "keep one of them",
+            )
+
+    def _relayered(self, kept: list[int]) -> dict[str, Any]:
+        """Return what a config.json with these layers says of them."""
+        changed: dict[str, Any] = {self.family.key("layers"): len(kept)}
+        for name, entry in self.family.layer_lists.items():
+            if isinstance(self.config.get(name), list):
+                changed[name] = [self.config[name][i] for i in kept]
+            elif entry is not None:
+                changed[name] = [entry(self.config, i) for i in kept]
+        full = self.config.get("max_window_layers")
+        if isinstance(full, int):
+            changed["max_window_layers"] = sum(i < full for i in kept)
+        if self.family.relayered is not None:
+            changed |= self.family.relayered(self.config, kept)
+        return changed
 
     def _check_fixed(self, **sizes: int | None) -> None:
         """Raise InputError for sizes below this model's on axes that its family cannot lose."""
@@ -407,7 +632,7 @@ class Arch:
         has = self.family.templates(self.config)
         wanted = {name for name in has if name.endswith(".bias")}
         if biased:
-            wanted |= {f"{self.family.layer}{module}.bias" for module in self.outputs}
+            wanted |= {f"{self.family.layer}{module}.bias" for module in self.compensated}
         flags = _bias_flags(self.family, wanted)
         if flags is not None and _takes(self.family, config):
             return {**config, **flags} if biased else config
@@ -442,16 +667,6 @@ def _bias_flags(family: Family, wanted: set[str]) -> dict[str, bool] | None:
     flags = {flag: bool(wanted & set(table)) for flag, table in family.biases.items()}
     held = always.union(*(family.biases[flag] for flag, on in flags.items() if on))
     return flags if wanted <= held else None
-
-
-def _group(name: str, axes: Axes, family: Family) -> str:
-    if "{i}" not in name and len(axes) == 2:
-        return "head" if name.startswith(family.head) else "embedding"
-    if len(axes) < 2:
-        return "biases" if name.endswith(".bias") else "norms"
-    if "experts" in axes:
-        return "router"
-    return "ffn" if "ffn" in "+".join(axes) else "attention"
 
 
 FLOPS_TOKENS = 2048

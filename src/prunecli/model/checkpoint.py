@@ -239,9 +239,14 @@ class Checkpoint(Reader):
         self._check_layers([family.own_name(name) for file in headers.values() for name in file])
         expected = {*self.arch.tensors(), self._head}
         prefixes = plain(family) if self.part_of is None else WRAPPERS[self.part_of]
+        left_out = tuple(one.replace("{layers}", str(self.arch.layers)) for one in family.left_out)
+        without: set[str] = set()
         for path, header in headers.items():
             for stored, spec in header.items():
                 name = _own_name(family.own_name(stored), prefixes, expected)
+                if name is not None and name.startswith(left_out):
+                    without.add(stored)
+                    continue
                 if name is None:
                     self._others[stored] = path, spec
                     continue
@@ -256,6 +261,11 @@ class Checkpoint(Reader):
                     )
                 self._stored[name], self.specs[name] = (path, stored), spec
         self.specs = {name: self.specs[name] for name in sorted(self.specs)}
+        if without:
+            report.info(
+                f"'{self.folder.name}' has {len(without)} tensors that only predict further tokens "
+                f"('{min(without)}' is one), which are left out"
+            )
         found = self._stored.get(self._embedding)
         headless = found is not None and family.own_name(found[1]) != self._embedding
         if self.part_of is not None or headless:
@@ -276,7 +286,8 @@ class Checkpoint(Reader):
         layers = {match[1] for match in map(LAYER.search, names) if match}
         experts = {match.groups() for match in map(EXPERT.search, names) if match}
         # of a layer, so that there are as many names as both numbers make together
-        found = {"layers": len(layers), "experts": len(experts) // self.arch.layers}
+        mixtures = max(1, len(self.arch.with_units("experts")))
+        found = {"layers": len(layers), "experts": len(experts) // mixtures}
         for what, stored in found.items():
             if getattr(self.arch, what) > stored:
                 foreign.refuse_names(names)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from inspect import signature
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,18 @@ MOST_EXPERTS = 10_000
 MOST = 2**31 - 1
 SECONDS = 10.0  # of computing, to build a model without weights, or to run a tiny one
 PATTERN = "sliding_window_pattern"
+HYBRID = "hybrid_override_pattern"  # the same of Nemotron-H, in letters of its own
 LETTERS = re.compile(r"[LG]{1,1000}")  # how some configs write it; see `windows` of the families
+
+
+# sizes of FFNs and mixers of which not all layers have one
+MIXER_SIZES = (
+    "shared_expert_intermediate_size", "shared_intermediate_size", "linear_conv_kernel_dim",
+    "linear_key_head_dim", "linear_value_head_dim", "linear_num_key_heads",
+    "linear_num_value_heads", "mamba_n_heads", "mamba_n_groups", "mamba_d_state", "mamba_d_conv",
+    "mamba_expand", "mamba_num_heads", "mamba_head_dim", "ssm_state_size", "n_groups",
+    "conv_kernel",
+)  # fmt: skip
 
 
 # bounds of the numbers that prunecli itself computes with
@@ -44,8 +56,19 @@ NUMBERS: Mapping[str, tuple[float, float]] = {
     "logit_scale": (1e-6, 1e6),
     "ffn_dim": (1, MOST),
     "moe_intermediate_size": (1, MOST),
-    **dict.fromkeys((*EXPERT_KEYS.values(), "num_local_experts"), (1, MOST_EXPERTS)),
+    **dict.fromkeys((*EXPERT_KEYS.values(), "n_routed_experts"), (1, MOST_EXPERTS)),
+    "num_local_experts": (0, MOST_EXPERTS),
+    "n_shared_experts": (1, MOST_EXPERTS),
     "init_std": (0, 1e6),
+    "norm_eps": (0, 1),
+    "layer_norm_epsilon": (0, 1),
+    "decoder_sparse_step": (1, MOST_LAYERS),
+    "full_attention_interval": (1, MOST_LAYERS),
+    "first_k_dense_replace": (0, MOST_LAYERS),
+    **dict.fromkeys(MIXER_SIZES, (1, MOST)),
+    "conv_L_cache": (1, MOST),
+    "block_multiple_of": (1, MOST),
+    "block_ffn_dim_multiplier": (1e-6, 1e6),
     "router_aux_loss_coef": (0, 1e6),
 }
 
@@ -53,7 +76,8 @@ NUMBERS: Mapping[str, tuple[float, float]] = {
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 FRACTIONS = (
     "rms_norm_eps", "initializer_range", "init_std", "logits_scaling", "logit_scale",
-    "final_logit_softcapping", "router_aux_loss_coef",
+    "final_logit_softcapping", "router_aux_loss_coef", "norm_eps",
+    "layer_norm_epsilon", "block_ffn_dim_multiplier",
 )  # fmt: skip
 
 
@@ -203,7 +227,7 @@ def _filled(values: dict[str, Any], counted: bool, asked: bool) -> dict[str, Any
             )
     check_numbers(values)
     absent = [key for key in map(family.key, FILLED) if values.get(key) is None]
-    if not absent and isinstance(values.get(PATTERN), str):
+    if not absent and any(isinstance(values.get(key), str) for key in (PATTERN, HYBRID)):
         values = {**values, **_lists(family, values)}
     if not absent and (counted or not asked):
         return values
@@ -281,7 +305,16 @@ def passed_on(values: Mapping[str, Any]) -> dict[str, Any]:
     declared = signature(CONFIG_MAPPING[kind]).parameters.keys()
     known = {*declared, *PASSED} - (signature(PretrainedConfig).parameters.keys() - {*PASSED})
     # its classes change nested values in place
-    return {key: copy.deepcopy(value) for key, value in values.items() if key in known}
+    return {key: _decoded(value) for key, value in values.items() if key in known}
+
+
+def _decoded(value: Any) -> Any:
+    """Return a copy, with the numbers that JSON has none for as transformers writes them."""
+    if isinstance(value, list):
+        return [_decoded(one) for one in value]
+    if isinstance(value, dict) and {*value} == {"__float__"}:
+        return {"Infinity": inf, "-Infinity": -inf}.get(str(value["__float__"]), value)
+    return copy.deepcopy(value)
 
 
 def shapes(values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -96,7 +96,7 @@ def unstack(layer: nn.Module, names: Experts | None) -> None:
 
     Its modules are then called as files call them.
     """
-    if names is None:
+    if names is None or not _has_experts(layer, names):
         return
     if names.stock is not None:
         # the layer's code still finds it by its own name, which is no longer one of a module
@@ -107,9 +107,16 @@ def unstack(layer: nn.Module, names: Experts | None) -> None:
         layer.set_submodule(names.module, ExpertList(stacked, names))
 
 
+def _has_experts(layer: nn.Module, names: Experts) -> bool:
+    """Return whether a layer of a mixture has experts: some are dense."""
+    around, _, own = names.module.rpartition(".")
+    known = {*dict(layer.named_modules())}
+    return bool(known & {names.module, f"{names.stock or around}.{own}"})
+
+
 def restack(layer: nn.Module, names: Experts | None) -> None:
     """Give a layer transformers' own experts again, with the weights that it has."""
-    if names is not None:
+    if names is not None and _has_experts(layer, names):
         experts = layer.get_submodule(names.module)
         assert isinstance(experts, ExpertList)
         layer.set_submodule(names.module, experts.restacked())

@@ -5,13 +5,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from prunecli.errors import InputError
 from prunecli.files import scratch, world
 from prunecli.files.artefact import Artefact
-from prunecli.files.tensorfile import ITEM_BYTES, PIECE, STORAGE
+from prunecli.files.tensorfile import ITEM_BYTES, PIECE, STORAGE, Spec
 from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Reader
 from prunecli.model.device import device_of
@@ -160,8 +161,11 @@ def of_walk(
     arch, item = checkpoint.arch, item_bytes(compute)
     on_cpu = device_of(compute).type == "cpu"
     head = arch.family.embedding if arch.tied else arch.family.head
-    layer = [spec for name, spec in checkpoint.specs.items() if name.startswith(arch.prefix(0))]
-    cast = [prod(spec.shape) * item for spec in layer if spec.dtype != STORAGE[compute.dtype]]
+    layers = [_layer(checkpoint, i) for i in arch.sorts]
+    layer = max(layers, key=lambda specs: sum(spec.bytes for spec in specs))
+    cast = [
+        prod(spec.shape) * item for spec in chain(*layers) if spec.dtype != STORAGE[compute.dtype]
+    ]
     hidden = rows * length * arch.hidden * item if compute.buffer == "ram" else 0
     # a batch is at least one window: what enters and leaves the linears, and a residual stream
     batch = max(BATCH_TOKENS, length)
@@ -177,6 +181,11 @@ def of_walk(
         },
         passes * rows * arch.flops(length),
     )
+
+
+def _layer(checkpoint: Reader, i: int) -> list[Spec]:
+    prefix = checkpoint.arch.prefix(i)
+    return [spec for name, spec in checkpoint.specs.items() if name.startswith(prefix)]
 
 
 def training_flops(arch: Arch, tokens: int, length: int) -> int:

@@ -4,7 +4,8 @@ Parameters are on the meta device; buffers, which are computed from the config a
 real.
 """
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -89,6 +90,16 @@ def stored_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, tensor
 
 
+def in_float32(model: Any) -> Callable[[str], bool]:
+    """Return what tells by its name whether a class holds a tensor in float32 at least.
+
+    Routers are so held: a rounded score sends a token elsewhere.
+    """
+    parts = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
+    pattern = re.compile(rf"(^|\.)({'|'.join(map(re.escape, parts))})($|\.)")
+    return lambda name: bool(parts) and pattern.search(name) is not None
+
+
 def with_ones(states: Tensor) -> Tensor:
     """Return states [..., D + 1], a one behind each: for heads whose bias is their last column."""
     return torch.cat([states, states.new_ones(*states.shape[:-1], 1)], -1)
@@ -157,9 +168,11 @@ def loaded(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> 
     parts = Parts.of(model, checkpoint.arch.family)
     if checkpoint.arch.tied:
         parts.head.weight = parts.embedding.weight
+    wide, exact = torch.promote_types(dtype, torch.float32), in_float32(model)
     for name, old in list(stored_tensors(model)):
         module, _, leaf = name.rpartition(".")
-        weight = checkpoint.tensor(name).to(device, dtype, copy=True)
+        kind = wide if exact(name) else dtype
+        weight = checkpoint.tensor(name).to(device, kind, copy=True)
         made = nn.Parameter(weight) if isinstance(old, nn.Parameter) else weight
         setattr(model.get_submodule(module), leaf, made)
     if checkpoint.arch.tied:

@@ -18,7 +18,7 @@ from prunecli.interruption import safe_point
 from prunecli.model import experts, memory
 from prunecli.model.checkpoint import Reader
 from prunecli.model.device import device_of, dtype_of
-from prunecli.model.stock import LogitSoftcap, Parts, meta_model, with_ones
+from prunecli.model.stock import LogitSoftcap, Parts, in_float32, meta_model, with_ones
 from prunecli.report import SILENT, Report
 from prunecli.settings import BATCH_TOKENS, Compute, RunContext
 
@@ -52,7 +52,7 @@ class LayerStream:
         self.device, self.dtype = device_of(compute), dtype_of(compute, checkpoint)
         self.buffer_kind, self.streams_bytes = compute.buffer, memory.streams_bytes(compute)
         self._stock = meta_model(checkpoint.arch, self.device)
-        self._cap = LogitSoftcap.of(checkpoint.arch)
+        self._exact, self._cap = in_float32(self._stock), LogitSoftcap.of(checkpoint.arch)
         self._parts = Parts.of(self._stock, self.arch.family)
         self._stock.set_submodule(self.arch.family.final_norm, nn.Identity())
         # transformers' model runs without its layers, to capture the inputs of each
@@ -112,7 +112,7 @@ class LayerStream:
 
     def _load(self, module: nn.Module, prefix: str) -> None:
         """Give a module its weights, unless it has them: on the device, all but those of
-        StoredLinears in the compute type.
+        StoredLinears in the compute type, or in float32 where its class asks for that.
         """
         if any(parameter.is_meta for parameter in module.parameters()):
             stored = {
@@ -120,9 +120,11 @@ class LayerStream:
                 for name, part in module.named_modules()
                 if isinstance(part, StoredLinear)
             }
+            wide = torch.promote_types(self.dtype, torch.float32)
             state = {
                 name: self.checkpoint.tensor(prefix + name).to(
-                    self.device, None if name in stored else self.dtype
+                    self.device,
+                    None if name in stored else wide if self._exact(prefix + name) else self.dtype,
                 )
                 for name in module.state_dict()
             }

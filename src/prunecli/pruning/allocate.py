@@ -1,6 +1,6 @@
 """From scores and sizes to a plan."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from prunecli.errors import InputError
@@ -32,9 +32,8 @@ def allocate(
                 f"these scores are not for removing {skip} of {arch.layers} layers",
                 "score again with this amount",
             )
-        start = int(scores[name].argmin())
-        kept = (*range(start), *range(start + skip, arch.layers))
-        return Plan(layers=kept)
+        # the first of equal ones, of those that leave a model
+        return Plan(layers=min(_blocks(scores[name].tolist(), skip, arch))[-1])
     if method.selection == "lowest":
         ranked = int(scores["layers"].isfinite().sum())
         if ranked < arch.layers - amount.layers and method.protects is not None:
@@ -43,14 +42,18 @@ def allocate(
                 "score again with this amount",
             )
         # the later of two equal layers goes first, as documented in the method
-        return Plan(layers=best(scores["layers"], amount.layers, later_first=True))
+        order = _ascending(scores["layers"], later_first=True)
+        return Plan(layers=tuple(arch.first_of(order[::-1], amount.layers)))
     layers = range(arch.layers)
     groups, channels = _counts(scores, amount, arch, structure)
     experts = [amount.experts] * arch.layers
     lists: dict[str, tuple[Indices, ...]] = {
-        axis: tuple(best(scores[f"{axis}.{i}"], counts[i]) for i in layers)
+        axis: tuple(
+            best(scores[f"{axis}.{i}"], counts[i]) if f"{axis}.{i}" in scores else ()
+            for i in layers
+        )
         for axis, counts in (("kv_heads", groups), ("ffn", channels), ("experts", experts))
-        if f"{axis}.0" in scores
+        if any(f"{axis}.{i}" in scores for i in layers)
     }
     hidden = best(scores["hidden"], amount.hidden) if "hidden" in scores else None
     return Plan(
@@ -61,19 +64,33 @@ def allocate(
     )
 
 
-def best(score: "torch.Tensor", count: int, later_first: bool = False) -> Indices:
+def best(score: "torch.Tensor", count: int) -> Indices:
     """Return the indices of the `count` highest scores, ascending."""
+    return tuple(sorted(_ascending(score)[len(score) - count :]))
+
+
+def _ascending(score: "torch.Tensor", later_first: bool = False) -> list[int]:
+    """Return the indices of scores from the lowest on; of equal ones the earlier is first."""
     if later_first:
-        order = len(score) - 1 - score.flip(0).argsort(stable=True)
-    else:
-        order = score.argsort(stable=True)
-    return tuple(sorted(order[len(score) - count :].tolist()))
+        order: list[int] = (len(score) - 1 - score.flip(0).argsort(stable=True)).tolist()
+        return order
+    order = score.argsort(stable=True).tolist()
+    return order
+
+
+def _blocks(
+    scores: list[float], skip: int, arch: Arch
+) -> Iterator[tuple[bool, float, int, Indices]]:
+    """Yield of each block of layers: if its removal leaves no model, score, start, what is left."""
+    for start, score in enumerate(scores):
+        kept = (*range(start), *range(start + skip, arch.layers))
+        yield bool(arch.lost(kept)), score, start, kept
 
 
 def _counts(
     scores: "Mapping[str, torch.Tensor]", amount: Sizes, arch: Arch, structure: str | None
 ) -> tuple[list[int], list[int]]:
-    """Return how many KV groups and FFN channels every layer keeps.
+    """Return how many KV groups and FFN channels every layer keeps, where it has some.
 
     `AL` structures choose across layers. A layer keeps one of each at least.
     """
@@ -85,25 +102,29 @@ def _counts(
     )
     if structure == "AL-MM":
         return (
-            _spread(scores, "kv_heads", sum(even[0]), arch),
-            _spread(scores, "ffn", sum(even[1]), arch),
+            _spread(scores, "kv_heads", even[0], arch),
+            _spread(scores, "ffn", even[1], arch),
         )
     return _global_ranking(scores, amount, arch) if structure == "AL-AM" else even
 
 
-def _spread(scores: "Mapping[str, torch.Tensor]", axis: str, keep: int, arch: Arch) -> list[int]:
-    """Return how many units each layer has among the `keep` best of all layers."""
+def _spread(
+    scores: "Mapping[str, torch.Tensor]", axis: str, even: list[int], arch: Arch
+) -> list[int]:
+    """Return how many units each layer has among the best of all, as many as `even` has in all."""
     import torch
 
-    lists = [scores[f"{axis}.{i}"] for i in range(arch.layers)]
+    layers = arch.with_units(axis)
+    keep = sum(even[i] for i in layers)
+    lists = [scores[f"{axis}.{i}"] for i in layers]
     everything = torch.cat(lists)
     owner = torch.repeat_interleave(
-        torch.arange(arch.layers), torch.tensor([len(entry) for entry in lists])
+        torch.tensor(layers), torch.tensor([len(entry) for entry in lists])
     )
     first = torch.cat([entry == entry.max() for entry in lists])
     # one unit of every layer is safe: rank the best of each above everything else
     order = torch.where(first, torch.inf, everything).argsort(stable=True)
-    kept = owner[order[len(order) - max(keep, arch.layers) :]]
+    kept = owner[order[len(order) - max(keep, len(layers)) :]]
     return torch.bincount(kept, minlength=arch.layers).tolist()
 
 
@@ -117,16 +138,17 @@ def _global_ranking(
     """
     import torch
 
-    layers = range(arch.layers)
-    cost = arch.head_dim * (2 * arch.group + 2) / arch.ffn_matrices
+    attending, feeding = arch.with_units("kv_heads"), arch.with_units("ffn")
+    cost = arch.head_dim * (arch.head_matrices * arch.group + 2) / arch.ffn_matrices
     kept = (
         block_params(amount, arch)
         if amount.ratio is None
         else (arch.block_params * (1 - amount.ratio))
     )
+    kept -= arch.other_block_params
     target = kept / (arch.ffn_matrices * arch.hidden)
-    groups = torch.cat([scores[f"kv_heads.{i}"] for i in layers])
-    channels = torch.cat([scores[f"ffn.{i}"] for i in layers])
+    groups = torch.cat([scores[f"kv_heads.{i}"] for i in attending])
+    channels = torch.cat([scores[f"ffn.{i}"] for i in feeding])
     value = torch.cat([groups, channels])
     weight = torch.cat([torch.full_like(groups, cost), torch.ones_like(channels)])
     order = value.argsort(descending=True, stable=True)
@@ -134,6 +156,9 @@ def _global_ranking(
     best = order[: int((reach - target).abs().argmin()) + 1]
     keep = torch.zeros(len(value), dtype=torch.bool)
     keep[best] = True
-    kv = keep[: len(groups)].view(arch.layers, arch.kv_heads).sum(1).clamp(min=1)
-    ffn = keep[len(groups) :].view(arch.layers, arch.ffn).sum(1).clamp(min=1)
-    return kv.tolist(), ffn.tolist()
+    counts = []
+    for layers, of_axis in ((attending, keep[: len(groups)]), (feeding, keep[len(groups) :])):
+        each = of_axis.view(len(layers), -1).sum(1).clamp(min=1).tolist()
+        found = dict(zip(layers, each, strict=True))
+        counts.append([found.get(i, 0) for i in range(arch.layers)])
+    return counts[0], counts[1]

@@ -1,5 +1,6 @@
 """The library verb `calibrate`: statistics of the dense model, layer by layer."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -172,8 +173,11 @@ def statistics_artefact(
 
 def statistics_bytes(required: Required, arch: Arch, copies: int = WORKING_COPIES) -> int:
     """Return the bytes that collectors of one layer hold, and of `copies` of the largest."""
-    sizes = [size for of_point in _statistics_sizes(required, arch).values() for size in of_point]
-    return sum(sizes) + copies * max(sizes, default=0)
+    most = 0
+    for i in arch.sorts:
+        sizes = [n for of_point in _statistics_sizes(required, arch, i).values() for n in of_point]
+        most = max(most, sum(sizes) + copies * max(sizes, default=0))
+    return most
 
 
 def solving_bytes(required: Required, arch: Arch) -> int:
@@ -182,9 +186,13 @@ def solving_bytes(required: Required, arch: Arch) -> int:
     Statistics of inputs that are done are let go. Beside the others there are working copies of
     this input's or, later, a matrix in float32 and what it changes by.
     """
-    sizes = _statistics_sizes(required, arch)
+    return max(_solving_bytes(required, arch, i) for i in arch.sorts)
+
+
+def _solving_bytes(required: Required, arch: Arch, i: int) -> int:
+    sizes = _statistics_sizes(required, arch, i)
     left, peak = sum(map(sum, sizes.values())), 0
-    matrices = [prod(tensor.shape) for tensor in arch.tensors().values() if tensor.layer == 0]
+    matrices = [prod(map(arch.axis_size, axes)) for axes in arch.inside(i).values()]
     for point in POINTS:
         own = sizes.get(point, [])
         peak = max(peak, left + max(WORKING_COPIES * max(own, default=0), 2 * 4 * max(matrices)))
@@ -192,20 +200,21 @@ def solving_bytes(required: Required, arch: Arch) -> int:
     return peak
 
 
-def _statistics_sizes(required: Required, arch: Arch) -> dict[str, list[int]]:
-    """Return the bytes of the tensors that collectors of one layer hold, by point."""
+def _statistics_sizes(required: Required, arch: Arch, i: int) -> dict[str, list[int]]:
+    """Return the bytes of the tensors that collectors of layer `i` hold, by point."""
     import torch
 
     sizes: dict[str, list[int]] = {}
     for need in required:
         record = statistics.get(need.name)
         for point in need.points if record.scope == INPUTS else ():
-            collector = record.make()
-            seen = torch.empty(1, 1, arch.point_width(point), device="meta")
-            # of these two tensors enter: see Collector
-            collector.update(*[seen] * (2 if point in ("block", "experts") else 1))
-            own = [tensor.nbytes for tensor in collector.compute().values()]
-            sizes.setdefault(point, []).extend(own * len(arch.points(0, point)))
+            for width, times in Counter(one.width for one in arch.places(i, point)).items():
+                collector = record.make()
+                seen = torch.empty(1, 1, width, device="meta")
+                # of these two tensors enter: see Collector
+                collector.update(*[seen] * (2 if point in ("block", "experts") else 1))
+                own = [tensor.nbytes for tensor in collector.compute().values()]
+                sizes.setdefault(point, []).extend(own * times)
     return sizes
 
 

@@ -1,7 +1,8 @@
 """Hard concrete masks z in [0, 1] on the units of a model (Louizos et al. 2018, arXiv 1712.01312).
 
 A mask multiplies the output of a unit: `hidden` [D] every channel of the residual stream, `layers`
-[L] both sublayers, `kv_heads` [L, K] the context of a group's heads, `ffn` [L, F] the FFN channels.
+[L] both sublayers, `kv_heads` [L, K] the context of a group's heads, `ffn` [L, F] the FFN channels;
+of the last two, L are the layers that have some.
 The output of a sublayer is multiplied where it is added to the stream: after its norm, if it has
 one there. Norms, those over all heads too, take their mean over the channels whose mask is not
 zero. So a masked model, and the model with the masks merged into its weights and the units at zero
@@ -50,18 +51,25 @@ def prob_zero(log_alpha: Tensor) -> Tensor:
     return torch.sigmoid(BETA * log(-LOW / HIGH) - log_alpha).clamp(EPSILON, 1 - EPSILON)
 
 
-def final_masks(log_alpha: Tensor, keep: int | Tensor) -> Tensor:
+def final_masks(
+    log_alpha: Tensor, keep: int | Tensor, arch: Arch | None = None, axis: str = ""
+) -> Tensor:
     """Return masks [..., n] without noise: the `keep` greatest of each row, the others zero.
 
     `keep` may differ from row to row: [..., 1]. Of equal units those of lower index are removed
-    first.
+    first. With `arch`, of the `layers` those stay without which there is no model.
     """
-    rank = log_alpha.argsort(dim=-1, stable=True).argsort(dim=-1)
+    ranked = log_alpha
+    if arch is not None and axis == "layers":
+        stay = arch.must_stay(log_alpha.argsort(stable=True).flip(0).tolist())
+        ranked = log_alpha.clone()
+        ranked[stay] = torch.inf
+    rank = ranked.argsort(dim=-1, stable=True).argsort(dim=-1)
     soft = torch.sigmoid(SHARPNESS * clamped(log_alpha) / BETA)
     return soft.where(rank >= log_alpha.shape[-1] - keep, 0.0)
 
 
-def plan_of(values: MaskValues) -> Plan:
+def plan_of(values: MaskValues, arch: Arch) -> Plan:
     """Return the plan that keeps every unit whose mask is not zero."""
     kept = {
         axis: [tuple(row.nonzero()[:, 0].tolist()) for row in z.view(-1, z.shape[-1])]
@@ -72,7 +80,8 @@ def plan_of(values: MaskValues) -> Plan:
     def of_layers(axis: str) -> tuple[tuple[int, ...], ...] | None:
         if axis not in kept:
             return None
-        return tuple(kept[axis][i] for i in (range(len(kept[axis])) if layers is None else layers))
+        found = dict(zip(arch.with_units(axis), kept[axis], strict=True))
+        return tuple(found.get(i, ()) for i in (range(arch.layers) if layers is None else layers))
 
     return Plan(
         layers=layers,
@@ -90,7 +99,11 @@ def channels(values: MaskValues, axis: str, i: int | None, arch: Arch) -> Tensor
     unit = "kv_heads" if axis == "heads" else axis
     if unit not in values:
         return None
-    z = values[unit] if unit == "hidden" else values[unit][i]
+    if unit in ("hidden", "layers"):
+        z = values[unit] if i is None or unit == "hidden" else values[unit][i]
+    else:
+        assert i is not None, "these units are those of a layer"
+        z = values[unit][arch.with_units(unit).index(i)]
     return z.repeat_interleave(arch.axis_size(axis) // len(z)) if z.dim() else z
 
 
@@ -113,9 +126,9 @@ def outputs(arch: Arch) -> dict[str, MaskedOutput]:
     modules = {name: MaskedOutput(("hidden",)) for name in (family.embedding, family.final_norm)}
     for i in range(arch.layers):
         layer = arch.prefix(i)
-        modules |= {layer + norm: MaskedOutput(("hidden",)) for norm in arch.norms()}
+        modules |= {layer + norm: MaskedOutput(("hidden",)) for norm in arch.norms(i)}
         modules |= {
-            layer + writer: MaskedOutput(("layers", "hidden"), i) for writer in arch.writers
+            layer + writer: MaskedOutput(("layers", "hidden"), i) for writer in arch.writers(i)
         }
     return modules
 
@@ -126,7 +139,8 @@ def inputs(arch: Arch) -> dict[str, MaskedOutput]:
         arch.prefix(i) + module: MaskedOutput((axis,), i)
         for i in range(arch.layers)
         for point, axis in (("o", "heads"), ("down", "ffn"))
-        for module in arch.modules(point)
+        for module in arch.compensated_in(i)
+        if module == arch.module(point)
     }
 
 

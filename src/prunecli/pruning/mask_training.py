@@ -245,7 +245,7 @@ def train_masks(
         return None
     results = {**_log_results(resolved, log), **constraint, "domain_weights": mixing.weights}
     merged = gates.MergedMasks(weights, values, resolved.official)
-    return MaskTrainingResult(gates.plan_of(values), merged, values, results)
+    return MaskTrainingResult(gates.plan_of(values, checkpoint.arch), merged, values, results)
 
 
 def _objective(
@@ -379,8 +379,8 @@ def evaluate_masks(
 
     own, parent = loss(trained.weights, trained.plan), loss(checkpoint, trained.plan)
     random = [
-        loss(checkpoint, gates.plan_of(masks))
-        for masks in _random_masks(trained.masks, resolved.seed)
+        loss(checkpoint, gates.plan_of(masks, checkpoint.arch))
+        for masks in _random_masks(trained.masks, checkpoint.arch, resolved.seed)
     ]
     run.report.info(
         f"loss on {len(ids)} windows of the data: {own:.4f}; of the dense weights with these masks "
@@ -401,14 +401,14 @@ def evaluate_masks(
     return Selection(trained.plan, trained.weights, results=results)
 
 
-def _random_masks(masks: MaskValues, seed: int) -> list[dict[str, Tensor]]:
+def _random_masks(masks: MaskValues, arch: Arch, seed: int) -> list[dict[str, Tensor]]:
     """Return masks of the same sizes that keep units at random, `RANDOM_MASKS` times."""
     # another seed than that of log alpha at the start
     draw = torch.Generator().manual_seed(((seed << 8) + 1) % (1 << 63))
     return [
         {
             axis: gates.final_masks(
-                torch.randn(z.shape, generator=draw), int((z != 0).sum(-1).max())
+                torch.randn(z.shape, generator=draw), int((z != 0).sum(-1).max()), arch, axis
             )
             for axis, z in masks.items()
         }

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from prunecli.errors import InputError
@@ -47,18 +46,16 @@ class WeightMasker:
     def stream(self, calibration: Calibration) -> "Stream":
         """Yield every tensor, block linears with zeros; weights after their update."""
         dense = self.dense
-        inputs = product(range(dense.arch.layers), dense.arch.inputs())
+        layers = range(dense.arch.layers)
+        inputs = [(i, modules) for i in layers for modules in dense.arch.inputs(i)]
         points = [f"{dense.arch.prefix(i)}{modules[0]}:in" for i, modules in inputs]
         retries = self.keeper.remembered("damping", dict.fromkeys(points, Spec("I64", ())))
         self.damping_retries.update({point: int(count) for point, count in retries.items()})
-        owners = self._owners()
+        owners = {dense.arch.kinds[i]: self._owners(i) for i in dense.arch.sorts}
         for i, layer, take in self._layers(calibration):
-            yield from self._linears(i, layer, take, retries, owners)
+            yield from self._linears(i, layer, take, retries, owners[dense.arch.kinds[i]])
         linears = {
-            f"{dense.arch.prefix(i)}{module}.weight"
-            for i in range(dense.arch.layers)
-            for modules in dense.arch.inputs()
-            for module in modules
+            f"{dense.arch.prefix(i)}{module}.weight" for i, modules in inputs for module in modules
         }
         for name in dense.specs.keys() - linears:
             yield name, dense.parts(name)
@@ -114,16 +111,16 @@ class WeightMasker:
         shape, device = self.dense.specs[name].shape, device_of(self.run.compute)
         return torch.empty(shape, dtype=torch.float32, device=device)
 
-    def _owners(self) -> dict[tuple[str, ...], int]:
-        """Return which process prunes what reads one input of a layer, for every input.
+    def _owners(self, i: int) -> dict[tuple[str, ...], int]:
+        """Return which process prunes what reads one input of layer `i`, for every input.
 
         The dearest goes first, to the process that has least: a factor of the input's Gram matrix
         costs I^3, and updating weights [O, I] by it O I^2.
         """
         arch, ranks = self.dense.arch, self.run.ranks
         costs = {}
-        for modules in arch.inputs():
-            shapes = [self.dense.specs[f"{arch.prefix(0)}{one}.weight"].shape for one in modules]
+        for modules in arch.inputs(i):
+            shapes = [self.dense.specs[f"{arch.prefix(i)}{one}.weight"].shape for one in modules]
             inputs = shapes[0][1]
             costs[modules] = inputs**2 * (inputs + sum(outputs for outputs, _ in shapes))
         loads, owners = [0] * ranks.world, {}

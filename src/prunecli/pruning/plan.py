@@ -1,7 +1,8 @@
 """`Plan`: what stays, and nothing of how it was chosen. Validated once, before any work.
 
-`ffn`, `kv_heads`, `heads` and `experts` have one list of kept indices per kept layer; `heads`
-counts query heads of the parent and, where it is not given, follows `kv_heads`. `None` keeps all.
+`ffn`, `kv_heads`, `heads` and `experts` have one list of kept indices per kept layer, empty where a
+layer has no such units; `heads` counts query heads of the parent and, where it is not given,
+follows `kv_heads`. `None` keeps all.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -55,17 +56,25 @@ class Plan:
         """Raise InputError unless this plan can be carried out on a model of shape `arch`."""
         _ascending("layers", self.layers, arch.layers)
         _ascending("hidden", self.hidden, arch.hidden)
-        kept = len(self.kept_layers(arch))
+        layers = self.kept_layers(arch)
         for axis in BY_LAYER:
             lists, limit = getattr(self, axis), getattr(arch, axis)
             if lists is None:
                 continue
-            if len(lists) != kept:
-                raise InputError(f"the plan has {len(lists)} lists for {axis}, layers kept: {kept}")
+            if len(lists) != len(layers):
+                raise InputError(
+                    f"the plan has {len(lists)} lists for {axis}, layers kept: {len(layers)}"
+                )
             for i, indices in enumerate(lists):
-                _ascending(f"{axis} of layer {i}", indices, limit)
+                if arch.has(axis, layers[i]):
+                    _ascending(f"{axis} of layer {i}", indices, limit)
+                elif indices:
+                    raise InputError(
+                        f"the plan keeps {axis} of layer {i}, which has none",
+                        "give an empty list for it",
+                    )
         self._check_experts(arch)
-        for i in range(kept):
+        for i in (n for n, layer in enumerate(layers) if arch.has("heads", layer)):
             groups = [head // arch.group for head in self.kept_heads(arch, i)]
             counts = {groups.count(group) for group in self.kept_kv_heads(arch, i)}
             if set(groups) != set(self.kept_kv_heads(arch, i)) or len(counts) != 1:
@@ -91,7 +100,7 @@ class Plan:
             raise InputError(f"the plan's numbers of layers differ: {told}")
 
     def _check_experts(self, arch: Arch) -> None:
-        counts = sorted({len(one) for one in self.experts or ()})
+        counts = sorted({len(one) for one in self.experts or () if one})
         if counts and counts[0] < arch.experts_per_token:
             raise InputError(
                 f"the plan keeps {counts[0]} experts of a layer, and every token is sent to "
@@ -110,7 +119,7 @@ class Plan:
 
     def kept_kv_heads(self, arch: Arch, i: int) -> Indices:
         """Return the kept KV heads of the i-th kept layer."""
-        return tuple(range(arch.kv_heads)) if self.kv_heads is None else self.kv_heads[i]
+        return self._all("kv_heads", arch, i) if self.kv_heads is None else self.kv_heads[i]
 
     def kept_heads(self, arch: Arch, i: int) -> Indices:
         """Return the kept query heads of the i-th kept layer."""
@@ -121,11 +130,15 @@ class Plan:
 
     def kept_ffn(self, arch: Arch, i: int) -> Indices:
         """Return the kept FFN channels of the i-th kept layer."""
-        return tuple(range(arch.ffn)) if self.ffn is None else self.ffn[i]
+        return self._all("ffn", arch, i) if self.ffn is None else self.ffn[i]
 
     def kept_experts(self, arch: Arch, i: int) -> Indices:
         """Return the kept experts of the i-th kept layer; none where it has none."""
-        return tuple(range(arch.experts)) if self.experts is None else self.experts[i]
+        return self._all("experts", arch, i) if self.experts is None else self.experts[i]
+
+    def _all(self, axis: str, arch: Arch, i: int) -> Indices:
+        has = arch.has(axis, self.kept_layers(arch)[i])
+        return tuple(range(getattr(arch, axis) if has else 0))
 
     def child(self, arch: Arch, biased: bool = False) -> Arch:
         """Return the pruned model's shape.
@@ -134,7 +147,8 @@ class Plan:
         it takes: they are filled up with zeros anyhow. Raises InputError.
         """
         layers = range(len(self.kept_layers(arch)))
-        widest = max(len(self.kept_kv_heads(arch, i)) for i in layers)
+        # without heads in any kept layer, config.json goes on saying how many there were
+        widest = max(len(self.kept_kv_heads(arch, i)) for i in layers) or arch.kv_heads
         if self.heads is not None or not self.ragged(arch):
             return self._child(arch, biased, widest)
         for kv_heads in range(widest, arch.kv_heads):
@@ -149,14 +163,14 @@ class Plan:
     def _child(self, arch: Arch, biased: bool, kv_heads: int) -> Arch:
         heads = kv_heads * arch.group
         if self.heads is not None:
-            heads = max(map(len, self.heads))
+            heads = max(map(len, self.heads)) or arch.heads
         return arch.child(
             layers=None if self.layers is None else list(self.layers),
             hidden=None if self.hidden is None else len(self.hidden),
-            ffn=None if self.ffn is None else max(map(len, self.ffn)),
+            ffn=None if self.ffn is None else max(map(len, self.ffn)) or None,
             kv_heads=kv_heads,
             heads=heads,
-            experts=None if self.experts is None else len(self.experts[0]),
+            experts=None if self.experts is None else max(map(len, self.experts)) or None,
             biased=biased,
         )
 
@@ -166,11 +180,15 @@ class Plan:
 
     def layer_params(self, arch: Arch, i: int) -> int:
         """Return those of the i-th kept layer."""
+        layer = self.kept_layers(arch)[i]
         hidden = arch.hidden if self.hidden is None else len(self.hidden)
-        heads = len(self.kept_heads(arch, i)) + len(self.kept_kv_heads(arch, i))
+        heads = arch.head_matrices * len(self.kept_heads(arch, i))
+        heads += 2 * len(self.kept_kv_heads(arch, i))
         ffns = len(self.kept_experts(arch, i)) or 1
         ffn = ffns * arch.ffn_matrices * hidden * len(self.kept_ffn(arch, i))
-        return 2 * hidden * arch.head_dim * heads + ffn
+        # what has neither heads nor such channels is as wide as the residual stream on one side
+        others = arch.other_params(layer) * hidden // arch.hidden
+        return hidden * arch.head_dim * heads + ffn + others
 
     def counts(self, arch: Arch) -> dict[str, Any]:
         """Return how much is kept: numbers, or one number per layer where layers differ."""
@@ -182,7 +200,11 @@ class Plan:
         }
         if arch.experts:
             per_layer["experts"] = [len(self.kept_experts(arch, i)) for i in layers]
-        even = {axis: n[0] if len(set(n)) == 1 else n for axis, n in per_layer.items()}
+        # layers that have none are no narrower than others
+        some = {axis: {*n} - {0} or {0} for axis, n in per_layer.items()}
+        even = {
+            axis: min(some[axis]) if len(some[axis]) == 1 else n for axis, n in per_layer.items()
+        }
         hidden = arch.hidden if self.hidden is None else len(self.hidden)
         return {"layers": len(layers), "hidden": hidden, **even}
 

@@ -170,7 +170,8 @@ class _Trial:
         return {"kv_heads": kept}, edit
 
     def _without_layers(self) -> "tuple[dict[str, Any], _Edit]":
-        ends = tuple(f".{name}.{what}" for name in self.arch.writers for what in ("weight", "bias"))
+        writers = self.arch.writers(0)
+        ends = tuple(f".{name}.{what}" for name in writers for what in ("weight", "bias"))
 
         def edit(tensors: "dict[str, Any]") -> None:
             for name, tensor in self.arch.tensors().items():
@@ -190,7 +191,7 @@ class _Trial:
         def edit(tensors: "dict[str, Any]") -> None:
             for name, tensor in self.arch.tensors().items():
                 module = name.rpartition(".")[0]
-                if module.endswith(self.arch.outputs):
+                if self.arch.is_output(tensor):
                     tensors[name][gone] = 0
                 elif module in (self.family.embedding, self.family.positions):
                     tensors[name][:, gone] = 0

@@ -32,8 +32,9 @@ class Rotated(Reader):
         self.source, self.rotation = source, rotation.double()
         shape = untied(source.arch)
         self.widened = shape.hidden / width
-        epsilon = float(shape.get("rms_norm_eps")) * self.widened
-        self.arch = Arch({**shape.config, "rms_norm_eps": epsilon})
+        key = shape.family.key("rms_norm_eps")
+        epsilon = float(shape.get(key)) * self.widened
+        self.arch = Arch({**shape.config, key: epsilon})
         self._tensors, family = self.arch.tensors(), self.arch.family
         self._embedding = f"{family.embedding}.weight"
         head = f"{family.head}.weight"
@@ -45,7 +46,7 @@ class Rotated(Reader):
         import torch
 
         tensor, dtype = self._tensors[name], torch_dtype(self.specs[name].dtype)
-        if name.rpartition(".")[0].endswith(self.arch.outputs):
+        if self.arch.is_output(tensor):
             stored = self.source.tensor(name)
             if stored.dim() == 1:
                 return next(self._times(stored[None], None, dtype))[0]
@@ -59,7 +60,7 @@ class Rotated(Reader):
         import torch
 
         tensor, dtype = self._tensors[name], torch_dtype(self.specs[name].dtype)
-        if "hidden" not in tensor.axes or name.rpartition(".")[0].endswith(self.arch.outputs):
+        if "hidden" not in tensor.axes or self.arch.is_output(tensor):
             return iter((self.tensor(name),))
         if tensor.axes == ("hidden",):
             gain = self.widened**0.5 - self.arch.family.norm_weight_offset
@@ -82,8 +83,9 @@ class Rotated(Reader):
         if layer is None:
             norm = self.arch.family.final_norm
         else:
-            attention, ffn = self.arch.norms()
-            axes = "+".join(self._tensors[name].axes).split("+")
-            of_ffn = "ffn" in axes or "experts" in axes
-            norm = self.arch.prefix(layer) + (ffn if of_ffn else attention)
+            norms, layer_name = self.arch.norms(layer), self.arch.prefix(layer)
+            # what reads the last of them is beside the FFN's first linear
+            ffn = self.arch.module("gate").partition(".")[0]
+            of_ffn = name.startswith(f"{layer_name}{ffn}.")
+            norm = layer_name + norms[-1 if of_ffn else 0]
         return self.source.tensor(f"{norm}.weight").double() + self.arch.family.norm_weight_offset

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from prunecli.errors import UsageError
+from prunecli.errors import InputError, UsageError
 from prunecli.files.artefact import Artefact
 from prunecli.files.claim import exclusive
 from prunecli.files.keeping import Keeper, specs_of
@@ -177,37 +177,60 @@ def score_model(
             else:
                 scores[f"{axis}.{i}"] = values
         if method.compensates:
-            for point in ("o", "down"):
-                name = f"{arch.point(i, point)}.mean"
+            for module in arch.compensated_in(i):
+                name = f"{arch.prefix(i)}{module}:in.mean"
                 scores[name] = statistics[name]
     check_scores(scores, statistics)
     return scores
 
 
+class _OfLayer(dict[str, "torch.Tensor"]):
+    """What a layer has; a formula that asks for what it has not is refused by name."""
+
+    def __init__(self, own: "dict[str, torch.Tensor]", reads: str, layer: str) -> None:
+        super().__init__(own)
+        self._reads, self._layer = reads, layer
+
+    def __missing__(self, key: str) -> "torch.Tensor":
+        raise InputError(
+            f"{self._reads} '{key}', which {self._layer} has not", "use another method"
+        )
+
+
 def score_layer(
     method: Method, dense: Checkpoint, i: int, statistics: Tensors, options: Mapping[str, Any]
 ) -> "dict[str, torch.Tensor]":
-    """Return the scores of the units of layer `i`: the method's formula on what it may see."""
+    """Return the scores of the units of layer `i`: the method's formula on what it may see.
+
+    None where the layer has no units of the method's axes.
+    """
     arch = dense.arch
+    units = {{"heads": "kv_heads"}.get(axis, axis) for axis in method.axes}
+    units = {axis for axis in units if axis == "hidden" or arch.has(axis, i)}
+    if not units:
+        return {}
+    weights = {
+        point: dense.tensor(f"{arch.prefix(i)}{arch.module(point)}.weight")
+        for point in ("o", "down")
+        if arch.module(point) in arch.compensated_in(i)
+    }
+    stats = {
+        f"{point}.{name}": tensor
+        for point in ("q", "o", "gate", "down", "block", "experts")
+        if (place := arch.point(i, point)) is not None
+        for name, tensor in at_point(statistics, place).items()
+    }
+    reader = f"'{method.name}' reads", f"layer {i} of this '{arch.family.name}'"
     view = LayerView(
-        weights={
-            point: dense.tensor(f"{arch.prefix(i)}{arch.module(point)}.weight")
-            for point in ("o", "down")
-            if arch.has_point(point)
-        },
-        stats={
-            f"{point}.{name}": tensor
-            for point in ("q", "o", "gate", "down", "block", "experts")
-            if arch.has_point(point)
-            for name, tensor in at_point(statistics, arch.point(i, point)).items()
-        },
+        weights=_OfLayer(weights, *reader),
+        stats=_OfLayer(stats, *reader),
         kv_heads=arch.kv_heads,
         experts=arch.experts,
         index=i,
     )
     assert method.score is not None
     scores: dict[str, torch.Tensor] = method.score(view, options)
-    return scores
+    return {axis: values for axis, values in scores.items() if axis in units}
 
 
 def score_sequentially(
@@ -235,7 +258,9 @@ def score_sequentially(
     required = method.needed(bool(options["compat"]))
     counts = {"kv_heads": arch.kv_heads, "ffn": arch.ffn}
     specs = {
-        f"{axis}.{i}": Spec("F64", (n,)) for axis, n in counts.items() for i in range(arch.layers)
+        f"{axis}.{i}": Spec("F64", (n,))
+        for axis, n in counts.items()
+        for i in arch.with_units(axis)
     }
     scores = keeper.remembered("scores", specs)
     for i, layer, statistics in _hooks.layerwise(stream, calibration.windows.ids, required):
@@ -243,8 +268,9 @@ def score_sequentially(
         of_layer = score_layer(method, dense, i, on_cpu, options)
         scores |= {f"{axis}.{i}": values.double() for axis, values in of_layer.items()}
         kept = {
-            "o": (best(of_layer["kv_heads"], sizes.kv_heads), arch.kv_heads),
-            "down": (best(of_layer["ffn"], sizes.ffn), arch.ffn),
+            point: (best(of_layer[axis], getattr(sizes, axis)), getattr(arch, axis))
+            for point, axis in (("o", "kv_heads"), ("down", "ffn"))
+            if axis in of_layer
         }
         for point, (units, total) in kept.items():
             linear = layer.get_submodule(arch.module(point))

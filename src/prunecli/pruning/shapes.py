@@ -13,7 +13,7 @@ from prunecli.files.tensorfile import Spec, TensorFile
 from prunecli.methods._base import Method, RequiredStatistic
 from prunecli.model.arch import Arch
 from prunecli.pruning.stats import registry as statistics
-from prunecli.pruning.stats._base import INPUTS, MODEL
+from prunecli.pruning.stats._base import INPUTS, MODEL, Statistic
 
 if TYPE_CHECKING:
     import torch
@@ -46,14 +46,9 @@ def of_statistics(
             if record.scope == MODEL:
                 yield from (Expected(*one, what) for one in record.shapes(arch, 0).items())
                 continue
-            shapes = dict(record.shapes(arch, 0))
-            if record.scope == INPUTS:
-                observed = record.observed(arch.point_width(point))
-                shapes = {name: spec.shape for name, spec in observed.items()}
             for i in range(arch.layers):
-                for place in arch.points(i, point):
-                    for name, shape in shapes.items():
-                        yield Expected(f"{place}.{name}", shape, what)
+                for name, spec in _of_layer(record, arch, i, point).items():
+                    yield Expected(name, spec.shape, what)
 
 
 def of_run(
@@ -69,13 +64,21 @@ def of_run(
         if record.scope == MODEL:
             specs |= record.specs(arch, "", count)
         for i, point in product(range(arch.layers), need.points if record.scope != MODEL else ()):
-            if record.scope != INPUTS:
-                specs |= record.specs(arch, arch.point(i, point))
-                continue
-            observed = record.observed(arch.point_width(point), dtype)
-            for place in arch.points(i, point):
-                specs |= {f"{place}.{name}": spec for name, spec in observed.items()}
+            specs |= _of_layer(record, arch, i, point, dtype)
     return specs
+
+
+def _of_layer(
+    record: Statistic, arch: Arch, i: int, point: str, dtype: "torch.dtype | None" = None
+) -> dict[str, Spec]:
+    """Return the tensors of a statistic of layer `i` at a point, of whatever is called so there."""
+    if record.scope != INPUTS:
+        return record.specs(arch, arch.block(i))
+    return {
+        f"{place.name}.{name}": spec
+        for place in arch.places(i, point)
+        for name, spec in record.observed(place.width, dtype).items()
+    }
 
 
 def of_scores(file: TensorFile, method: Method, arch: Arch) -> Iterator[Expected]:
@@ -91,14 +94,16 @@ def of_scores(file: TensorFile, method: Method, arch: Arch) -> Iterator[Expected
             yield Expected("hidden", (arch.hidden,), axis)
         else:
             unit = {"heads": "kv_heads"}.get(axis, axis)
-            yield from (Expected(f"{unit}.{i}", (getattr(arch, unit),), axis) for i in layers)
+            size = getattr(arch, unit)
+            yield from (Expected(f"{unit}.{i}", (size,), axis) for i in arch.with_units(unit))
     if method.rotates:
         yield Expected("rotation", (arch.hidden, arch.hidden), "a rotation")
     if method.compensates:
         for i in layers:
             for point in ("o", "down"):
-                width = arch.point_width(point)
-                yield Expected(f"{arch.point(i, point)}.mean", (width,), "means for biases")
+                if arch.module(point) in arch.compensated_in(i):
+                    (place,) = arch.places(i, point)
+                    yield Expected(f"{place.name}.mean", (place.width,), "means for biases")
 
 
 def check(path: str, file: TensorFile, expected: Iterable[Expected], remedy: str) -> None:

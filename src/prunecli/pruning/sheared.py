@@ -52,6 +52,7 @@ class HardConcreteMasks(nn.Module):
 
     def __init__(self, arch: Arch, sizes: Sizes, seed: int) -> None:
         super().__init__()
+        self.arch = arch
         self.keep = {
             axis: getattr(sizes, axis)
             for axis in ("layers", "hidden", "kv_heads", "ffn")
@@ -63,7 +64,7 @@ class HardConcreteMasks(nn.Module):
         draw = torch.Generator().manual_seed(seed)
         for axis, keep in self.keep.items():
             size = getattr(arch, axis)
-            shape = (size,) if axis in ("layers", "hidden") else (arch.layers, size)
+            shape = (size,) if axis in ("layers", "hidden") else (len(arch.with_units(axis)), size)
             start = MEAN + DEVIATION * torch.randn(shape, generator=draw)
             self.log_alpha[axis] = nn.Parameter(start)
             self.multipliers[axis] = nn.Parameter(torch.zeros(2))
@@ -114,7 +115,7 @@ class HardConcreteMasks(nn.Module):
     def final_masks(self) -> dict[str, Tensor]:
         """Return masks without noise that keep as many units as were asked for."""
         return {
-            axis: gates.final_masks(alpha, self.keep[axis]).cpu()
+            axis: gates.final_masks(alpha, self.keep[axis], self.arch, axis).cpu()
             for axis, alpha in self._full_log_alpha().items()
         }
 

@@ -16,6 +16,7 @@ from typing import Any
 from prunecli.errors import InputError, UsageError, suggest
 from prunecli.files import sidecar, strict
 from prunecli.methods._base import Method
+from prunecli.model import configs
 from prunecli.model.arch import Arch
 from prunecli.model.families._base import CONFIG_KEYS
 from prunecli.model.pattern import SparsityPattern
@@ -323,8 +324,8 @@ def _read_shape(path: str, arch: Arch) -> dict[str, int]:
 
 def _sizes_in(path: str, record: Mapping[str, Any], arch: Arch, plain: bool) -> dict[str, int]:
     """Return the size of each axis that a record names, under its name here or in a config."""
-    # beside experts, the usual keys are those of other layers
-    usual = {} if arch.experts else CONFIG_KEYS
+    # beside experts, and in layers of other kinds, the usual keys are those of something else
+    usual = {} if arch.experts or arch.family.kinds else CONFIG_KEYS
     names = {
         name: axis
         for axis in (*SHAPE_AXES, "kv_heads")
@@ -338,6 +339,10 @@ def _sizes_in(path: str, record: Mapping[str, Any], arch: Arch, plain: bool) -> 
                 raise InputError(f"'{path}' names '{name}', which is no size of a shape{known}")
             continue
         axis = names[name]
+        rule = arch.family.axes.get(axis)
+        if rule is not None and "model_type" in record:
+            configs.check_numbers(record)
+            size = rule(lambda key: record.get(key, arch.family.defaults.get(key)))
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise InputError(
                 f"'{path}': {axis} is {strict.told(size)}, expected a positive integer"
@@ -389,9 +394,23 @@ def _exact(method: Method, shape: dict[str, int], arch: Arch) -> Sizes:
 def _layer_params(
     arch: Arch, hidden: float, kv_heads: float, ffn: float, experts: int = 0
 ) -> float:
-    """Return the linear parameters of one layer of these sizes, with all experts if not told."""
-    heads = kv_heads * arch.head_dim * (2 * arch.group + 2)
-    return hidden * (heads + (experts or arch.ffns) * arch.ffn_matrices * ffn)
+    """Return the linear parameters of one layer of these sizes, with all experts if not told.
+
+    Where layers are of several kinds, it is their mean.
+    """
+    heads = kv_heads * arch.head_dim * (arch.head_matrices * arch.group + 2) * _share(arch, "heads")
+    of_ffn = (experts or arch.ffns) * arch.ffn_matrices * ffn * _share(arch, "ffn")
+    return hidden * (heads + of_ffn + _others(arch))
+
+
+def _share(arch: Arch, axis: str) -> float:
+    """Return the share of the layers that have heads, or FFN channels."""
+    return len(arch.with_units(axis)) / arch.layers
+
+
+def _others(arch: Arch) -> float:
+    """Return what a mean layer has beside heads and FFN channels, for each hidden channel."""
+    return arch.other_block_params / arch.layers / arch.hidden
 
 
 def _for_block_params(
@@ -409,7 +428,7 @@ def _for_block_params(
         return Sizes(layers, arch.hidden, arch.kv_heads, arch.ffn, ratio)
     if method.axes == ("experts",):
         rest = per_layer - _layer_params(arch, arch.hidden, arch.kv_heads, 0)
-        one = arch.ffn_matrices * arch.hidden * arch.ffn
+        one = arch.ffn_matrices * arch.hidden * arch.ffn * _share(arch, "ffn")
         stay = max(1, floor(rest / one + 0.5))
         return Sizes(arch.layers, arch.hidden, arch.kv_heads, arch.ffn, ratio, experts=stay)
     whole = Sizes(arch.layers, arch.hidden, arch.kv_heads, arch.ffn, ratio, multiple=multiple)
@@ -418,10 +437,10 @@ def _for_block_params(
         hidden = _nearest_size(arch.hidden * target / arch.block_params, arch.hidden, step)
         return replace(whole, hidden=hidden)
     if "hidden" in method.axes and "heads" not in method.axes:
-        # h s (a + m f s) = per_layer, for one factor s of hidden and FFN
-        attention = arch.hidden * (arch.axis_size("heads") + arch.axis_size("kv_heads")) * 2
-        mlp = arch.ffn_matrices * arch.hidden * arch.ffn
-        factor = (sqrt(attention**2 + 4 * mlp * per_layer) - attention) / (2 * mlp)
+        # h s (r + m f s) = per_layer, for one factor s of hidden and FFN, and the rest h r
+        rest = _layer_params(arch, arch.hidden, arch.kv_heads, 0)
+        mlp = arch.ffn_matrices * arch.hidden * arch.ffn * _share(arch, "ffn")
+        factor = (sqrt(rest**2 + 4 * mlp * per_layer) - rest) / (2 * mlp)
         hidden = max(step, _nearest_size(arch.hidden * factor, arch.hidden, step))
         return _fill_ffn(replace(whole, hidden=hidden), per_layer, arch)
     # Fractions such as 0.7 * 10 fall just short in floating point
@@ -446,7 +465,7 @@ def _fill_ffn(sizes: Sizes, per_layer: float, arch: Arch) -> Sizes:
     """
     multiple = sizes.multiple or 1
     rest = per_layer - _layer_params(arch, sizes.hidden, sizes.kv_heads, 0)
-    ffn = rest / (arch.ffn_matrices * sizes.hidden)
+    ffn = rest / (arch.ffn_matrices * sizes.hidden * _share(arch, "ffn"))
     if multiple == 1:
         ffn = arch.ffn - floor(arch.ffn - ffn + 1e-9)
     return replace(sizes, ffn=_nearest_size(ffn, arch.ffn, multiple))
@@ -533,7 +552,7 @@ def block_params(sizes: Sizes, arch: Arch) -> float:
 
 def _total(sizes: Sizes, arch: Arch) -> int:
     return arch.child(
-        layers=list(range(sizes.layers)),
+        layers=arch.heaviest(sizes.layers),
         hidden=sizes.hidden,
         kv_heads=sizes.kv_heads,
         ffn=sizes.ffn,

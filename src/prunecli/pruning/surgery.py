@@ -84,7 +84,7 @@ class PrunedModel(Reader):
     ) -> None:
         self.checkpoint, self.plan, self.arch, self.means = checkpoint, plan, arch, means or {}
         self._tensors = arch.tensors()
-        self._biases = tuple(f".{module}.bias" for module in arch.outputs) if biased else ()
+        self._biases = tuple(f".{module}.bias" for module in arch.compensated) if biased else ()
         self.specs = {
             name: Spec(checkpoint.specs[dtype_source(name, checkpoint)].dtype, tensor.shape)
             for name, tensor in self._tensors.items()
@@ -150,7 +150,7 @@ def compensation(
     arch, tensor = checkpoint.arch, child.tensors()[name]
     layer = tensor.layer
     assert layer is not None, "only layers have compensated biases"
-    module = next((m for m in child.outputs if f".{m}." in name), None)
+    module = next((m for m in child.compensated if f".{m}." in name), None)
     if module is None:
         return torch.zeros(tensor.shape, dtype=torch.float64)
     source = f"{arch.prefix(plan.kept_layers(arch)[layer])}{module}"

@@ -5,7 +5,7 @@ a checkpoint: the share of each matrix that is not zero, read tensor by tensor. 
 the dense model where it is among the models given, else of what is stored.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -198,14 +198,17 @@ def _of_plan(name: str, plan: Plan, arch: Arch | None) -> list[Grid]:
     if arch is not None:
         # a layer's share, as if all others were removed
         alone = [
-            plan.layer_params(arch, i) * arch.layers / arch.block_params for i in range(len(kept))
+            plan.layer_params(arch, i) / arch.layer_params(layer) for i, layer in enumerate(kept)
         ]
         rows, cells = [ALL, *rows], [_layers(columns, kept, alone), *cells]
     for label, key in AXES.items():
         lists: tuple[Indices, ...] | None = getattr(plan, key)
         if lists is None and key in ("heads", "experts"):
             continue  # those of the kept groups stay, and experts are few models'
-        shares = [1.0] * len(kept) if lists is None else [len(one) / sizes[key] for one in lists]
+        shares: list[float | None] = [1.0] * len(kept)
+        if lists is not None:
+            # a layer that has none has no share
+            shares = [len(one) / sizes[key] if one else None for one in lists]
         rows.append(label)
         cells.append(_layers(columns, kept, shares))
         if lists is not None:
@@ -228,7 +231,9 @@ def _reach(lists: Iterable[Indices]) -> int:
     return max((one[-1] + 1 for one in lists if one), default=0)
 
 
-def _layers(columns: list[str], kept: list[int], values: list[float]) -> list[float | None]:
+def _layers(
+    columns: list[str], kept: list[int], values: Sequence[float | None]
+) -> list[float | None]:
     """Return a row of the dense model's layers; what is removed is None."""
     by_layer = dict(zip(kept, values, strict=True))
     return [by_layer.get(i) for i in range(len(columns))]
@@ -270,23 +275,36 @@ def _kept_layers(found: Checkpoint) -> tuple[int, list[int]]:
     return stored, list(range(stored))
 
 
+def _sizes_of(arch: Arch, templates: list[str]) -> dict[str, list[int]]:
+    """Return how large matrices are in every layer, those of experts together; 0 without one."""
+    sizes = {name: [0] * arch.layers for name in templates}
+    for tensor in arch.tensors().values():
+        if tensor.layer is not None and tensor.template in sizes:
+            sizes[tensor.template][tensor.layer] += prod(tensor.shape)
+    return sizes
+
+
+def _shares(nonzero: list[int], whole: list[int]) -> list[float | None]:
+    """Return the share of each layer's weights that is not zero, None where there are none."""
+    return [n / size if size else None for n, size in zip(nonzero, whole, strict=True)]
+
+
 def _of_checkpoint(model: _Model, dense: Arch | None) -> Grid:
     """Return the share of every matrix of every layer that is not zero."""
     found = Checkpoint(str(model.folder))
     layers, kept = _kept_layers(found)
     columns = [str(i) for i in range(layers)]
     templates = list(found.arch.block_linears())
-    # all layers of a model have one shape; experts count together
-    first = [one for one in (dense or found.arch).tensors().values() if one.layer == 0]
-    whole = [sum(prod(one.shape) for one in first if one.template == name) for name in templates]
+    sizes, stayed = _sizes_of(dense or found.arch, templates), kept if dense else range(len(kept))
+    whole = {name: [own[i] for i in stayed] for name, own in sizes.items()}
     counts = {name: [0] * found.arch.layers for name in templates}
     for name, tensor in found.arch.tensors().items():
         if tensor.layer is not None and tensor.template in counts:
             counts[tensor.template][tensor.layer] += int(found.tensor(name).count_nonzero())
-    nonzero = list(counts.values())
     rows = [ALL, *(template.split(".")[-2] for template in templates)]
-    shares = [[sum(layer) / sum(whole) for layer in zip(*nonzero, strict=True)]]
-    shares += [[n / size for n in own] for own, size in zip(nonzero, whole, strict=True)]
+    of_all = [sum(layer) for layer in zip(*whole.values(), strict=True)]
+    shares = [_shares([sum(layer) for layer in zip(*counts.values(), strict=True)], of_all)]
+    shares += [_shares(counts[name], whole[name]) for name in templates]
     cells = [_layers(columns, kept, own) for own in shares]
     of = "the dense matrix that is left" if dense is not None else "the stored matrix not zero"
     return Grid(f"{model.name}: share of {of}", "layer", "", rows, columns, cells)

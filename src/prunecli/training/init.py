@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import product
+from itertools import islice, product
 from math import prod, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from prunecli.files.tensorfile import STORAGE, Spec, spans, torch_dtype
 from prunecli.model import companions, configs
 from prunecli.model.arch import Arch, Tensor
 from prunecli.model.checkpoint import Checkpoint, check_buildable, home
+from prunecli.model.families._base import CONFIG_KEYS
 from prunecli.model.sparsity import claims, pattern_of, results_of, sparse_tensors
 from prunecli.model.write import WriteSummary, size_results, write_tensors
 from prunecli.report import Report
@@ -45,7 +46,7 @@ def _hf(name: str, arch: Arch) -> float:
 
 
 def _depth_scaled(name: str, arch: Arch) -> float:
-    residual = name.endswith(tuple(f"{module}.weight" for module in arch.outputs))
+    residual = arch.is_output(arch.tensors()[name])
     return 1 / sqrt(2 * arch.layers) if residual else 1.0
 
 
@@ -260,6 +261,26 @@ def _check_smaller(small: Arch, large: Arch) -> None:
                 f"{getattr(large, what)}",
                 "start from a smaller checkpoint",
             )
+    own = {*small.family.axes} & {*large.family.axes} - {*CONFIG_KEYS}
+    for axis in sorted(own):
+        if small.axis_size(axis) != large.axis_size(axis):
+            raise InputError(
+                f"--from has {axis} {small.axis_size(axis)}, the new model {large.axis_size(axis)}",
+                "they must be equal",
+            )
+    for i, kinds in enumerate(large.kinds):
+        source = _source(i, small, large)
+        if small.kinds[source] != kinds:
+            raise InputError(
+                f"layer {i} of the new model would start as layer {source} of --from, which is of "
+                "another kind",
+                "give layers of both in the same order",
+            )
+
+
+def _source(layer: int, small: Arch, large: Arch) -> int:
+    """Return as which layer of a smaller model a layer starts."""
+    return layer * small.layers // large.layers
 
 
 @dataclass(frozen=True)
@@ -306,8 +327,11 @@ class Initializer:
             norm_weight = 1.0 - arch.family.norm_weight_offset
             usual = 0.0 if name.endswith(".bias") else norm_weight
             others = (value for end, value in arch.family.initial.items() if name.endswith(end))
-            constant = next(others, usual)
-            return lambda shape: torch.full(shape, constant)
+            first = next(others, usual)
+            if not callable(first):
+                return lambda shape: torch.full(shape, first)
+            rows = iter(torch.tensor(first(spec.shape[0])))
+            return lambda shape: torch.stack([*islice(rows, *shape)])
         if self.scheme == OFFICIAL:
             std = OFFICIAL_STD
         else:
@@ -335,8 +359,7 @@ class Initializer:
         """Copy the smaller checkpoint's tensor into the leading block of `values`, some rows."""
         small, large = warm_start.arch, self.target.arch
         if tensor.layer is not None:
-            source = tensor.layer * small.layers // large.layers
-            name = tensor.template.replace("{i}", str(source))
+            name = tensor.template.replace("{i}", str(_source(tensor.layer, small, large)))
         if name == f"{large.family.head}.weight" and small.tied:
             name = f"{small.family.embedding}.weight"
         if name in warm_start.specs:

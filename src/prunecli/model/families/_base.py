@@ -2,8 +2,9 @@
 
 A tensor's name template maps to one axis name per dimension. Axes: `vocab`, `hidden`, `ffn`,
 `heads` (query heads times head_dim rows), `kv_heads` (likewise), `head_dim`, `each_head` (one row
-per query head), `qkv_by_head` (per head its rows of q, of k and of v), `experts` (one row per
-expert), `positions`, `one`. A fused projection names its segments in order:
+per query head), `qkv_by_head` (per head its rows of q, of k and of v), `gated_heads` (per query
+head its rows of q and of a gate), `experts` (one row per expert), `positions`, `one`, and those
+that a family has of its own. A fused projection names its segments in order:
 `"heads+kv_heads+kv_heads"`.
 """
 
@@ -16,6 +17,12 @@ Axes = tuple[str, ...]
 
 # what a layer's entry of a list in config.json is when the list is absent
 Entry = Callable[[Mapping[str, Any], int], Any]
+# what config.json says of a key, or its absence means; from that the size of an axis, or a number
+Get = Callable[[str], Any]
+Size = Callable[[Get], int | None]
+# which kinds a layer is of, and what config.json says of the kinds of those layers that are kept
+Kinds = Callable[[Mapping[str, Any], int], tuple[str, ...]]
+Relayered = Callable[[Mapping[str, Any], list[int]], Mapping[str, Any]]
 
 
 CONFIG_KEYS = {
@@ -37,6 +44,7 @@ EXPERT_KEYS = {"experts": "num_experts", "experts_per_token": "num_experts_per_t
 MEAN = "its LayerNorm subtracts the mean over all hidden channels, which their removal changes"
 SQUARE = "its o_proj is hidden by hidden, so that heads and hidden cannot change"
 HEAD_SIZE = "its config has no size of heads: it is hidden / heads, which their removal changes"
+INNER = "the width of its {} follows that of the residual stream, and would have to shrink with it"
 OF_EXPERTS = "every expert has channels of its own, and a plan has one list of them for a layer"
 
 
@@ -90,6 +98,8 @@ class Family:
         aliases: config keys of older checkpoints -> those that transformers writes.
         stored_names: parts of names in older checkpoints, and what they are here, in this order.
         buffers: ends of names of stored tensors that transformers computes.
+        left_out: beginnings of names of stored tensors that only predict further tokens (`{layers}`
+            is the number of layers).
         only: config keys -> the values that make it a model that these tables describe.
         tensors: name template -> axes, of the tensors that are always there (`{i}` is the layer,
             `{e}` the expert).
@@ -97,6 +107,18 @@ class Family:
         optional: config flag -> the other tensors that exist when it is true.
         flags: what one of these flags means when config.json lacks it.
         inputs: linears of a layer by distinct input: those of one tuple read the same tensor.
+        kinds: kinds of layers, and the modules that only layers of this kind have: a layer can be
+            of several. Without any, all layers are alike.
+        kinds_of: which of these kinds a layer is of.
+        needed: kinds of which one layer must stay, and why.
+        beside: the inputs of other kinds of layers, by the point (q, o, gate or down) whose place
+            they take there.
+        axes: the sizes of other axes than those above, or of one that no key tells by itself.
+        relayered: the config keys, beside `layer_lists`, that tell of which kinds the kept layers
+            are.
+        as_child: config keys to set in every pruned model.
+        recurrences: kinds of layers with a state -> the multiply-adds that update and read it, of
+            one token.
         experts: the experts of a layer, None where it has one FFN.
         post_norms: norms of what attention and what the FFN give, before it is added to the stream.
         fixed: axes that a model of this family cannot lose exactly, and why.
@@ -107,7 +129,8 @@ class Family:
         scales_embedding: embeddings are multiplied by sqrt(hidden), which surgery undoes.
         norm_weight_offset: a norm multiplies by its weight plus this.
         logits_times: the config key of what logits are multiplied by.
-        initial: ends of names -> what vectors begin with in a new model that are no norm's.
+        initial: ends of names -> what vectors begin with in a new model that are no norm's: a
+            number, or a rule that makes so many.
         position_offset: learned positions begin at this row of their table.
         containers: families that can hold the same computation exactly, in order of preference.
         not_convertible_if: config keys that, when set, forbid the move into another container.
@@ -129,7 +152,16 @@ class Family:
     aliases: Mapping[str, str] = field(default_factory=dict)
     stored_names: tuple[tuple[str, str], ...] = ()
     buffers: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    kinds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    kinds_of: Kinds | None = None
+    needed: Mapping[str, str] = field(default_factory=dict)
+    beside: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
+    axes: Mapping[str, Size] = field(default_factory=dict)
+    relayered: Relayered | None = None
+    as_child: Mapping[str, Any] = field(default_factory=dict)
+    recurrences: Mapping[str, Size] = field(default_factory=dict)
     experts: Experts | None = None
     post_norms: tuple[str, ...] = ()
     fixed: Mapping[str, str] = field(default_factory=dict)
@@ -142,7 +174,7 @@ class Family:
     scales_embedding: bool = False
     norm_weight_offset: float = 0.0
     logits_times: str | None = None
-    initial: Mapping[str, float] = field(default_factory=dict)
+    initial: Mapping[str, float | Callable[[int], list[float]]] = field(default_factory=dict)
     position_offset: int = 0
     containers: tuple[str, ...] = ()
     not_convertible_if: tuple[str, ...] = ()

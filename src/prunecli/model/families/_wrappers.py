@@ -37,6 +37,7 @@ WRAPPERS: Mapping[str, Prefixes] = {
     "llava_next": LLAVA,
     "llava_onevision": LLAVA,
     "mistral3": LLAVA,
+    "qwen3_5": LLAVA,
     "smolvlm": IDEFICS,
     "vipllava": LLAVA,
 }

@@ -52,7 +52,7 @@ def gradients(stream: LayerStream, ids: Tensor, records: Sequence[Statistic]) ->
         weights = _backward(stream, layer, i, state.pop(str(i)), state["gradient"], tokens)
         for record in records:
             for part, value in record.make(weights, stream.arch).items():
-                state[f"{stream.arch.point(i, 'block')}.{part}"] = value.cpu()
+                state[f"{stream.arch.block(i)}.{part}"] = value.cpu()
         del weights, layer  # before those of the next
     return dict(sorted(state.items()))
 
@@ -65,7 +65,7 @@ def _held(arch: Arch, hidden: Spec, records: Sequence[Statistic], done: int) -> 
     specs = dict.fromkeys([*states, *["gradient"] * (back > 0)], hidden)
     for i in range(depth + 1 - back, depth) if back else ():
         for record in records:
-            specs |= record.specs(arch, arch.point(i, "block"))
+            specs |= record.specs(arch, arch.block(i))
     return specs
 
 

@@ -36,8 +36,8 @@ class HookedCollectors:
         needs: Needs,
         only: Sequence[int] | None = None,
     ) -> None:
-        self._arch, self._block = stream.arch, stream.arch.point(i, "block")
-        self._of_all = stream.arch.point(i, "experts") if stream.arch.experts else None
+        self._arch, self._block = stream.arch, stream.arch.block(i)
+        self._of_all = stream.arch.point(i, "experts")
         self._collectors: dict[tuple[str, str], Collector] = {}
         self._ranks = stream.ranks
         self._experts: dict[str, int] = {}
@@ -63,12 +63,11 @@ class HookedCollectors:
             )
 
     def _observed(self, i: int, point: str, only: Sequence[int] | None) -> Iterator[str]:
-        of_experts = self._arch.of_experts(point)
-        for e, name in enumerate(self._arch.points(i, point)):
-            if only is None or (of_experts and e in only):
+        for name, _, expert in self._arch.places(i, point):
+            if only is None or expert in only:
                 yield name
-                if of_experts:
-                    self._experts[name] = e
+                if expert is not None:
+                    self._experts[name] = expert
 
     def _begin(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self._batch = inputs[0].shape[:2]
@@ -222,9 +221,9 @@ def layerwise(
     """
     state, depth = {"hidden": stream.embed(ids)}, stream.arch.layers
     whole = any({"block", "experts"} & {*need.points} for need in needs)
-    unread = () if whole else stream.arch.modules("down")
     for i in stream.walk(range(depth), "pruning", "layers", state, spent=("hidden",)):
         run = LayerRun(stream, i, stream.layer(i), state["hidden"], ids)
+        unread = () if whole else stream.arch.modules("down", i)
         with ExitStack() as stack:
             for name in unread:
                 stack.enter_context(_no_product(run.layer, name))

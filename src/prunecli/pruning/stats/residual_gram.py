@@ -23,7 +23,7 @@ def residual_gram(runner: LayerStream, ids: Tensor) -> Tensor:
         flat = flat / flat.square().mean(1, keepdim=True).sqrt().clamp(min=1e-30)
         state["gram"].addmm_(flat.T, flat)
 
-    depth, norms = runner.arch.layers, runner.arch.norms()
+    depth = runner.arch.layers
     # a last step, after all layers, for what leaves them
     for i in runner.walk(range(depth + 1), "calibrating", "layers", state, spent=("hidden",)):
         hidden = state["hidden"]
@@ -32,7 +32,7 @@ def residual_gram(runner: LayerStream, ids: Tensor) -> Tensor:
                 add(hidden[rows].to(runner.device))
             continue
         layer = runner.layer(i)
-        for name in norms:
+        for name in runner.arch.norms(i):
             layer.get_submodule(name).register_forward_pre_hook(lambda module, args: add(args[0]))
         for rows in batches(ids):
             after = runner.forward(layer, i, hidden[rows].to(runner.device))

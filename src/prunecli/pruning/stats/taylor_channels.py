@@ -1,7 +1,9 @@
 """Taylor importance of channels: saliences of single weights, summed over rows and columns."""
 
 from collections.abc import Callable, Mapping
+from itertools import product
 
+import torch
 from torch import Tensor
 
 from prunecli.model.arch import Arch
@@ -25,7 +27,8 @@ def taylor_channels(weights: list[WeightGradients], arch: Arch) -> Stats:
     """Return `AXIS.SALIENCE` [I]: saliences summed over every row or column of a channel.
 
     A channel of `heads` has a row of q and a column of o, one of `kv_heads` a row of k and one of
-    v, one of `ffn` a row of up, of gate if there is one, and a column of down.
+    v, one of `ffn` a row of up, of gate if there is one, and a column of down. It is zeros where
+    a layer has no such channels.
     """
     found: Stats = {}
     for entry in (s for s in weights if len(s.axes) == 2):
@@ -37,6 +40,9 @@ def taylor_channels(weights: list[WeightGradients], arch: Arch) -> Stats:
                     for unit, share in _shares(part, sums[place], arch):
                         key = f"{unit}.{name}"
                         found[key] = found.get(key, 0.0) + share.abs()
+    for axis, name in product(UNITS, SALIENCES):
+        if f"{axis}.{name}" not in found:
+            found[f"{axis}.{name}"] = torch.zeros(arch.axis_size(axis), dtype=torch.float64)
     return found
 
 
@@ -45,6 +51,8 @@ def _shares(axis: str, sums: Tensor, arch: Arch) -> list[tuple[str, Tensor]]:
     if axis == "qkv_by_head":
         q, k, v = sums.view(arch.heads, 3, arch.head_dim).unbind(1)
         return [("heads", q.flatten()), ("kv_heads", k.flatten()), ("kv_heads", v.flatten())]
+    if axis == "gated_heads":
+        return [("heads", part.flatten()) for part in sums.view(arch.heads, 2, -1).unbind(1)]
     return [(axis, sums)] if axis in UNITS else []
 
 
