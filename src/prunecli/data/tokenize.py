@@ -301,12 +301,16 @@ def _copy_tokenizer(source: str, folder: Path) -> None:
 
 def _copy_for_user(folder: Path, target: Path) -> None:
     """Copy a freshly trained tokenizer to where the user wants it; never over another one."""
-    target.mkdir(parents=True, exist_ok=True)
     if present(str(target)) and digest(str(target)) != digest(str(folder)):
         raise OutputExists(
             f"'{target}' has another tokenizer already", "leave out --train-tokenizer to use it"
         )
-    _copy_tokenizer(str(folder), target)
+    if target.exists():
+        _copy_tokenizer(str(folder), target)
+        return
+    with output.staged(str(target)) as new:
+        new.mkdir()
+        _copy_tokenizer(str(folder), new)
 
 
 def train_bpe(texts: Iterable[str], vocab: int, report: Report = SILENT) -> dict[str, bytes]:

@@ -121,8 +121,11 @@ def load(path: Path, loop: Loop, name: str) -> None:
 def _unsaved(step: int, folder: Path, error: CheckpointException) -> PruneError:
     """Return what is told of a state that cannot be saved, and what to do about it."""
     why, remedy = _cause(error), "rerun the same command to resume from the state before"
-    cause = _first(error)
-    if isinstance(cause, OSError):
+    cause: BaseException | None = _first(error)
+    # what torch tells of a file that it could not write to the end comes of what the system refused
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is not None:
         cause.filename = cause.filename or str(folder)
         refusal = of_system(cause)
         why, remedy = refusal.what, "; ".join(filter(None, [refusal.remedy, remedy]))
