@@ -29,9 +29,10 @@ class InputDetails(Part):
 
     windows: list[str] = []
     rows: str = ""
-    range: Range | None = None
-    seq_len: int | None = Field(None, ge=0)
-    passes: int | None = Field(None, ge=0)
+    # without a value where they are absent: what is there is a number, and never null
+    range: Range = Field(None)
+    seq_len: int = Field(None, ge=0)
+    passes: int = Field(None, ge=0)
     name: str | None = None
     text: str | None = None
     tokenizer: str | None = None
@@ -39,9 +40,16 @@ class InputDetails(Part):
 
     @model_validator(mode="after")
     def _whole(self) -> "InputDetails":
-        if (self.rows or self.passes is not None) and None in (self.range, self.seq_len):
+        given = self.model_fields_set
+        if given & {"rows", "passes"} and not given >= {"range", "seq_len"}:
             raise ValueError("rows have no range, or no length")
         return self
+
+
+class Outputs(Part):
+    """What was written; models are known by its digest."""
+
+    digest: str | None = None
 
 
 class Counts(Part):
