@@ -12,6 +12,7 @@ from prunecli.errors import InputError
 from prunecli.files.sidecar import HistoryStep, Input
 from prunecli.tables import matching
 from prunecli.tables.collect import collect
+from prunecli.tables.remake import INPUTS
 from prunecli.tables.runs import Runs
 
 
@@ -93,3 +94,19 @@ def test_a_history_deeper_than_a_program_may_recurse():
     record = SimpleNamespace(history=known["4999"], results={"granularity": "weights"})
     assert matching.zeros(record, known) == "those of 0"
     assert matching.recipe(record, known)
+
+
+def test_rows_in_many_pieces_are_compared_in_one_pass():
+    one = {"d": tuple((i, i + 1, 1) for i in range(0, 400_000, 2))}
+    other = {"d": tuple((i, i + 1, 1) for i in range(1, 400_000, 2))}
+    assert matching.disjoint(one, other) and matching.disjoint(one, {"e": one["d"]})
+    assert not matching.disjoint(one, {"d": (*other["d"], (399_998, 400_001, 2))})
+    assert not matching.disjoint(one, {"d": ((7, 9, 1),)})
+
+
+def test_a_script_of_steps_with_many_inputs_is_refused(record, tmp_path):
+    changed = copy.deepcopy(record)
+    changed["history"][-1]["inputs"] += [{"role": "x", "digest": "d"}] * INPUTS
+    (tmp_path / "x.json").write_text(json.dumps(changed))
+    with pytest.raises(InputError, match=f"a script has at most {INPUTS}; leave out --commands"):
+        prunecli.log([str(tmp_path / "x.json")]).commands()

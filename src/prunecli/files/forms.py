@@ -29,10 +29,9 @@ class InputDetails(Part):
 
     windows: list[str] = []
     rows: str = ""
-    # without a value where they are absent: what is there is a number, and never null
-    range: Range = Field(None)
-    seq_len: int = Field(None, ge=0)
-    passes: int = Field(None, ge=0)
+    range: Range | None = None
+    seq_len: int | None = Field(None, ge=0)
+    passes: int | None = Field(None, ge=0)
     name: str | None = None
     text: str | None = None
     tokenizer: str | None = None
@@ -40,7 +39,10 @@ class InputDetails(Part):
 
     @model_validator(mode="after")
     def _whole(self) -> "InputDetails":
-        given = self.model_fields_set
+        given = self.model_fields_set  # what is there is a number, and never null
+        for name in {"range", "seq_len", "passes"} & given:
+            if getattr(self, name) is None:
+                raise ValueError(f"{name} is null")
         if given & {"rows", "passes"} and not given >= {"range", "seq_len"}:
             raise ValueError("rows have no range, or no length")
         return self

@@ -104,12 +104,11 @@ def added(one: RowsSeen, other: RowsSeen) -> RowsSeen:
 
 
 def disjoint(one: RowsSeen, other: RowsSeen) -> bool:
-    """Return whether no row is in both."""
-    return not any(
-        a < d and c < b
+    """Return whether no row is in both: segments of one never meet, so those that do are of two."""
+    return all(
+        before[1] <= after[0]
         for digest in one.keys() & other.keys()
-        for a, b, _ in one[digest]
-        for c, d, _ in other[digest]
+        for before, after in pairwise(sorted((*one[digest], *other[digest])))
     )
 
 
