@@ -36,6 +36,7 @@ from prunecli.files.tensorfile import (
     Spec,
     TensorFile,
     TensorWriter,
+    Unwritten,
     combined_digest,
     layout,
     read_header,
@@ -149,6 +150,7 @@ class Keeper:
         self._digests: dict[str, str] = {}
         self._speed, self._failed = SPEED, False
         self._resumed = State() if folder is None else self._read(folder)
+        self._resumes = bool(self._resumed.walks)
         self._digests.update(self._resumed.files)
         self._number = max((int(name.split(".")[0]) for name in self._digests), default=0)
         self._since = monotonic()
@@ -393,8 +395,19 @@ class Keeper:
             with output.staged(out) as temporary:
                 yield temporary
             return
-        yield self.folder / output.STAGE
+        with self._whole():
+            yield self.folder / output.STAGE
         output.publish_stage(out)
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Refuse a state whose steps are done, where results lack what these steps write."""
+        try:
+            yield
+        except Unwritten as error:
+            if not self._resumes:
+                raise
+            raise self.misfit(str(error)) from error
 
     @contextmanager
     def staged_files(self) -> Iterator[tuple[Path, Path]]:
@@ -413,7 +426,8 @@ class Keeper:
             return
         file = self.folder / output.STAGE / Path(out).resolve().name
         file.parent.mkdir(exist_ok=True)
-        yield file, file.with_name(sidecar.path_of(file).name)
+        with self._whole():
+            yield file, file.with_name(sidecar.path_of(file).name)
         output.publish_stage(out)
 
     def writer(self, path: Path, specs: Mapping[str, Spec], marked: bool = False) -> TensorWriter:

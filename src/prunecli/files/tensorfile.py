@@ -352,6 +352,10 @@ def layout(specs: Mapping[str, Spec], marked: bool = False) -> tuple[bytes, dict
     return struct.pack("<Q", len(text)) + text, offsets
 
 
+class Unwritten(ValueError):
+    """A file of tensors is to be closed, and lacks one."""
+
+
 class TensorWriter:
     """Write one safetensors file whose tensors come in any order, one at a time.
 
@@ -423,7 +427,7 @@ class TensorWriter:
             if kind is None:
                 missing = self.specs.keys() - self.digests.keys()
                 if missing:
-                    raise ValueError(f"{self.path.name}: never written: {sorted(missing)[:3]}")
+                    raise Unwritten(f"'{min(missing)}' of '{self.path.name}' was never written")
                 self.flush()
         finally:
             with regular.named(self.path):
