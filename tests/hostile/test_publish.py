@@ -12,7 +12,7 @@ from faults import Layer, under
 from forks import begun, ended, in_child
 
 import prunecli
-from prunecli.errors import OutputExists
+from prunecli.errors import InputError, OutputExists
 from prunecli.files import output
 from prunecli.files.claim import claimed
 from prunecli.settings import Output, RunContext
@@ -250,6 +250,20 @@ def test_an_out_that_exists_is_seen_before_the_model_is_read(name, words, tmp_pa
     bad = dict.fromkeys(("MODEL", "READER"), str(tmp_path / "bad"))
     assert lines.run(lines.line(name, words | bad, folder, 1), said) == 5
     assert f"OUT '{out}' exists" in said.read_text() and names(folder) == {out.name}
+
+
+@pytest.mark.parametrize("name", ["loop", "loop/x"])
+def test_an_out_that_is_a_link_to_itself(name, llama, calibration, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    out, half = str(tmp_path / name), {"method": "flap", "ratio": 0.2, "data": calibration}
+    for write in (
+        lambda: prunecli.init(out, like=str(llama)),
+        lambda: prunecli.init(out, like=str(llama), dry_run=True),
+        lambda: prunecli.prune(str(llama), str(tmp_path / "o"), keep=out, **half),
+    ):
+        with pytest.raises(InputError, match="is a link to itself"):
+            write()
+    assert names(tmp_path) == {"loop"}
 
 
 def test_kept_files_have_one_writer(llama, calibration, tmp_path):

@@ -72,7 +72,7 @@ def claimed(run: RunContext, *outs: str | None) -> Iterator[bool]:
         if world.is_first() and not run.output.dry_run:
             # in one order: two runs that want the same two never wait, one gets both
             for out in sorted({out for out in outs if out and out.strip() and "\0" not in out}):
-                path = Path(out).resolve()
+                path = regular.resolved(out)
                 if stack.enter_context(_locked(path, out)):
                     completed |= _repaired(path, run.output.force)
         yield completed

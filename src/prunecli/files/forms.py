@@ -39,9 +39,19 @@ class InputDetails(Part):
 
     @model_validator(mode="after")
     def _whole(self) -> "InputDetails":
-        if (self.rows or self.passes is not None) and None in (self.range, self.seq_len):
+        given = self.model_fields_set  # what is there is a number, and never null
+        for name in {"range", "seq_len", "passes"} & given:
+            if getattr(self, name) is None:
+                raise ValueError(f"{name} is null")
+        if given & {"rows", "passes"} and not given >= {"range", "seq_len"}:
             raise ValueError("rows have no range, or no length")
         return self
+
+
+class Outputs(Part):
+    """What was written; models are known by its digest."""
+
+    digest: str | None = None
 
 
 class Counts(Part):

@@ -38,10 +38,10 @@ def check_path(out: str, output: Output, inputs: Sequence[Path | None]) -> None:
     if not out.strip():
         raise InputError("OUT is empty", "name the output")
     _check_text(f"OUT '{out}'", out)
-    path, what = Path(out).resolve(), f"OUT '{out}'"
+    path, what = regular.resolved(out), f"OUT '{out}'"
     for one in filter(None, inputs):
         is_folder = regular.is_dir(one)
-        source = one.resolve()
+        source = regular.resolved(one)
         if path == source:
             raise InputError(f"{what} is the input itself", "choose another OUT")
         if is_folder and source in path.parents:
@@ -66,7 +66,7 @@ def check_beside(out: str) -> None:
 
     Raises InputError or OutputExists.
     """
-    path = Path(out).resolve()
+    path = regular.resolved(out)
     if path.is_dir():
         raise InputError(f"'{out}' is a folder, expected a file", "choose another")
     record = sidecar.path_of(path)
@@ -78,7 +78,7 @@ def lies_in(path: str | Path, folder: str | Path) -> bool:
     """Return whether a path is a folder, or below it; raise InputError for what names none."""
     for one in (path, folder):
         _check_text(f"'{one}'", str(one))
-    path, folder = Path(path).resolve(), Path(folder).resolve()
+    path, folder = regular.resolved(path), regular.resolved(folder)
     return folder == path or folder in path.parents
 
 
@@ -89,8 +89,8 @@ def check_kept(folder: str, names: Sequence[str], model: Path, out: str) -> None
     """
     what = f"--keep '{folder}'"
     _check_text(what, folder)
-    path = Path(folder).resolve()
-    for owner, other in (("the input", model.resolve()), ("OUT", Path(out).resolve())):
+    path = regular.resolved(folder)
+    for owner, other in (("the input", regular.resolved(model)), ("OUT", regular.resolved(out))):
         if lies_in(path, other):
             raise InputError(f"{what} lies in {owner}", "choose another folder")
     check_place(what, path / "file")

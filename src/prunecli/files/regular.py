@@ -93,6 +93,14 @@ def _mode(path: str | Path) -> int | None:
         raise unreadable(path, error) from None
 
 
+def resolved(path: str | Path) -> Path:
+    """Return a path as it is without links; raise InputError for a link to itself."""
+    try:
+        return Path(path).resolve()
+    except (OSError, RuntimeError):
+        raise InputError(f"'{path}' is a link to itself", "remove it, or choose another") from None
+
+
 def inside(folder: Path, path: Path) -> Path:
     """Return a path in a folder, which may be a link to a file of this folder only.
 

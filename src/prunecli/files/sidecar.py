@@ -253,6 +253,7 @@ def _check_parts(artefact: str | Path, record: Sidecar) -> None:
     if record.kind in MEASUREMENTS and not record.inputs:
         raise InputError(f"the sidecar of '{artefact}' does not say of what it is", "make it again")
     part(artefact, record.results, forms.RESULTS.get(record.kind, Part))
+    part(artefact, record.outputs, forms.Outputs)
     inputs = [*record.inputs, *(entry for step in record.history for entry in step.inputs)]
     for entry in inputs:
         part(artefact, entry.model_extra or {}, forms.InputDetails)

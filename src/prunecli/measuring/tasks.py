@@ -327,7 +327,7 @@ def _named(value: Any) -> str:
 def _code(config: Mapping[str, Any], wanted: Tasks) -> list[Path]:
     """Return the Python files that a local task may call, none for those of lm-eval."""
     source = (config.get("metadata") or {}).get("config_source", "")
-    folder = Path(wanted.include_path or "").resolve()
+    folder = regular.resolved(wanted.include_path or "")
     if not wanted.allow_code or folder not in Path(source).resolve().parents:
         return []
     return sorted(folder.rglob("*.py"))

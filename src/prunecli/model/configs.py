@@ -25,6 +25,7 @@ MOST_LAYERS = 10_000
 MOST_EXPERTS = 10_000
 MOST = 2**31 - 1
 SECONDS = 10.0  # of computing, to build a model without weights, or to run a tiny one
+MEMORY = 4 << 30  # bytes, to build a model without weights
 PATTERN = "sliding_window_pattern"
 HYBRID = "hybrid_override_pattern"  # the same of Nemotron-H, in letters of its own
 LETTERS = re.compile(r"[LG]{1,1000}")  # how some configs write it; see `windows` of the families
@@ -329,7 +330,7 @@ def shapes(values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     from prunecli.model.families import registry
 
     config, kind = transformers_config(values), values["model_type"]
-    with bounded(CANNOT_BUILD), torch.device("meta"):
+    with bounded(CANNOT_BUILD), limits.memory(MEMORY), torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config)
     if registry.knows(kind):  # of others nobody knows where experts are
         family = registry.of_model_type(kind)
@@ -348,8 +349,9 @@ def bounded(what: str) -> Iterator[None]:
         try:
             with limits.seconds(SECONDS):
                 yield
-        except limits.TookTooLong as error:
-            raise Endless(f"{what}: {error}", "is config.json as it came with the model?") from None
+        except (limits.TookTooLong, MemoryError) as error:
+            why = str(error) or f"it takes more than {MEMORY >> 30} GiB of memory"
+            raise Endless(f"{what}: {why}", "is config.json as it came with the model?") from None
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prunecli import limits
 from prunecli.errors import InputError
 from prunecli.files.tensorfile import (
     TORCH_NAMES,
@@ -113,7 +114,7 @@ class Wrapper:
 
         values = self.config(arch.config)
         told = f"transformers cannot build '{self.kind}' around this language model"
-        with configs.bounded(told):
+        with configs.bounded(told), limits.memory(configs.MEMORY):
             config = AutoConfig.for_model(**_passed_on(values))
             with torch.device("meta"):
                 built = AutoModelForImageTextToText.from_config(config).state_dict()

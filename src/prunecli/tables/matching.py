@@ -10,9 +10,11 @@ before pruning and R after it:
     S_N vs Meta-R_N      S has seen what R has, the parent came trained from elsewhere
 """
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import pairwise
 from typing import Any
 
@@ -21,6 +23,7 @@ from prunecli.files.sidecar import HistoryStep, Input, Sidecar
 EQUAL_RETRAINING = "S_N vs P_M-R_N"
 EQUAL_TOTAL = "S_{M+N} vs P_M-R_N"
 RELEASED = "S_N vs Meta-R_N"
+DEEPEST = 50  # models that are made of another, one after the other
 
 
 # per set of rows: segments [start, stop) and how often their rows were seen, joined where equal
@@ -101,12 +104,11 @@ def added(one: RowsSeen, other: RowsSeen) -> RowsSeen:
 
 
 def disjoint(one: RowsSeen, other: RowsSeen) -> bool:
-    """Return whether no row is in both."""
-    return not any(
-        a < d and c < b
+    """Return whether no row is in both: segments of one never meet, so those that do are of two."""
+    return all(
+        before[1] <= after[0]
         for digest in one.keys() & other.keys()
-        for a, b, _ in one[digest]
-        for c, d, _ in other[digest]
+        for before, after in pairwise(sorted((*one[digest], *other[digest])))
     )
 
 
@@ -157,30 +159,31 @@ def _unknown(step: str | None) -> bool:
     return step is not None and step.startswith(UNKNOWN)
 
 
-def _zeros(
-    steps: Sequence[HistoryStep], known: Histories, walked: frozenset[str] = frozenset()
-) -> str | None:
+def _zeros(steps: Sequence[HistoryStep], known: Histories) -> str | None:
     """Return the id of the step that made the zeros, or UNKNOWN and a model without history.
 
     A scratch twin holds those of the model that it is like; training keeps them, drops them or
-    takes those of another.
+    takes those of another. The last step that says anything decides.
     """
-    origin: str | None = None
-    for step in steps:
+    walked: set[str] = set()
+    left = list(steps)
+    while left:
+        step = left.pop()
         by_role = {entry.role: entry for entry in step.inputs}
         masks, other = step.options.get("masks"), by_role.get("masks")
         if step.command == "init":
             other = by_role.get("like") if masks == "keep" else None
         if step.command == "prune" and step.options.get("sparsity") is not None:
-            origin = step.id
-        elif step.command == "train" and masks == "drop":
-            origin = None
-        elif other is not None:
+            return step.id
+        if step.command == "train" and masks == "drop":
+            return None
+        if other is not None:
             key = other.id or ""
-            origin = f"{UNKNOWN}{key or other.digest}"
-            if key in known and key not in walked:
-                origin = _zeros(known[key], known, walked | {key})
-    return origin
+            if key not in known or key in walked:
+                return f"{UNKNOWN}{key or other.digest}"
+            walked.add(key)
+            left = list(known[key])
+    return None
 
 
 def recipe(record: Sidecar, known: Histories) -> list[Any]:
@@ -188,8 +191,10 @@ def recipe(record: Sidecar, known: Histories) -> list[Any]:
 
     That is every step with its options and inputs. Inputs that were made by steps that are known
     count by these, others by their content; windows drawn from a text count by the text, and a
-    dense model that another is drawn like by its sizes alone.
+    dense model that another is drawn like by its sizes alone. Steps of others are in it as a hash:
+    many can lead to the same ones.
     """
+    hashes: dict[str, str] = {}
 
     def of(steps: Sequence[HistoryStep], walked: frozenset[str]) -> list[Any]:
         own = {step.id for step in steps}
@@ -212,8 +217,11 @@ def recipe(record: Sidecar, known: Histories) -> list[Any]:
             content = "its sizes"
         elif key in own:
             content = "the step before"
-        elif key in known and key not in walked:
-            content = of(known[key], walked | {key})
+        elif key in known and key not in walked and len(walked) < DEEPEST:
+            if key not in hashes:
+                text = json.dumps(of(known[key], walked | {key}), sort_keys=True)
+                hashes[key] = sha256(text.encode()).hexdigest()
+            content = hashes[key]
         elif extra.get("seed") is not None and extra.get("text") is not None:
             content = extra["text"]
         meta = {name: value for name, value in extra.items() if name != "windows"}

@@ -23,6 +23,7 @@ WIDTH = 96
 SUFFIXES = {"stats": ".safetensors", "scores": ".safetensors"}
 FOLDERS = ("checkpoint", "rows")
 MOST = 2000  # steps: each that trained is compared with all before it
+INPUTS = 10 * MOST
 FREE = "unstructured"  # zeros anywhere
 TOKENIZER = "tokenizer.json"
 
@@ -106,8 +107,14 @@ class _Writer:
 def remake(history: History) -> Script:
     """Return the script that makes every step of a history, in order, and compares the digests.
 
-    Raises InputError for more than MOST steps.
+    Raises InputError for more than MOST steps, or INPUTS inputs of theirs.
     """
+    inputs = sum(len(step.made.inputs) for step in history.steps)
+    if inputs > INPUTS:
+        raise InputError(
+            f"the steps of the history have {inputs} inputs, a script has at most {INPUTS}",
+            "leave out --commands, or give fewer paths",
+        )
     if len(history.steps) > MOST:
         raise InputError(
             f"the history has {len(history.steps)} steps, a script has at most {MOST}",

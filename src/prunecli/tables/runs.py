@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from prunecli.files import sidecar
 from prunecli.files.sidecar import Sidecar
 from prunecli.methods import registry
 from prunecli.tables import matching
@@ -250,9 +251,14 @@ def _average(metrics: Metrics) -> None:
 # -- searches ------------------------------------------------------------------------------------
 
 
+class _Searched(sidecar.Part):
+    method: str
+
+
 def _candidates(record: Sidecar) -> Iterator[ModelRow]:
     """Yield the architectures of one search, the selected one marked."""
-    method, best = record.options["method"], record.results["candidates"][0]
+    method = sidecar.part("the search", record.options, _Searched).method
+    best = record.results["candidates"][0]
     for shape in record.results["candidates"]:
         yield ModelRow(
             name=f"{method} {shape['role']}",

@@ -179,7 +179,7 @@ def check_file(option: str, path: str, output: Output) -> None:
         raise UsageError(f"--{option} '{path}': expected a name ending in {' or '.join(suffixes)}")
     if regular.is_dir(file):
         raise InputError(f"'{path}' is a folder", "name a file")
-    check_place(f"--{option} '{path}'", file.resolve())
+    check_place(f"--{option} '{path}'", regular.resolved(file))
     if file.exists() and not output.force:
         raise OutputExists(f"'{path}' exists", "use --force or move it away")
     if file.exists() and not marks.is_ours(file):
