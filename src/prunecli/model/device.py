@@ -1,9 +1,11 @@
 """Where and in which type to compute."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from prunecli.errors import UsageError
 from prunecli.files import scratch
@@ -58,6 +60,46 @@ def _there(device: "torch.device") -> "torch.device":
             f"--device {device}: torch cannot compute on it here: {cause}", "use --device cpu"
         ) from error
     return device
+
+
+class DeviceMemory(NamedTuple):
+    """A device's own memory, in bytes."""
+
+    free: int
+    all: int
+
+
+def memory_of(device: "torch.device") -> DeviceMemory | None:
+    """Return what memory a device has of its own; None of a CPU, and where it does not tell."""
+    import torch
+
+    told = getattr(torch.get_device_module(device), "mem_get_info", None)
+    return None if told is None else DeviceMemory(*told(device))
+
+
+@contextmanager
+def whole_float32() -> Iterator[None]:
+    """Compute products of float32 in float32, where this process may do them in TF32 or bfloat16.
+
+    That is what `torch.set_float32_matmul_precision` and its like allow: fewer digits than
+    statistics have to have. Afterwards all is as it was.
+    """
+    import torch
+
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        word = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        word = None  # it was said by backend alone, which this older function cannot tell
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        if word is not None:
+            torch.set_float32_matmul_precision(word)
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
 
 
 def dtype_of(compute: Compute, checkpoint: Reader) -> "torch.dtype":

@@ -17,7 +17,7 @@ from prunecli.files import output, sidecar, world
 from prunecli.files.artefact import Artefact
 from prunecli.files.claim import claimed, exclusive
 from prunecli.files.keeping import Keeper, specs_of
-from prunecli.files.sidecar import Computed, Input, SidecarBuilder
+from prunecli.files.sidecar import Input, SidecarBuilder
 from prunecli.files.tensorfile import TensorFile, Tensors
 from prunecli.methods._base import Method
 from prunecli.model import memory
@@ -59,7 +59,7 @@ from prunecli.pruning.score import (
     scores_artefact,
 )
 from prunecli.report import Report
-from prunecli.settings import BATCH_TOKENS, Result, RunContext
+from prunecli.settings import Result, RunContext
 from prunecli.training.distributed import joined
 
 if TYPE_CHECKING:
@@ -312,7 +312,7 @@ def _artefact(
         parent=pruning.dense.sidecar,
         calibration=calibration.num_tokens,
         trained=training.trained if training else None,
-        computed=Computed(run.compute.device, run.compute.dtype, BATCH_TOKENS, world.size()),
+        computed=memory.computed(pruning.dense.arch, run.compute, world.size()),
         resumable=training is not None or calibration.windows is not None,
     )
     if PLAN in resolved.kept and not artefact.existing():

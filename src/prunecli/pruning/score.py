@@ -13,7 +13,7 @@ from prunecli.errors import UsageError
 from prunecli.files.artefact import Artefact
 from prunecli.files.claim import exclusive
 from prunecli.files.keeping import Keeper, specs_of
-from prunecli.files.sidecar import Computed, SidecarBuilder
+from prunecli.files.sidecar import SidecarBuilder
 from prunecli.files.tensorfile import Spec, Tensors
 from prunecli.methods import registry
 from prunecli.methods._base import LayerView, Method, Setting
@@ -36,7 +36,7 @@ from prunecli.pruning.calibration import (
 )
 from prunecli.pruning.sizes import Sizes, check_supported
 from prunecli.record import Record
-from prunecli.settings import BATCH_TOKENS, Amount, Data, Result, RunContext
+from prunecli.settings import Amount, Data, Result, RunContext
 from prunecli.training.distributed import joined
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def scores_artefact(
         SidecarBuilder("score", run.output.argv), "scores",
         {"method": method.name, "options": options, **of_windows},
         [dense.as_input(digest), *calibration.inputs], run, calibration=calibration.num_tokens,
-        computed=Computed(run.compute.device, run.compute.dtype, BATCH_TOKENS, run.ranks.world),
+        computed=memory.computed(dense.arch, run.compute, run.ranks.world),
         resumable=collected,
     )  # fmt: skip
 
