@@ -18,6 +18,8 @@ from prunecli.model.hidden import HiddenStates
 from prunecli.model.memory import MemoryNeed
 from prunecli.model.stream import LayerStream
 from prunecli.pruning.calibrate import required_statistics
+from prunecli.pruning.calibration import Calibration
+from prunecli.pruning.masks import WeightMasker
 from prunecli.pruning.stats._hooks import LayerRun
 from prunecli.settings import Compute, RunContext
 
@@ -157,6 +159,10 @@ def test_products_are_in_whole_float32(word, work, device):
         stream = LayerStream(Checkpoint(work.model), Compute(device, "float32"))
         for _ in stream.walk(range(2), "calibrating", "layers", {}):
             assert torch.get_float32_matmul_precision() == "highest"
+            assert matmul.fp32_precision == "ieee"
+        # methods that set weights to zero also read statistics from a file, without a walk
+        of_file = WeightMasker(registry.get("wanda"), {}, None, stream.checkpoint, None, None)
+        for _ in of_file._layers(Calibration([], tensors={})):
             assert matmul.fp32_precision == "ieee"
         assert (matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision) == said
         if word is not None:

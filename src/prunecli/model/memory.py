@@ -15,7 +15,7 @@ from prunecli.files.sidecar import Computed
 from prunecli.files.tensorfile import ITEM_BYTES, PIECE, STORAGE
 from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Reader
-from prunecli.model.device import memory_of, device_of
+from prunecli.model.device import device_of, memory_of
 from prunecli.settings import BATCH_TOKENS, Compute, Result, RunContext
 
 if TYPE_CHECKING:
