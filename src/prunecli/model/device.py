@@ -11,7 +11,7 @@ from prunecli.errors import UsageError
 from prunecli.files import scratch
 from prunecli.files.tensorfile import torch_dtype
 from prunecli.model.checkpoint import Reader
-from prunecli.settings import Compute
+from prunecli.settings import Compute, RunContext
 
 if TYPE_CHECKING:
     import torch
@@ -125,6 +125,36 @@ def check_device(compute: Compute) -> None:
         # these always exist, and torch is slow to load
         return
     device_of(compute)
+
+
+@cache
+def has_bfloat16() -> bool:
+    """Return whether this CPU multiplies bfloat16 itself: others are slower with it than float32.
+
+    AMX and AVX-512 BF16 do on x86, and BF16 on Arm, of which older versions of torch do not tell.
+    """
+    import torch
+
+    tell = getattr(torch.cpu, "get_capabilities", None)
+    if tell is None:
+        return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
+    known = tell()
+    return any(known.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
+
+
+def computable(run: RunContext) -> RunContext:
+    """Return a run in a type that is no slower here than float32, and tell if it is another one.
+
+    Raises as `check_device` does.
+    """
+    check_device(run.compute)
+    narrow = run.compute.dtype == "bfloat16"
+    if not narrow or device_of(run.compute).type != "cpu" or has_bfloat16():
+        return run
+    run.report.info(
+        "this CPU has no units for bfloat16 and is slower with it: computing in float32"
+    )
+    return replace(run, compute=replace(run.compute, dtype="float32"))
 
 
 def settled(compute: Compute, checkpoint: Reader) -> Compute:

@@ -16,7 +16,7 @@ from prunecli.methods._base import Method, RequiredStatistic
 from prunecli.model import memory
 from prunecli.model.arch import POINTS, Arch
 from prunecli.model.checkpoint import Checkpoint
-from prunecli.model.device import check_device, dtype_of, settled
+from prunecli.model.device import computable, dtype_of, settled
 from prunecli.model.memory import MemoryNeed
 from prunecli.pruning import shapes
 from prunecli.pruning.calibration import Calibration, check_tensor_file, read_windows
@@ -68,7 +68,7 @@ def calibrate(request: CalibrateRequest, run: RunContext = RunContext()) -> Resu
 
 
 def _calibrate(request: CalibrateRequest, run: RunContext) -> Result:
-    check_device(run.compute)
+    run = computable(run)
     methods = [registry.get(name) for name in request.methods]
     _check_read(methods, request.compat)
     dense = Checkpoint(request.model, run.report)

@@ -23,7 +23,7 @@ from prunecli.methods._base import Method
 from prunecli.model import memory
 from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint, Reader
-from prunecli.model.device import check_device, settled
+from prunecli.model.device import computable, settled
 from prunecli.model.memory import MemoryNeed
 from prunecli.model.pattern import SparsityPattern
 from prunecli.model.write import WriteSummary, size_results, write_tensors
@@ -118,7 +118,7 @@ def prune(request: PruneRequest, run: RunContext = RunContext()) -> Result:
 
 
 def _prune(request: PruneRequest, run: RunContext) -> Result:
-    check_device(run.compute)
+    run = computable(run)
     builder = SidecarBuilder("prune", run.output.argv)
     resolved = resolve(request, run.output)
     dense = Checkpoint(request.model, run.report)

@@ -19,7 +19,7 @@ from prunecli.methods import registry
 from prunecli.methods._base import LayerView, Method, Setting
 from prunecli.model import memory
 from prunecli.model.checkpoint import Checkpoint
-from prunecli.model.device import check_device, settled
+from prunecli.model.device import computable, settled
 from prunecli.pruning.allocate import best
 from prunecli.pruning.calibrate import (
     collect_all,
@@ -74,7 +74,7 @@ def score(request: ScoreRequest, run: RunContext = RunContext()) -> Result:
 
 
 def _score(request: ScoreRequest, run: RunContext) -> Result:
-    check_device(run.compute)
+    run = computable(run)
     method = registry.get(request.method)
     options = _check(request, method)
     dense = Checkpoint(request.model, run.report)

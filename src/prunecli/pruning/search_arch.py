@@ -29,7 +29,7 @@ from prunecli.methods._base import Method, Setting, domains_of
 from prunecli.model import configs, memory
 from prunecli.model.arch import FLOPS_TOKENS, Arch
 from prunecli.model.checkpoint import Checkpoint
-from prunecli.model.device import check_device, settled
+from prunecli.model.device import computable, settled
 from prunecli.model.memory import MemoryNeed
 from prunecli.pruning import grid, surgery
 from prunecli.pruning.allocate import allocate
@@ -152,7 +152,7 @@ def search_arch(request: SearchRequest, run: RunContext = RunContext()) -> Resul
 
 
 def _search_arch(request: SearchRequest, run: RunContext) -> Result:
-    check_device(run.compute)
+    run = computable(run)
     builder = SidecarBuilder("search-arch", run.output.argv)
     search = _resolve(request, run)
     dense = search.dense
