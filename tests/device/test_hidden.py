@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from work import ROWS
 
 import tiny
-from prunecli.errors import InputError
+from prunecli.errors import InputError, Stopped
+from prunecli.files import keeping
 from prunecli.methods import registry
 from prunecli.model import memory
 from prunecli.model.checkpoint import Checkpoint
@@ -60,6 +61,19 @@ def test_where_they_are_is_no_matter(method, work, device, tmp_path):
     for place in PLACES:
         work.prune(method, str(tmp_path / place), Compute(device, "float32", place))
         assert tiny.same(tmp_path / place, tmp_path / PLACES[0])
+
+
+@pytest.mark.parametrize(("begun", "ended"), [("device", "device"), ("ram", "device")])
+def test_gone_on_elsewhere(begun, ended, work, device, tmp_path, monkeypatch):
+    """Statistics of a stopped run are in memory again, wherever hidden states are."""
+    monkeypatch.setattr(keeping, "LARGE", 1 << 12)
+    compute = Compute(device, "float32", begun)
+    work.prune("llm-pruner", str(tmp_path / "whole"), compute)
+    with pytest.raises(Stopped):
+        # four layers forward, the loss, and some of those backward
+        work.prune("llm-pruner", str(tmp_path / "o"), compute, stop=tiny.stop_after(7))
+    work.prune("llm-pruner", str(tmp_path / "o"), replace(compute, buffer=ended))
+    assert tiny.same(tmp_path / "o", tmp_path / "whole")
 
 
 @pytest.mark.usefixtures("counted")

@@ -86,11 +86,15 @@ class LayerStream:
             yield from self.keeper.steps(items, what, unit, state, self._placed, holds, spent)
 
     def _placed(self, tensor: Tensor, on_device: bool) -> Tensor:
-        """Return a tensor of a state, where it was: on the device, or where hidden states are."""
+        """Return a tensor of a state, where it was: on the device, or in memory.
+
+        Hidden states [N, T, D] that were not on the device go where this run keeps them.
+        """
         if on_device:
             return tensor.to(self.device)
-        placed = self.buffer(tuple(tensor.shape), tensor.dtype)
-        return placed.copy_(tensor)
+        if tensor.dim() < 3:
+            return tensor.clone()
+        return self.buffer(tuple(tensor.shape), tensor.dtype).copy_(tensor)
 
     def _capture(self, hidden_states: Tensor, **context: Any) -> Tensor:
         self._captured.append((hidden_states, context))
