@@ -10,6 +10,7 @@ import torch
 
 import tiny
 from matrix import pytest_terminal_summary as pytest_terminal_summary
+from prunecli.model import device
 from prunecli.model.families import registry
 
 
@@ -25,6 +26,14 @@ def quiet_few_threads():
 
     logging.disable_progress_bar()
     torch.set_num_threads(tiny.THREADS)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def bfloat16_as_it_is_asked_for():
+    """Tests of bfloat16 are of its results, which a CPU without units for it has too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device, "has_bfloat16", lambda: True)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from prunecli.report import SILENT, Report, cut, printable
 
 SHARD_TOKENS = 1 << 24  # per file of token rows
 LARGEST_SEED = 2**32 - 1
-BATCH_TOKENS = 1024  # through a layer at once, in walks over a model
+BATCH_TOKENS = 1024  # through a layer at once, in walks over a model on a CPU
 SIZE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?([kMGT])B")  # what --memory takes
 
 
@@ -56,14 +56,15 @@ class Tasks(Record):
 class Compute(Record):
     """Where and in which type to compute; statistics and losses are float32 or better anyway.
 
-    `memory`, such as `4GB`, is what a run may take with the program and its libraries, without the
-    pages of files that are mapped. It decides where hidden states are kept and how many are, and
-    not what results are.
+    `buffer` is where hidden states are kept between layers: on the device, in the machine's memory
+    or in a file; `auto` is the first of these that they fit into. `memory`, such as `4GB`, is what
+    a run may take with the program and its libraries, without the pages of files that are mapped.
+    It decides where hidden states are kept and how many are, and not what results are.
     """
 
     device: str = "auto"
     dtype: str = limited("auto", choices=("auto", "float32", "bfloat16"))
-    buffer: str = limited("ram", choices=("ram", "disk"))
+    buffer: str = limited("auto", choices=("auto", "device", "ram", "disk"))
     memory: str | None = None
 
     @property

@@ -214,7 +214,7 @@ def test_choices_are_those_of_the_library() -> None:
     assert options.CHOICES["figure"] == tuple(FIGURES)
     recipes = {recipe for name in registry.names() for recipe in registry.get(name).recipes}
     assert set(options.CHOICES["recipe"]) == recipes
-    assert set(options.CHOICES["buffer"]) == {"ram", "disk"}
+    assert set(options.CHOICES["buffer"]) == {"auto", "device", "ram", "disk"}
 
 
 def test_names_to_choose_from() -> None:

@@ -1,10 +1,12 @@
 """A device that is not there: tensors that say they lie on `sim:0`, and are computed on the CPU.
 
 Like a GPU, it raises where tensors of two devices meet, except CPU scalars in pointwise operations,
-and it tells what crosses the bus. Unlike one, it has the CPU's kernels and its random numbers.
+and it tells what crosses the bus. Copies that nobody has to wait for come as late as they may:
+when the stream that they are on is waited for. Unlike a GPU, it has the CPU's kernels and its
+random numbers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +17,7 @@ from torch.utils import _pytree as tree
 from torch.utils import backend_registration as backends
 
 NAME = "sim"
+BYTES = 1 << 24  # of its memory: batches of the tiny model are as large as on a CPU
 HERE, THERE = torch.device("cpu"), f"{NAME}:0"
 
 aten = torch.ops.aten
@@ -102,16 +105,19 @@ def _run(op: Any, *args: Any, **kwargs: Any) -> Any:
     strangers = [x for x in given if not isinstance(x, There)]
     wanted = kwargs.get("device")
     there = wanted is None or wanted.type == NAME
+    emptied = wanted is not None and wanted.type == "meta"  # what goes there is let go
     if op in COPIES:
         source = args[op is aten.copy_.default]
         if op is aten.copy_.default:
             there = isinstance(args[0], There)
-        if isinstance(source, There) != there:
+        if isinstance(source, There) != there and not emptied:
             _crossed("to_device" if there else "to_host", source.numel() * source.itemsize)
     elif strangers:
         _check(op, args, strangers)
     if there and kwargs.get("generator") is not None:
         raise RuntimeError(f"{op}: expected a generator of {THERE}, found one of cpu")
+    if op is aten.copy_.default and _module.late(args, **kwargs):
+        return args[0]
     _count_waits(op, args)
     held: dict[int, torch.Tensor] = {}
 
@@ -121,7 +127,7 @@ def _run(op: Any, *args: Any, **kwargs: Any) -> Any:
 
     plain, options = tree.tree_map_only(There, behind, (args, kwargs))
     if wanted is not None:
-        options["device"] = HERE
+        options["device"] = wanted if emptied else HERE
     made = op(*plain, **options)
 
     def wrapped(x: torch.Tensor) -> torch.Tensor:
@@ -136,7 +142,7 @@ def _run(op: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _copy_from(source: Any, onto: Any, non_blocking: bool = False) -> Any:
     """Copy as torch does where it leaves the Python class of tensors out of account."""
-    return _run(aten.copy_.default, onto, source)
+    return _run(aten.copy_.default, onto, source, non_blocking)
 
 
 def _check(op: Any, args: Any, strangers: list[torch.Tensor]) -> None:
@@ -169,21 +175,46 @@ def _count_waits(op: Any, args: Any) -> None:
 
 
 class _Stream:
-    """There is one, and nothing runs ahead of it."""
+    """What runs beside the others; only copies that are not waited for are late."""
 
     device_type = NAME
 
+    def __init__(self, device: Any = None) -> None:
+        self.late: list[Callable[[], None]] = []
+
     def wait_stream(self, other: "_Stream") -> None:
-        pass
+        other.synchronize()
 
     def synchronize(self) -> None:
-        pass
+        while self.late:
+            self.late.pop(0)()
 
 
 class _Module:
-    """`torch.sim`: what torch asks a device's module for."""
+    """`torch.sim`: what torch asks a device's module for. `free` are bytes of its memory."""
 
-    _stream = _Stream()
+    Stream = _Stream
+
+    def __init__(self) -> None:
+        self.free = BYTES
+        self._current = self._default = _Stream()
+
+    def late(self, args: Any, non_blocking: bool = False) -> bool:
+        """Put off a copy between the host and the device that was made on a stream of its own.
+
+        Until it is waited for, there is no number where it goes.
+        """
+        onto, source, *more = args
+        crosses = isinstance(onto, There) != isinstance(source, There)
+        if not (crosses and (non_blocking or any(more))) or self._current is self._default:
+            return False
+        room, comes = (x.held if isinstance(x, There) else x for x in (onto, source))
+        room.fill_(torch.nan if room.is_floating_point() else -1)
+        self._current.late.append(lambda: room.copy_(comes))
+        return True
+
+    def mem_get_info(self, device: Any = None) -> tuple[int, int]:
+        return self.free, BYTES
 
     def is_initialized(self) -> bool:
         return True
@@ -204,11 +235,15 @@ class _Module:
         """Nothing: the CPU's numbers are drawn, which are seeded beside it."""
 
     def current_stream(self, device: Any = None) -> _Stream:
-        return self._stream
+        return self._current
 
     @contextmanager
     def stream(self, stream: _Stream) -> Iterator[None]:
-        yield
+        before, self._current = self._current, stream
+        try:
+            yield
+        finally:
+            self._current = before
 
     def synchronize(self, device: Any = None) -> None:
         pass
@@ -232,6 +267,7 @@ class _Module:
         pass
 
 
+_module = _Module()
 _libraries: list[torch.library.Library] = []
 
 
@@ -254,10 +290,20 @@ def _lower(name: str) -> Any:
     return run
 
 
+@contextmanager
+def full() -> Iterator[None]:
+    """Let none of the device's memory be free."""
+    _module.free = 0
+    try:
+        yield
+    finally:
+        _module.free = BYTES
+
+
 def register() -> str:
     """Make the device known to torch, for the life of this process; return its name."""
     if not _libraries:
-        backends._setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
+        backends._setup_privateuseone_for_python_backend(NAME, backend_module=_module)
         library = torch.library.Library("aten", "IMPL")
         for name in NEW:
             packet, _, overload = name.partition(".")

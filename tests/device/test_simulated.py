@@ -53,6 +53,7 @@ def test_scalars_of_the_cpu_may_meet_it(x):
     [
         (lambda x: x.cpu(), [("to_host", 48)]),
         (lambda x: x.tolist(), [("to_host", 48)]),
+        (lambda x: x.to("meta"), []),
         (lambda x: x.half().cpu().to(x.device), [("to_host", 24), ("to_device", 24)]),
         (lambda x: float(x.sum()), [("to_host", 4)]),
         (lambda x: bool((x > 3).any()), [("to_host", 1)]),
@@ -71,6 +72,22 @@ def test_what_crosses_is_counted(x, cross, copies):
         cross(x)
     assert seen.copies == copies
     assert seen.to_host_bytes == sum(size for way, size in copies if way == "to_host")
+
+
+def test_a_copy_beside_comes_when_it_is_waited_for(device):
+    module, x = torch.get_device_module(device), torch.arange(3.0)
+    side = module.Stream()
+    with module.stream(side):
+        there = x.to(device, non_blocking=True)
+        assert there.cpu().isnan().all()
+    module.current_stream().wait_stream(side)
+    assert there.tolist() == x.tolist()
+    back = torch.zeros(3)
+    with module.stream(side):
+        back.copy_(there, non_blocking=True)
+    assert back.isnan().all()
+    side.synchronize()
+    assert back.tolist() == x.tolist()
 
 
 def test_gradients_and_views(device):

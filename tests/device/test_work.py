@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from prunecli import evaluate, prune, train
 from prunecli.errors import Stopped
 from prunecli.files import keeping, sidecar
 from prunecli.methods import registry
-from prunecli.model import device, stream
+from prunecli.model import device
 from prunecli.model.checkpoint import Checkpoint
+from prunecli.model.stream import LayerStream
 from prunecli.settings import Amount, Compute, Data
 
 CPU = Compute(device="cpu", dtype="float32")
@@ -220,16 +222,21 @@ def matrices(work) -> list:
     return [t for t in tensors if t.layer is not None and len(t.shape) == 2]
 
 
+@pytest.mark.parametrize("place", ["device", "ram"])
 @pytest.mark.usefixtures("counted")
-def test_a_layer_is_sent_once_and_its_states_there_and_back(work, there, tmp_path):
-    """A walk sends every matrix of the layers, and hidden states a batch at a time."""
-    arch = Checkpoint(work.model).arch
+def test_a_layer_is_sent_once_and_its_states_there_and_back(place, work, there, tmp_path):
+    """A walk sends every matrix of the layers, and hidden states a batch at a time, or never."""
+    arch, compute = Checkpoint(work.model).arch, replace(there, buffer=place)
     expected = Counter(("to_device", 4 * prod(tensor.shape)) for tensor in matrices(work))
-    for rows in stream.batches(torch.zeros(ROWS, LENGTH)):
+    ids = torch.zeros(ROWS, LENGTH)
+    for rows in LayerStream(Checkpoint(work.model), compute).batches(ids):
         states = 4 * (rows.stop - rows.start) * LENGTH * arch.hidden
+        crossings = 0 if place == "device" else arch.layers
+        expected += Counter({("to_device", states): crossings})
         # what the embedding gives comes back too
-        expected += {("to_device", states): arch.layers, ("to_host", states): arch.layers + 1}
-    copies = Counter(crossed(work.prune, "shortgpt", str(tmp_path / "o"), there))
+        expected += Counter({("to_host", states): crossings and crossings + 1})
+        expected[("to_host", states)] += 0
+    copies = Counter(crossed(work.prune, "shortgpt", str(tmp_path / "o"), compute))
     assert {copy: copies[copy] for copy in expected} == expected
 
 

@@ -1,11 +1,14 @@
 """What identifies a result: all that can change it is in its id, in the form that was used."""
 
+import threading
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import tiny
 from prunecli import calibrate, evaluate, prune, score, search_arch, speed
-from prunecli.errors import OutputExists
+from prunecli.errors import InputError, OutputExists
 from prunecli.model import device as devices
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.device import settled
@@ -74,3 +77,24 @@ def test_on_a_gpu_auto_is_the_type_of_the_checkpoint(tmp_path, monkeypatch):
     assert settled(Compute(), half) == Compute("cuda", "bfloat16")
     assert settled(Compute(dtype="float32"), half) == Compute("cuda", "float32")
     assert settled(Compute(device="cpu"), half) == Compute("cpu", "float32")
+
+
+def test_a_digest_does_not_depend_on_threads(tmp_path):
+    """They hash tensors in any order. The first that is refused is named, and none is hashed on."""
+    folder, before = tiny.make(tmp_path / "model"), torch.get_num_threads()
+    found = {}
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found[threads] = Checkpoint(str(folder)).digest()
+        assert found[1] == found[3]
+        weights = load_file(folder / "model.safetensors")
+        names = sorted(weights)
+        for name in (names[-1], names[-2]):
+            weights[name].view(-1)[0] = torch.nan
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        with pytest.raises(InputError, match=f"'{names[-2]}' has NaN or infinite weights"):
+            Checkpoint(str(folder)).digest()
+    finally:
+        torch.set_num_threads(before)
+    assert not [one for one in threading.enumerate() if one.name.startswith("ThreadPool")]

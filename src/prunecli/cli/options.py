@@ -24,7 +24,7 @@ CHOICES = {
     "device": ("auto", "cpu", "cuda"),
     "dtype": ("auto", "float32", "bfloat16"),
     "save-dtype": ("auto", "float32", "bfloat16", "float16"),
-    "buffer": ("ram", "disk"),
+    "buffer": ("auto", "device", "ram", "disk"),
     "compat": ("official",),
     "bos": tokenizer.BOS,
     "special-tokens": tokenizer.SPELLED_OUT,
@@ -287,7 +287,7 @@ STREAM: Group = {
     **of_record(
         Compute,
         COMPUTE_PANEL,
-        buffer=Text("keep hidden states between layers in memory or in a file"),
+        buffer=Text("where hidden states are kept between layers; auto: where they fit first"),
         memory=Text(
             "stay within this much memory, such as 4GB: hidden states go to a file if they must",
             "SIZE",

@@ -25,7 +25,7 @@ from prunecli.measuring.tasks import Group, Task, load
 from prunecli.model import memory
 from prunecli.model.arch import FLOPS_TOKENS
 from prunecli.model.checkpoint import Checkpoint, home
-from prunecli.model.device import check_device, settled
+from prunecli.model.device import computable, settled
 from prunecli.model.memory import MemoryNeed
 from prunecli.record import Record, limited
 from prunecli.report import Report
@@ -73,7 +73,7 @@ def evaluate(request: EvalRequest, run: RunContext = RunContext()) -> Result:
 
 
 def _evaluate(request: EvalRequest, run: RunContext) -> Result:
-    check_device(run.compute)
+    run = computable(run)
     if request.tasks.names and not run.ranks.alone:
         raise UsageError("tasks are answered by one process", "run it without torchrun")
     builder = SidecarBuilder("eval", run.output.argv)

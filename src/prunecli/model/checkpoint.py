@@ -10,6 +10,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -22,14 +23,13 @@ from prunecli.files.tensorfile import (
     ReadingAhead,
     Spec,
     TensorWriter,
-    begun_digest,
-    bytes_of,
     combined_digest,
     pieces,
     read_header,
     read_tensor,
     rows_of,
     spans,
+    tensor_digest,
 )
 from prunecli.model import companions, configs, foreign
 from prunecli.model.arch import Arch
@@ -381,22 +381,33 @@ class Checkpoint(Reader):
         return Wrapper(self.part_of, values, WRAPPERS[self.part_of], names, self._others, shards)
 
     def digest(self, report: Report = SILENT) -> str:
-        """Read all tensors once and return their digest; raise InputError at a NaN or infinity."""
-        digests = {}
-        with report.reading("checking weights", self.num_bytes) as passed:
-            for name, spec in self.specs.items():
-                sha = begun_digest(spec)
-                for piece in pieces(self.tensor(name)):
-                    if not all_finite(piece):
-                        raise InputError(
-                            f"'{name}' has NaN or infinite weights", "is the file damaged?"
-                        )
-                    sha.update(bytes_of(piece))
-                    passed(piece.nbytes)
-                digests[name] = sha.hexdigest()
+        """Read all tensors once and return their digest; raise InputError at a NaN or infinity.
+
+        They are hashed by as many threads as compute, beside the one that looks at the numbers:
+        most of the time is the hash's.
+        """
+        import torch
+
+        digests, pool = {}, ThreadPoolExecutor(torch.get_num_threads())
+        try:
+            hashed = {name: pool.submit(self._digest_of, name) for name in self.specs}
+            with report.reading("checking weights", self.num_bytes) as passed:
+                for name in self.specs:
+                    for piece in pieces(self.tensor(name)):
+                        if not all_finite(piece):
+                            raise InputError(
+                                f"'{name}' has NaN or infinite weights", "is the file damaged?"
+                            )
+                        passed(piece.nbytes)
+                    digests[name] = hashed[name].result()
+        finally:
+            pool.shutdown(cancel_futures=True)
         config = {k: v for k, v in self.arch.config.items() if k != "prunecli"}
         shape = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
         return combined_digest({**digests, "config.json": shape})
+
+    def _digest_of(self, name: str) -> str:
+        return tensor_digest(self.tensor(name))
 
     def stored(self, dtype: str) -> tuple[Arch, dict[str, Spec]]:
         """Return architecture and specs of this model stored as `dtype`; `auto` is as it is.

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from prunecli.errors import InputError
 from prunecli.files import scratch, world
 from prunecli.files.artefact import Artefact
+from prunecli.files.sidecar import Computed
 from prunecli.files.tensorfile import ITEM_BYTES, PIECE, STORAGE, Spec
 from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Reader
-from prunecli.model.device import device_of
+from prunecli.model.device import device_of, memory_of
 from prunecli.settings import BATCH_TOKENS, Compute, Result, RunContext
 
 if TYPE_CHECKING:
@@ -25,6 +26,17 @@ if TYPE_CHECKING:
 PROGRAM = 350_000_000
 PARTS = 4 * PIECE  # of tensors that are compared, hashed and written, and buffers of files
 STREAMS = 1 << 30  # bytes of hidden states at once, where one model is tried in many ways
+# through a layer at once on an accelerator, which fewer leave idle, and the part of its memory that
+# they may take
+DEVICE_TOKENS, DEVICE_SHARE = 1 << 14, 8
+FREE = 0.9  # of a device's free memory: what is rounded up, and what its libraries take, is beside
+# where hidden states can go, the fastest place first; from memory they go on where they must
+PLACES = {
+    "auto": ("device", "ram", "disk"),
+    "device": ("device",),
+    "ram": ("ram", "disk"),
+    "disk": ("disk",),
+}
 STATE_BYTES = 16  # of training, a parameter: weight, gradient and two moments in float32
 # of a run: from here on, at least minutes on the fastest of CPUs, its memory is tried by itself
 LONG_FLOPS = 1e14
@@ -74,6 +86,14 @@ class MemoryNeed:
         """All bytes."""
         return sum(self.host.values()) + sum(self.device.values())
 
+    def times(self, what: str, factor: int) -> "MemoryNeed":
+        """Return the need with so many times as much of one thing, wherever that is held."""
+        host, device = (
+            {name: size * factor if name == what else size for name, size in held.items()}
+            for held in (self.host, self.device)
+        )
+        return replace(self, host=host, device=device)
+
     def settled(
         self, artefact: Artefact, expected: Mapping[str, Any], compute: Compute
     ) -> Result | None:
@@ -100,26 +120,40 @@ class MemoryNeed:
 
 
 def within(run: RunContext, need_of: Callable[[RunContext], MemoryNeed]) -> RunContext:
-    """Return the run as it fits into `--memory`: with hidden states in a file where they must be.
+    """Return the run with its hidden states in the first place of `--buffer` where they fit.
 
-    `need_of` tells what it needs. Raises InputError where even the least does not fit.
+    `need_of` tells what it needs. Raises InputError where even the least does not fit, into
+    `--memory` or into what a device has free.
     """
-    most = run.compute.most_bytes
-    if most is None or _taken(need_of(run), run.compute) <= most:
-        return run
-    on_disk = replace(run, compute=replace(run.compute, buffer="disk"))
-    need = need_of(on_disk)
-    if (least := _taken(need, run.compute)) > most:
-        parts = _told({"the program": PROGRAM, **_in_memory(need, run.compute)})
-        raise InputError(
-            f"--memory {run.compute.memory} is too little: the run takes at least "
-            f"{least / 1e9:.3g} GB ({parts})",
-            "give it more, or fewer or shorter windows",
-        )
-    if run.compute.buffer != "disk":
-        scratch.folder()
-        run.report.info(f"hidden states are kept in a file: --memory {run.compute.memory}")
-    return on_disk
+    compute, most = run.compute, run.compute.most_bytes
+    device = device_of(compute)
+    on_cpu = device.type == "cpu"
+    # what a CPU computes with is the machine's memory
+    buffer = "ram" if on_cpu and compute.buffer in ("auto", "device") else compute.buffer
+    for place in PLACES[buffer]:
+        placed = replace(run, compute=replace(compute, buffer=place))
+        need = need_of(placed)
+        if place == "device" and not _has_free(need, device, unless_told=buffer == place):
+            if buffer == place:
+                raise _too_little(f"free memory on '{device}'", need.device)
+            continue
+        if most is None or _taken(need, compute) <= most:
+            if place == "disk" and buffer != place:
+                scratch.folder()
+                run.report.info(f"hidden states are kept in a file: --memory {compute.memory}")
+            return placed
+    parts = _told({"the program": PROGRAM, **_in_memory(need, compute)})
+    raise InputError(
+        f"--memory {compute.memory} is too little: the run takes at least "
+        f"{_taken(need, compute) / 1e9:.3g} GB ({parts})",
+        "give it more, or fewer or shorter windows",
+    )
+
+
+def _has_free(need: MemoryNeed, device: "torch.device", unless_told: bool) -> bool:
+    """Return whether a device has that much free, or `unless_told` where it does not tell."""
+    known = memory_of(device)
+    return unless_told if known is None else sum(need.device.values()) <= FREE * known.free
 
 
 def _in_memory(need: MemoryNeed, compute: Compute) -> dict[str, int]:
@@ -133,9 +167,45 @@ def _taken(need: MemoryNeed, compute: Compute) -> int:
 
 
 def streams_bytes(compute: Compute) -> int:
-    """Return how many bytes of hidden states are held where one model is tried in many ways."""
+    """Return how many bytes of hidden states are held where one model is tried in many ways.
+
+    They are on the device, whose own memory `--memory` does not bound.
+    """
+    device = device_of(compute)
+    if device.type != "cpu":
+        known = memory_of(device)
+        return STREAMS if known is None else max(STREAMS, known.all // 4)
     most = compute.most_bytes
     return STREAMS if most is None else min(STREAMS, most // 4)
+
+
+def batch_tokens(arch: Arch, compute: Compute) -> int:
+    """Return how many tokens go through a layer at once, unless one window has more.
+
+    On an accelerator as many as an eighth of its memory takes: of all of it, so that on equal
+    devices results are equal, whatever else runs there.
+    """
+    device = device_of(compute)
+    known = None if device.type == "cpu" else memory_of(device)
+    tokens = BATCH_TOKENS if known is None else DEVICE_TOKENS
+    while tokens > BATCH_TOKENS and known is not None:
+        if tokens * _token_bytes(arch, compute) <= known.all // DEVICE_SHARE:
+            break
+        tokens //= 2
+    return tokens
+
+
+def computed(arch: Arch, compute: Compute, ranks: int) -> Computed:
+    """Return what a sidecar says of a walk by so many processes."""
+    return Computed(compute.device, compute.dtype, batch_tokens(arch, compute), ranks)
+
+
+def _token_bytes(arch: Arch, compute: Compute) -> int:
+    """Return the bytes that a token takes on its way through a layer."""
+    item, widest = item_bytes(compute), max(arch.hidden, arch.ffn)
+    # what enters and leaves the linears, and a residual stream; statistics read it in float32
+    activations = (12 * arch.hidden + arch.ffn_matrices * arch.ffn) * item
+    return activations + (2 * 4 * widest if item < 4 else 0)
 
 
 def item_bytes(compute: Compute) -> int:
@@ -166,13 +236,16 @@ def of_walk(
     cast = [
         prod(spec.shape) * item for spec in chain(*layers) if spec.dtype != STORAGE[compute.dtype]
     ]
-    hidden = rows * length * arch.hidden * item if compute.buffer == "ram" else 0
-    # a batch is at least one window: what enters and leaves the linears, and a residual stream
-    batch = max(BATCH_TOKENS, length)
-    activations = batch * (12 * arch.hidden + arch.ffn_matrices * arch.ffn) * item
+    hidden = rows * length * arch.hidden * item
+    in_memory = 0 if compute.buffer in ("device", "disk") else hidden
+    if in_memory and not on_cpu:
+        in_memory = 1 << (hidden - 1).bit_length()  # torch takes pinned memory in powers of two
+    # a batch is at least one window
+    activations = max(batch_tokens(arch, compute), length) * _token_bytes(arch, compute)
     return MemoryNeed(
-        {"hidden states": hidden, "parts of tensors": PARTS},
+        {"hidden states": in_memory, "parts of tensors": PARTS},
         {
+            **({"hidden states": hidden} if compute.buffer == "device" else {}),
             "output head": 0 if on_cpu else checkpoint.specs[f"{head}.weight"].bytes,
             "one layer": sum(spec.bytes for spec in layer) if edited or not on_cpu else 0,
             "a matrix": max(cast, default=0),

@@ -4,23 +4,23 @@ Layers are transformers' own classes, built on meta and given the streamed weigh
 of all sequences live in one buffer that each layer overwrites in place.
 """
 
-from collections.abc import Collection, Iterator, Sequence
-from math import prod
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from prunecli.files import scratch
 from prunecli.files.keeping import Holds, Keeper
 from prunecli.files.tensorfile import spans
 from prunecli.interruption import safe_point
 from prunecli.model import experts, memory
 from prunecli.model.checkpoint import Reader
-from prunecli.model.device import device_of, dtype_of
+from prunecli.model.device import device_of, dtype_of, settled, whole_float32
+from prunecli.model.hidden import HiddenStates
 from prunecli.model.stock import LogitSoftcap, Parts, in_float32, meta_model, with_ones
 from prunecli.report import SILENT, Report
-from prunecli.settings import BATCH_TOKENS, Compute, RunContext
+from prunecli.settings import Compute, RunContext
 
 VOCAB_CHUNK = 8192
 
@@ -32,8 +32,8 @@ class LayerStream:
 
     Args:
         checkpoint: the model, read as it is needed.
-        compute: device, compute type, and where hidden states are kept: `ram`, or `disk` for a
-            file-backed buffer in the temporary folder.
+        compute: device, compute type, and where hidden states are kept (`memory.within` settles
+            that; `auto` is in memory).
         report: hears about progress.
         keeper: keeps the states of walks; without one nothing is kept. Its run's `ranks` are the
             processes that walk, each with its own rows.
@@ -49,8 +49,11 @@ class LayerStream:
         self.checkpoint, self.arch = checkpoint, checkpoint.arch
         self.keeper = keeper or Keeper(RunContext(report=report))
         self.ranks = self.keeper.run.ranks
+        compute = settled(compute, checkpoint)
         self.device, self.dtype = device_of(compute), dtype_of(compute, checkpoint)
-        self.buffer_kind, self.streams_bytes = compute.buffer, memory.streams_bytes(compute)
+        self.batch_tokens = memory.batch_tokens(self.arch, compute)
+        self.streams_bytes = memory.streams_bytes(compute)
+        self._states = HiddenStates(self.device, compute.buffer)
         self._stock = meta_model(checkpoint.arch, self.device)
         self._exact, self._cap = in_float32(self._stock), LogitSoftcap.of(checkpoint.arch)
         self._parts = Parts.of(self._stock, self.arch.family)
@@ -79,14 +82,19 @@ class LayerStream:
 
         Every loop over layers is one of these (files/keeping.py says what that asks of it).
         """
-        return self.keeper.steps(items, what, unit, state, self._placed, holds, spent)
+        with whole_float32():
+            yield from self.keeper.steps(items, what, unit, state, self._placed, holds, spent)
 
     def _placed(self, tensor: Tensor, on_device: bool) -> Tensor:
-        """Return a tensor of a state, where it was: on the device, or where hidden states are."""
+        """Return a tensor of a state, where it was: on the device, or in memory.
+
+        Hidden states [N, T, D] that were not on the device go where this run keeps them.
+        """
         if on_device:
             return tensor.to(self.device)
-        placed = self.buffer(tuple(tensor.shape), tensor.dtype)
-        return placed.copy_(tensor)
+        if tensor.dim() < 3:
+            return tensor.clone()
+        return self.buffer(tuple(tensor.shape), tensor.dtype).copy_(tensor)
 
     def _capture(self, hidden_states: Tensor, **context: Any) -> Tensor:
         self._captured.append((hidden_states, context))
@@ -140,21 +148,31 @@ class LayerStream:
     @torch.no_grad()
     def embed(self, ids: Tensor) -> Tensor:
         """Return the hidden states [N, T, D] that enter the first layer: the buffer."""
-        rows, length = ids.shape
-        shape = (rows, length, self.arch.hidden)
-        buffer = self.buffer(shape)
-        for batch in batches(ids):
-            buffer[batch] = self._layer_inputs(ids[batch])[0][0].to(buffer.device)
+        buffer = self.buffer((*ids.shape, self.arch.hidden))
+        for rows in self.batches(ids):
+            buffer[rows] = self._layer_inputs(ids[rows])[0][0].to(buffer.device)
         return buffer
 
     def buffer(self, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
-        """Return room for hidden states [N, T, D], in memory or in a file."""
-        if self.buffer_kind == "ram":
-            return torch.empty(shape, dtype=dtype or self.dtype)
-        size, dtype = prod(shape), dtype or self.dtype
-        with scratch.file(size * dtype.itemsize) as file:
-            flat = torch.from_file(file.name, shared=True, size=size, dtype=dtype)
-        return flat.view(shape)
+        """Return room for hidden states [N, T, D], where they are kept."""
+        return self._states.room(shape, dtype or self.dtype)
+
+    def batches(self, ids: Tensor) -> Iterator[slice]:
+        """Yield slices of rows [N, T] of as many tokens as go through a layer at once."""
+        step = max(1, self.batch_tokens // ids.shape[1])
+        for start in range(0, len(ids), step):
+            safe_point()
+            yield slice(start, min(start + step, len(ids)))
+
+    def each(
+        self,
+        steps: Iterable[slice],
+        compute: Callable[..., Tensor | None],
+        *read: Tensor,
+        into: Tensor | None = None,
+    ) -> None:
+        """Do as `HiddenStates.each`, on this stream's device."""
+        self._states.each(steps, compute, *read, into=into)
 
     def layer(self, i: int, cast: bool = False) -> nn.Module:
         """Return decoder layer `i` with its weights, on the device.
@@ -331,14 +349,6 @@ def _products(states: Tensor, chunk: Tensor) -> Tensor:
     return products
 
 
-def batches(ids: Tensor) -> Iterator[slice]:
-    """Yield slices of rows [N, T] of about 1024 tokens: what goes through a layer at once."""
-    step = max(1, BATCH_TOKENS // ids.shape[1])
-    for start in range(0, len(ids), step):
-        safe_point()
-        yield slice(start, min(start + step, len(ids)))
-
-
 @torch.no_grad()
 def sequence_losses(stream: LayerStream, ids: Tensor, without: range = range(0)) -> Tensor:
     """Return the summed loss [N] in nats of every sequence of ids [N, T].
@@ -356,13 +366,15 @@ def _own_losses(stream: LayerStream, ids: Tensor, without: range) -> Tensor:
     state = {"hidden": stream.embed(ids)}  # [N, T, D]
     layers = [i for i in range(stream.arch.layers) if i not in without]
     for i in stream.walk(layers, "evaluating", "layers", state):
-        layer, hidden = stream.layer(i), state["hidden"]
-        for rows in batches(ids):
-            before = hidden[rows].to(stream.device)
-            after = torch.cat([stream.forward(layer, i, alone) for alone in torch.split(before, 1)])
-            hidden[rows] = after.to(hidden.device)
+        through = partial(_one_by_one, stream, stream.layer(i), i)
+        stream.each(stream.batches(ids), through, state["hidden"], into=state["hidden"])
     of_windows = {"losses": torch.zeros(len(ids), dtype=torch.float64)}
     for n in stream.walk(range(len(ids)), "predicting", "windows", of_windows):
         alone = slice(n, n + 1)
         of_windows["losses"][alone] = stream.losses(state["hidden"][alone], ids[alone])
     return of_windows["losses"]
+
+
+def _one_by_one(stream: LayerStream, layer: nn.Module, i: int, before: Tensor) -> Tensor:
+    """Return what leaves layer `i`, which these sequences [B, T, D] enter."""
+    return torch.cat([stream.forward(layer, i, alone) for alone in torch.split(before, 1)])

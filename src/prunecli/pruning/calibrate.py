@@ -10,14 +10,14 @@ from prunecli.errors import UsageError
 from prunecli.files.artefact import Artefact
 from prunecli.files.claim import exclusive
 from prunecli.files.keeping import Keeper
-from prunecli.files.sidecar import Computed, SidecarBuilder
+from prunecli.files.sidecar import SidecarBuilder
 from prunecli.files.tensorfile import Spec
 from prunecli.methods import registry
 from prunecli.methods._base import Method, RequiredStatistic
 from prunecli.model import memory
 from prunecli.model.arch import POINTS, Arch
 from prunecli.model.checkpoint import Checkpoint
-from prunecli.model.device import check_device, dtype_of, settled
+from prunecli.model.device import computable, dtype_of, settled
 from prunecli.model.memory import MemoryNeed
 from prunecli.pruning import shapes
 from prunecli.pruning.calibration import Calibration, check_tensor_file, read_windows
@@ -26,7 +26,7 @@ from prunecli.pruning.stats import registry as statistics
 from prunecli.pruning.stats._base import GRADIENTS, INPUTS, MODEL, Statistic
 from prunecli.ranks import Ranks
 from prunecli.record import Record
-from prunecli.settings import BATCH_TOKENS, Amount, Data, Result, RunContext
+from prunecli.settings import BATCH_TOKENS, Amount, Compute, Data, Result, RunContext
 from prunecli.training.distributed import joined
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def calibrate(request: CalibrateRequest, run: RunContext = RunContext()) -> Resu
 
 
 def _calibrate(request: CalibrateRequest, run: RunContext) -> Result:
-    check_device(run.compute)
+    run = computable(run)
     methods = [registry.get(name) for name in request.methods]
     _check_read(methods, request.compat)
     check_tensor_file(run.output, request.model)
@@ -166,7 +166,7 @@ def statistics_artefact(
     return Artefact(
         SidecarBuilder("calibrate", run.output.argv), "stats", options,
         [dense.as_input(digest), *calibration.inputs], run, calibration=calibration.num_tokens,
-        computed=Computed(run.compute.device, run.compute.dtype, BATCH_TOKENS, run.ranks.world),
+        computed=memory.computed(dense.arch, run.compute, run.ranks.world),
         resumable=calibration.windows is not None,
     )  # fmt: skip
 
@@ -243,7 +243,7 @@ def memory_need(
     need = replace(need, device={**need.device, "solving": max(0, solving - running)})
     scopes = {statistics.get(one.name).scope for one in required}
     if scopes & {GRADIENTS, MODEL}:
-        need = _with_losses(need, dense.arch, GRADIENTS in scopes)
+        need = _with_losses(need, dense.arch, run.compute, GRADIENTS in scopes)
         records = [statistics.get(one.name) for one in required]
         made = sum(
             8 * prod(shape) * (dense.arch.layers if record.scope == GRADIENTS else 1)
@@ -259,7 +259,7 @@ def memory_need(
         need = replace(need, device={**need.device, "streams": streams})
         if all(statistics.get(one.name).depends_on_amount for one in required):
             # these are the states of the rows that are tried, and no others are held
-            need = replace(need, host={**need.host, "hidden states": 0})
+            need = need.times("hidden states", 0)
     return need
 
 
@@ -276,18 +276,17 @@ def passes(required: Required, arch: Arch, num_removed: int, edited: bool) -> fl
     return of_inputs + (4.0 if GRADIENTS in scopes else 0.0) + of_model
 
 
-def _with_losses(need: MemoryNeed, arch: Arch, backward: bool) -> MemoryNeed:
+def _with_losses(need: MemoryNeed, arch: Arch, compute: Compute, backward: bool) -> MemoryNeed:
     """Return what is held where losses are computed too, and if `backward`, their gradients."""
     from prunecli.model.stream import VOCAB_CHUNK
 
-    chunk = min(VOCAB_CHUNK, arch.vocab)
-    device = {**need.device, "logits": 4 * chunk * (2 * BATCH_TOKENS + arch.hidden)}
+    chunk, batch = min(VOCAB_CHUNK, arch.vocab), memory.batch_tokens(arch, compute)
+    device = {**need.device, "logits": 4 * chunk * (2 * batch + arch.hidden)}
     if not backward:
         return replace(need, device=device)
     # states between all layers; and in float32 a layer's weights, gradients, their sums and squares
-    hidden = (arch.layers + 2) * need.host["hidden states"]
     device["gradients"] = 5 * 4 * -(-arch.block_params // arch.layers)
-    return replace(need, host={**need.host, "hidden states": hidden}, device=device)
+    return replace(need, device=device).times("hidden states", arch.layers + 2)
 
 
 def write_statistics(

@@ -67,9 +67,11 @@ class WeightMasker:
         are read from a file.
         """
         if calibration.windows is None:
-            depth = self.dense.arch.layers
-            for i in range(depth):
-                yield i, None, partial(at_point, calibration.tensors or {})
+            from prunecli.model.device import whole_float32
+
+            with whole_float32():
+                for i in range(self.dense.arch.layers):
+                    yield i, None, partial(at_point, calibration.tensors or {})
             return
         from prunecli.model.stream import LayerStream
         from prunecli.pruning.stats import _hooks

@@ -17,13 +17,13 @@ from prunecli.files import output, sidecar, world
 from prunecli.files.artefact import Artefact
 from prunecli.files.claim import claimed, exclusive
 from prunecli.files.keeping import Keeper, specs_of
-from prunecli.files.sidecar import Computed, Input, SidecarBuilder
+from prunecli.files.sidecar import Input, SidecarBuilder
 from prunecli.files.tensorfile import TensorFile, Tensors
 from prunecli.methods._base import Method
 from prunecli.model import memory
 from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint, Reader, home
-from prunecli.model.device import check_device, settled
+from prunecli.model.device import computable, settled
 from prunecli.model.memory import MemoryNeed
 from prunecli.model.pattern import SparsityPattern
 from prunecli.model.write import WriteSummary, size_results, write_tensors
@@ -59,7 +59,7 @@ from prunecli.pruning.score import (
     scores_artefact,
 )
 from prunecli.report import Report
-from prunecli.settings import BATCH_TOKENS, Result, RunContext
+from prunecli.settings import Result, RunContext
 from prunecli.training.distributed import joined
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def prune(request: PruneRequest, run: RunContext = RunContext()) -> Result:
 
 
 def _prune(request: PruneRequest, run: RunContext) -> Result:
-    check_device(run.compute)
+    run = computable(run)
     builder = SidecarBuilder("prune", run.output.argv)
     resolved = resolve(request, run.output)
     output.check_path(run.output.path, run.output, [home(request.model), *resolved.read])
@@ -312,7 +312,7 @@ def _artefact(
         parent=pruning.dense.sidecar,
         calibration=calibration.num_tokens,
         trained=training.trained if training else None,
-        computed=Computed(run.compute.device, run.compute.dtype, BATCH_TOKENS, world.size()),
+        computed=memory.computed(pruning.dense.arch, run.compute, world.size()),
         resumable=training is not None or calibration.windows is not None,
     )
     if PLAN in resolved.kept and not artefact.existing():

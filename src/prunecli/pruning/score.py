@@ -13,13 +13,13 @@ from prunecli.errors import InputError, UsageError
 from prunecli.files.artefact import Artefact
 from prunecli.files.claim import exclusive
 from prunecli.files.keeping import Keeper, specs_of
-from prunecli.files.sidecar import Computed, SidecarBuilder
+from prunecli.files.sidecar import SidecarBuilder
 from prunecli.files.tensorfile import Spec, Tensors
 from prunecli.methods import registry
 from prunecli.methods._base import LayerView, Method, Setting
 from prunecli.model import memory
 from prunecli.model.checkpoint import Checkpoint
-from prunecli.model.device import check_device, settled
+from prunecli.model.device import computable, settled
 from prunecli.pruning.allocate import best
 from prunecli.pruning.calibrate import (
     collect_all,
@@ -37,7 +37,7 @@ from prunecli.pruning.calibration import (
 )
 from prunecli.pruning.sizes import Sizes, check_supported
 from prunecli.record import Record
-from prunecli.settings import BATCH_TOKENS, Amount, Data, Result, RunContext
+from prunecli.settings import Amount, Data, Result, RunContext
 from prunecli.training.distributed import joined
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def score(request: ScoreRequest, run: RunContext = RunContext()) -> Result:
 
 
 def _score(request: ScoreRequest, run: RunContext) -> Result:
-    check_device(run.compute)
+    run = computable(run)
     method = registry.get(request.method)
     options = _check(request, method)
     check_tensor_file(run.output, request.model)
@@ -137,7 +137,7 @@ def scores_artefact(
         SidecarBuilder("score", run.output.argv), "scores",
         {"method": method.name, "options": options, **of_windows},
         [dense.as_input(digest), *calibration.inputs], run, calibration=calibration.num_tokens,
-        computed=Computed(run.compute.device, run.compute.dtype, BATCH_TOKENS, run.ranks.world),
+        computed=memory.computed(dense.arch, run.compute, run.ranks.world),
         resumable=collected,
     )  # fmt: skip
 

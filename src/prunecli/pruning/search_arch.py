@@ -21,7 +21,7 @@ from prunecli.files import keeping, output, sidecar, unfinished
 from prunecli.files.artefact import Artefact
 from prunecli.files.claim import exclusive
 from prunecli.files.keeping import Keeper, specs_of
-from prunecli.files.sidecar import Computed, SidecarBuilder
+from prunecli.files.sidecar import SidecarBuilder
 from prunecli.files.tensorfile import Tensors
 from prunecli.measuring import perplexity
 from prunecli.methods import registry
@@ -29,7 +29,7 @@ from prunecli.methods._base import Method, Setting, domains_of
 from prunecli.model import configs, memory
 from prunecli.model.arch import FLOPS_TOKENS, Arch
 from prunecli.model.checkpoint import Checkpoint, home
-from prunecli.model.device import check_device, settled
+from prunecli.model.device import computable, settled
 from prunecli.model.memory import MemoryNeed
 from prunecli.pruning import grid, surgery
 from prunecli.pruning.allocate import allocate
@@ -47,7 +47,7 @@ from prunecli.pruning.score import score_model, score_options, scores_artefact
 from prunecli.pruning.sizes import Sizes, check_supported, protected_layers, resolve_sizes
 from prunecli.record import Record, limited
 from prunecli.report import Report
-from prunecli.settings import BATCH_TOKENS, Amount, Data, Output, Result, RunContext
+from prunecli.settings import Amount, Data, Output, Result, RunContext
 from prunecli.training.distributed import joined
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def search_arch(request: SearchRequest, run: RunContext = RunContext()) -> Resul
 
 
 def _search_arch(request: SearchRequest, run: RunContext) -> Result:
-    check_device(run.compute)
+    run = computable(run)
     builder = SidecarBuilder("search-arch", run.output.argv)
     search = _resolve(request, run)
     dense = search.dense
@@ -179,7 +179,7 @@ def _search_arch(request: SearchRequest, run: RunContext) -> Result:
     artefact = Artefact(
         builder, "arch", recorded, [dense.as_input(digest), *calibration.inputs, of_held_out], run,
         parent=dense.sidecar, calibration=calibration.num_tokens,
-        computed=Computed(run.compute.device, run.compute.dtype, BATCH_TOKENS, run.ranks.world),
+        computed=memory.computed(dense.arch, run.compute, run.ranks.world),
         resumable=True,
     )  # fmt: skip
     need = _memory_need(search, training, calibration, held_out, run)

@@ -17,7 +17,7 @@ from prunecli.files.sidecar import Computed, SidecarBuilder
 from prunecli.files.tensorfile import torch_dtype
 from prunecli.model import memory
 from prunecli.model.checkpoint import Checkpoint, check_buildable, home
-from prunecli.model.device import check_device, device_of
+from prunecli.model.device import computable, device_of
 from prunecli.model.sparsity import (
     FixedMask,
     check_masks,
@@ -52,7 +52,7 @@ def train(training: Training, run: RunContext = RunContext()) -> Result:
     call this; the main one writes.
     Raises UsageError, InputError, OutputExists, and PruneError where the loss is not finite.
     """
-    check_device(run.compute)
+    run = computable(run)
     builder = SidecarBuilder("train", run.output.argv)
     resolved = _resolve(training, run)
     fixed_mask = _fixed_mask(resolved, run.report)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from prunecli.files.tensorfile import Spec, spec_of
 from prunecli.model.arch import Arch
-from prunecli.model.stream import LayerStream, batches
+from prunecli.model.stream import LayerStream
 from prunecli.pruning.stats._base import Statistic
 from prunecli.pruning.stats._hooks import Stats
 
@@ -33,7 +33,7 @@ def gradients(stream: LayerStream, ids: Tensor, records: Sequence[Statistic]) ->
     The states [N, T, D] between layers are kept from a forward pass, and each layer runs once more
     in the backward pass, a sequence at a time.
     """
-    depth, steps = stream.arch.layers, list(batches(ids))
+    depth, steps = stream.arch.layers, list(stream.batches(ids))
     tokens = stream.ranks.total(ids[:, 1:].numel())
     state = {"0": stream.embed(ids)}  # what enters each layer, and what leaves the last
     holds = partial(_held, stream.arch, spec_of(state["0"]), records)
@@ -45,8 +45,7 @@ def gradients(stream: LayerStream, ids: Tensor, records: Sequence[Statistic]) ->
             continue
         if i == depth:  # what left the last layer becomes the loss's gradient by it
             gradient = state["gradient"] = state.pop(str(depth))
-            for rows in steps:
-                gradient[rows] = stream.loss_gradient(gradient[rows], ids[rows]).to(gradient.device)
+            stream.each(steps, stream.loss_gradient, gradient, ids, into=gradient)
             continue
         layer = stream.layer(i, cast=True).requires_grad_(True)
         weights = _backward(stream, layer, i, state.pop(str(i)), state["gradient"], tokens)
@@ -73,9 +72,7 @@ def _held(arch: Arch, hidden: Spec, records: Sequence[Statistic], done: int) -> 
 def _forward(stream: LayerStream, i: int, inputs: Tensor, steps: list[slice]) -> Tensor:
     """Return what leaves layer `i`, which `inputs` [N, T, D] enter."""
     layer, outputs = stream.layer(i), stream.buffer(tuple(inputs.shape))
-    for rows in steps:
-        after = stream.forward(layer, i, inputs[rows].to(stream.device))
-        outputs[rows] = after.to(outputs.device)
+    stream.each(steps, partial(stream.forward, layer, i), inputs, into=outputs)
     return outputs
 
 
@@ -98,14 +95,11 @@ def _backward(
     weights = dict(layer.named_parameters())
     sums = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
     squares = {name: torch.zeros_like(total) for name, total in sums.items()}
-    for row in range(len(inputs)):
-        before = inputs[row : row + 1].to(stream.device).requires_grad_(True)
+
+    def one(entered: Tensor, gradient: Tensor) -> Tensor:
+        before = entered.detach().requires_grad_(True)
         after = stream.forward(layer, i, before)
-        torch.autograd.backward(
-            after, output_gradient[row : row + 1].to(stream.device, after.dtype)
-        )
-        assert before.grad is not None
-        output_gradient[row : row + 1] = before.grad.to(output_gradient.device)
+        torch.autograd.backward(after, gradient.to(after.dtype))
         for name, weight in weights.items():
             assert weight.grad is not None
             slope = weight.grad.float() / tokens
@@ -113,6 +107,11 @@ def _backward(
             # of a mean over one sequence, where the slope is that of one over all
             squares[name].addcmul_(slope, slope, value=sequences)
             weight.grad = None
+        assert before.grad is not None
+        return before.grad
+
+    rows = [slice(row, row + 1) for row in range(len(inputs))]
+    stream.each(rows, one, inputs, output_gradient, into=output_gradient)
     for total in (*sums.values(), *squares.values()):
         stream.ranks.sum(total)
     return [

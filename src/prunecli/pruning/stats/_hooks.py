@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from prunecli.methods._base import RequiredStatistic
 from prunecli.model import experts
 from prunecli.model.arch import Arch
-from prunecli.model.stream import LayerStream, batches
+from prunecli.model.stream import LayerStream
 from prunecli.pruning.stats import registry
 from prunecli.pruning.stats._base import Collector
 
@@ -138,13 +138,15 @@ class LayerRun(NamedTuple):
 
     def run(self, hooked: HookedCollectors | None = None, onward: bool = False) -> None:
         """Run all batches, observed by `hooked`; `onward` puts what leaves in `hidden`."""
-        for rows in batches(self.ids):
-            before = self.hidden[rows].to(self.stream.device)
+
+        def through(before: Tensor) -> Tensor:
             after = self.stream.forward(self.layer, self.i, before)
             if hooked is not None:
                 hooked.update_block(before, after)
-            if onward:
-                self.hidden[rows] = after.to(self.hidden.device)
+            return after
+
+        onto = self.hidden if onward else None
+        self.stream.each(self.stream.batches(self.ids), through, self.hidden, into=onto)
 
     def statistics(self, needs: Needs, onward: bool = False) -> Stats:
         """Return the layer's statistics; `onward` puts what leaves it in `hidden`.

@@ -1,9 +1,11 @@
 """What the residual stream looks like wherever a norm reads it."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from prunecli.model.stream import LayerStream, batches
+from prunecli.model.stream import LayerStream
 from prunecli.pruning.stats._base import MODEL, Statistic
 
 
@@ -28,15 +30,12 @@ def residual_gram(runner: LayerStream, ids: Tensor) -> Tensor:
     for i in runner.walk(range(depth + 1), "calibrating", "layers", state, spent=("hidden",)):
         hidden = state["hidden"]
         if i == depth:
-            for rows in batches(ids):
-                add(hidden[rows].to(runner.device))
+            runner.each(runner.batches(ids), add, hidden)
             continue
         layer = runner.layer(i)
         for name in runner.arch.norms(i):
             layer.get_submodule(name).register_forward_pre_hook(lambda module, args: add(args[0]))
-        for rows in batches(ids):
-            after = runner.forward(layer, i, hidden[rows].to(runner.device))
-            hidden[rows] = after.to(hidden.device)
+        runner.each(runner.batches(ids), partial(runner.forward, layer, i), hidden, into=hidden)
     return runner.ranks.sum(state["gram"]).cpu()
 
 

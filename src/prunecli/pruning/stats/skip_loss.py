@@ -1,13 +1,15 @@
 """Losses of whole models without some of their layers, by running what they share only once."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prunecli.files.tensorfile import Spec, spec_of
-from prunecli.model.stream import LayerStream, batches
+from prunecli.model.stream import LayerStream
 from prunecli.pruning.stats._base import MODEL, Statistic
+from prunecli.settings import BATCH_TOKENS
 
 DENSE = "dense"
 
@@ -34,7 +36,7 @@ def skip_losses(
     totals = {"losses": torch.zeros(len(starts), dtype=torch.float64)}
     chunks = list(_chunks(runner, ids, len(starts) + 1))
     for rows in runner.walk(chunks, "trying blocks", "chunks", totals):
-        pieces = list(batches(ids[rows]))
+        pieces = list(runner.batches(ids[rows]))
         # the dense one under a name that no start has, and one for every start
         streams = {DENSE: runner.embed(ids[rows]).to(runner.device)}
         spec = spec_of(streams[DENSE])
@@ -47,11 +49,10 @@ def skip_losses(
         for position, j in walk:
             if position in starts:
                 streams[str(position)] = streams[DENSE].clone()
-            layer = runner.layer(j)
-            for start in (start for start in starts if start + skip <= position):
-                _advance(runner, streams[str(start)], layer, j, pieces)
-            if position < starts[-1]:
-                _advance(runner, streams[DENSE], layer, j, pieces)
+            forward = partial(runner.forward, runner.layer(j), j)
+            running = [str(start) for start in starts if start + skip <= position]
+            for name in [*running, *[DENSE] * (position < starts[-1])]:
+                runner.each(pieces, forward, streams[name], into=streams[name])
         for index, start in enumerate(starts):
             # a start after the last layer is the whole model
             stream = streams[DENSE if start == depth else str(start)]
@@ -65,17 +66,9 @@ def runs(depth: int, skip: int, starts: range) -> int:
     return min(starts[-1], depth) + sum(depth - start - skip for start in starts) if starts else 0
 
 
-def _advance(
-    runner: LayerStream, stream: Tensor, layer: nn.Module, j: int, pieces: list[slice]
-) -> None:
-    """Take a stream [N, T, D] through layer `j`, in place."""
-    for piece in pieces:
-        stream[piece] = runner.forward(layer, j, stream[piece])
-
-
 def _chunks(runner: LayerStream, ids: Tensor, streams: int) -> Iterator[slice]:
     """Yield slices of rows [N, T] of whole batches, whose streams take about as much as may be."""
-    batch = next(batches(ids)).stop
+    batch = max(1, BATCH_TOKENS // ids.shape[1])
     row = streams * ids.shape[1] * runner.arch.hidden * runner.dtype.itemsize
     size = batch * max(1, runner.streams_bytes // (batch * row))
     for start in range(0, len(ids), size):
