@@ -155,14 +155,17 @@ def of_walk(
 
     `statistics` are bytes that the collectors of a layer hold, and formulas make of them; `passes`
     is how often the windows go through the model. On a CPU, weights are those of the mapped file,
-    which the system can drop, but for those of an `edited` layer.
+    which the system can drop, but for those of an `edited` layer; unless hidden states are in a
+    file, where these are then too.
     """
     arch, item = checkpoint.arch, item_bytes(compute)
     on_cpu = device_of(compute).type == "cpu"
     head = arch.family.embedding if arch.tied else arch.family.head
     layer = [spec for name, spec in checkpoint.specs.items() if name.startswith(arch.prefix(0))]
     cast = [prod(spec.shape) * item for spec in layer if spec.dtype != STORAGE[compute.dtype]]
-    hidden = rows * length * arch.hidden * item if compute.buffer == "ram" else 0
+    in_memory = compute.buffer == "ram"
+    hidden = rows * length * arch.hidden * item if in_memory else 0
+    held = not on_cpu or (edited and in_memory)
     # a batch is at least one window: what enters and leaves the linears, and a residual stream
     batch = max(BATCH_TOKENS, length)
     activations = batch * (12 * arch.hidden + arch.ffn_matrices * arch.ffn) * item
@@ -170,7 +173,7 @@ def of_walk(
         {"hidden states": hidden, "parts of tensors": PARTS},
         {
             "output head": 0 if on_cpu else checkpoint.specs[f"{head}.weight"].bytes,
-            "one layer": sum(spec.bytes for spec in layer) if edited or not on_cpu else 0,
+            "one layer": sum(spec.bytes for spec in layer) if held else 0,
             "a matrix": max(cast, default=0),
             "a batch": activations,
             "statistics": statistics,

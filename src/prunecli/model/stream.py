@@ -147,12 +147,10 @@ class LayerStream:
 
     def buffer(self, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
         """Return room for hidden states [N, T, D], in memory or in a file."""
+        dtype = dtype or self.dtype
         if self.buffer_kind == "ram":
-            return torch.empty(shape, dtype=dtype or self.dtype)
-        size, dtype = prod(shape), dtype or self.dtype
-        with scratch.file(size * dtype.itemsize) as file:
-            flat = torch.from_file(file.name, shared=True, size=size, dtype=dtype)
-        return flat.view(shape)
+            return torch.empty(shape, dtype=dtype)
+        return _in_file(shape, dtype)
 
     def layer(self, i: int, cast: bool = False) -> nn.Module:
         """Return decoder layer `i` with its weights, on the device.
@@ -279,6 +277,25 @@ class LayerStream:
             chunk = head[start : start + VOCAB_CHUNK]
             inside = (targets >= start) & (targets < start + len(chunk))
             yield chunk, inside, (targets - start).clamp(0, len(chunk) - 1)
+
+
+def put(linear: nn.Module, weight: Tensor, compute: Compute) -> None:
+    """Give a linear of a layer another weight, on a CPU where hidden states are.
+
+    In a file, a layer that is edited takes no more memory than one that is read: of many experts,
+    one at a time.
+    """
+    if compute.buffer == "disk" and weight.device.type == "cpu":
+        weight = _in_file(tuple(weight.shape), weight.dtype).copy_(weight)
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+
+
+def _in_file(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return room of this shape in a file that goes with it."""
+    size = prod(shape)
+    with scratch.file(size * dtype.itemsize) as file:
+        flat = torch.from_file(file.name, shared=True, size=size, dtype=dtype)
+    return flat.view(shape)
 
 
 class Room:
