@@ -287,7 +287,9 @@ STREAM: Group = {
     **of_record(
         Compute,
         COMPUTE_PANEL,
-        buffer=Text("keep hidden states between layers in memory or in a file"),
+        buffer=Text(
+            "keep hidden states between layers, and a layer's pruned weights, in memory or a file"
+        ),
         memory=Text(
             "stay within this much memory, such as 4GB: hidden states go to a file if they must",
             "SIZE",
