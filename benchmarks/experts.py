@@ -4,10 +4,10 @@
     experts.py TEXT WORK [--json]
 
 TEXT is a folder that `examples/study/corpus.py definitions TEXT` has filled. The model is trained
-in WORK, on 1.6 million tokens, or fewer if STEPS says so. Each of three seeds draws other windows to
-calibrate on, and other random experts. Prints the losses on held-out text, and of how many layers
-the ids that went are those of a naive loop: the whole model in float64 as stock transformers runs
-it, and each token by itself through its experts. What WORK has already is not made again.
+in WORK, on 1.6 million tokens, or fewer if STEPS says so. Each of three seeds draws other windows
+to calibrate on, and other random experts. Prints the losses on held-out text, and of how many
+layers the ids that went are those of a naive loop: the whole model in float64 as stock transformers
+runs it, and each token by itself through its experts. What WORK has already is not made again.
 """
 
 import json
