@@ -3,12 +3,13 @@
 
     walk.py WORK [METHOD...]
 
-Two layers of random weights in bfloat16 (2.2 GB in WORK), 8 windows of 64 tokens, one thread.
-Prints what a run takes beside the program and its libraries, what `--dry-run` says of it, and what
-an expert, the hidden states and the statistics are.
+Two layers of random weights in bfloat16 (2.2 GB, and as much again for a while), 8 windows of 64
+tokens, one thread. Prints what a run takes beside the program and its libraries, with hidden states
+and pruned weights in a file and in memory, and what `--dry-run` says of it.
 """
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -29,14 +30,14 @@ torch.set_num_threads(1)
 torch.randn(512, 512) @ torch.randn(512, 512)
 """
 PRUNE = """
-import json, sys, torch
+import sys, torch
 torch.set_num_threads(1)
 from prunecli import prune
-from prunecli.settings import Data
-model, data, out, method, buffer, dry_run = sys.argv[1:]
-made = prune(model, out, method=method, ratio=0.5, data=Data(data), buffer=buffer,
-             dry_run=dry_run == "dry", force=True)
-print(made.results.get("memory_bytes", 0))
+model, data, out, method, buffer = sys.argv[1:]
+asked = {"method": method, "ratio": 0.5, "data": data, "buffer": buffer}
+estimate = prune(model, out, dry_run=True, **asked).results["memory_bytes"]
+prune(model, out, **asked)
+print(estimate)
 """
 
 
@@ -62,11 +63,12 @@ def main(work: Path, methods: tuple[str, ...]) -> None:
     print(f"the program: {program / 1e6:.0f} MB\n")
     print("| method | --buffer | peak MB | estimate MB |\n|---|---|---|---|", flush=True)
     for method in methods:
-        for buffer in ("ram", "disk"):
-            asked = (model, data, f"{work}/{method}", method, buffer)
-            estimate = child(PRUNE, *asked, "dry")["out"]
-            peak = child(PRUNE, *asked, "run", sample=True)["anonymous"] - program
+        for buffer in ("disk", "ram"):
+            out = work / f"{method}-{buffer}"
+            run = child(PRUNE, model, data, str(out), method, buffer, sample=True)
+            peak, estimate = run["anonymous"] - program, run["out"]
             print(f"| {method} | {buffer} | {peak / 1e6:.0f} | {estimate / 1e6:.0f} |", flush=True)
+            shutil.rmtree(out)
 
 
 if __name__ == "__main__":
