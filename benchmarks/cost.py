@@ -47,10 +47,11 @@ def child(code: str, *arguments: str, sample: bool = False) -> dict[str, float]:
     process = subprocess.Popen(
         [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, env=environment
     )
-    peak = [0]
+    peak, ended = [0], threading.Event()
 
     def watch() -> None:
-        while process.poll() is None:
+        # to ask whether it has ended would take its status from who waits for it
+        while not ended.wait(0.005):
             try:
                 status = Path(f"/proc/{process.pid}/status").read_text()
             except OSError:
@@ -58,7 +59,6 @@ def child(code: str, *arguments: str, sample: bool = False) -> dict[str, float]:
             for line in status.splitlines():
                 if line.startswith("RssAnon"):
                     peak[0] = max(peak[0], int(line.split()[1]) * 1024)
-            time.sleep(0.005)
 
     watcher = threading.Thread(target=watch)
     if sample:
@@ -66,6 +66,7 @@ def child(code: str, *arguments: str, sample: bool = False) -> dict[str, float]:
     text = process.stdout.read() if process.stdout else b""
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
+    ended.set()
     if sample:
         watcher.join()
     if process.returncode:
