@@ -52,8 +52,9 @@ def make(work: Path) -> tuple[str, str]:
     (work / "shape.json").write_text(json.dumps(SHAPE))
     model = work / "model"
     init(model, config=work / "shape.json", tokenizer="none", skip_existing=True)
-    ids = torch.randint(SHAPE["vocab_size"], (ROWS, LENGTH), dtype=torch.int32)
-    save_file({"ids": ids}, work / "ids.safetensors")
+    if not (work / "ids.safetensors").exists():
+        ids = torch.randint(SHAPE["vocab_size"], (ROWS, LENGTH), dtype=torch.int32)
+        save_file({"ids": ids}, work / "ids.safetensors")
     return str(model), f"{work}/ids.safetensors:ids"
 
 
