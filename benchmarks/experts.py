@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 import prunecli
 from prunecli.methods import registry
+from prunecli.model.arch import Arch
 from prunecli.model.stock import InDouble
 
 SEQ_LEN, BATCH, SEEDS = 128, 8, (0, 1, 2)
@@ -69,10 +70,13 @@ def train(text: Path, work: Path) -> Path:
 
 def draw(work: Path, seed: int) -> Path:
     """Return a file of `ids` [WINDOWS, SEQ_LEN], other calibration windows for every seed."""
+    path = work / f"draw-{seed}.safetensors"
+    if path.exists():
+        return path
     shards = sorted((work / "calibration").glob("rows-*.safetensors"))
     rows = torch.cat([tensor for shard in shards for tensor in load_file(shard).values()])
     chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:WINDOWS]
-    save_file({"ids": rows[chosen].int()}, path := work / f"draw-{seed}.safetensors")
+    save_file({"ids": rows[chosen].int()}, path)
     return path
 
 
@@ -141,6 +145,18 @@ def lowest(scores: list[float]) -> list[int]:
     return sorted(sorted(range(len(scores)), key=lambda e: scores[e])[: len(scores) // 2])
 
 
+def naive(parent: Path, ids: Path, file: Path) -> dict[str, list[list[int]]]:
+    """Return the ids that a naive loop removes, by method and layer; kept in a file."""
+    if not file.exists():
+        by_loop = added(parent, load_file(ids)["ids"])
+        gone = {
+            name: [lowest([score(one) for one in layer]) for layer in by_loop]
+            for name, score in NAIVE.items()
+        }
+        file.write_text(json.dumps(gone))
+    return json.loads(file.read_text())
+
+
 def generate(model: Path) -> str:
     """Return what stock transformers makes of a pruned model and the beginning of an entry."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -161,14 +177,13 @@ def measure(text: Path, work: Path) -> dict:
     found = {name: {"losses": [], "layers_equal": 0, "layers": 0} for name in METHODS}
     for seed in SEEDS:
         ids = draw(work, seed)
-        by_loop = added(parent, load_file(ids)["ids"])
+        expected = naive(parent, ids, work / f"naive-{seed}.json")
         for name, of_method in found.items():
             out = work / f"{name}-{seed}"
             gone = prune(parent, out, name, seed, ids)
             of_method["losses"].append(loss(out, text)["loss"])
             if name in NAIVE:
-                expected = [lowest([NAIVE[name](one) for one in layer]) for layer in by_loop]
-                pairs = list(zip(gone, expected, strict=True))
+                pairs = list(zip(gone, expected[name], strict=True))
                 of_method["layers_equal"] += sum(one == other for one, other in pairs)
                 of_method["layers"] += len(pairs)
     for name, of_method in found.items():
@@ -176,9 +191,12 @@ def measure(text: Path, work: Path) -> dict:
         of_method["mean"] = mean(losses)
         of_method["interval"] = STUDENT * stdev(losses) / sqrt(len(losses))
         of_method["text"] = generate(work / f"{name}-{SEEDS[0]}")
-    pruned = json.loads((work / f"{METHODS[0]}-0" / "prunecli.json").read_text())["results"]
-    sizes = {key: [dense[key], pruned[key]] for key in ("params", "active_params")}
-    return {"dense": dense["loss"], "steps": STEPS, **sizes, "methods": found}
+    shapes = [Arch.read(one) for one in (parent, work / f"{METHODS[0]}-0")]
+    return {
+        "dense": dense["loss"], "steps": STEPS, "methods": found,
+        "params": [one.total_params for one in shapes],
+        "active_params": [one.active_params for one in shapes],
+    }  # fmt: skip
 
 
 def main(text: Path, work: Path, as_json: bool) -> None:
