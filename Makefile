@@ -18,7 +18,7 @@ RUNTIMES := build/runtimes
 REAL := PRUNECLI_SMOLLM2=$(abspath $(MODEL)) PRUNECLI_RUNTIMES=$(abspath $(RUNTIMES))
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help install test portable foreign floors ceilings versions soak examples outside experiment study study-page study-smoke golden check docs site shells demo bench solve methods agreement masks throughput scratch runtimes clean
+.PHONY: help install test portable foreign floors ceilings versions soak examples outside experiment study study-page study-smoke golden check docs site shells demo bench solve methods agreement experts walk masks throughput scratch runtimes clean
 
 help: ## list all targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -133,6 +133,12 @@ methods: $(MODEL)/model.safetensors ## run every method at one ratio: perplexity
 agreement: $(MODEL)/model.safetensors ## compare masks and perplexity over instruction sets
 	tests/portable.sh 'avx512 avx2 default' '1 2' python benchmarks/agreement.py make $(MODEL) build/agreement
 	python benchmarks/agreement.py compare build/agreement
+
+experts: install ## prune experts of a small model that is trained first (needs TEXT)
+	OMP_NUM_THREADS=1 python benchmarks/experts.py $${TEXT:?set TEXT to a folder that examples/study/corpus.py has filled} build/experts
+
+walk: install ## measure peak memory of layers of 64 experts (needs 5 GB of disk)
+	OMP_NUM_THREADS=1 python benchmarks/walk.py build/walk
 
 masks: $(MODEL)/model.safetensors ## compare learned masks with random ones (an hour)
 	benchmarks/masks.sh $(MODEL) build/masks

@@ -60,6 +60,7 @@ def watched(command: list[str], sample: bool) -> dict[str, float]:
     peak, ended = [0], threading.Event()
 
     def watch() -> None:
+        # to ask whether it has ended would take its status from who waits for it
         while not ended.wait(0.005):
             try:
                 status = Path(f"/proc/{process.pid}/status").read_text()

@@ -26,7 +26,7 @@ _prunecli() {
         prune:--mlp-score|search-arch:--mlp-score|score:--mlp-score) words='l2 nvidia' ;;
         prune:--device|search-arch:--device|calibrate:--device|score:--device|train:--device|eval:--device|speed:--device) words='auto cpu cuda' ;;
         prune:--dtype|search-arch:--dtype|calibrate:--dtype|score:--dtype|init:--dtype|train:--dtype|eval:--dtype|speed:--dtype) words='auto float32 bfloat16' ;;
-        prune:--buffer|search-arch:--buffer|calibrate:--buffer|score:--buffer|eval:--buffer) words='ram disk' ;;
+        prune:--buffer|search-arch:--buffer|calibrate:--buffer|score:--buffer|eval:--buffer) words='auto device ram disk' ;;
         prune:--progress|search-arch:--progress|calibrate:--progress|score:--progress|init:--progress|tokenize:--progress|train:--progress|eval:--progress|speed:--progress|table:--progress|check:--progress|log:--progress) words='auto json none' ;;
         prune:--method|search-arch:--method|calibrate:--for|score:--method) words='expert-frequency expert-random flap llm-pruner magnitude minitron-depth minitron-width reap sheared-llama shortened-llama shortgpt sleb slicegpt-global sparsegpt wanda wanda-sp' ;;
         search-arch:--format|table:--format) words='rich md csv tex json' ;;

@@ -15,7 +15,7 @@ from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.families import registry
 from prunecli.model.stock import InDouble
-from prunecli.model.stream import LayerStream
+from prunecli.model.stream import LayerStream, put
 from prunecli.settings import Amount, Compute, Data
 
 MIXTURES = [name for name in registry.names() if registry.get(name).experts is not None]
@@ -445,3 +445,15 @@ def test_experts_are_held_as_they_are_stored(tmp_path):
     experts = [name for name in held if ".experts." in name]
     assert len(experts) == 12 and all(held[name] == torch.bfloat16 for name in experts)
     assert held["block_sparse_moe.gate.weight"] == torch.float32
+
+
+def test_a_layer_that_is_edited_takes_no_memory_where_that_is_asked(mixture, calibration, tmp_path):
+    """Pruned weights are then those of a file as dense ones are, and OUT is the same."""
+    weight = torch.randn(2, 3)
+    for buffer, in_file in (("ram", False), ("disk", True)):
+        put(linear := torch.nn.Linear(3, 2), weight, Compute("cpu", "float32", buffer))
+        assert linear.weight.equal(weight)
+        assert (linear.weight.untyped_storage().filename is not None) == in_file
+        prune(str(mixture), str(tmp_path / buffer), method="wanda", ratio=0.5,
+              data=Data(calibration), buffer=buffer)  # fmt: skip
+    assert tiny.same(tmp_path / "ram", tmp_path / "disk")

@@ -39,6 +39,8 @@ def test_of_a_walk(llama):
     assert need.device["a matrix"] == 0  # none is cast
     edited = memory.of_walk(checkpoint, CPU, rows=10, length=32, statistics=7, edited=True)
     assert edited.total - need.total == sum(map(prod, layer)) * 4
+    on_disk = memory.of_walk(checkpoint, Compute("cpu", "float32", "disk"), 10, 32, edited=True)
+    assert on_disk.device["one layer"] == 0  # the pages of another file
     assert need.total == sum((*need.host.values(), *need.device.values()))
     halved = memory.of_walk(checkpoint, Compute("cpu", "bfloat16", "disk"), 10, 32)
     assert halved.host["hidden states"] == 0

@@ -163,7 +163,8 @@ def test_the_same_again_is_accepted(llama, calibration, held_out, tmp_path):
     ("change", "kind", "message"),
     [
         ({"method": "wanda"}, UsageError, "sets weights to zero"),
-        ({"method": "shortgpt"}, UsageError, "leaves nothing to choose"),
+        ({"method": "shortgpt"}, UsageError, "leaves nothing to choose; use `prunecli prune`"),
+        ({"method": "reap"}, UsageError, "removes experts only: .* leaves nothing to choose"),
         ({"params": 1e5}, UsageError, "one budget, got 2"),
         ({"ratio": None}, UsageError, "one budget, got 0"),
         ({"ratio": 1.5}, UsageError, "between 0 and 1"),

@@ -287,7 +287,10 @@ STREAM: Group = {
     **of_record(
         Compute,
         COMPUTE_PANEL,
-        buffer=Text("where hidden states are kept between layers; auto: where they fit first"),
+        buffer=Text(
+            "where hidden states are kept between layers (a layer's pruned weights, too, if in a "
+            "file); auto: where they fit first"
+        ),
         memory=Text(
             "stay within this much memory, such as 4GB: hidden states go to a file if they must",
             "SIZE",

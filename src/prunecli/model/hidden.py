@@ -33,10 +33,7 @@ class HiddenStates:
     def room(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Return room for hidden states [N, T, D]; in memory it is pinned beside an accelerator."""
         if self._place == "disk":
-            size = prod(shape)
-            with scratch.file(size * dtype.itemsize) as file:
-                flat = torch.from_file(file.name, shared=True, size=size, dtype=dtype)
-            return flat.view(shape)
+            return in_file(shape, dtype)
         if self._place == "device":
             return torch.empty(shape, dtype=dtype, device=self._device)
         if self._device.type != "cpu":
@@ -105,3 +102,11 @@ class HiddenStates:
     def _current(self) -> Any:
         assert self._streams is not None
         return self._streams.current_stream(self._device)
+
+
+def in_file(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return room of this shape in a file that goes with it."""
+    size = prod(shape)
+    with scratch.file(size * dtype.itemsize) as file:
+        flat = torch.from_file(file.name, shared=True, size=size, dtype=dtype)
+    return flat.view(shape)

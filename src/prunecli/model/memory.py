@@ -226,7 +226,8 @@ def of_walk(
 
     `statistics` are bytes that the collectors of a layer hold, and formulas make of them; `passes`
     is how often the windows go through the model. On a CPU, weights are those of the mapped file,
-    which the system can drop, but for those of an `edited` layer.
+    which the system can drop, but for those of an `edited` layer; unless hidden states are in a
+    file, where these are then too.
     """
     arch, item = checkpoint.arch, item_bytes(compute)
     on_cpu = device_of(compute).type == "cpu"
@@ -240,6 +241,7 @@ def of_walk(
     in_memory = 0 if compute.buffer in ("device", "disk") else hidden
     if in_memory and not on_cpu:
         in_memory = 1 << (hidden - 1).bit_length()  # torch takes pinned memory in powers of two
+    held = not on_cpu or (edited and compute.buffer != "disk")
     # a batch is at least one window
     activations = max(batch_tokens(arch, compute), length) * _token_bytes(arch, compute)
     return MemoryNeed(
@@ -247,7 +249,7 @@ def of_walk(
         {
             **({"hidden states": hidden} if compute.buffer == "device" else {}),
             "output head": 0 if on_cpu else checkpoint.specs[f"{head}.weight"].bytes,
-            "one layer": sum(spec.bytes for spec in layer) if edited or not on_cpu else 0,
+            "one layer": sum(spec.bytes for spec in layer) if held else 0,
             "a matrix": max(cast, default=0),
             "a batch": activations,
             "statistics": statistics,

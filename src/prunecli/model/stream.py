@@ -17,7 +17,7 @@ from prunecli.interruption import safe_point
 from prunecli.model import experts, memory
 from prunecli.model.checkpoint import Reader
 from prunecli.model.device import device_of, dtype_of, settled, whole_float32
-from prunecli.model.hidden import HiddenStates
+from prunecli.model.hidden import HiddenStates, in_file
 from prunecli.model.stock import LogitSoftcap, Parts, in_float32, meta_model, with_ones
 from prunecli.report import SILENT, Report
 from prunecli.settings import Compute, RunContext
@@ -299,6 +299,17 @@ class LayerStream:
             chunk = head[start : start + VOCAB_CHUNK]
             inside = (targets >= start) & (targets < start + len(chunk))
             yield chunk, inside, (targets - start).clamp(0, len(chunk) - 1)
+
+
+def put(linear: nn.Module, weight: Tensor, compute: Compute) -> None:
+    """Give a linear of a layer another weight, on a CPU where hidden states are.
+
+    In a file, a layer that is edited takes no more memory than one that is read: of many experts,
+    one at a time.
+    """
+    if compute.buffer == "disk" and weight.device.type == "cpu":
+        weight = in_file(tuple(weight.shape), weight.dtype).copy_(weight)
+    linear.weight = nn.Parameter(weight, requires_grad=False)
 
 
 class Room:

@@ -140,7 +140,7 @@ def check_searchable(method: Method) -> None:
         why = f"removes {method.granularity} only: a budget leaves nothing to choose"
     else:
         return
-    raise UsageError(f"'{method.name}' {why}")
+    raise UsageError(f"'{method.name}' {why}", "use `prunecli prune`, with an amount")
 
 
 def _grid(axes: tuple[str, ...], arch: Arch, multiple: int) -> Iterator[tuple[int, int]]:

@@ -174,12 +174,11 @@ class WeightMasker:
 
     def _put(self, name: str, loaded: "nn.Module | None", pruned: "torch.Tensor") -> "torch.Tensor":
         """Return a pruned weight as it is stored; put it into the `loaded` linear."""
-        import torch
+        from prunecli.model.stream import put
 
         stored = pruned.to(torch_dtype(self.dense.specs[name].dtype))
         if loaded is not None:
-            seen = pruned if self.options["compat"] else stored
-            loaded.weight = torch.nn.Parameter(seen, requires_grad=False)
+            put(loaded, pruned if self.options["compat"] else stored, self.run.compute)
         return stored
 
     def _precompute(

@@ -249,7 +249,7 @@ def score_sequentially(
     """
     import torch
 
-    from prunecli.model.stream import LayerStream
+    from prunecli.model.stream import LayerStream, put
     from prunecli.pruning.stats import _hooks
 
     arch = dense.arch
@@ -279,7 +279,7 @@ def score_sequentially(
             removed = torch.ones(total, dtype=torch.bool, device=weight.device)
             removed[list(units)] = False
             silenced = columns.masked_fill(removed[:, None], 0).view_as(weight)
-            linear.weight = torch.nn.Parameter(silenced, requires_grad=False)
+            put(linear, silenced, run.compute)
     keeper.check_whole(scores, specs)
     return scores
 
