@@ -320,7 +320,7 @@ class Arch:
             return int(getattr(self, axis))
         if axis in self.family.axes:
             return self._size(axis)
-        return {"one": 1, "positions": self.max_positions + self.family.position_offset}[axis]
+        return 1 if axis == "one" else self.max_positions + self.family.position_offset
 
     def _root(self) -> dict[str, Axes]:
         """Return the templates of the tensors outside the layers."""
