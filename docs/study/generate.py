@@ -20,6 +20,7 @@ from statistics import fmean, stdev
 from scipy.optimize import brentq
 from scipy.stats import chi2, ncf, t
 
+from prunecli.errors import InputError
 from prunecli.methods import registry
 from prunecli.tables import matching
 from prunecli.tables.collect import Models, collect
@@ -343,7 +344,10 @@ def chance(study: Study) -> str:
 
 def shown(study: Study, layout: str) -> str:
     """Return one of the paper's tables in Markdown."""
-    return table(TableRequest((study.folder,), layout=layout, format="md")).text.rstrip()
+    try:
+        return table(TableRequest((study.folder,), layout=layout, format="md")).text.rstrip()
+    except InputError:
+        return "No runs for this yet."
 
 
 def page(folder: str) -> str:
