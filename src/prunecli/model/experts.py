@@ -47,6 +47,7 @@ class ExpertList(nn.ModuleList):
     Attributes:
         stacked: transformers' own module, which has a tensor of all experts.
         fed_all: experts that are shown all tokens, and whose outputs are left out.
+        between: is called after each of these.
         watch: is told, of each batch [N, D], the weight of every expert's output [N, E], and the
             norm of that [N, E], both 0 where a token is not sent there; None: nobody asks.
     """
@@ -56,6 +57,7 @@ class ExpertList(nn.ModuleList):
         super().__init__(Expert(hidden, ffn, stacked.act_fn, names) for _ in range(count))
         self.__dict__["stacked"] = stacked  # no part of this module: it has no weights
         self.fed_all: frozenset[int] = frozenset()
+        self.between: Callable[[], None] = lambda: None
         self.watch: Callable[[Tensor, Tensor], None] | None = None
 
     def forward(self, states: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
@@ -68,6 +70,7 @@ class ExpertList(nn.ModuleList):
         for e, expert in enumerate(self):
             if e in self.fed_all:
                 expert(states)
+                self.between()
                 continue
             tokens, place = torch.where(chosen == e)
             made, share = expert(states[tokens]), weights[tokens, place]
@@ -123,11 +126,16 @@ def restack(layer: nn.Module, names: Experts | None) -> None:
 
 
 @contextmanager
-def showing_all(layer: nn.Module, names: Experts, some: Iterable[int]) -> Iterator[None]:
-    """Let some experts of a layer be shown all tokens; what they give is then left out."""
+def showing_all(
+    layer: nn.Module, names: Experts, some: Iterable[int], between: Callable[[], None]
+) -> Iterator[None]:
+    """Let some experts of a layer be shown all tokens; what they give is then left out.
+
+    `between` is called after each of them.
+    """
     experts = layer.get_submodule(names.module)
     assert isinstance(experts, ExpertList)
-    experts.fed_all = frozenset(some)
+    experts.fed_all, experts.between = frozenset(some), between
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from prunecli.methods._base import RequiredStatistic
-from prunecli.model import experts
+from prunecli.model import experts, memory
 from prunecli.model.arch import Arch
 from prunecli.model.stream import LayerStream
 from prunecli.pruning.stats import registry
@@ -163,7 +163,9 @@ class LayerRun(NamedTuple):
         names = stream.arch.family.experts
         if few and names is not None:
             stream.keeper.run.report.info(_about_starved(i, few, stream.arch))
-            with experts.showing_all(self.layer, names, few):
+            # what is kept of one expert lies between what was let go of it, where the next one's
+            # states do not fit
+            with experts.showing_all(self.layer, names, few, memory.release):
                 shown = HookedCollectors(stream, i, self.layer, needs, few)
                 self.run(shown)
             found |= shown.statistics()
