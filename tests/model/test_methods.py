@@ -408,14 +408,17 @@ def test_llm_pruner_scores_are_those_of_a_naive_loop(taylor, family, calibration
 
     arch = Checkpoint(str(model)).arch
     size, queries = arch.head_dim, arch.head_dim * arch.heads // arch.kv_heads
-    for i in (0, 3):
+    attending, feeding = map(arch.with_units, ("kv_heads", "ffn"))
+    assert attending and feeding
+    for i in {attending[0], attending[-1]}:
         for group in range(arch.kv_heads):
             heads = range(queries * group, queries * (group + 1))
             own = range(size * group, size * (group + 1))
-            fused = range(3 * heads.start, 3 * heads.stop)
-            expected = naive(i, heads=heads, kv_heads=own, qkv_by_head=fused)
+            fused, gated = (range(n * heads.start, n * heads.stop) for n in (3, 2))
+            expected = naive(i, heads=heads, kv_heads=own, qkv_by_head=fused, gated_heads=gated)
             assert float(found[f"kv_heads.{i}"][group]) == pytest.approx(expected, rel=1e-3)
-        for channel in (0, 41, 79):
+    for i in {feeding[0], feeding[-1]}:
+        for channel in (0, arch.ffn // 2, arch.ffn - 1):
             expected = naive(i, ffn=[channel])
             assert float(found[f"ffn.{i}"][channel]) == pytest.approx(expected, rel=1e-3)
 
