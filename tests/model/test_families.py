@@ -269,6 +269,8 @@ def test_hidden_channels_are_cut_as_if_zero(family, tied, tmp_path):
         for name, tensor in tensors.items():
             if name == f"{arch.family.embedding}.weight":
                 tensor[:, gone] = 0
+            elif name not in arch.tensors():
+                continue  # a head that is stored although it is tied
             elif arch.is_output(arch.tensors()[name]):
                 tensor[gone] = 0
             elif arch.tensors()[name].axes == ("hidden",):

@@ -452,6 +452,9 @@ def test_protected_layers_keep_everything(llama, calibration, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+FLOAT32_ROUTERS = {"glm4-moe"}
+
+
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize(
     "name",
@@ -473,7 +476,10 @@ def test_rotated_coordinates_compute_the_same(name, tied, tmp_path):
     tensors = {name: rotated.tensor(name).contiguous() for name in rotated.specs}
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     (out / "config.json").write_text(json.dumps(rotated.arch.config))
-    assert tiny.computes_as(out, model)
+    found, expected = tiny.exact_logits(out), tiny.exact_logits(model)
+    # in each layer, a router that scores in float32 whatever the model's type rounds once
+    rounded = 4 * 2**-23 * float(expected.abs().max()) if name in FLOAT32_ROUTERS else 0.0
+    assert torch.allclose(found, expected, atol=max(tiny.EXACT, rounded), rtol=0)
 
 
 def test_slicing_drops_the_least_directions(llama, calibration, tmp_path):

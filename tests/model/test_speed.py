@@ -249,7 +249,7 @@ def test_every_family_is_counted(models, family):
     arch = SizedModel.open(str(models(family)), counted=True).arch
     told = speed(str(models(family)), flops_only=True).results
     assert told["params"] == arch.total_params == sum(told["params_by_group"].values())
-    cache = tiny.SIZES["num_hidden_layers"] * arch.kv_heads * arch.head_dim * 2 * 4
+    cache = len(arch.with_units("kv_heads")) * arch.kv_heads * arch.head_dim * 2 * 4
     assert told["kv_bytes_per_token"] == cache
 
 

@@ -73,7 +73,7 @@ def test_examples_of_the_page(code, tmp_path):
     ("words", "message"),
     [
         ({"dtype": "float16"}, r"dtype: unknown value 'float16': did you mean 'bfloat16'"),
-        ({"buffer": "x"}, "buffer: unknown value 'x'; choose from ram, disk"),
+        ({"buffer": "x"}, "buffer: unknown value 'x'; choose from auto, device, ram, disk"),
         ({"seed": "a"}, "seed is 'a': expected a whole number"),
         ({"seed": -1}, "seed is -1: expected 0 or more"),
         ({"seed": 2**70}, "expected 4.29497e\\+09 or less"),

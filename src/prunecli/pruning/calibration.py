@@ -70,8 +70,8 @@ class _Results(sidecar.Part):
 class Given(TensorFile):
     """The tensors of a file of statistics or scores: numbers, which come from anywhere.
 
-    One is looked at when it is asked for. Raises InputError for NaN, and in statistics for
-    infinity, which is the score of what must stay.
+    One is looked at when it is asked for. Raises InputError for NaN, and for infinity in sums over
+    what a point has seen: losses can be infinite, and so is the score of what must stay.
     """
 
     def __init__(self, path: Path, kind: Kind) -> None:
@@ -85,7 +85,7 @@ class Given(TensorFile):
             least, greatest = tensor.aminmax()
             if bool(least.isnan()):
                 raise self.damaged(name, "NaN")
-            if self.kind == "stats" and not bool(least.isfinite() & greatest.isfinite()):
+            if ":" in name and not bool(least.isfinite() & greatest.isfinite()):
                 raise self.damaged(name, "infinity")
         return tensor
 
