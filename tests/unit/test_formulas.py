@@ -335,6 +335,16 @@ def test_wanda_sp(view):
     assert torch.allclose(found["ffn"], ffn)
 
 
+def test_flap_of_a_layer_that_adds_nothing(view):
+    """Its scores are all equal, and have no z-scores: they were NaN, and all of it was kept."""
+    inputs, weights, _ = view
+    silent = layer_view(*inputs, *(weight * 0 for weight in weights), 2)
+    options = {"structure": "AL-AM", "metric": "WIFV", "compat": False}
+    found = registry.get("flap").score(silent, options)
+    assert found.keys() == {"kv_heads", "ffn"}
+    assert all(bool((tensor == 0).all()) for tensor in found.values())
+
+
 @pytest.mark.parametrize("name", ["flap", "wanda-sp"])
 def test_a_group_is_its_own_contiguous_heads(name):
     """Head a carries weight a: groups of 4 heads must score sums over 0..3 and 4..7."""

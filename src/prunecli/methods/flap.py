@@ -42,12 +42,19 @@ def score(layer: LayerView, options: dict[str, Any]) -> "dict[str, torch.Tensor]
         found["o"] = found["o"].square()
     within = options["structure"].startswith("UL")
     if not within:
-        found = {point: (x - x.mean()) / x.std() for point, x in found.items()}
+        found = {point: _standardized(x) for point, x in found.items()}
     scores = {}
     if "o" in found:
         groups = found["o"].view(layer.kv_heads, -1)
         scores["kv_heads"] = groups.sum(1) if within else groups.mean(1)
     return {**scores, **({"ffn": found["down"]} if "down" in found else {})}
+
+
+def _standardized(scores: "torch.Tensor") -> "torch.Tensor":
+    """Return z-scores; zeros where all scores are equal, as of a layer that adds nothing."""
+    spread = scores.std()
+    centred = scores - scores.mean()
+    return centred / spread if bool(spread > 0) else centred.zero_()
 
 
 def _no_structure(beside: Setting) -> str:
