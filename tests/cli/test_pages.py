@@ -12,6 +12,7 @@ import yaml
 
 import prunecli
 from prunecli.methods._base import Method
+from prunecli.model.families import registry as families
 from prunecli.model.families._base import Family
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -225,3 +226,12 @@ def test_a_dead_link_ends_the_gathering(gatherer, tmp_path):
         gatherer.gather(tmp_path / "a.md")
     (tmp_path / "b.md").write_text("[a](a.md)", "utf-8")
     assert gatherer.gather(tmp_path / "a.md") == {tmp_path / "a.md", tmp_path / "b.md"}
+
+
+def test_the_readme_counts_the_families() -> None:
+    text = " ".join(README.read_text("utf-8").split())
+    named, more = re.search(r"## Families (.*?), and (\d+) more", text).groups()
+    # "OLMo 2 and 3" is two, "Gemma 2 and 3 (text)" as well
+    count = len(named.split(", ")) + len(re.findall(r"\d and \d", named)) + int(more)
+    assert f"on {len(families.names())} model families" in text
+    assert count == len(families.names())
