@@ -217,7 +217,8 @@ def shrinking(study: Study, key: str) -> str:
             (few, at_few), (many, at_many) = points[0], points[-1]
             # smaller where more is given: at_few - at_many is positive
             cells = Effect.of(at_many, at_few).cells()
-            rows.append([str(method), f"{few:,g} to {many:,g}", *cells])
+            shown = [f"{value:,.0f}" if key == "tokens" else f"{value:g}" for value in (few, many)]
+            rows.append([str(method), " to ".join(shown), *cells])
     if not rows:
         return f"No method has runs at several values of {key} yet."
     return rendered(["method", key, *HEADINGS], rows)
