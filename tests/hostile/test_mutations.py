@@ -74,7 +74,7 @@ def tried(artefacts: Path, work: Path, seeds: range) -> Count:
 
 def test_a_few_hundred(artefacts, tmp_path):
     count = tried(artefacts, tmp_path / "work", range(SHORT))
-    print(count.told())
+    print("\n".join([count.told(), *count.bad]))
     assert not count.bad, "\n".join(count.bad)
     assert count.weights > SHORT / 5
 
@@ -83,7 +83,7 @@ def test_a_few_hundred(artefacts, tmp_path):
 @pytest.mark.timeout(7200)
 def test_twenty_thousand(artefacts, tmp_path):
     count = tried(artefacts, tmp_path / "work", range(1_000_000, 1_000_000 + LONG))
-    print(count.told())
+    print("\n".join([count.told(), *count.bad]))
     assert not count.bad, "\n".join(count.bad)
     assert count.weights > LONG / 5
     assert set(count.by_command) == set(COMMANDS)
@@ -100,7 +100,7 @@ def test_five_hundred_by_the_installed_command(artefacts, tmp_path):
         for one, outcome in zip(trials, pool.map(installed, trials), strict=True):
             count.add(one, outcome)
             shutil.rmtree(tmp_path / str(one.seed))
-    print(count.told())
+    print("\n".join([count.told(), *count.bad]))
     assert not count.bad, "\n".join(count.bad)
 
 
