@@ -304,9 +304,8 @@ def losses_by_name(runs: Iterable[Run], kind: str) -> dict[str, Losses]:
     return found
 
 
-def taught(study: Study) -> str:
+def taught(runs: list[Run]) -> str:
     """Return how much lower losses are where the parent teaches, at equal tokens."""
-    runs = runs_of(study)
     plain, rows = losses_by_name(runs, "pruned"), []
     for name, losses in sorted(losses_by_name(runs, "taught").items()):
         if losses.keys() & plain[name].keys():
@@ -318,12 +317,12 @@ def taught(study: Study) -> str:
 SOURCES = {"weights": "initial weights alone", "order": "order of rows alone", "scratch": "both"}
 
 
-def chance(study: Study) -> str:
+def chance(runs: list[Run]) -> str:
     """Return how much the losses of twins vary by what their seeds draw.
 
     Intervals of standard deviations are those of the chi-squared distribution, at 95 %.
     """
-    runs, rows = runs_of(study), []
+    rows = []
     both, order = (losses_by_name(runs, kind) for kind in ("scratch", "order"))
     for kind, source in SOURCES.items():
         for name, losses in sorted(losses_by_name(runs, kind).items()):
@@ -360,7 +359,7 @@ def page(folder: str) -> str:
     def effects(found: Iterable[tuple[ModelRow, ModelRow]]) -> list[Effect]:
         return [Effect.of(study.losses(p), study.losses(s)) for p, s in found]
 
-    third = by_granularity(study)
+    third, runs = by_granularity(study), runs_of(study)
     finer = rendered(
         ["granularity", "N", *HEADINGS],
         [[name, f"{tokens:,}", *effect.cells()] for name, tokens, effect in third],
@@ -380,8 +379,8 @@ def page(folder: str) -> str:
         "third": finer,
         "compute": compared(study, study.at_equal_compute()),
         "prose": prose(study),
-        "taught": taught(study),
-        "chance": chance(study),
+        "taught": taught(runs),
+        "chance": chance(runs),
         "table16": shown(study, "table16"),
         "table10": shown(study, "table10"),
     }
