@@ -49,17 +49,24 @@ def starve(tensors):
             router[:] = router[0] * torch.tensor([2.0, -2.0, 1.0, -1.0, 0.0])[:, None]
 
 
+def routed(folder, ids, layer):
+    """Return in float64 what the stock class hands one layer's experts.
+
+    All tokens [N, D], the experts chosen for each, and their weights [N, experts per token].
+    """
+    model, seen = tiny.stock(folder, torch.float64), []
+    experts = model.model.layers[layer].mlp.experts
+    experts.register_forward_pre_hook(lambda module, args: seen.extend(args))
+    with torch.no_grad(), InDouble():
+        model(ids.long())
+    return seen
+
+
 def inputs_of_experts(folder, ids, layer=None):
     """Return in float64 what one layer's experts read: all tokens [N, D], and which are whose."""
     layer = sparse(folder)[0] if layer is None else layer
-    model = tiny.stock(folder, torch.float64)
-    block, seen = model.model.layers[layer].mlp, {}
-    block.register_forward_pre_hook(lambda module, args: seen.update(states=args[0]))
-    block.gate.register_forward_hook(lambda module, args, out: seen.update(chosen=out[2]))
-    with torch.no_grad(), InDouble():
-        model(ids.long())
-    states, chosen = seen["states"].flatten(0, 1), seen["chosen"]
-    return states, [(chosen == e).any(1) for e in range(block.gate.weight.shape[0])]
+    states, chosen, _ = routed(folder, ids, layer)
+    return states, [(chosen == e).any(1) for e in range(len(expert_weights(folder, layer)))]
 
 
 def shown(states, own):
@@ -257,20 +264,10 @@ def test_layers_go_with_their_experts(mixture, calibration, tmp_path):
 
 def naive_scores(folder, ids, layer):
     """Return, token by token in float64, each expert's mean of weight times norm, and tokens."""
-    model = tiny.stock(folder, torch.float64)
-    block, seen = model.model.layers[layer].mlp, {}
-    block.register_forward_pre_hook(lambda module, args: seen.update(states=args[0]))
-    block.gate.register_forward_hook(
-        lambda module, args, out: seen.update(weights=out[1], chosen=out[2])
-    )
-    with torch.no_grad(), InDouble():
-        model(ids.long())
     matrices = expert_weights(folder, layer)
     added, tokens = [0.0] * len(matrices), [0] * len(matrices)
-    for x, chosen, weights in zip(
-        seen["states"].flatten(0, 1), seen["chosen"].tolist(), seen["weights"], strict=True
-    ):
-        for e, weight in zip(chosen, weights, strict=True):
+    for x, chosen, weights in zip(*routed(folder, ids, layer), strict=True):
+        for e, weight in zip(chosen.tolist(), weights, strict=True):
             gate, up, down = matrices[e]
             out = down @ (torch.nn.functional.silu(gate @ x) * (up @ x))
             added[e] += float(weight * out.norm())
