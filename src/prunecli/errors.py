@@ -24,6 +24,10 @@ class NotANumber(PruneError):
     """A loss is NaN or infinite (exit status 1)."""
 
 
+class OutOfMemory(PruneError):
+    """The system or a limit gave no more memory (exit status 1)."""
+
+
 class UsageError(PruneError):
     """Wrong usage or configuration, or an unknown name (exit status 2)."""
 
@@ -78,8 +82,31 @@ def of_system(error: OSError) -> PruneError:
     return PruneError(what, REMEDIES.get(error.errno or 0, ""))
 
 
+_NO_MEMORY = ("allocate memory", "out of memory", "bad_alloc", "failed to map segment")
+
+
+def of_memory(error: BaseException | None) -> OutOfMemory | None:
+    """Return that there was too little memory, where an error came of that; None where it did not.
+
+    Libraries tell it by errors of several kinds, which have their words in common.
+    """
+    while error is not None:
+        if isinstance(error, PruneError):
+            return error if isinstance(error, OutOfMemory) else None
+        said = " ".join(str(error).split())
+        kinds = isinstance(error, RuntimeError | ImportError | OSError)
+        told = kinds and any(words in said.lower() for words in _NO_MEMORY)
+        if told or isinstance(error, MemoryError):
+            what = f"too little memory: {said}" if said else "too little memory"
+            return OutOfMemory(what, "free some, or raise the limit on it (ulimit -v)")
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def refused(error: BaseException | None) -> PruneError | None:
     """Return what the system refused, where an error came of that; None where it did not."""
+    if memory := of_memory(error):
+        return memory
     while error is not None:
         if isinstance(error, OSError) and error.errno in REMEDIES and error.filename is not None:
             return of_system(error)

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from threading import current_thread, main_thread
 from types import FrameType
 
+from prunecli.errors import of_memory
+
 
 class TookTooLong(Exception):
     """The block computed for longer than it may."""
@@ -16,7 +18,8 @@ class TookTooLong(Exception):
 def memory(more: int) -> Iterator[None]:
     """Let the block take `more` bytes; beyond them its allocations fail.
 
-    They are counted for the whole process, on Linux alone: other systems have no such limit.
+    They are counted for the whole process, on Linux alone: other systems have no such limit. Where
+    the process has a lower limit of its own, which says nothing of the file, raises OutOfMemory.
     """
     if sys.platform != "linux":
         yield
@@ -30,6 +33,11 @@ def memory(more: int) -> Iterator[None]:
     setrlimit(RLIMIT_AS, (min([held + more, *known]), hard))
     try:
         yield
+    except MemoryError as error:
+        own = of_memory(error)
+        if own is not None and any(limit < held + more for limit in known):
+            raise own from None
+        raise
     finally:
         setrlimit(RLIMIT_AS, (soft, hard))
 

@@ -214,6 +214,24 @@ def test_the_unforeseen_is_a_line(run, called, error: Exception) -> None:
     assert "Traceback" in run(*PRUNE, "--verbose", "in", "out").err
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("std::bad_alloc"),
+        OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+        RuntimeError("unable to mmap 9 bytes from file <a>: Cannot allocate memory (12)"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"),
+        ImportError("torch.so: failed to map segment from shared object"),
+    ],
+)
+def test_want_of_memory_is_no_internal_error(run, called, error: Exception) -> None:
+    called["raises"] = raising(error)
+    ended = run(*PRUNE, "in", "out")
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.err.startswith("prunecli: error: too little memory: ")
+    assert "raise the limit on it (ulimit -v)" in ended.err and ended.err.count("\n") == 1
+
+
 def test_interrupted(run, called) -> None:
     called["raises"] = raising(KeyboardInterrupt())
     ended = run(*PRUNE, "in", "out")

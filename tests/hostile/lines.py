@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import torch
 from forks import in_child
 
 import prunecli
@@ -43,6 +44,10 @@ LINES = {
     "prune by training": ("o", "prune --method sheared-llama --layers 3 --hidden 36 --heads 3 "
                           "--ffn 40 --data TOKENS --tokens 128 --batch-size 2 --lr 1e-3 "
                           "--seed WAY MODEL OUT"),
+    "prune --keep-wrapper": (
+        "o", "prune --method magnitude --ratio 0.WAY --keep-wrapper WRAPPED OUT"),
+    "prune --keep-wrapper by data": ("o", "prune --method wanda --ratio 0.5 --data TOKENS "
+                                     "--nsamples WAY --keep-wrapper WRAPPED OUT"),
     "tokenize, trained": ("o", "tokenize --seq-len 16 --train-tokenizer 262 --workers 1 "
                           "--tokenizer KEPT --tokens WAY00 TEXT OUT"),
     "tokenize by two": ("o", "tokenize --seq-len 16 --tokenizer READER --shard-tokens 100000 "
@@ -89,7 +94,25 @@ def inputs(root: Path) -> dict[str, str]:
         "TASKS": str(root / "tasks"),
         "RUNS": str(root / "runs"),
         "PRUNED": str(root / "p"),
+        "WRAPPED": str(_wrapped(root / "wrapped")),
     }
+
+
+def _wrapped(folder: Path) -> Path:
+    """Write a multimodal model, in several files."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+             "num_attention_heads": 2, "image_size": 28, "patch_size": 14}  # fmt: skip
+    config = AutoConfig.for_model(
+        "llava",
+        text_config=tiny.config_of("llama"),
+        vision_config={**tower, "model_type": "clip_vision_model"},
+        image_token_index=258,
+    )
+    torch.manual_seed(0)
+    AutoModelForImageTextToText.from_config(config).save_pretrained(folder, max_shard_size="200KB")
+    return folder
 
 
 def _task(folder: Path) -> None:

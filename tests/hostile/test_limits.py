@@ -9,15 +9,19 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 from commands import Case, contents
 from faults import Ended, Layer, ended
+from forks import in_child
 from lines import CHANGED
 
-from prunecli import errors
+import prunecli
+from prunecli import errors, limits
+from prunecli.errors import OutOfMemory
 from prunecli.model import checkpoint
 
 SIZES = 10
@@ -235,3 +239,41 @@ def test_rows_that_no_disk_holds(words, tmp_path):
     told = ended([*line.split(), str(tmp_path / "o")], Layer(tmp_path), tmp_path / "said")
     assert told.status == 4 and "too little disk for" in told.lines[-1]
     assert not (tmp_path / "o").exists() and not (tmp_path / "o.partial").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit it")
+def test_a_limit_of_memory_is_no_fault_of_the_model(words, tmp_path):
+    """Where there is too little, every path that was checked before is told, and none is blamed."""
+    limit = "import resource\nresource.setrlimit(resource.RLIMIT_AS, (HELD,) * 2)\n"
+    start = "import sys\nfrom prunecli.cli.app import main\nmain()"
+    plan = tmp_path / "plan.json"
+    words_of = {"method": "shortgpt", "layers": 3, "plan_only": True}
+    prunecli.prune(words["MODEL"], str(plan), data=words["TOKENS"], **words_of)
+
+    def checked(held):
+        line = [sys.executable, "-c", limit.replace("HELD", str(held)) + start]
+        paths = ["check", "--deep", str(plan), words["MODEL"]]
+        return subprocess.run([*line, *paths], capture_output=True, text=True)
+
+    assert checked(-1).returncode == 0
+    found = checked(400 << 20)  # torch alone maps more
+    assert (found.returncode, found.stdout) == (1, f"{plan}: ok\n")
+    assert found.stderr.startswith("prunecli: error: too little memory: ")
+    assert found.stderr.count("\n") == 1
+
+
+def test_what_a_file_needs_is_told_from_what_the_process_may():
+    """A bound on a stranger's file is its fault, a lower limit of the process is not."""
+
+    def taken(own):
+        if own:
+            resource.setrlimit(resource.RLIMIT_AS, (4 << 30,) * 2)
+        try:
+            with limits.memory((64 << 30) if own else (256 << 20)):
+                bytearray(8 << 30)
+        except (MemoryError, OutOfMemory) as error:
+            os._exit(isinstance(error, OutOfMemory))
+        os._exit(9)
+
+    assert in_child(lambda: taken(own=False)) == 0
+    assert in_child(lambda: taken(own=True)) == 1

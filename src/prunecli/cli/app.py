@@ -30,7 +30,7 @@ from prunecli.cli import (
     tokenize,
     train,
 )
-from prunecli.errors import PruneError, Stopped, UsageError, of_system, suggest
+from prunecli.errors import PruneError, Stopped, UsageError, of_memory, of_system, suggest
 from prunecli.files import world
 from prunecli.report import cut, printable
 
@@ -165,10 +165,10 @@ def _refuse(error: BaseException) -> None:
         # whoever read our results has left; do not complain again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    if memory := of_memory(error):
+        _unexpected(str(memory))
     if isinstance(error, OSError):
         _unexpected(str(of_system(error)))
-    if isinstance(error, MemoryError):
-        _unexpected(f"{type(error).__name__}: {error}" if str(error) else "out of memory")
     if hasattr(error, "format_message"):  # a usage error of the parser
         _fail(_parsing(error), 2)
     _unexpected(f"internal error: {type(error).__name__}: {error}")

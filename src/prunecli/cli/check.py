@@ -30,14 +30,14 @@ def check(
     from prunecli.measuring.check import check as verb
 
     paths = records.read_paths() if paths == ["-"] else paths
-    problems = {path: verb(path, deep=deep, report=report) for path in paths}
-    if context.params["json"]:
+    problems, as_json = {}, context.params["json"]
+    for path in paths:
+        problems[path] = verb(path, deep=deep, report=report)
+        for message in [] if as_json else problems[path] or ["ok"]:
+            streams.result(f"{printable(path)}: {cut(message)}")
+    if as_json:
         rows = [{"path": path, "results": {"problems": p}} for path, p in problems.items()]
         streams.result(jsonlib.dumps({"results": rows}))
-    else:
-        for path, messages in problems.items():
-            for message in messages or ["ok"]:
-                streams.result(f"{printable(path)}: {cut(message)}")
     failed = [path for path, messages in problems.items() if messages]
     if failed:
         raise CheckFailed(f"{len(failed)} of {len(problems)} paths failed the check")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from prunecli import native
 from prunecli.data import growth
-from prunecli.errors import InputError, PruneError, UsageError, suggest
+from prunecli.errors import InputError, PruneError, UsageError, of_memory, suggest
 from prunecli.files import regular, strict
 from prunecli.model import companions
 from prunecli.model.companions import FAST, SENTENCEPIECE, vocabulary
@@ -137,7 +137,7 @@ def asked(folder: str, work: Callable[[], T], what: str = "use") -> T:
         raise
     except Exception as error:
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(
+        raise of_memory(error) or InputError(
             f"cannot {what} the tokenizer in '{folder}': {why}", "give another with --tokenizer"
         ) from None
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prunecli.data import rows
-from prunecli.errors import PruneError
+from prunecli.errors import PruneError, of_memory
 from prunecli.files import regular, sidecar
 from prunecli.files.sidecar import Sidecar
 from prunecli.files.strict import told
@@ -42,20 +42,28 @@ def check(path: str, *, deep: bool = False, report: Report = SILENT) -> list[str
     must accept config.json; the sidecar must be as it was sealed and follow from its history, files
     must have the digests in it; there must be no NaN, the zeros and their pattern must be those
     recorded, and a model that fits in memory must compute what transformers does.
-    Whatever is met on the way is a problem of this path; nothing is raised.
+    Whatever is met on the way is a problem of this path; but OutOfMemory, which says nothing of it,
+    is raised.
     """
     problems = []
     try:
         for problem in _problems(path, deep, report):
             problems.append(problem)
-    except PruneError as error:
-        problems.append(str(error))
-    except OSError as error:
-        problems.append(f"cannot be read: {error.strerror or error}")
     except Exception as error:
         # libraries raise anything on damaged files, and other paths are still to be checked
-        problems.append(f"cannot be checked: {type(error).__name__}: {error}")
+        if memory := of_memory(error):
+            raise memory from error
+        problems.append(_told(error))
     return problems
+
+
+def _told(error: Exception) -> str:
+    """Return what an error says of the path that it ended the check of."""
+    if isinstance(error, PruneError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"cannot be read: {error.strerror or error}"
+    return f"cannot be checked: {type(error).__name__}: {error}"
 
 
 def _problems(path: str, deep: bool, report: Report) -> Problems:

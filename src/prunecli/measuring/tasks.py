@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from prunecli.data.records import first_line
-from prunecli.errors import InputError, PruneError, UsageError, refused, suggest
+from prunecli.errors import InputError, PruneError, UsageError, of_memory, refused, suggest
 from prunecli.files import regular
 from prunecli.files.sidecar import Input
 from prunecli.measuring import confined
@@ -228,7 +228,7 @@ def _task(name: str, task: Any, wanted: Tasks) -> Task:
         raise
     except Exception as error:
         # templates and code of a task may raise anything
-        raise InputError(
+        raise of_memory(error) or InputError(
             f"task '{name}' cannot make its requests: {first_line(error)}",
             "check that its templates fit its data",
         ) from None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prunecli import limits
-from prunecli.errors import InputError, suggest
+from prunecli.errors import InputError, of_memory, suggest
 from prunecli.files import regular, strict
 from prunecli.model import companions
 from prunecli.model.families._base import CONFIG_KEYS, EXPERT_KEYS, Family
@@ -363,7 +363,7 @@ def refusals(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         # its validators and look-ups raise errors without a common base
-        raise InputError(
+        raise of_memory(error) or InputError(
             f"{what}: {why(error)}", "is config.json as it came with the model?"
         ) from error
 

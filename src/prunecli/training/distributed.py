@@ -10,7 +10,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from prunecli import ranks
-from prunecli.errors import PruneError, UsageError, of_system
+from prunecli.errors import PruneError, UsageError, of_memory, of_system
 from prunecli.files import world
 from prunecli.model.device import device_of
 from prunecli.settings import Compute, RunContext
@@ -120,7 +120,7 @@ def _telling(store: "Store") -> Iterator[None]:
         if isinstance(error, ranks.Lost | RuntimeError) and store.check([FAILURE]):
             raise _told(store) from error
         system = of_system(error) if isinstance(error, OSError) else PruneError(str(error))
-        known = error if isinstance(error, PruneError) else system
+        known = error if isinstance(error, PruneError) else of_memory(error) or system
         told = [dist.get_rank(), known.exit_code, known.what, known.remedy]
         if not isinstance(error, ranks.Lost):
             store.set(FAILURE, json.dumps(told))
