@@ -47,12 +47,18 @@ def forward(model: str, data: str) -> None:
 
 
 def child(code: str, *arguments: str, sample: bool = False) -> dict[str, float]:
-    """Run Python code in a process of its own; return its output, CPU seconds and peaks."""
-    return watched([sys.executable, "-c", code, *arguments], sample)
+    """Run Python code in a process of its own; return the number it prints last, and its costs."""
+    return printed([sys.executable, "-c", code, *arguments], sample)
 
 
-def watched(command: list[str], sample: bool) -> dict[str, float]:
-    """Run a command; return the number it prints last, CPU seconds and peaks of memory."""
+def printed(command: list[str], sample: bool) -> dict[str, float]:
+    """Run a command; return the number it prints last, and its costs."""
+    text, costs = watched(command, sample)
+    return {"out": float(text.split()[-1]) if text.strip() else 0.0, **costs}
+
+
+def watched(command: list[str], sample: bool) -> tuple[str, dict[str, float]]:
+    """Run a command; return what it prints, its CPU seconds and its peaks of memory in bytes."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
@@ -81,8 +87,7 @@ def watched(command: list[str], sample: bool) -> dict[str, float]:
         watcher.join()
     if process.returncode:
         sys.exit(f"failed: {command}")
-    return {
-        "out": float(text.split()[-1]) if text.strip() else 0.0,
+    return text.decode(), {
         "cpu": usage.ru_utime + usage.ru_stime,
         "rss": usage.ru_maxrss * 1024,
         "anonymous": peak[0],
@@ -118,7 +123,7 @@ def main(model: str, data: str, methods: tuple[str, ...]) -> None:
             for i in range(ROUNDS):
                 for name, program in programs.items():
                     out = f"{work}/{method}-{name}-{i}"
-                    run = watched([*program, model, data, out, method], sample=True)
+                    run = printed([*program, model, data, out, method], sample=True)
                     after = child(run_forward, model, data)["out"]
                     ratios[name].append(run["out"] / ((before + after) / 2))
                     rss[name] = max(rss[name], run["rss"] / 1e6)

@@ -143,3 +143,14 @@ def test_active_parameters_are_told(models, run):
     arch = Arch.read(models("qwen3-moe"))
     assert str(arch.active_params) in ended.out
     assert any("router" in line for line in lines)
+
+
+def test_an_evaluation_tells_them_too(models, run, tmp_path):
+    """Of a model that prunecli did not make, whose table has nothing else to read them from."""
+    from prunecli.model.arch import Arch
+
+    ids, out = tiny.tokens(tmp_path / "ids.safetensors"), str(tmp_path / "e.json")
+    model = str(models("qwen3-moe"))
+    assert run("eval", "--data", ids, "--out", out, model).code == 0
+    (row,) = json.loads(run("table", "--format", "json", out).out)
+    assert row["active"] == Arch.read(model).active_params < row["params"]

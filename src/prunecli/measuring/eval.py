@@ -262,6 +262,7 @@ def _results(checkpoint: Checkpoint, of_data: list[Results], of_tasks: list[Resu
         "data": of_data,
         "tasks": of_tasks,
         "params": arch.total_params,
+        **arch.active_counts(),
         "flops": made_by.get("flops", arch.flops(FLOPS_TOKENS)),
         "flops_tokens": FLOPS_TOKENS,
         # tables read these where the checkpoint itself is not at hand
