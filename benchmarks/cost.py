@@ -3,7 +3,8 @@
 
 Each method's CPU seconds are divided by those of a plain transformers forward over the same
 windows (decoder layers, no output head), measured before and after it, on one thread and in
-float32; peak resident and anonymous memory are those of a process of its own. ROUNDS (3) is how
+float32. Of methods that go layer by layer it prints what they cannot avoid, too. Peak resident and
+anonymous memory are those of a process of its own. ROUNDS (3) is how
 often; PEER names the Python of an environment with llm-compressor, which then prunes in turns
 (`peer.py`). The last line is all of it as JSON. Then peak anonymous memory on two random Llamas of
 8 and of 32 layers of 20 MB: what streaming keeps independent of depth; not with PEER.
@@ -17,7 +18,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 METHODS = (
     "magnitude", "wanda", "sparsegpt", "flap", "wanda-sp", "minitron-width", "shortgpt",
@@ -25,11 +28,12 @@ METHODS = (
 ROUNDS = int(os.environ.get("ROUNDS", "3"))
 PEER = os.environ.get("PEER")
 PEER_METHODS = ("wanda", "sparsegpt")
+BY_LAYER = ("wanda", "sparsegpt", "wanda-sp")
 HERE = Path(__file__).parent
 
 
-def forward(model: str, data: str) -> None:
-    """Print the CPU seconds of one forward of every window through stock decoder layers."""
+def stock(model: str, data: str) -> tuple[Any, Any]:
+    """Return the decoder layers of transformers' own class, and windows of ids."""
     import torch
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
@@ -37,13 +41,68 @@ def forward(model: str, data: str) -> None:
     torch.set_num_threads(1)
     path, name = data.rsplit(":", 1)
     ids = load_file(path)[name].long()
-    body = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval().model
+    return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval().model, ids
+
+
+def taken(work: Callable[[], object]) -> float:
+    """Return the CPU seconds of some work."""
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def passed(body: Any, ids: Any) -> float:
+    """Return the CPU seconds of one forward of every window."""
+    import torch
+
     with torch.no_grad():
         body(ids[:1], use_cache=False)
-        start = time.process_time()
-        for row in ids:
-            body(row[None], use_cache=False)
-    print(time.process_time() - start)
+        return taken(lambda: [body(row[None], use_cache=False) for row in ids])
+
+
+def forward(model: str, data: str) -> None:
+    """Print the CPU seconds of one forward of every window through stock decoder layers."""
+    print(passed(*stock(model, data)))
+
+
+def floor(model: str, data: str, method: str) -> None:
+    """Print the CPU seconds of what a method that goes layer by layer cannot avoid.
+
+    Two passes: the first needs no down_proj, the second not the last layer.
+    """
+    body, ids = stock(model, data)
+    solved = solving(body, ids.numel()) if method == "sparsegpt" else 0.0
+    last = body.layers.pop(-1)
+    second = passed(body, ids)
+    body.layers.append(last)
+    for layer in body.layers:
+        layer.mlp.down_proj.forward = lambda hidden: hidden
+        layer.mlp.register_forward_hook(lambda module, args, out: args[0])
+    print(passed(body, ids) + second + solved)
+
+
+def solving(body: Any, tokens: int) -> float:
+    """Return the CPU seconds of SparseGPT's products, by matrices of random numbers.
+
+    Of each layer a half of the Gram matrices [n, n] of what its linears read, their Cholesky
+    factors, and of each linear a half of the product [rows, n] @ [n, n] that its sweep is.
+    """
+    import torch
+
+    parts = dict(body.layers[0].named_modules())
+    linears = {name.split(".")[-1]: part for name, part in parts.items() if "_proj" in name}
+    read = [linears[name].in_features for name in ("q_proj", "o_proj", "gate_proj", "down_proj")]
+    seconds = 0.0
+    for n in read:
+        inputs = torch.randn(tokens, n)
+        seconds += taken(lambda x=inputs: x.T @ x) / 2
+        gram = inputs.T @ inputs
+        seconds += taken(lambda h=gram: torch.linalg.cholesky(h))
+    for linear in linears.values():
+        weight = linear.weight.detach()
+        factor = torch.randn(weight.shape[1], weight.shape[1])
+        seconds += taken(lambda w=weight, r=factor: w @ r) / 2
+    return seconds * len(body.layers)
 
 
 def child(code: str, *arguments: str, sample: bool = False) -> dict[str, float]:
@@ -110,6 +169,7 @@ FORWARD = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); impo
 
 def main(model: str, data: str, methods: tuple[str, ...]) -> None:
     run_forward = FORWARD + "cost.forward(*sys.argv[1:])"
+    run_floor = FORWARD + "cost.floor(*sys.argv[1:])"
     print(f"{'method':16}{'by':16}{'x forward':>10}{'spread':>12}{'RSS MB':>8}{'anonymous':>11}")
     rows = []
     with tempfile.TemporaryDirectory() as work:
@@ -129,6 +189,10 @@ def main(model: str, data: str, methods: tuple[str, ...]) -> None:
                     rss[name] = max(rss[name], run["rss"] / 1e6)
                     anonymous[name] = max(anonymous[name], run["anonymous"] / 1e6)
                     before = after
+            if method in BY_LAYER:
+                least = child(run_floor, model, data, method)["out"]
+                after = child(run_forward, model, data)["out"]
+                print(f"{method:16}{'cannot avoid':16}{2 * least / (before + after):10.2f}")
             for name, found in ratios.items():
                 spread, median = f"{min(found):.2f}-{max(found):.2f}", statistics.median(found)
                 print(

@@ -73,7 +73,7 @@ def peak(solve: str, inputs: int) -> float:
     # what the libraries take at first is none of it
     SOLVES[solve](*problem(256))
     gram, weight = problem(inputs)
-    memory.release()  # else a solve takes what was freed, and is not seen to
+    memory.heap().give_back()  # else a solve takes what was freed, and is not seen to
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmHWM")
     SOLVES[solve](gram, weight)

@@ -9,7 +9,7 @@ floor(n * ratio), which in bf16 overshoots by all the weights that tie with it.
 from typing import TYPE_CHECKING, Any
 
 from prunecli.methods._base import Method, Option, Setting
-from prunecli.methods._masks import drop_mask
+from prunecli.methods._masks import drop_mask, kth_lowest
 from prunecli.model.pattern import SparsityPattern
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def sparsify(
     score_OI = weight_OI.abs()
     if options["compat"] and not pattern.group:
         rank = int(score_OI.numel() * pattern.ratio)
-        limit = score_OI.flatten().kthvalue(rank + 1).values
+        limit = kth_lowest(score_OI.reshape(1, -1), rank + 1)
         return weight_OI.masked_fill(score_OI <= limit, 0)
     return weight_OI.masked_fill(drop_mask(score_OI, pattern, options["scope"]), 0)
 

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunecli.errors import PruneError, UsageError
 from prunecli.methods._base import Method, Option, RequiredStatistic, Setting
-from prunecli.methods._masks import drop_mask
+from prunecli.methods._masks import drop_mask, kth_lowest
 from prunecli.model.pattern import SparsityPattern
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def _block_mask(
 ) -> "torch.Tensor":
     if options["compat"]:
         rank = int(score_OB.numel() * pattern.ratio)
-        return score_OB <= score_OB.flatten().kthvalue(rank + 1).values
+        return score_OB <= kth_lowest(score_OB.reshape(1, -1), rank + 1)
     return drop_mask(score_OB, pattern, "matrix")
 
 

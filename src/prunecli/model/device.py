@@ -1,5 +1,6 @@
 """Where and in which type to compute."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -88,7 +89,10 @@ def whole_float32() -> Iterator[None]:
     backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
     before = [backend.fp32_precision for backend in backends]
     try:
-        word = torch.get_float32_matmul_precision()
+        with warnings.catch_warnings():
+            # torch 2.9 tells whoever asks for the word to say it otherwise
+            warnings.simplefilter("ignore", UserWarning)
+            word = torch.get_float32_matmul_precision()
     except RuntimeError:
         word = None  # it was said by backend alone, which this older function cannot tell
     torch.set_float32_matmul_precision("highest")

@@ -1,12 +1,15 @@
 """Memory: that of a long stream is kept at what is alive, and that of a run is tried before it."""
 
 import ctypes
+import mmap
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import chain
 from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunecli.errors import InputError
@@ -22,8 +25,8 @@ from prunecli.settings import BATCH_TOKENS, Compute, Result, RunContext
 if TYPE_CHECKING:
     import torch
 
-# of the program and its libraries, torch and transformers among them
-PROGRAM = 350_000_000
+# of the program and its libraries, torch and transformers among them, with HOLES
+PROGRAM = 480_000_000
 PARTS = 4 * PIECE  # of tensors that are compared, hashed and written, and buffers of files
 STREAMS = 1 << 30  # bytes of hidden states at once, where one model is tried in many ways
 # through a layer at once on an accelerator, which fewer leave idle, and the part of its memory that
@@ -40,6 +43,10 @@ PLACES = {
 STATE_BYTES = 16  # of training, a parameter: weight, gradient and two moments in float32
 # of a run: from here on, at least minutes on the fastest of CPUs, its memory is tried by itself
 LONG_FLOPS = 1e14
+# glibc's: tensors larger than MAPPED have memory of their own, which is the greatest that it takes;
+# HOLES may be free in its heap
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+MAPPED, HOLES = 32 << 20, 128 << 20
 # touches every page in steps, as the system gives memory only then; if it is short of memory, it
 # is to end this process and no other
 TOUCH = """
@@ -56,15 +63,53 @@ for start in range(0, size, step):
 """
 
 
-def release() -> None:
-    """Give freed memory back to the system.
+class Heap:
+    """The heap of the process, as glibc keeps it: what is freed stays there, to be taken again.
 
-    glibc keeps freed tensors in its heap, where the holes add up, layer after layer, to several
-    times what is alive.
+    By itself glibc gives the large tensors of a batch back at once, and takes a fault for each page
+    of the next batch's: a fifth of the time of pruning a small model. If it kept them all, holes
+    would add up, layer after layer, to several times what is alive.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
+
+    def __init__(self) -> None:
+        library = ctypes.CDLL(None) if sys.platform == "linux" else None
+        self._trim = getattr(library, "malloc_trim", None)
+        self._held = 0  # of the process when holes were given back last
+        if choose := getattr(library, "mallopt", None):
+            choose(M_MMAP_THRESHOLD, MAPPED)
+            choose(M_TRIM_THRESHOLD, HOLES)
+
+    def release(self) -> None:
+        """Give what is free back to the system, where the process has grown by more than HOLES."""
+        if self._trim is None:
+            return
+        held = _anonymous()
+        self._held = min(held, self._held)
+        if held - self._held > HOLES:
+            self.give_back()
+            self._held = _anonymous()
+
+    def give_back(self) -> None:
+        """Give all that is free back to the system."""
+        if self._trim is not None:
+            self._trim(0)
+
+
+def _anonymous() -> int:
+    """Return how many bytes the process holds that are in no file."""
+    _, resident, shared, *_ = Path("/proc/self/statm").read_text().split()
+    return (int(resident) - int(shared)) * mmap.PAGESIZE
+
+
+@cache
+def heap() -> Heap:
+    """Return the heap of this process, which is set up when it is first asked for."""
+    return Heap()
+
+
+def release() -> None:
+    """Give freed memory back to the system, where that is much."""
+    heap().release()
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ class LayerStream:
         self.device, self.dtype = device_of(compute), dtype_of(compute, checkpoint)
         self.batch_tokens = memory.batch_tokens(self.arch, compute)
         self.streams_bytes = memory.streams_bytes(compute)
+        memory.heap()  # as it is to be before the first batch
         self._states = HiddenStates(self.device, compute.buffer)
         self._stock = meta_model(checkpoint.arch, self.device)
         self._exact, self._cap = in_float32(self._stock), LogitSoftcap.of(checkpoint.arch)
