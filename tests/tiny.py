@@ -183,11 +183,12 @@ def computes_as(folder: Path | str, other: Path | str) -> bool:
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
     """Return the weights of a folder with one file, to be edited, by the names used here."""
     record = json.loads((folder / "config.json").read_text())
-    family, places = registry.of_model_type(record["model_type"]), stacks(record)
+    family, places = registry.of_config(record), stacks(record)
     stored = load_file(folder / "model.safetensors")
     named = {family.own_name(name): tensor.clone() for name, tensor in stored.items()}
     apart = {
-        name: place.view(named[place.name][place.block]).clone() for name, place in places.items()
+        name: place.view(named[place.name][place.block]).contiguous().clone()
+        for name, place in places.items()
     }
     together = {place.name for place in places.values()}
     return {**{name: t for name, t in named.items() if name not in together}, **apart}
@@ -195,7 +196,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 def stacks(record: dict[str, Any]) -> dict[str, Inside]:
     """Return where tensors of experts lie in files of a model that has them together."""
-    arch = Arch(record)
+    arch = Arch(configs.of_language_model(record, counted=True).values)
     experts = arch.family.experts
     return arch.stacked() if experts is not None and experts.stacked else {}
 

@@ -259,6 +259,21 @@ def test_experts_of_one_layer_are_not_those_of_many(models, tmp_path):
         Checkpoint(str(folder))
 
 
+@pytest.mark.parametrize("shape", [[2000, 1, 1], [2000, 0, 1]])
+def test_stacks_of_one_layer_are_not_those_of_many(shape, tmp_path):
+    """Nor are there experts in a stack without numbers, of whatever length it says that it is."""
+    layers = 1 if 0 not in shape else 2000
+    tensors = {f"model.layers.{i}.x.weight": torch.ones(1) for i in range(2000)}
+    for i in range(layers):
+        tensors[f"model.layers.{i}.mlp.experts.down_proj"] = torch.ones(shape)
+    save_file(tensors, tmp_path / "model.safetensors")
+    config = {**tiny.config_of("gpt-oss"), "num_hidden_layers": 2000, "num_local_experts": 2000}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = r"num_local_experts is 2000, but the weights are of [01] experts"
+    with pytest.raises(InputError, match=found):
+        Checkpoint(str(tmp_path))
+
+
 def test_active_parameters():
     """Qwen3-30B-A3B: 30.5 billion parameters, of which a token meets 3.3."""
     arch = Arch(
@@ -325,7 +340,7 @@ def test_experts_are_written_as_the_class_of_gpt_oss_has_them(models, calibratio
 @pytest.mark.parametrize(
     ("name", "tensor", "words"),
     [
-        ("experts.0.down_proj.weight", torch.ones(48, 80), "stored twice: .* '.*experts.down_proj'"),
+        ("experts.0.down_proj.weight", torch.ones(48, 80), "twice: .* '.*experts.down_proj'"),
         ("experts.down_proj", torch.ones(4, 48, 80), r"has shape \[4, 48, 80\], expected \[4, 80"),
         ("experts.down_proj", torch.ones(3, 80, 48), "num_local_experts is 4, but .* of 3 experts"),
         ("experts.down_proj_blocks", torch.ones(4), "quantised to MXFP4; load it with .* Mxfp4"),
@@ -349,6 +364,68 @@ def test_experts_apart_are_refused_where_the_class_has_them_together(models, tmp
     (tmp_path / "config.json").write_bytes((model / "config.json").read_bytes())
     with pytest.raises(InputError, match=r"unexpected tensor '.*experts\.0\.gate_proj\.bias'"):
         Checkpoint(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("config", "total", "active"),
+    [
+        (
+            {
+                "model_type": "gpt_oss", "num_hidden_layers": 24, "hidden_size": 2880,
+                "intermediate_size": 2880, "num_attention_heads": 64, "vocab_size": 201088,
+                "num_local_experts": 32,
+            },
+            20_914_757_184, 3.61,
+        ),
+        (
+            {
+                "model_type": "deepseek_v3", "num_hidden_layers": 61, "hidden_size": 7168,
+                "intermediate_size": 18432, "num_attention_heads": 128, "vocab_size": 129280,
+            },
+            671_026_419_200, 37,
+        ),
+        (
+            {
+                "model_type": "nemotron_h", "num_hidden_layers": 52, "hidden_size": 2688,
+                "hybrid_override_pattern": "MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME",
+                "intermediate_size": 1856, "moe_intermediate_size": 1856, "vocab_size": 131072,
+                "moe_shared_expert_intermediate_size": 3712, "num_attention_heads": 32,
+                "num_key_value_heads": 2, "n_routed_experts": 128, "num_experts_per_tok": 6,
+                "mamba_num_heads": 64,
+            },
+            31_577_940_288, 3.2,
+        ),
+    ],
+)  # fmt: skip
+def test_parameters_of_large_mixtures(config, total, active):
+    """gpt-oss 20B, DeepSeek V3, Nemotron 3 Nano: in billions as their makers count them.
+
+    They leave the embedding out of those that are active.
+    """
+    arch = Arch(config)
+    assert arch.total_params == total
+    inside = arch.active_params - arch.vocab * arch.hidden
+    assert inside / 1e9 == pytest.approx(active, rel=0.02)
+
+
+def test_latent_attention_is_counted():
+    """DeepSeek V3 keeps 576 numbers of a token in each layer; scores take 192, values 128."""
+    arch = Arch(
+        {
+            "model_type": "deepseek_v3", "num_hidden_layers": 61, "hidden_size": 7168,
+            "intermediate_size": 18432, "num_attention_heads": 128, "vocab_size": 129280,
+        }
+    )  # fmt: skip
+    assert arch.kv_bytes_per_token(2) == 61 * 2 * (512 + 64)
+    squares = arch.flops(20) - 2 * arch.flops(10)
+    assert squares == 2 * 128 * (192 + 128) * 61 * (20**2 - 2 * 10**2)
+    squeezed = 1536 * 7168 + 576 * 7168
+    unfolded = 128 * (192 * 1536 + 256 * 512 + 128 * 7168)
+    assert arch.params()["attention"] == 61 * (squeezed + unfolded)
+    half = arch.child(kv_heads=64, heads=64)
+    assert half.params()["attention"] == 61 * (squeezed + unfolded // 2)
+    assert (half.config["num_attention_heads"], half.config["v_head_dim"]) == (64, 128)
+    assert arch.heads_params(7168, 64, 64) == unfolded // 2
 
 
 def test_layers_go_with_their_experts(mixture, calibration, tmp_path):

@@ -390,11 +390,11 @@ def layout(specs: Mapping[str, Spec], marked: bool = False) -> tuple[bytes, dict
         offset += spec.bytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    places = {name: offsets[spec.stored(name)[0]] for name, spec in specs.items()}
+    starts = {name: offsets[spec.stored(name)[0]] for name, spec in specs.items()}
     for name, spec in specs.items():
         if spec.inside is not None:
-            places[name] += spec.inside.block * spec.inside.parts * spec.bytes
-    return struct.pack("<Q", len(text)) + text, places
+            starts[name] += spec.inside.block * spec.inside.parts * spec.bytes
+    return struct.pack("<Q", len(text)) + text, starts
 
 
 class TensorWriter:

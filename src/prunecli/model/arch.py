@@ -293,11 +293,11 @@ class Arch:
         gated = any("gated_heads" in "+".join(axes).split("+") for axes in self._matrices())
         return 3 if gated else 2
 
-    def heads_params(self, hidden: int, heads: float, kv_heads: float) -> float:
+    def heads_params(self, hidden: float, heads: float, kv_heads: float) -> float:
         """Return the linear parameters of so many heads beside so many hidden channels."""
         if not self.family.by_head:
             return hidden * self.head_dim * (self.head_matrices * heads + 2 * kv_heads)
-        table, each = self.inside(self.with_units("heads")[0]), 0
+        table, each = self.inside(self.with_units("heads")[0]), 0.0
         for name in self.block_linears():
             units = [self.unit_rows(axis) for axis in table.get(name, ())]
             for unit, axis in zip(units, reversed(table.get(name, ())), strict=True):

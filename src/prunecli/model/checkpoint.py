@@ -242,8 +242,8 @@ class Checkpoint(Reader):
         self._check_layers(headers)
         own, inside = self.arch.tensors(), self.arch.stacked()
         of_stack: dict[str, list[str]] = {}
-        for name, place in inside.items():
-            of_stack.setdefault(place.name, []).append(name)
+        for part, place in inside.items():
+            of_stack.setdefault(place.name, []).append(part)
         expected = {*own, *of_stack, self._head}
         prefixes = plain(family) if self.part_of is None else WRAPPERS[self.part_of]
         left_out = tuple(one.replace("{layers}", str(self.arch.layers)) for one in family.left_out)
@@ -322,10 +322,11 @@ class Checkpoint(Reader):
         Those without numbers do not count.
         """
         counts: dict[str, int] = {}
+        stacks = self.arch.stacks
         for file in headers.values():
             for name, spec in file.items():
                 match = LAYER.search(name)
-                if match and spec.shape and name[match.end() :] in self.arch.stacks:
+                if match and spec.shape and name[match.end() :] in stacks:
                     counts[match[1]] = min(spec.shape[0], spec.bytes)
         count = sum(counts.values())
         if count > MAX_TENSORS:
