@@ -362,7 +362,7 @@ def test_experts_apart_are_refused_where_the_class_has_them_together(models, tmp
     model = models("gpt-oss")
     save_file(tiny.tensors(model), tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_bytes((model / "config.json").read_bytes())
-    with pytest.raises(InputError, match=r"unexpected tensor '.*experts\.0\.gate_proj\.bias'"):
+    with pytest.raises(InputError, match=r"unexpected tensor '.*experts\.0\.gate_proj"):
         Checkpoint(str(tmp_path))
 
 

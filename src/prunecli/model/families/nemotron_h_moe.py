@@ -52,7 +52,7 @@ FAMILY = replace(
     },
     keys={**BASE.keys, "ffn": "moe_intermediate_size", "experts": "n_routed_experts"},
     aliases={**BASE.aliases, "num_local_experts": "n_routed_experts"},
-    only={"moe_latent_size": ()},
+    only={"moe_latent_size": (None,)},
     kinds={**BASE.kinds, "moe": ("mixer.gate", "mixer.experts", "mixer.shared_experts")},
     needed={**NEEDED, "moe": "without experts it would be a model of another family"},
     inputs=(
