@@ -22,7 +22,7 @@ MIXTURES = [name for name in registry.names() if registry.get(name).experts is n
 CLOSE = 1e-4  # relative: float32 statistics, whose scores may change places with their like
 
 
-@pytest.fixture(params=MIXTURES)
+@pytest.fixture(params=tiny.families(MIXTURES))
 def mixture(request, models):
     return models(request.param)
 
@@ -473,7 +473,7 @@ def test_scores_of_experts_are_those_of_a_naive_loop(method, mixture, calibratio
         assert gone == order[0] or lowest == pytest.approx(next_lowest, rel=CLOSE)
 
 
-@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.parametrize("name", tiny.families(MIXTURES))
 def test_experts_are_cut_as_if_never_chosen(name, models, tmp_path):
     """The child computes the parent whose router gives the removed ones no weight at all."""
     model, keep = models(name), [[0, 1, 3], [1, 2, 3], [0, 2, 3], [0, 1, 2]]
@@ -632,7 +632,8 @@ def rows():
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in MIXTURES if "router_aux_loss_coef" in registry.get(n).defaults]
+    "name",
+    tiny.families(n for n in MIXTURES if "router_aux_loss_coef" in registry.get(n).defaults),
 )
 def test_gradients_are_those_of_transformers_with_the_routers_loss(name, rows, tmp_path):
     """One batch through the whole stock model under `output_router_logits`, in float64."""
