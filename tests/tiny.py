@@ -13,6 +13,7 @@ from packaging.version import Version
 from safetensors.torch import load_file, save_file
 
 from prunecli.errors import InputError
+from prunecli.files.tensorfile import Inside
 from prunecli.model import configs
 from prunecli.model.arch import Arch
 from prunecli.model.families import registry
@@ -45,9 +46,10 @@ SIZES = {
 # families whose whole product of axes and ties is in the fast tests, one of each mechanism at
 # least; that of all others is in `make soak`
 QUICK = (
-    "apertus", "cohere", "exaone", "gemma2", "gemma3", "glm4-moe", "gpt-neox", "granite",
-    "granite-swa", "lfm2", "llama", "mistral", "mixtral", "nemotron-h", "olmo2", "olmo3", "opt",
-    "phi", "phi3", "qwen2", "qwen3", "qwen3-5", "qwen3-moe", "seed-oss", "smollm3",
+    "apertus", "cohere", "deepseek-v3", "exaone", "gemma2", "gemma3", "glm4-moe", "gpt-neox",
+    "gpt-oss", "granite", "granite-swa", "lfm2", "llama", "mistral", "mixtral", "nemotron-h",
+    "nemotron-h-moe", "olmo2", "olmo3", "opt", "phi", "phi3", "qwen2", "qwen3", "qwen3-5",
+    "qwen3-moe", "seed-oss", "smollm3",
 )  # fmt: skip
 
 
@@ -182,9 +184,35 @@ def computes_as(folder: Path | str, other: Path | str) -> bool:
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
     """Return the weights of a folder with one file, to be edited, by the names used here."""
     record = json.loads((folder / "config.json").read_text())
-    family = registry.of_model_type(record["model_type"])
+    family, places = registry.of_config(record), stacks(record)
     stored = load_file(folder / "model.safetensors")
-    return {family.own_name(name): tensor.clone() for name, tensor in stored.items()}
+    named = {family.own_name(name): tensor.clone() for name, tensor in stored.items()}
+    apart = {
+        name: place.view(named[place.name][place.block]).contiguous().clone()
+        for name, place in places.items()
+    }
+    together = {place.name for place in places.values()}
+    return {**{name: t for name, t in named.items() if name not in together}, **apart}
+
+
+def stacks(record: dict[str, Any]) -> dict[str, Inside]:
+    """Return where tensors of experts lie in files of a model that has them together."""
+    arch = Arch(configs.of_language_model(record, counted=True).values)
+    experts = arch.family.experts
+    return arch.stacked() if experts is not None and experts.stacked else {}
+
+
+def save(named: dict[str, torch.Tensor], folder: Path, record: dict[str, Any]) -> None:
+    """Write a folder of one file of tensors, by the names used here, as its class has them."""
+    folder.mkdir(exist_ok=True)
+    places = stacks(record)
+    stored = {name: t.contiguous() for name, t in named.items() if name not in places}
+    for name, place in places.items():
+        if place.name not in stored:
+            stored[place.name] = named[name].new_empty(place.whole(named[name].shape))
+        place.view(stored[place.name][place.block]).copy_(named[name])
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(record))
 
 
 def sidecar(folder: Path | str) -> dict[str, Any]:

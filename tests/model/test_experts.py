@@ -22,7 +22,7 @@ MIXTURES = [name for name in registry.names() if registry.get(name).experts is n
 CLOSE = 1e-4  # relative: float32 statistics, whose scores may change places with their like
 
 
-@pytest.fixture(params=MIXTURES)
+@pytest.fixture(params=tiny.families(MIXTURES))
 def mixture(request, models):
     return models(request.param)
 
@@ -34,11 +34,9 @@ def sparse(folder):
 
 def edit(folder, out, change):
     """Copy a model with its tensors changed in place."""
-    out.mkdir()
     tensors = tiny.tensors(folder)
     change(tensors)
-    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-    (out / "config.json").write_bytes((folder / "config.json").read_bytes())
+    tiny.save(tensors, out, json.loads((folder / "config.json").read_text()))
     return out
 
 
@@ -49,13 +47,19 @@ def starve(tensors):
             router[:] = router[0] * torch.tensor([2.0, -2.0, 1.0, -1.0, 0.0])[:, None]
 
 
+def block_of(layer):
+    """Return what transformers has around the experts of a layer."""
+    names = ("mlp", "block_sparse_moe", "mixer")
+    return next(getattr(layer, name) for name in names if hasattr(layer, name))
+
+
 def routed(folder, ids, layer):
     """Return in float64 what the stock class hands one layer's experts.
 
     All tokens [N, D], the experts chosen for each, and their weights [N, experts per token].
     """
     model, seen = tiny.stock(folder, torch.float64), []
-    experts = model.model.layers[layer].mlp.experts
+    experts = block_of(model.model.layers[layer]).experts
     experts.register_forward_pre_hook(lambda module, args: seen.extend(args))
     with torch.no_grad(), InDouble():
         model(ids.long())
@@ -81,26 +85,52 @@ def as_walked(folder, pruned, out):
     return edit(folder, out, lambda tensors: tensors.update(cut))
 
 
+class Expert(list):
+    """The matrices of an expert in float64: gate, up, down, or no gate; and biases of some."""
+
+    def __init__(self, matrices, biases):
+        super().__init__(matrices)
+        self.biases = biases
+
+    def inner(self, states):
+        """Return what the last reads; with biases, by the formula of gpt-oss, without a gate, by
+        that of Nemotron.
+        """
+        gate, up = states @ self[0].T, states @ self[-2].T
+        if len(self) == 2:
+            return up.relu() ** 2
+        if not self.biases:
+            return torch.nn.functional.silu(gate) * up
+        gate, up = (gate + self.biases[0]).clamp(max=7), (up + self.biases[1]).clamp(-7, 7)
+        return gate * torch.sigmoid(1.702 * gate) * (up + 1)
+
+    def output(self, states):
+        made = self.inner(states) @ self[-1].T
+        return made + self.biases[-1] if self.biases else made
+
+
 def expert_weights(folder, layer=None):
-    """Return the three matrices of every expert of a layer in float64: gate, up, down."""
+    """Return every expert of a layer."""
     layer = sparse(folder)[0] if layer is None else layer
-    arch, stored = Checkpoint(str(folder)).arch, load_file(folder / "model.safetensors")
+    arch, stored = Checkpoint(str(folder)).arch, tiny.tensors(folder)
     names = arch.family.experts
-    return [
-        [
-            stored[f"{arch.prefix(layer)}{names.module}.{e}.{linear}.weight"].double()
-            for linear in (names.gate, names.up, names.down)
-        ]
+    linears = [
+        [f"{arch.prefix(layer)}{names.module}.{e}.{linear}" for linear in names.linears]
         for e in range(arch.experts)
+    ]
+    return [
+        Expert(
+            [stored[f"{name}.weight"].double() for name in own],
+            [stored[f"{name}.bias"].double() for name in own] if names.biased else [],
+        )
+        for own in linears
     ]
 
 
-def norms_of(states, matrices):
+def norms_of(states, expert):
     """Return the norms of what an expert's matrices read, of these tokens."""
-    gate, up, _ = matrices
-    inner = torch.nn.functional.silu(states @ gate.T) * (states @ up.T)
     outer = states.norm(dim=0)
-    return outer, outer, inner.norm(dim=0)
+    return (*[outer] * (len(expert) - 1), expert.inner(states).norm(dim=0))
 
 
 def check_wanda(before, after, states):
@@ -155,16 +185,17 @@ def test_statistics_in_a_file_are_those_of_experts(mixture, calibration, tmp_pat
     stats = tmp_path / "s.safetensors"
     calibrate(str(mixture), str(stats), methods=["wanda"], data=Data(calibration))
     ids = load_file(calibration.removesuffix(":ids"))["ids"]
-    states, owned = inputs_of_experts(mixture, ids, layer=3)
+    last = sparse(mixture)[-1]
+    states, owned = inputs_of_experts(mixture, ids, layer=last)
     arch, written = Checkpoint(str(mixture)).arch, load_file(stats)
-    for e, matrices in enumerate(expert_weights(mixture, 3)):
+    for e, matrices in enumerate(expert_weights(mixture, last)):
         expected = norms_of(shown(states, owned[e]), matrices)
-        for point, norm in zip(("gate", "down"), expected[1:], strict=True):
-            found = written[f"{arch.places(3, point)[e].name}.feature_norm"].double().sqrt()
+        for point, norm in zip(("gate", "down"), expected[-2:], strict=True):
+            found = written[f"{arch.places(last, point)[e].name}.feature_norm"].double().sqrt()
             # a factor common to all features changes no mask
             assert torch.allclose(found / found.norm(), norm / norm.norm(), rtol=CLOSE)
     prune(str(mixture), str(tmp_path / "o"), method="wanda", ratio=0.5, stats=str(stats))
-    assert not load_file(tmp_path / "o" / "model.safetensors").keys() - arch.tensors().keys()
+    assert not tiny.tensors(tmp_path / "o").keys() - arch.tensors().keys()
 
 
 def test_statistics_of_starved_experts_leave_the_walk_as_it_is(calibration, tmp_path):
@@ -228,6 +259,21 @@ def test_experts_of_one_layer_are_not_those_of_many(models, tmp_path):
         Checkpoint(str(folder))
 
 
+@pytest.mark.parametrize("shape", [[2000, 1, 1], [2000, 0, 1]])
+def test_stacks_of_one_layer_are_not_those_of_many(shape, tmp_path):
+    """Nor are there experts in a stack without numbers, of whatever length it says that it is."""
+    layers = 1 if 0 not in shape else 2000
+    tensors = {f"model.layers.{i}.x.weight": torch.ones(1) for i in range(2000)}
+    for i in range(layers):
+        tensors[f"model.layers.{i}.mlp.experts.down_proj"] = torch.ones(shape)
+    save_file(tensors, tmp_path / "model.safetensors")
+    config = {**tiny.config_of("gpt-oss"), "num_hidden_layers": 2000, "num_local_experts": 2000}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = r"num_local_experts is 2000, but the weights are of [01] experts"
+    with pytest.raises(InputError, match=found):
+        Checkpoint(str(tmp_path))
+
+
 def test_active_parameters():
     """Qwen3-30B-A3B: 30.5 billion parameters, of which a token meets 3.3."""
     arch = Arch(
@@ -249,6 +295,139 @@ def test_active_parameters():
     assert arch.sizes["experts"] == 128 and arch.sizes["experts_per_token"] == 8
 
 
+def test_experts_that_lie_together(models, calibration, tmp_path):
+    """Files on the hub have a tensor of all experts of Qwen 3.5, which transformers saves apart."""
+    model, record = models("qwen3-5-moe"), tiny.config_of("qwen3-5-moe")
+    stored, together = tiny.tensors(model), tmp_path / "m"
+    together.mkdir()
+    for i in range(4):
+        name = f"model.layers.{i}.mlp.experts.{{}}"
+        apart = [
+            [stored.pop(f"{name.format(e)}.{part}_proj.weight") for part in ("gate", "up", "down")]
+            for e in range(4)
+        ]
+        stored[name.format("gate_up_proj")] = torch.stack([torch.cat(own[:2]) for own in apart])
+        stored[name.format("down_proj")] = torch.stack([own[2] for own in apart])
+    save_file(stored, together / "model.safetensors", metadata={"format": "pt"})
+    (together / "config.json").write_text(json.dumps(record))
+    ids = torch.arange(40)[None]
+    assert tiny.logits(together, ids).equal(tiny.logits(model, ids))
+    for folder in (model, together):
+        prune(str(folder), str(tmp_path / f"{folder.name}-o"), method="reap", experts=3,
+              data=Data(calibration))  # fmt: skip
+    assert tiny.same(tmp_path / "m-o", tmp_path / f"{model.name}-o")
+
+
+def test_experts_are_written_as_the_class_of_gpt_oss_has_them(models, calibration, tmp_path):
+    """Turned, gate and up by turns, in one file or in several; what is kept is the parent's."""
+    model = tiny.make(tmp_path / "m", "gpt-oss", shard="60KB", dtype=torch.bfloat16)
+    prune(str(model), str(tmp_path / "o"), method="expert-random", experts=3,
+          keep=str(tmp_path / "kept"))  # fmt: skip
+    index = json.loads((tmp_path / "o" / "model.safetensors.index.json").read_text())["weight_map"]
+    kept = json.loads((tmp_path / "kept" / "plan.json").read_text())["results"]["keep"]["experts"]
+
+    def tensor(folder, name):
+        weights = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+        return load_file(folder / weights[name])[name]
+
+    for i, own in enumerate(kept):
+        for part in ("gate_up_proj", "gate_up_proj_bias", "down_proj", "down_proj_bias"):
+            name = f"model.layers.{i}.mlp.experts.{part}"
+            assert tensor(tmp_path / "o", name).equal(tensor(model, name)[list(own)])
+    assert len({*index.values()}) > 4 and not any(".experts.0." in name for name in index)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "words"),
+    [
+        ("experts.0.down_proj.weight", torch.ones(48, 80), "twice: .* '.*experts.down_proj'"),
+        ("experts.down_proj", torch.ones(4, 48, 80), r"has shape \[4, 48, 80\], expected \[4, 80"),
+        ("experts.down_proj", torch.ones(3, 80, 48), "num_local_experts is 4, but .* of 3 experts"),
+        ("experts.down_proj_blocks", torch.ones(4), "quantised to MXFP4; load it with .* Mxfp4"),
+    ],
+)
+def test_stacks_that_are_refused(name, tensor, words, models, tmp_path):
+    model = models("gpt-oss")
+    stored = load_file(model / "model.safetensors")
+    if "3 experts" in words:
+        stored = {n: t[:3] if ".experts." in n else t for n, t in stored.items()}
+    stored[f"model.layers.0.mlp.{name}"] = tensor
+    save_file({n: t.contiguous() for n, t in stored.items()}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_bytes((model / "config.json").read_bytes())
+    with pytest.raises(InputError, match=words):
+        Checkpoint(str(tmp_path))
+
+
+def test_experts_apart_are_refused_where_the_class_has_them_together(models, tmp_path):
+    model = models("gpt-oss")
+    save_file(tiny.tensors(model), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_bytes((model / "config.json").read_bytes())
+    with pytest.raises(InputError, match=r"unexpected tensor '.*experts\.0\.gate_proj"):
+        Checkpoint(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("config", "total", "active"),
+    [
+        (
+            {
+                "model_type": "gpt_oss", "num_hidden_layers": 24, "hidden_size": 2880,
+                "intermediate_size": 2880, "num_attention_heads": 64, "vocab_size": 201088,
+                "num_local_experts": 32,
+            },
+            20_914_757_184, 3.61,
+        ),
+        (
+            {
+                "model_type": "deepseek_v3", "num_hidden_layers": 61, "hidden_size": 7168,
+                "intermediate_size": 18432, "num_attention_heads": 128, "vocab_size": 129280,
+            },
+            671_026_419_200, 37,
+        ),
+        (
+            {
+                "model_type": "nemotron_h", "num_hidden_layers": 52, "hidden_size": 2688,
+                "hybrid_override_pattern": "MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME",
+                "intermediate_size": 1856, "moe_intermediate_size": 1856, "vocab_size": 131072,
+                "moe_shared_expert_intermediate_size": 3712, "num_attention_heads": 32,
+                "num_key_value_heads": 2, "n_routed_experts": 128, "num_experts_per_tok": 6,
+                "mamba_num_heads": 64,
+            },
+            31_577_940_288, 3.2,
+        ),
+    ],
+)  # fmt: skip
+def test_parameters_of_large_mixtures(config, total, active):
+    """gpt-oss 20B, DeepSeek V3, Nemotron 3 Nano: in billions as their makers count them.
+
+    They leave the embedding out of those that are active.
+    """
+    arch = Arch(config)
+    assert arch.total_params == total
+    inside = arch.active_params - arch.vocab * arch.hidden
+    assert inside / 1e9 == pytest.approx(active, rel=0.02)
+
+
+def test_latent_attention_is_counted():
+    """DeepSeek V3 keeps 576 numbers of a token in each layer; scores take 192, values 128."""
+    arch = Arch(
+        {
+            "model_type": "deepseek_v3", "num_hidden_layers": 61, "hidden_size": 7168,
+            "intermediate_size": 18432, "num_attention_heads": 128, "vocab_size": 129280,
+        }
+    )  # fmt: skip
+    assert arch.kv_bytes_per_token(2) == 61 * 2 * (512 + 64)
+    squares = arch.flops(20) - 2 * arch.flops(10)
+    assert squares == 2 * 128 * (192 + 128) * 61 * (20**2 - 2 * 10**2)
+    squeezed = 1536 * 7168 + 576 * 7168
+    unfolded = 128 * (192 * 1536 + 256 * 512 + 128 * 7168)
+    assert arch.params()["attention"] == 61 * (squeezed + unfolded)
+    half = arch.child(kv_heads=64, heads=64)
+    assert half.params()["attention"] == 61 * (squeezed + unfolded // 2)
+    assert (half.config["num_attention_heads"], half.config["v_head_dim"]) == (64, 128)
+    assert arch.heads_params(7168, 64, 64) == unfolded // 2
+
+
 def test_layers_go_with_their_experts(mixture, calibration, tmp_path):
     made = prune(str(mixture), str(tmp_path / "o"), method="shortgpt", amount=Amount(layers=3),
                  data=Data(calibration))  # fmt: skip
@@ -264,13 +443,11 @@ def test_layers_go_with_their_experts(mixture, calibration, tmp_path):
 
 def naive_scores(folder, ids, layer):
     """Return, token by token in float64, each expert's mean of weight times norm, and tokens."""
-    matrices = expert_weights(folder, layer)
-    added, tokens = [0.0] * len(matrices), [0] * len(matrices)
+    experts = expert_weights(folder, layer)
+    added, tokens = [0.0] * len(experts), [0] * len(experts)
     for x, chosen, weights in zip(*routed(folder, ids, layer), strict=True):
         for e, weight in zip(chosen.tolist(), weights, strict=True):
-            gate, up, down = matrices[e]
-            out = down @ (torch.nn.functional.silu(gate @ x) * (up @ x))
-            added[e] += float(weight * out.norm())
+            added[e] += float(weight * experts[e].output(x).norm())
             tokens[e] += 1
     return [total / max(1, n) for total, n in zip(added, tokens, strict=True)], tokens
 
@@ -296,7 +473,7 @@ def test_scores_of_experts_are_those_of_a_naive_loop(method, mixture, calibratio
         assert gone == order[0] or lowest == pytest.approx(next_lowest, rel=CLOSE)
 
 
-@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.parametrize("name", tiny.families(MIXTURES))
 def test_experts_are_cut_as_if_never_chosen(name, models, tmp_path):
     """The child computes the parent whose router gives the removed ones no weight at all."""
     model, keep = models(name), [[0, 1, 3], [1, 2, 3], [0, 2, 3], [0, 1, 2]]
@@ -308,7 +485,7 @@ def test_experts_are_cut_as_if_never_chosen(name, models, tmp_path):
     child, parent = tiny.stock(tmp_path / "o", torch.float64), tiny.stock(model, torch.float64)
     for i, layer in ((i, parent.model.layers[i]) for i in sparse(model)):
         gone = ({0, 1, 2, 3} - {*keep[i]}).pop()
-        mask_router(layer.mlp.gate, gone)
+        mask_router(router_of(layer), gone)
     ids = torch.arange(40)[None] % 259
     with torch.no_grad(), InDouble():
         assert torch.allclose(child(ids).logits, parent(ids).logits, atol=tiny.EXACT, rtol=0)
@@ -316,18 +493,66 @@ def test_experts_are_cut_as_if_never_chosen(name, models, tmp_path):
     assert loaded.generate(torch.arange(4)[None], max_new_tokens=3).shape == (1, 7)
 
 
+GROUPED = {"n_routed_experts": 8, "n_group": 2, "topk_group": 1}
+
+
+def test_experts_in_groups_go_from_each_alike(calibration, tmp_path):
+    """As many of every group, the best of each; the child is the parent without the others."""
+    model = tiny.make(tmp_path / "m", "deepseek-v3", **GROUPED)
+    prune(str(model), str(tmp_path / "o"), method="reap", experts=6, data=Data(calibration),
+          keep=str(tmp_path / "kept"))  # fmt: skip
+    kept = json.loads((tmp_path / "kept" / "plan.json").read_text())["results"]["keep"]["experts"]
+    child, parent = tiny.stock(tmp_path / "o", torch.float64), tiny.stock(model, torch.float64)
+    for i in sparse(model):
+        scores = naive_scores(model, load_file(calibration.removesuffix(":ids"))["ids"], i)[0]
+        for group in (range(4), range(4, 8)):
+            (gone,) = {*group} - {*kept[i]}
+            assert scores[gone] == pytest.approx(min(scores[e] for e in group), rel=CLOSE)
+            mask_router(router_of(parent.model.layers[i]), gone)
+    ids = torch.arange(40)[None] % 259
+    with torch.no_grad(), InDouble():
+        assert torch.allclose(child(ids).logits, parent(ids).logits, atol=tiny.EXACT, rtol=0)
+    made = prune(str(model), str(tmp_path / "r"), method="expert-random", ratio=0.15)
+    assert made.results["sizes"]["experts"] == 6
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_groups_that_would_not_be_equal_are_refused(count, tmp_path):
+    model = tiny.make(tmp_path / "m", "deepseek-v3", **GROUPED)
+    words = "sent to 2 out of 1 of 2 equal groups; keep a multiple of 2, 4 at least"
+    with pytest.raises(InputError, match=f"--experts {count}: every token is {words}"):
+        prune(str(model), str(tmp_path / "o"), method="expert-random", experts=count)
+    for keep, told in (([*range(count)], words), ([0, 1, 2, 4], "one group than of another")):
+        (tmp_path / "plan.json").write_text(json.dumps({"keep": {"experts": [[], *[keep] * 3]}}))
+        with pytest.raises(InputError, match=told):
+            prune(str(model), str(tmp_path / "o"), plan=str(tmp_path / "plan.json"))
+    assert not (tmp_path / "o").exists()
+
+
+def router_of(layer):
+    block = block_of(layer)
+    return block.router if hasattr(block, "router") else block.gate
+
+
 def mask_router(gate, gone):
     """Let a router know one expert less, by the formulas of the classes."""
     if hasattr(gate, "e_score_correction_bias"):
         gate.e_score_correction_bias[gone] = -torch.inf
         return
+    statics = getattr(gate, "moe_statics", None)  # of ERNIE, where these only choose
+    choosing = 0 if statics is None else statics.e_score_correction_bias[0].clone()
+    if statics is not None:
+        choosing[gone] = -torch.inf
 
     def forward(states):
         states = states.reshape(-1, states.shape[-1])
-        logits = states @ gate.weight.T
+        # some classes hold it in float32
+        logits = states @ gate.weight.T.to(states.dtype) + getattr(gate, "bias", 0)
         logits[:, gone] = -torch.inf
-        values, chosen = torch.topk(torch.softmax(logits, -1), gate.top_k)
-        if getattr(gate, "norm_topk_prob", True):  # Mixtral always does
+        probabilities = torch.softmax(logits, -1)
+        chosen = torch.topk(probabilities + choosing, gate.top_k).indices
+        values = probabilities.gather(-1, chosen)
+        if getattr(gate, "norm_topk_prob", True):  # Mixtral always does, gpt-oss by its softmax
             values = values / values.sum(-1, keepdim=True)
         return logits, values, chosen
 
@@ -407,7 +632,8 @@ def rows():
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in MIXTURES if "router_aux_loss_coef" in registry.get(n).defaults]
+    "name",
+    tiny.families(n for n in MIXTURES if "router_aux_loss_coef" in registry.get(n).defaults),
 )
 def test_gradients_are_those_of_transformers_with_the_routers_loss(name, rows, tmp_path):
     """One batch through the whole stock model under `output_router_logits`, in float64."""
@@ -416,15 +642,15 @@ def test_gradients_are_those_of_transformers_with_the_routers_loss(name, rows, t
     with InDouble():
         whole(rows, labels=rows, output_router_logits=True).loss.backward()
     found = gradients(model, rows, recompute=False, double=True)
-    expected = dict(whole.named_parameters())
     arch = Checkpoint(str(model)).arch
     for i, router in zip(sparse(model), arch.routers, strict=True):
-        gradient = expected[f"model.layers.{i}.mlp.gate.weight"].grad
+        gradient = router_of(whole.model.layers[i]).weight.grad
         # beside the largest: what both hold in float32, as rotary frequencies, is rounded
         assert (found[f"{router}.weight"] - gradient).abs().max() < 1e-6 * gradient.abs().max()
         matrices = [found[f"{arch.prefix(i)}{m}.weight"] for m in arch.modules("down", i)]
         down = torch.stack(matrices[:4])  # not that of an expert that all tokens take
-        stacked = expected[f"model.layers.{i}.mlp.experts.down_proj"].grad
+        stacked = block_of(whole.model.layers[i]).experts.down_proj.grad
+        stacked = stacked.mT if arch.family.experts.transposed else stacked
         assert (down - stacked).abs().max() < 1e-6 * stacked.abs().max()
 
 

@@ -87,6 +87,11 @@ def test_a_state_is_counted():
             {"layers_block_type": ["full_attention", "mlp", "full_attention"]},
         ),
         ("glm4-moe", {"first_k_dense_replace": 2}, [0, 2, 3], {"first_k_dense_replace": 1}),
+        (
+            "ernie4-5-moe", {"moe_layer_end_index": 2}, [0, 2, 3],
+            {"moe_layer_start_index": 1, "moe_layer_end_index": 1},
+        ),
+        ("ernie4-5-moe", {}, [0], {"moe_layer_start_index": 1, "moe_layer_end_index": -1}),
         ("qwen3-moe", MIXED, [1, 3], {"mlp_only_layers": [0], "decoder_sparse_step": 1}),
         (
             "qwen3-moe", {**MIXED, "decoder_sparse_step": 2}, [0, 1, 3],
@@ -108,8 +113,27 @@ def test_letters_of_layers(tmp_path):
     child = arch.child(layers=[0, 2, 3])
     assert child.config["hybrid_override_pattern"] == "M-*"
     assert child.config["layers_block_type"] == ["linear_attention", "mlp", "full_attention"]
-    with pytest.raises(InputError, match="layer_types has 'moe', expected full_attention or"):
-        Arch(tiny.config_of("nemotron-h", hybrid_override_pattern="ME-*"))
+    with pytest.raises(InputError, match="layer_types has 'X', expected full_attention or"):
+        Arch(tiny.config_of("nemotron-h", hybrid_override_pattern="MX-*"))
+
+
+def test_experts_in_one_of_four_kinds(tmp_path):
+    """Of Nemotron 3, which must keep such a layer: without, its class has other tensors."""
+    model = tiny.make(tmp_path / "m", "nemotron-h-moe", hybrid_override_pattern="ME-*")
+    source = tiny.tokens(tmp_path / "t.safetensors", rows=5)
+    ids = load_file(tmp_path / "t.safetensors")["ids"].long()
+    logits = tiny.logits(model, ids)[:, :-1].flatten(0, 1)
+    expected = float(torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten()))
+    found = evaluate(str(model), data=[Data(source)]).results
+    assert found["loss"] == pytest.approx(expected, rel=1e-5)
+    arch = Arch.read(model)
+    assert (arch.family.name, arch.with_units("experts"), arch.ffn) == ("nemotron-h-moe", [1], 80)
+    with pytest.raises(InputError, match="cannot lose all of its moe layers: without experts"):
+        planned(model, tmp_path / "o", tmp_path, layers=[0, 2, 3])
+    made = prune(str(model), str(tmp_path / "o"), method="shortgpt", amount=Amount(layers=2),
+                 data=Data(source))  # fmt: skip
+    assert {1, 2} == {*range(4)} - {*made.results["removed_layers"]}
+    assert tiny.logits(tmp_path / "o", ids).isfinite().all()
 
 
 @pytest.mark.parametrize("step", [1, 2])
@@ -266,7 +290,8 @@ def test_of_each_kind_that_must_stay_the_best_stays():
 def test_kinds_have_modules_of_their_own(name):
     """Every module of a kind is in the table, and every layer is of a kind that is."""
     family, arch = registry.get(name), Arch(tiny.config_of(name))
-    parts = [template.removeprefix(family.layer) for template in family.tensors]
+    templates = family.templates(arch.config)
+    parts = [template.removeprefix(family.layer) for template in templates]
     for modules in family.kinds.values():
         for module in modules:
             assert any(f"{part}.".startswith(f"{module}.") for part in parts), module

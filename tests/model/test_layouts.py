@@ -30,6 +30,14 @@ VISION = {
 }  # fmt: skip
 CLIP = {"vision_config": {**VISION, "model_type": "clip_vision_model"}, "image_token_index": 258}
 PIXTRAL = {"vision_config": {**VISION, "model_type": "pixtral"}}
+QWEN = {
+    "vision_config": {
+        "depth": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 14,
+        "out_hidden_size": 48, "num_position_embeddings": 16,
+    },
+    **dict.fromkeys(("image_token_id", "video_token_id"), 258),
+    **dict.fromkeys(("vision_start_token_id", "vision_end_token_id"), 257),
+}  # fmt: skip
 # kind, and more where it has several texts -> what its config.json says beside the text, the text
 WRAPPED = {
     "gemma3": ({"vision_config": VISION, "mm_tokens_per_image": 4}, "gemma3_text"),
@@ -43,32 +51,23 @@ WRAPPED = {
     "llava_onevision": (CLIP, "qwen2"),
     "mistral3": (PIXTRAL, "mistral"),
     "mistral3 of 2026": (PIXTRAL, "ministral3"),
-    "qwen3_5": (
-        {
-            "vision_config": {
-                "depth": 1,
-                "hidden_size": 16,
-                "intermediate_size": 32,
-                "num_heads": 2,
-                "patch_size": 14,
-                "out_hidden_size": 48,
-                "num_position_embeddings": 16,
-            },
-            **dict.fromkeys(("image_token_id", "video_token_id"), 258),
-            **dict.fromkeys(("vision_start_token_id", "vision_end_token_id"), 257),
-        },
-        "qwen3_5_text",
-    ),
+    "qwen3_5": (QWEN, "qwen3_5_text"),
+    "qwen3_5_moe": (QWEN, "qwen3_5_moe_text"),
     "smolvlm": ({"vision_config": VISION, "image_token_id": 258}, "llama"),
     "vipllava": ({**CLIP, "vision_feature_layers": [-1]}, "llama"),
 }
 
 
 # what the text of a kind has beside TEXT
+DELTA = {
+    "full_attention_interval": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+}  # fmt: skip
 OWN_TEXT = {
-    "qwen3_5_text": {
-        "full_attention_interval": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 16,
-        "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    "qwen3_5_text": DELTA,
+    "qwen3_5_moe_text": {
+        **DELTA, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40,
+        "shared_expert_intermediate_size": 24,
     },
 }  # fmt: skip
 

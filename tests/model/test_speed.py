@@ -249,8 +249,10 @@ def test_every_family_is_counted(models, family):
     arch = SizedModel.open(str(models(family)), counted=True).arch
     told = speed(str(models(family)), flops_only=True).results
     assert told["params"] == arch.total_params == sum(told["params_by_group"].values())
-    cache = len(arch.with_units("kv_heads")) * arch.kv_heads * arch.head_dim * 2 * 4
-    assert told["kv_bytes_per_token"] == cache
+    numbers = 2 * arch.kv_heads * arch.head_dim
+    if arch.family.by_head:  # latent attention keeps what both are made of
+        numbers = arch.get("kv_lora_rank") + arch.get("qk_rope_head_dim")
+    assert told["kv_bytes_per_token"] == len(arch.with_units("kv_heads")) * numbers * 4
 
 
 def test_only_decoding_takes_positions_from_the_prompt(tmp_path):

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
@@ -15,9 +15,12 @@ from prunecli.files import tensorfile
 from prunecli.files.tensorfile import (
     GROUP,
     PIECE,
+    Inside,
+    Spec,
     TensorWriter,
     layout,
     pieces,
+    read_tensor,
     rows_of,
     spans,
     spec_of,
@@ -283,3 +286,43 @@ def test_a_tensor_in_parts_is_written_and_counted_as_one(tmp_path, monkeypatch):
                 writer.write_rows("a", wrong)
             writer.write("a", tensor.T)
             writer.write("b", torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_tensors_in_a_stack(interleaved, transposed, tmp_path):
+    """In any order, some of them after a stop, beside one that is by itself; number by number."""
+    parts = torch.arange(3 * 2 * 4 * 5, dtype=torch.float32).view(3, 2, 4, 5)
+    stack = torch.empty(3, 5, 8) if transposed else torch.empty(3, 8, 5)
+    for e, part, row, column in product(range(3), range(2), range(4), range(5)):
+        at = row * 2 + part if interleaved else part * 4 + row
+        place = (e, column, at) if transposed else (e, at, column)
+        stack[place] = parts[e, part, row, column]
+    whole = {"a": torch.ones(2), "stack": stack}
+    save_file(whole, tmp_path / "theirs", metadata={"format": "pt"})
+    places = {
+        f"{e}.{part}": Inside("stack", 3, e, 2, part, interleaved, transposed)
+        for e in range(3)
+        for part in range(2)
+    }
+    specs = {"a": spec_of(torch.ones(2))}
+    specs |= {name: Spec("F32", (4, 5), place) for name, place in places.items()}
+    order, path = ["2.1", "0.0", "a", "1.1", "0.1", "2.0", "1.0"], tmp_path / "own"
+
+    def write(writer, names):
+        for name in names:
+            e, _, part = name.partition(".")
+            own = torch.ones(2) if name == "a" else parts[int(e), int(part)]
+            writer.write_rows(name, own.split(3))
+            assert writer.digests[name] == tensor_digest(own)
+
+    first = TensorWriter(path, specs)
+    write(first, order[:4])
+    first.flush()
+    with TensorWriter(path, specs, first.digests) as writer:
+        with pytest.raises(ValueError, match="announced"):
+            writer.write("0.0", torch.ones(5, 4))
+        write(writer, order[4:])
+    assert path.read_bytes() == (tmp_path / "theirs").read_bytes()
+    assert all(torch.equal(read_tensor(path, "stack", places[f"{e}.{part}"]), parts[e, part])
+               for e in range(3) for part in range(2))  # fmt: skip

@@ -50,11 +50,50 @@ GROUP = 16  # numbers that torch's generator draws together
 INTEGERS = ("I64", "U64", "I32", "U32", "I16", "U16", "I8", "U8")
 
 
+class Inside(NamedTuple):
+    """Where a tensor lies in a stack: a tensor of blocks, each of one tensor or of several.
+
+    Attributes:
+        name: the stack, as its file calls it. blocks: how many there are. block: which of them.
+        parts: how many tensors share a block. part: which of them.
+        interleaved: their rows take turns; otherwise they follow one another.
+        transposed: a block has for rows what they have for columns.
+    """
+
+    name: str
+    blocks: int
+    block: int
+    parts: int = 1
+    part: int = 0
+    interleaved: bool = False
+    transposed: bool = False
+
+    def whole(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of the stack, of tensors of this shape."""
+        joined = (shape[0] * self.parts, *shape[1:])
+        return (self.blocks, *(joined[::-1] if self.transposed else joined))
+
+    def view(self, block: "torch.Tensor") -> "torch.Tensor":
+        """Return the tensor as a view of its block, which is a row of the stack."""
+        rows = block.T if self.transposed and block.dim() == 2 else block
+        if self.interleaved:
+            return rows[self.part :: self.parts]
+        size = len(rows) // self.parts
+        return rows[self.part * size : (self.part + 1) * size]
+
+
 class Spec(NamedTuple):
-    """Type and shape of a tensor in a file."""
+    """Type and shape of a tensor in a file, and where it is if it lies in a stack."""
 
     dtype: str
     shape: tuple[int, ...]
+    inside: Inside | None = None
+
+    def stored(self, name: str) -> tuple[str, "Spec"]:
+        """Return what the header of a file has in its place: itself, or the stack."""
+        if self.inside is None:
+            return name, self
+        return self.inside.name, Spec(self.dtype, self.inside.whole(self.shape))
 
     @property
     def bytes(self) -> int:
@@ -211,8 +250,8 @@ def torch_dtype(name: str) -> "torch.dtype":
     return dtype
 
 
-def read_tensor(path: Path, name: str) -> "torch.Tensor":
-    """Return one tensor as a read-only view of the memory-mapped file.
+def read_tensor(path: Path, name: str, inside: Inside | None = None) -> "torch.Tensor":
+    """Return one tensor, or what is inside of it, as a read-only view of the memory-mapped file.
 
     The file is opened anew each time, so that pages of earlier tensors can leave memory.
     """
@@ -221,7 +260,7 @@ def read_tensor(path: Path, name: str) -> "torch.Tensor":
     safe_point()
     with safe_open(path, "pt") as file:
         tensor: torch.Tensor = file.get_tensor(name)
-        return tensor
+        return tensor if inside is None else inside.view(tensor[inside.block])
 
 
 class ReadingAhead:
@@ -241,7 +280,7 @@ class ReadingAhead:
         if not hasattr(os, "posix_fadvise"):
             return
         names: dict[Path, list[str]] = {}
-        for path, name in tensors:
+        for path, name in dict.fromkeys(tensors):  # a stack is named for each that it holds
             names.setdefault(path, []).append(name)
         wanted = []
         for path, some in names.items():
@@ -334,12 +373,14 @@ def _notes(marked: bool) -> dict[str, str]:
 def layout(specs: Mapping[str, Spec], marked: bool = False) -> tuple[bytes, dict[str, int]]:
     """Return how a file of these tensors begins, and where after that each one is.
 
-    Types come by falling size, then names: what safetensors itself writes.
+    Of one in a stack: where its block is. Types come by falling size, then names: what safetensors
+    itself writes.
     """
     header: dict[str, Any] = {"__metadata__": _notes(marked)}
     offsets, offset = {}, 0
-    for name in sorted(specs, key=lambda name: (-ITEM_BYTES[specs[name].dtype], name)):
-        spec = specs[name]
+    stored = dict(spec.stored(name) for name, spec in specs.items())
+    for name in sorted(stored, key=lambda name: (-ITEM_BYTES[stored[name].dtype], name)):
+        spec = stored[name]
         header[name] = {
             "dtype": spec.dtype,
             "shape": list(spec.shape),
@@ -349,7 +390,11 @@ def layout(specs: Mapping[str, Spec], marked: bool = False) -> tuple[bytes, dict
         offset += spec.bytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text, offsets
+    starts = {name: offsets[spec.stored(name)[0]] for name, spec in specs.items()}
+    for name, spec in specs.items():
+        if spec.inside is not None:
+            starts[name] += spec.inside.block * spec.inside.parts * spec.bytes
+    return struct.pack("<Q", len(text)) + text, starts
 
 
 class TensorWriter:
@@ -374,7 +419,7 @@ class TensorWriter:
         self.digests: dict[str, str] = dict(written or {})
         start, self._offsets = layout(specs, marked)
         self._start = len(start)
-        self._file = path.open("r+b" if self.digests else "wb")
+        self._file = path.open("r+b" if self.digests else "w+b")
         with regular.named(path):
             self._file.write(start)
             self._file.truncate(self._start + sum(spec.bytes for spec in specs.values()))
@@ -387,6 +432,9 @@ class TensorWriter:
         """Write one tensor that comes as parts, each some more of its rows."""
         safe_point()
         spec, count = self.specs.get(name), 0
+        if spec is not None and spec.inside is not None:
+            self._write_inside(name, spec, spec.inside, parts)
+            return
         sha = begun_digest(spec or Spec("", ()))
         at = self._start + self._offsets.get(name, 0)
         for part in parts:
@@ -404,6 +452,25 @@ class TensorWriter:
         if spec is None or count != (spec.shape[0] if spec.shape else 1):
             raise ValueError(f"{name}: announced {spec}, got {count} rows")
         self.digests[name] = sha.hexdigest()
+
+    def _write_inside(
+        self, name: str, spec: Spec, inside: Inside, parts: "Iterable[torch.Tensor]"
+    ) -> None:
+        """Write a tensor to its place in a block of a stack, whose other parts stay."""
+        import torch
+
+        tensor = torch.cat(list(parts))
+        if spec_of(tensor) != Spec(spec.dtype, spec.shape):
+            raise ValueError(f"{name}: announced {spec}, got {spec_of(tensor)}")
+        at, size = self._start + self._offsets[name], inside.parts * spec.bytes
+        with regular.named(self.path):
+            self._file.seek(at)
+            held = bytearray(self._file.read(size))
+            block = torch.frombuffer(held, dtype=tensor.dtype).view(inside.whole(spec.shape)[1:])
+            inside.view(block).copy_(tensor)
+            self._file.seek(at)
+            self._file.write(held)
+        self.digests[name] = tensor_digest(tensor)
 
     def flush(self) -> None:
         """Flush what was written to disk."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prunecli.errors import InputError
+from prunecli.files.tensorfile import Inside
 from prunecli.model import configs
 from prunecli.model.families import registry
 from prunecli.model.families._base import CONFIG_KEYS, EXPERT_KEYS, Axes, Family
@@ -23,7 +24,6 @@ KINDS_GROUPS = ("mixers", "convolutions")
 BLOCK_GROUPS = ("attention", "ffn", "mixers")
 EXPLICIT = ("heads", "kv_heads", "head_dim", "ffn")
 HEADS = {"heads", "kv_heads", "qkv_by_head", "gated_heads"}
-UNIT_AXES = {*HEADS, "ffn"}
 ATTENTION = {"full_attention", "sliding_attention"}
 POINTS = ("q", "o", "gate", "down")
 UNITS = {"hidden": "hidden channels", "ffn": "FFN channels"}
@@ -59,7 +59,7 @@ class Arch:
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        self.family: Family = registry.of_model_type(config["model_type"])
+        self.family: Family = registry.of_config(config)
         self.config = self.family.renamed(config)
         configs.check_numbers(self.config)
         self.layers = self._size("layers")
@@ -83,6 +83,7 @@ class Arch:
                 f"config.json has {self.experts} experts, and sends every token to "
                 f"{self.experts_per_token}"
             )
+        self._check_groups()
         self._check_lists()
         self.kinds = self._kinds()
         self._inside: dict[tuple[str, ...], dict[str, Axes]] = {}
@@ -96,6 +97,37 @@ class Arch:
     def get(self, key: str) -> Any:
         """Return a value of config.json, or what its absence means in this family."""
         return self.config[key] if key in self.config else self.family.defaults.get(key)
+
+    @property
+    def expert_groups(self) -> tuple[int, int]:
+        """In how many equal groups experts are, and of how many a token takes some."""
+        experts = self.family.experts
+        if experts is None or experts.groups is None:
+            return 1, 1
+        groups, open_groups = (int(self.get(key) or 1) for key in experts.groups)
+        return groups, open_groups
+
+    def too_few_experts(self, count: int) -> tuple[str, str] | None:
+        """Return why a layer cannot be left so many experts, and what to do; None if it can.
+
+        Of a group, the two best experts are its score.
+        """
+        each, (groups, open_groups) = self.experts_per_token, self.expert_groups
+        if groups == 1:
+            enough = count >= each
+            return None if enough else (f"every token is sent to {each}", f"keep {each} at least")
+        least = groups * max(2, -(-each // min(open_groups, groups)))
+        if count >= least and count % groups == 0:
+            return None
+        why = f"every token is sent to {each} out of {open_groups} of {groups} equal groups"
+        return why, f"keep a multiple of {groups}, {least} at least"
+
+    def _check_groups(self) -> None:
+        groups, _ = self.expert_groups
+        if self.experts % groups:
+            raise InputError(
+                f"config.json has {self.experts} experts, not a multiple of {groups} groups"
+            )
 
     def _check_lists(self) -> None:
         for key in self.family.layer_lists:
@@ -261,14 +293,26 @@ class Arch:
         gated = any("gated_heads" in "+".join(axes).split("+") for axes in self._matrices())
         return 3 if gated else 2
 
+    def heads_params(self, hidden: float, heads: float, kv_heads: float) -> float:
+        """Return the linear parameters of so many heads beside so many hidden channels."""
+        if not self.family.by_head:
+            return hidden * self.head_dim * (self.head_matrices * heads + 2 * kv_heads)
+        table, each = self.inside(self.with_units("heads")[0]), 0.0
+        for name in self.block_linears():
+            units = [self.unit_rows(axis) for axis in table.get(name, ())]
+            for unit, axis in zip(units, reversed(table.get(name, ())), strict=True):
+                if unit is not None:
+                    each += unit[1] * (hidden if axis == "hidden" else self.axis_size(axis))
+        return heads * each
+
     @property
     def ffns(self) -> int:
         """How many FFNs a layer has: one, or its experts."""
         return max(1, self.experts)
 
     def _matrices(self) -> list[Axes]:
-        tensors = self.family.tensors
-        return [tensors[name] for name in self.block_linears()]
+        tensors = self.family.templates(self.config)
+        return [tensors[name] for name in self.block_linears() if name in tensors]
 
     @property
     def norm_spans_heads(self) -> bool:
@@ -304,6 +348,8 @@ class Arch:
 
     def unit_rows(self, axis: str) -> tuple[str, int] | None:
         """Return the heads that an axis is made of, and its rows of each; None if of none."""
+        if axis in self.family.by_head:
+            return "heads", int(self.family.by_head[axis](self.get) or 0)
         return {
             "heads": ("heads", self.head_dim),
             "kv_heads": ("kv_heads", self.head_dim),
@@ -321,6 +367,10 @@ class Arch:
         if axis in self.family.axes:
             return self._size(axis)
         return 1 if axis == "one" else self.max_positions + self.family.position_offset
+
+    def _ruled(self, axis: str, otherwise: int) -> int:
+        """Return the size of an axis by the family's rule, if it has one."""
+        return self._size(axis, otherwise) if axis in self.family.axes else otherwise
 
     def _root(self) -> dict[str, Axes]:
         """Return the templates of the tensors outside the layers."""
@@ -348,6 +398,28 @@ class Arch:
             for name, i, e in order
         }
 
+    @property
+    def stacks(self) -> set[str]:
+        """What files can have in a layer that are tensors of all its experts."""
+        experts = self.family.experts
+        return set() if experts is None else {name for name, _ in experts.stacks_of(experts.stacks)}
+
+    def stacked(self) -> dict[str, Inside]:
+        """Return where the tensors of experts lie in such stacks."""
+        experts = self.family.experts
+        if experts is None:
+            return {}
+        return {
+            f"{self.prefix(i)}{experts.module}.{e}.{part}": Inside(
+                f"{self.prefix(i)}{stack}", self.experts, e, len(parts), n,
+                experts.interleaved, experts.transposed,
+            )
+            for i in self.with_units("experts")
+            for stack, parts in experts.stacks_of(experts.stacks)
+            for n, part in enumerate(parts)
+            for e in range(self.experts)
+        }  # fmt: skip
+
     def _experts_of(self, template: str) -> Sequence[int | None]:
         """Return the experts that have a tensor or a module each; None for one of no expert."""
         return range(self.experts) if "{e}" in template else (None,)
@@ -368,9 +440,9 @@ class Arch:
 
     def block_linears(self) -> Iterator[str]:
         """Yield the templates of the block linears: what ratios are fractions of."""
-        for modules in (*self.family.inputs, *chain(*self.family.beside.values())):
-            for module in modules:
-                yield f"{self.family.layer}{module}.weight"
+        groups = (*self.family.inputs, *chain(*self.family.beside.values()))
+        for module in dict.fromkeys(chain(*groups)):
+            yield f"{self.family.layer}{module}.weight"
 
     def prefix(self, i: int) -> str:
         """Return what the names of the tensors of layer `i` begin with."""
@@ -449,7 +521,13 @@ class Arch:
         parts = {*"+".join(axes).split("+")}
         if any(part.endswith("ffn") for part in parts):
             return "ffn"
-        return "attention" if parts & HEADS else "mixers"
+        squeezed = any(part.endswith("_rank") for part in parts)
+        return "attention" if squeezed or parts & self._by_head else "mixers"
+
+    @property
+    def _by_head(self) -> set[str]:
+        """The axes of linears with rows or columns of every head."""
+        return {*HEADS, *self.family.by_head}
 
     @property
     def total_params(self) -> int:
@@ -494,7 +572,7 @@ class Arch:
         return sum(
             prod(map(self.axis_size, axes))
             for name, axes in self.inside(i).items()
-            if name in linears and not {*"+".join(axes).split("+")} & UNIT_AXES
+            if name in linears and not {*"+".join(axes).split("+")} & {*self._by_head, "ffn"}
         )
 
     @property
@@ -536,7 +614,8 @@ class Arch:
         dense = sum(params.values()) - outside + self.vocab * self.hidden
         weights = dense + round(density * linears) + self._recurrences()
         attending = len(self.with_units("heads"))
-        attention = 4 * seq_len**2 * self.heads * self.head_dim * attending
+        numbers = self.head_dim + self._ruled("scored", self.head_dim)
+        attention = 2 * seq_len**2 * self.heads * numbers * attending
         return 2 * weights * seq_len + attention
 
     def _recurrences(self) -> int:
@@ -547,7 +626,8 @@ class Arch:
     def kv_bytes_per_token(self, bytes_per_value: int) -> int:
         """Return the bytes that keys and values of one token take in the cache."""
         attending = len(self.with_units("heads"))
-        return 2 * attending * self.kv_heads * self.head_dim * bytes_per_value
+        numbers = self._ruled("cached", 2 * self.kv_heads * self.head_dim)
+        return attending * numbers * bytes_per_value
 
     def child(
         self,

@@ -19,7 +19,9 @@ from prunecli.errors import InputError, PruneError, refused
 from prunecli.files import provenance, regular, sidecar, strict
 from prunecli.files.output import write_bytes, write_text
 from prunecli.files.tensorfile import (
+    MAX_TENSORS,
     STORAGE,
+    Inside,
     ReadingAhead,
     Spec,
     TensorWriter,
@@ -200,8 +202,9 @@ class Checkpoint(Reader):
         self.arch = Arch(config)
         family = self.arch.family
         self._head, self._embedding = f"{family.head}.weight", f"{family.embedding}.weight"
-        # by the name used here: the file, and the tensor's name in it
+        # by the name used here: the file, the tensor's name in it, and where it lies in a stack
         self._stored: dict[str, tuple[Path, str]] = {}
+        self._inside: dict[str, Inside] = {}
         self._ahead = ReadingAhead()
         self.specs: dict[str, Spec] = {}
         self._others: dict[str, tuple[Path, Spec]] = {}  # those of other parts, by stored name
@@ -236,8 +239,12 @@ class Checkpoint(Reader):
         """Find each tensor in the files; these count, not what an index says of them."""
         headers = {path: read_header(path) for path in self._files()}
         family = self.arch.family
-        self._check_layers([family.own_name(name) for file in headers.values() for name in file])
-        expected = {*self.arch.tensors(), self._head}
+        self._check_layers(headers)
+        own, inside = self.arch.tensors(), self.arch.stacked()
+        of_stack: dict[str, list[str]] = {}
+        for part, place in inside.items():
+            of_stack.setdefault(place.name, []).append(part)
+        expected = {*own, *of_stack, self._head}
         prefixes = plain(family) if self.part_of is None else WRAPPERS[self.part_of]
         left_out = tuple(one.replace("{layers}", str(self.arch.layers)) for one in family.left_out)
         without: set[str] = set()
@@ -252,14 +259,13 @@ class Checkpoint(Reader):
                     continue
                 if BUFFER in stored or stored.endswith(family.buffers):
                     continue
-                if name in self.specs:
-                    before, also = self._stored[name]
-                    raise InputError(
-                        f"'{name}' is stored twice: as '{also}' in '{before.name}' and as "
-                        f"'{stored}' in '{path.name}'",
-                        "remove one of them",
-                    )
-                self._stored[name], self.specs[name] = (path, stored), spec
+                if name not in of_stack:
+                    self._add(name, path, stored, spec)
+                for part in of_stack.get(name, ()):
+                    if spec.shape != inside[part].whole(own[part].shape):
+                        raise _misshapen(stored, spec, inside[part].whole(own[part].shape))
+                    self._add(part, path, stored, Spec(spec.dtype, own[part].shape))
+                    self._inside[part] = inside[part]
         self.specs = {name: self.specs[name] for name in sorted(self.specs)}
         if without:
             report.info(
@@ -278,16 +284,29 @@ class Checkpoint(Reader):
                 f"read, a '{self.arch.config['model_type']}'; parts left out: {parts}"
             )
 
-    def _check_layers(self, names: list[str]) -> None:
+    def _add(self, name: str, path: Path, stored: str, spec: Spec) -> None:
+        """Note where a tensor is stored; raise InputError if it is elsewhere, too."""
+        if name in self.specs:
+            before, also = self._stored[name]
+            raise InputError(
+                f"'{name}' is stored twice: as '{also}' in '{before.name}' and as "
+                f"'{stored}' in '{path.name}'",
+                "remove one of them",
+            )
+        self._stored[name], self.specs[name] = (path, stored), spec
+
+    def _check_layers(self, headers: Mapping[Path, Mapping[str, Spec]]) -> None:
         """Raise InputError for more layers or experts in config.json than in weights so named.
 
         It is asked before any list of them is made.
         """
+        names = [self.arch.family.own_name(name) for file in headers.values() for name in file]
         layers = {match[1] for match in map(LAYER.search, names) if match}
         experts = {match.groups() for match in map(EXPERT.search, names) if match}
         # of a layer, so that there are as many names as both numbers make together
         mixtures = max(1, len(self.arch.with_units("experts")))
-        found = {"layers": len(layers), "experts": len(experts) // mixtures}
+        count = len(experts) + self._stacked_experts(headers)
+        found = {"layers": len(layers), "experts": count // mixtures}
         for what, stored in found.items():
             if getattr(self.arch, what) > stored:
                 foreign.refuse_names(names)
@@ -296,6 +315,23 @@ class Checkpoint(Reader):
                     f"the weights are of {stored} {what}",
                     "check that the download is complete",
                 )
+
+    def _stacked_experts(self, headers: Mapping[Path, Mapping[str, Spec]]) -> int:
+        """Return how many experts of all layers there are in stacks; raise InputError for too many.
+
+        Those without numbers do not count.
+        """
+        counts: dict[str, int] = {}
+        stacks = self.arch.stacks
+        for file in headers.values():
+            for name, spec in file.items():
+                match = LAYER.search(name)
+                if match and spec.shape and name[match.end() :] in stacks:
+                    counts[match[1]] = min(spec.shape[0], spec.bytes)
+        count = sum(counts.values())
+        if count > MAX_TENSORS:
+            raise InputError(f"the weights are of {count} experts, more than {MAX_TENSORS}")
+        return count
 
     def _tie(self, report: Report) -> None:
         """Decide what the output head is where config.json says that it is the embedding."""
@@ -330,16 +366,17 @@ class Checkpoint(Reader):
     def _check_tensors(self) -> None:
         expected, family = self.arch.tensors(), self.arch.family.name
         unknown = [name for name in self.specs if name not in expected]
+        experts = self.arch.family.experts
+        if experts is not None and experts.stacked:  # transformers would not find them
+            apart = (name for name, tensor in expected.items() if tensor.expert is not None)
+            unknown += [name for name in apart if name in self.specs and name not in self._inside]
         missing = [name for name in expected if name not in self.specs]
         foreign.refuse_names(self._stored[name][1] for name in unknown)
         for name in unknown:
             raise InputError(f"unexpected tensor '{name}': not part of a {family} with this config")
         for name, spec in self.specs.items():
             if spec.shape != expected[name].shape:
-                raise InputError(
-                    f"'{name}' has shape {list(spec.shape)}, expected "
-                    f"{list(expected[name].shape)} from config.json"
-                )
+                raise _misshapen(name, spec, expected[name].shape)
             if spec.dtype not in FLOATS:
                 raise InputError(
                     f"'{name}' is stored as {spec.dtype}, expected one of {', '.join(FLOATS)}",
@@ -356,7 +393,7 @@ class Checkpoint(Reader):
 
     def tensor(self, name: str) -> "torch.Tensor":
         """Return one tensor as a view of the memory-mapped file; do not write into it."""
-        return read_tensor(*self._stored[name])
+        return read_tensor(*self._stored[name], self._inside.get(name))
 
     def ahead(self, names: "Iterable[str]") -> None:
         """Let tensors be read from their files, which will be asked for next; returns at once."""
@@ -458,6 +495,13 @@ def all_finite(piece: "torch.Tensor") -> bool:
     return all(bool(bound.isfinite()) for bound in piece.aminmax())
 
 
+def _misshapen(name: str, spec: Spec, expected: tuple[int, ...]) -> InputError:
+    """Return the error for a tensor that is not of the shape that config.json tells."""
+    return InputError(
+        f"'{name}' has shape {list(spec.shape)}, expected {list(expected)} from config.json"
+    )
+
+
 def _own_name(stored: str, prefixes: Prefixes, expected: set[str]) -> str | None:
     """Return the name used here for a stored tensor, None if it belongs to another part."""
     names = [new + stored.removeprefix(old) for old, new in prefixes if stored.startswith(old)]
@@ -490,8 +534,18 @@ class CheckpointWriter:
         self._config = {
             key: value for key, value in config.items() if key not in configs.PREFERENCES
         }
-        self._stored = {name: around.stored(name) if around else name for name in specs}
-        self.specs = {self._stored[name]: spec for name, spec in specs.items()}
+        arch = Arch(config)
+
+        def saved(name: str) -> str:
+            stored = around.stored(name) if around else name
+            return arch.family.saved_name(stored)
+
+        self._stored = {name: saved(name) for name in specs}
+        places = {name: one._replace(name=saved(one.name)) for name, one in _together(arch).items()}
+        self.specs = {
+            self._stored[name]: spec._replace(inside=places.get(name))
+            for name, spec in specs.items()
+        }
         numbers = dict(zip(self.specs, shards, strict=True))
         if around is not None:
             self.specs |= around.specs
@@ -519,7 +573,8 @@ class CheckpointWriter:
         """Yield the tensors of the language model that are written already."""
         for name in self.digests:
             stored = self._stored[name]
-            yield name, read_tensor(self._writers[self._shard_of[stored]].path, stored)
+            spec, path = self.specs[stored], self._writers[self._shard_of[stored]].path
+            yield name, read_tensor(path, spec.stored(stored)[0], spec.inside)
 
     def copy_around(self) -> "Iterator[str]":
         """Copy the other parts' tensors, those that are not written yet, and yield each name."""
@@ -573,11 +628,21 @@ class CheckpointWriter:
             writer.__exit__(kind, error, trace)
         if kind is None and len(self._writers) > 1:
             files = [writer.path.name for writer in self._writers]
+            where = {
+                spec.stored(name)[0]: files[self._shard_of[name]]
+                for name, spec in self.specs.items()
+            }
             index = {
                 "metadata": {"total_size": sum(spec.bytes for spec in self.specs.values())},
-                "weight_map": {name: files[self._shard_of[name]] for name in sorted(self.specs)},
+                "weight_map": dict(sorted(where.items())),
             }
             write_text(self.folder / INDEX, json.dumps(index, indent=2) + "\n")
+
+
+def _together(arch: Arch) -> dict[str, Inside]:
+    """Return where in stacks tensors are written: those of experts, if files always have these."""
+    experts = arch.family.experts
+    return arch.stacked() if experts is not None and experts.stacked else {}
 
 
 def check_loads(folder: Path) -> None:

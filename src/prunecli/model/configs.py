@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from prunecli import limits
 from prunecli.errors import InputError, of_memory, suggest
 from prunecli.files import regular, strict
-from prunecli.model import companions
+from prunecli.model import companions, foreign
 from prunecli.model.families._base import CONFIG_KEYS, EXPERT_KEYS, Family
 from prunecli.model.families._wrappers import WRAPPERS
 
@@ -37,8 +37,18 @@ MIXER_SIZES = (
     "linear_key_head_dim", "linear_value_head_dim", "linear_num_key_heads",
     "linear_num_value_heads", "mamba_n_heads", "mamba_n_groups", "mamba_d_state", "mamba_d_conv",
     "mamba_expand", "mamba_num_heads", "mamba_head_dim", "ssm_state_size", "n_groups",
-    "conv_kernel",
+    "conv_kernel", "moe_shared_expert_intermediate_size",
 )  # fmt: skip
+
+
+# of heads, and of what attention is squeezed through
+LATENT_SIZES = (
+    "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
+)  # fmt: skip
+
+
+# how many experts there are, or a token takes, where the usual keys do not say so
+EXPERT_COUNTS = ("n_routed_experts", "moe_num_experts", "moe_k")
 
 
 # bounds of the numbers that prunecli itself computes with
@@ -57,9 +67,14 @@ NUMBERS: Mapping[str, tuple[float, float]] = {
     "logit_scale": (1e-6, 1e6),
     "ffn_dim": (1, MOST),
     "moe_intermediate_size": (1, MOST),
-    **dict.fromkeys((*EXPERT_KEYS.values(), "n_routed_experts"), (1, MOST_EXPERTS)),
+    **dict.fromkeys((*EXPERT_KEYS.values(), *EXPERT_COUNTS), (1, MOST_EXPERTS)),
     "num_local_experts": (0, MOST_EXPERTS),
     "n_shared_experts": (1, MOST_EXPERTS),
+    "moe_num_shared_experts": (0, MOST_EXPERTS),
+    "moe_layer_start_index": (0, MOST_LAYERS),
+    "moe_layer_end_index": (-1, MOST_LAYERS),
+    **dict.fromkeys(("n_group", "topk_group"), (1, MOST_EXPERTS)),
+    **dict.fromkeys(LATENT_SIZES, (1, MOST)),
     "init_std": (0, 1e6),
     "norm_eps": (0, 1),
     "layer_norm_epsilon": (0, 1),
@@ -211,14 +226,10 @@ def _filled(values: dict[str, Any], counted: bool, asked: bool) -> dict[str, Any
     # before transformers could mistake an unknown family
     if not registry.knows(values["model_type"]):
         raise registry.unknown(values["model_type"], nearest.described(values["model_type"]))
-    family = registry.of_model_type(values["model_type"])
+    family = registry.of_config(values)
     values = family.renamed(values)
     if not counted and values.get("quantization_config") is not None:
-        # whatever it says, transformers would read plain weights as quantised ones
-        raise InputError(
-            "config.json has a quantization_config",
-            "dequantise the model first, or remove the key if its weights are not quantised",
-        )
+        raise _quantised(values["quantization_config"])
     for key, allowed in {**ORDINARY, **family.only}.items():
         if values.get(key) not in (None, *allowed):
             raise InputError(
@@ -234,6 +245,18 @@ def _filled(values: dict[str, Any], counted: bool, asked: bool) -> dict[str, Any
         return values
     known = transformers_config(values)
     return {**values, **{key: getattr(known, key) for key in absent}}
+
+
+def _quantised(how: Any) -> InputError:
+    """Return the error for a config.json of quantised weights.
+
+    Whatever it says, transformers would read plain weights as quantised ones.
+    """
+    method = how.get("quant_method") if isinstance(how, dict) else None
+    told = "" if method is None else f" of quant_method {strict.told(method)}"
+    usual = "dequantise the model first, or remove the key if its weights are not quantised"
+    remedy = foreign.MXFP4 if method == "mxfp4" else usual
+    return InputError(f"config.json has a quantization_config{told}", remedy)
 
 
 def _lists(family: Family, values: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -333,7 +356,7 @@ def shapes(values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     with bounded(CANNOT_BUILD), limits.memory(MEMORY), torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config)
     if registry.knows(kind):  # of others nobody knows where experts are
-        family = registry.of_model_type(kind)
+        family = registry.of_config(values)
         for layer in model.get_submodule(family.layer.removesuffix(".{i}.")):
             experts.unstack(layer, family.experts)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

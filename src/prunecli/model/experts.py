@@ -15,29 +15,30 @@ from prunecli.model.families._base import Experts
 
 
 class Expert(nn.Module):
-    """One gated FFN.
+    """One FFN, gated or not.
 
-    down(act(gate x) * up x)
+    down(act(gate x) * up x)        down(act(up x))
+
+    Where transformers' own class has another formula, that one.
     """
 
-    def __init__(self, hidden: int, ffn: int, act: Any, names: Experts) -> None:
+    def __init__(self, hidden: int, ffn: int, stacked: Any, names: Experts) -> None:
         super().__init__()
-        self._act, self._names = act, names
-        for name in (names.gate, names.up):
-            self.add_module(name, nn.Linear(hidden, ffn, bias=False))
-        self.add_module(names.down, nn.Linear(ffn, hidden, bias=False))
-
-    def linears(self) -> tuple[nn.Module, nn.Module, nn.Module]:
-        """Return gate, up and down."""
-        gate, up, down = map(
-            self.get_submodule, (self._names.gate, self._names.up, self._names.down)
-        )
-        return gate, up, down
+        self.__dict__["_stacked"], self._names = stacked, names
+        for name in names.linears[:-1]:
+            self.add_module(name, nn.Linear(hidden, ffn, bias=names.biased))
+        self.add_module(names.down, nn.Linear(ffn, hidden, bias=names.biased))
 
     def forward(self, states: Tensor) -> Tensor:
         """Return the output [N, D] for states [N, D]."""
-        gate, up, down = self.linears()
-        out: Tensor = down(self._act(gate(states)) * up(states))
+        *first, down = map(self.get_submodule, self._names.linears)
+        read, stacked = [linear(states) for linear in first], self.__dict__["_stacked"]
+        if self._names.interleaved:
+            inner = stacked._apply_gate(torch.stack(read, -1).flatten(-2))
+        else:
+            inner = stacked.act_fn(read[0])
+            inner = inner * read[1] if len(read) > 1 else inner
+        out: Tensor = down(inner)
         return out
 
 
@@ -53,9 +54,11 @@ class ExpertList(nn.ModuleList):
     """
 
     def __init__(self, stacked: Any, names: Experts) -> None:
-        count, hidden, ffn = stacked.down_proj.shape
-        super().__init__(Expert(hidden, ffn, stacked.act_fn, names) for _ in range(count))
+        count, *sizes = stacked.down_proj.shape
+        hidden, ffn = reversed(sizes) if names.transposed else sizes
+        super().__init__(Expert(hidden, ffn, stacked, names) for _ in range(count))
         self.__dict__["stacked"] = stacked  # no part of this module: it has no weights
+        self._names = names
         self.fed_all: frozenset[int] = frozenset()
         self.between: Callable[[], None] = lambda: None
         self.watch: Callable[[Tensor, Tensor], None] | None = None
@@ -84,14 +87,24 @@ class ExpertList(nn.ModuleList):
 
     def restacked(self) -> nn.Module:
         """Return transformers' module with the weights of these experts."""
-        gates, ups, downs = zip(*(expert.linears() for expert in self), strict=True)  # type: ignore[operator]
-        joined = [torch.cat([gate.weight, up.weight]) for gate, up in zip(gates, ups, strict=True)]
         stacked: nn.Module = self.__dict__["stacked"]
-        for name, matrices in (
-            ("gate_up_proj", joined), ("down_proj", [down.weight for down in downs])
-        ):  # fmt: skip
-            setattr(stacked, name, nn.Parameter(torch.stack(matrices).detach()))
+        for name, parts in self._names.stacks_of(stacks(self._names)):
+            blocks = [
+                self._block([expert.get_parameter(part) for part in parts]) for expert in self
+            ]
+            setattr(stacked, name, nn.Parameter(torch.stack(blocks).detach()))
         return stacked
+
+    def _block(self, parts: list[Tensor]) -> Tensor:
+        """Return what a stack has of one expert, whose tensors [O, I] or [O] these are."""
+        turns = self._names.interleaved
+        joined = torch.stack(parts, 1).flatten(0, 1) if turns else torch.cat(parts)
+        return joined.T if self._names.transposed and joined.dim() == 2 else joined
+
+
+def stacks(names: Experts) -> tuple[str, str]:
+    """Return what transformers calls its tensors of all experts."""
+    return ("gate_up_proj" if names.gate else "up_proj", "down_proj")
 
 
 def unstack(layer: nn.Module, names: Experts | None) -> None:
@@ -101,10 +114,11 @@ def unstack(layer: nn.Module, names: Experts | None) -> None:
     """
     if names is None or not _has_experts(layer, names):
         return
-    if names.stock is not None:
-        # the layer's code still finds it by its own name, which is no longer one of a module
-        layer.__dict__[names.stock] = module = layer._modules.pop(names.stock)
-        layer.add_module(names.module.rpartition(".")[0], module)
+    for old, new in names.moved:
+        (holder, own), (around, called) = _inside(layer, old), _inside(layer, new)
+        # the code of the class still finds it by its own name, which is no longer one of a module
+        holder.__dict__[own] = module = holder._modules.pop(own)
+        around.add_module(called, module)
     stacked = layer.get_submodule(names.module)
     with torch.device("meta"):
         layer.set_submodule(names.module, ExpertList(stacked, names))
@@ -112,9 +126,23 @@ def unstack(layer: nn.Module, names: Experts | None) -> None:
 
 def _has_experts(layer: nn.Module, names: Experts) -> bool:
     """Return whether a layer of a mixture has experts: some are dense."""
-    around, _, own = names.module.rpartition(".")
     known = {*dict(layer.named_modules())}
-    return bool(known & {names.module, f"{names.stock or around}.{own}"})
+    return bool(known & {names.module, *_stock(names)})
+
+
+def _stock(names: Experts) -> list[str]:
+    """Return what transformers calls the experts, where files do otherwise."""
+    return [
+        old + names.module.removeprefix(new)
+        for old, new in names.moved
+        if names.module.startswith(f"{new}.")
+    ]
+
+
+def _inside(layer: nn.Module, path: str) -> tuple[nn.Module, str]:
+    """Return the module of a layer that one is in, and what that one is called there."""
+    holder, _, own = path.rpartition(".")
+    return layer.get_submodule(holder), own
 
 
 def restack(layer: nn.Module, names: Experts | None) -> None:

@@ -13,6 +13,7 @@ SOURCE = "take the safetensors checkpoint that it was made from"
 GGUF = f"{SOURCE}, or let transformers convert it ('Only a GGUF file?' in docs/running.md)"
 SAVE = "load it with the library that wrote it, and save it with save_pretrained"
 MERGE = "merge it into its base model first: peft's merge_and_unload(), then save_pretrained"
+MXFP4 = "load it with transformers' Mxfp4Config(dequantize=True), and save it in bfloat16"
 PICKLED = "a model of pickled weights, which can run code"
 ADAPTER = "adapter_config.json"
 
@@ -49,6 +50,8 @@ NAMES: tuple[tuple[str, str, str], ...] = (
     ("_fsdp_wrapped_module.*", "named by FSDP around the model", "save a full state_dict of it"),
     ("*.qweight", "a quantised tensor", "dequantise the model first"),
     ("*.weight_packed", "a quantised tensor", "dequantise the model first"),
+    ("*_proj_blocks", "quantised to MXFP4", MXFP4),
+    ("*_proj_scales", "the scales of a tensor quantised to MXFP4", MXFP4),
     ("*.weight_scale*", "the scale of a quantised tensor", "dequantise the model first"),
 )
 

@@ -49,10 +49,14 @@ def allocate(
     experts = [amount.experts] * arch.layers
     lists: dict[str, tuple[Indices, ...]] = {
         axis: tuple(
-            best(scores[f"{axis}.{i}"], counts[i]) if f"{axis}.{i}" in scores else ()
+            best(scores[f"{axis}.{i}"], counts[i], parts) if f"{axis}.{i}" in scores else ()
             for i in layers
         )
-        for axis, counts in (("kv_heads", groups), ("ffn", channels), ("experts", experts))
+        for axis, counts, parts in (
+            ("kv_heads", groups, 1),
+            ("ffn", channels, 1),
+            ("experts", experts, arch.expert_groups[0]),
+        )
         if any(f"{axis}.{i}" in scores for i in layers)
     }
     hidden = best(scores["hidden"], amount.hidden) if "hidden" in scores else None
@@ -64,9 +68,11 @@ def allocate(
     )
 
 
-def best(score: "torch.Tensor", count: int) -> Indices:
-    """Return the indices of the `count` highest scores, ascending."""
-    return tuple(sorted(_ascending(score)[len(score) - count :]))
+def best(score: "torch.Tensor", count: int, groups: int = 1) -> Indices:
+    """Return the indices of the `count` highest scores, ascending; as many of each equal group."""
+    size, each = len(score) // groups, count // groups
+    order = [_ascending(score[n * size : (n + 1) * size])[size - each :] for n in range(groups)]
+    return tuple(sorted(n * size + j for n, own in enumerate(order) for j in own))
 
 
 def _ascending(score: "torch.Tensor", later_first: bool = False) -> list[int]:

@@ -5,6 +5,7 @@ layer has no such units; `heads` counts query heads of the parent and, where it 
 follows `kv_heads`. `None` keeps all.
 """
 
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,17 +102,24 @@ class Plan:
 
     def _check_experts(self, arch: Arch) -> None:
         counts = sorted({len(one) for one in self.experts or () if one})
-        if counts and counts[0] < arch.experts_per_token:
-            raise InputError(
-                f"the plan keeps {counts[0]} experts of a layer, and every token is sent to "
-                f"{arch.experts_per_token}",
-                f"keep {arch.experts_per_token} at least",
-            )
+        few = arch.too_few_experts(counts[0]) if counts else None
+        if few is not None:
+            why, remedy = few
+            raise InputError(f"the plan keeps {counts[0]} experts of a layer, and {why}", remedy)
         if len(counts) > 1:
             raise InputError(
                 f"the plan keeps {counts[0]} experts of one layer and {counts[-1]} of another",
                 "keep as many of every layer: a config.json has one number",
             )
+        groups, _ = arch.expert_groups
+        for i, kept in enumerate(self.experts or ()):
+            each = Counter(e * groups // arch.experts for e in kept)
+            if kept and {each[group] for group in range(groups)} != {len(kept) // groups}:
+                raise InputError(
+                    f"the plan keeps more experts of one group than of another in layer {i}, and "
+                    f"the {groups} groups are of one size",
+                    "keep as many of every group",
+                )
 
     def kept_layers(self, arch: Arch) -> Indices:
         """Return the kept layers."""
@@ -182,13 +190,12 @@ class Plan:
         """Return those of the i-th kept layer."""
         layer = self.kept_layers(arch)[i]
         hidden = arch.hidden if self.hidden is None else len(self.hidden)
-        heads = arch.head_matrices * len(self.kept_heads(arch, i))
-        heads += 2 * len(self.kept_kv_heads(arch, i))
+        kept = len(self.kept_heads(arch, i)), len(self.kept_kv_heads(arch, i))
         ffns = len(self.kept_experts(arch, i)) or 1
         ffn = ffns * arch.ffn_matrices * hidden * len(self.kept_ffn(arch, i))
         # what has neither heads nor such channels is as wide as the residual stream on one side
         others = arch.other_params(layer) * hidden // arch.hidden
-        return hidden * arch.head_dim * heads + ffn + others
+        return int(arch.heads_params(hidden, *kept)) + ffn + others
 
     def counts(self, arch: Arch) -> dict[str, Any]:
         """Return how much is kept: numbers, or one number per layer where layers differ."""

@@ -454,7 +454,7 @@ def _widest_shape(pruning: ResolvedPrune, sizes: Sizes, arch: Arch) -> Arch:
     """
     widest = sizes.widest(arch, pruning.structure)
     return arch.child(
-        layers=list(range(widest.layers)),
+        layers=arch.first_of(range(arch.layers), widest.layers),
         hidden=widest.hidden,
         ffn=widest.ffn,
         kv_heads=widest.kv_heads,

@@ -69,7 +69,7 @@ class Sizes:
 
     def exist(self, arch: Arch) -> bool:
         """Return whether a model of these sizes can be: of each one, experts for every token."""
-        enough = not self.experts or self.experts >= arch.experts_per_token
+        enough = not self.experts or arch.too_few_experts(self.experts) is None
         return min(self.axes) >= 1 and enough
 
     def widest(self, arch: Arch, structure: str | None) -> "Sizes":
@@ -370,11 +370,10 @@ def _exact(method: Method, shape: dict[str, int], arch: Arch) -> Sizes:
     if all(size == getattr(arch, axis) for axis, size in shape.items()):
         asked = ", ".join(f"--{axis} {size}" for axis, size in shape.items())
         raise InputError(f"{asked}: the model has this size already", "ask for less")
-    if shape.get("experts", arch.experts) < arch.experts_per_token:
-        raise InputError(
-            f"--experts {shape['experts']}: every token is sent to {arch.experts_per_token}",
-            f"keep {arch.experts_per_token} at least",
-        )
+    few = arch.too_few_experts(shape["experts"]) if "experts" in shape else None
+    if few is not None:
+        why, remedy = few
+        raise InputError(f"--experts {shape['experts']}: {why}", remedy)
     heads = shape.get("heads", arch.heads)
     if heads % arch.group:
         nearest = max(1, round(heads / arch.group)) * arch.group
@@ -398,9 +397,9 @@ def _layer_params(
 
     Where layers are of several kinds, it is their mean.
     """
-    heads = kv_heads * arch.head_dim * (arch.head_matrices * arch.group + 2) * _share(arch, "heads")
+    heads = arch.heads_params(hidden, arch.group * kv_heads, kv_heads) * _share(arch, "heads")
     of_ffn = (experts or arch.ffns) * arch.ffn_matrices * ffn * _share(arch, "ffn")
-    return hidden * (heads + of_ffn + _others(arch))
+    return heads + hidden * (of_ffn + _others(arch))
 
 
 def _share(arch: Arch, axis: str) -> float:
@@ -429,7 +428,8 @@ def _for_block_params(
     if method.axes == ("experts",):
         rest = per_layer - _layer_params(arch, arch.hidden, arch.kv_heads, 0)
         one = arch.ffn_matrices * arch.hidden * arch.ffn * _share(arch, "ffn")
-        stay = max(1, floor(rest / one + 0.5))
+        groups, _ = arch.expert_groups
+        stay = groups * max(1, floor(rest / one / groups + 0.5))
         return Sizes(arch.layers, arch.hidden, arch.kv_heads, arch.ffn, ratio, experts=stay)
     whole = Sizes(arch.layers, arch.hidden, arch.kv_heads, arch.ffn, ratio, multiple=multiple)
     step = _width_step(arch, multiple)

@@ -4,11 +4,12 @@ A tensor's name template maps to one axis name per dimension. Axes: `vocab`, `hi
 `heads` (query heads times head_dim rows), `kv_heads` (likewise), `head_dim`, `each_head` (one row
 per query head), `qkv_by_head` (per head its rows of q, of k and of v), `gated_heads` (per query
 head its rows of q and of a gate), `experts` (one row per expert), `positions`, `one`, and those
-that a family has of its own. A fused projection names its segments in order:
+that a family has of its own; one of these that ends in `_ffn` is of an FFN, in `_rank` of what
+attention is squeezed through. A fused projection names its segments in order:
 `"heads+kv_heads+kv_heads"`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,15 +74,45 @@ class Experts:
 
     Attributes:
         module: the experts of a layer, as files name them.
-        gate, up, down: the linears of an expert.
-        stock: what transformers calls the module around experts and router, where files do not.
+        gate, up, down: the linears of an expert; no gate where it has none.
+        moved: modules of a layer as transformers calls them, and as files do.
+        stacks: what files can have in a layer in place of tensors of each expert: gate and up of
+            all, and down of all; where linears have biases, these end in `_bias` there.
+        stacked: whether files always have those.
+        biased: whether the linears have biases.
+        interleaved: rows of gate and up take turns in their stack; else they follow one another.
+        transposed: matrices are stacked as [in, out].
+        groups: the config keys of how many equal groups they are in, and of how many of these a
+            token takes experts; None where there are none.
     """
 
     module: str
-    gate: str = "gate_proj"
+    gate: str | None = "gate_proj"
     up: str = "up_proj"
     down: str = "down_proj"
-    stock: str | None = None
+    moved: tuple[tuple[str, str], ...] = ()
+    stacks: tuple[str, ...] = ()
+    stacked: bool = False
+    biased: bool = False
+    interleaved: bool = False
+    transposed: bool = False
+    groups: tuple[str, str] | None = None
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        """The linears of an expert, the last one that which writes."""
+        return (*((self.gate,) if self.gate else ()), self.up, self.down)
+
+    @property
+    def kinds(self) -> tuple[tuple[str, str], ...]:
+        """What a linear of an expert has, and what the name of a stack of these ends in."""
+        return (("weight", ""), *((("bias", "_bias"),) if self.biased else ()))
+
+    def stacks_of(self, names: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Yield the stacks by name, and which tensors of an expert lie in each, in order."""
+        for name, linears in zip(names, (self.linears[:-1], self.linears[-1:]), strict=False):
+            for kind, end in self.kinds:
+                yield f"{name}{end}", tuple(f"{linear}.{kind}" for linear in linears)
 
 
 @dataclass(frozen=True)
@@ -97,10 +128,13 @@ class Family:
         keys: config keys, by the axis or by the key of Llama, where they are not the same.
         aliases: config keys of older checkpoints -> those that transformers writes.
         stored_names: parts of names in older checkpoints, and what they are here, in this order.
+        keeps_names: files are written with those parts, as transformers writes them.
         buffers: ends of names of stored tensors that transformers computes.
         left_out: beginnings of names of stored tensors that only predict further tokens (`{layers}`
             is the number of layers).
         only: config keys -> the values that make it a model that these tables describe.
+        variants: families of other models of these types, by `when`.
+        when: tells by config.json whether a model is of this one, which is a variant.
         tensors: name template -> axes, of the tensors that are always there (`{i}` is the layer,
             `{e}` the expert).
         biases: config flag -> the biases that exist when it is true.
@@ -113,7 +147,10 @@ class Family:
         needed: kinds of which one layer must stay, and why.
         beside: the inputs of other kinds of layers, by the point (q, o, gate or down) whose place
             they take there.
-        axes: the sizes of other axes than those above, or of one that no key tells by itself.
+        axes: the sizes of other axes than those above, or of one that no key tells by itself;
+            `scored` are the numbers of a query head where those of a value are others, `cached`
+            those that a layer keeps of a token where these are not its keys and values.
+        by_head: axes of its own that have rows of every query head -> how many of each.
         relayered: the config keys, beside `layer_lists`, that tell of which kinds the kept layers
             are.
         as_child: config keys to set in every pruned model.
@@ -151,14 +188,18 @@ class Family:
     keys: Mapping[str, str] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     stored_names: tuple[tuple[str, str], ...] = ()
+    keeps_names: bool = False
     buffers: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    variants: tuple[str, ...] = ()
+    when: Callable[[Mapping[str, Any]], bool] | None = None
     kinds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     kinds_of: Kinds | None = None
     needed: Mapping[str, str] = field(default_factory=dict)
     beside: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
     axes: Mapping[str, Size] = field(default_factory=dict)
+    by_head: Mapping[str, Size] = field(default_factory=dict)
     relayered: Relayered | None = None
     as_child: Mapping[str, Any] = field(default_factory=dict)
     recurrences: Mapping[str, Size] = field(default_factory=dict)
@@ -194,6 +235,12 @@ class Family:
         for old, new in self.stored_names:
             stored = stored.replace(old, new)
         return stored
+
+    def saved_name(self, own: str) -> str:
+        """Return what a file calls a tensor that is written."""
+        for old, new in reversed(self.stored_names) if self.keeps_names else ():
+            own = own.replace(new, old)
+        return own
 
     def flag(self, config: Mapping[str, Any], name: str) -> bool:
         """Return a flag of `config`, or what its absence means."""

@@ -7,7 +7,7 @@ methods remove of layers with attention and FFN, they leave as it is there.
 from collections.abc import Mapping
 from typing import Any
 
-from prunecli.model.families._base import Axes, Entry, Get, Kinds, Size
+from prunecli.model.families._base import Axes, Entry, Get, Kinds, Relayered, Size
 
 # types of layers as older files call them
 LEGACY = {"mamba": "linear_attention", "attention": "full_attention"}
@@ -45,6 +45,24 @@ def still_dense(config: Mapping[str, Any], kept: list[int]) -> Mapping[str, Any]
     """Return what Qwen's configs say of these layers: the numbers of those that are dense."""
     dense = [n for n, i in enumerate(kept) if feeds(config, i) == "dense"]
     return {"decoder_sparse_step": 1, "mlp_only_layers": dense}
+
+
+FIRST = "first_k_dense_replace"
+
+
+def led_by(usual: int) -> Kinds:
+    """Return the rule of layers that are dense up to a number, `usual` if it is not told."""
+
+    def kinds_of(config: Mapping[str, Any], i: int) -> tuple[str, ...]:
+        first = config.get(FIRST)
+        return ("dense" if i < (usual if first is None else first) else "sparse",)
+
+    return kinds_of
+
+
+def still_first(rule: Kinds) -> Relayered:
+    """Return the rule of what config.json says of kept layers: how many of them are dense."""
+    return lambda config, kept: {FIRST: sum("dense" in rule(config, i) for i in kept)}
 
 
 def sized(**rules: Size) -> Mapping[str, Size]:

@@ -38,6 +38,7 @@ WRAPPERS: Mapping[str, Prefixes] = {
     "llava_onevision": LLAVA,
     "mistral3": LLAVA,
     "qwen3_5": LLAVA,
+    "qwen3_5_moe": LLAVA,
     "smolvlm": IDEFICS,
     "vipllava": LLAVA,
 }

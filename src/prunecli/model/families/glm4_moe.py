@@ -1,26 +1,10 @@
 """GLM 4.5, 4.6 and 4.7: experts in all but the first layers, and one that all tokens take."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from prunecli.model.families import llama, qwen3, qwen3_moe
 from prunecli.model.families._base import OF_EXPERTS, Experts, Family
-from prunecli.model.families._kinds import sized
+from prunecli.model.families._kinds import FIRST, led_by, sized, still_first
 
-FIRST = "first_k_dense_replace"
-
-
-def kinds_of(config: Mapping[str, Any], i: int) -> tuple[str, ...]:
-    """Return the kind of layer `i`: the first ones, one by default, are dense."""
-    first = config.get(FIRST)
-    return ("dense" if i < (1 if first is None else first) else "sparse",)
-
-
-def relayered(config: Mapping[str, Any], kept: list[int]) -> Mapping[str, Any]:
-    """Return how many of the kept layers are dense."""
-    return {FIRST: sum(kinds_of(config, i) == ("dense",) for i in kept)}
-
-
+SPARSE = (*qwen3_moe.KINDS["sparse"], "mlp.shared_experts")
 FAMILY = Family(
     name="glm4-moe",
     model_types=("glm4_moe",),
@@ -37,9 +21,9 @@ FAMILY = Family(
     aliases={"num_local_experts": "n_routed_experts"},
     left_out=("model.layers.{layers}.",),
     only={"n_group": (1,)},
-    kinds={**qwen3_moe.KINDS, "sparse": (*qwen3_moe.KINDS["sparse"], "mlp.shared_experts")},
-    kinds_of=kinds_of,
-    relayered=relayered,
+    kinds={**qwen3_moe.KINDS, "sparse": SPARSE},
+    kinds_of=led_by(1),
+    relayered=still_first(led_by(1)),
     inputs=qwen3_moe.INPUTS,
     beside=qwen3_moe.beside("mlp.shared_experts."),
     axes=sized(

@@ -25,7 +25,13 @@ FAMILY = Family(
         ("block_sparse_moe.experts.{e}.w1", "block_sparse_moe.experts.{e}.w3"),
         ("block_sparse_moe.experts.{e}.w2",),
     ),
-    experts=Experts("block_sparse_moe.experts", gate="w1", up="w3", down="w2", stock="mlp"),
+    experts=Experts(
+        "block_sparse_moe.experts",
+        gate="w1",
+        up="w3",
+        down="w2",
+        moved=(("mlp", "block_sparse_moe"),),
+    ),
     fixed={"ffn": OF_EXPERTS},
     defaults={
         **mistral.FAMILY.defaults,

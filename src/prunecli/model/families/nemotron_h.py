@@ -55,6 +55,7 @@ FAMILY = Family(
     aliases={"layer_types": "layers_block_type"},
     stored_names=(("backbone.", "model."),),
     left_out=("mtp.",),
+    variants=("nemotron-h-moe",),
     kinds={
         "linear_attention": tuple(
             name.removeprefix("model.layers.{i}.").removesuffix(".weight") for name in mamba(MIXER)

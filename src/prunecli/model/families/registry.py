@@ -1,6 +1,8 @@
 """All families by name, and by the `model_type` of a config.json, those of others among them."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from prunecli.errors import InputError, UsageError, suggest
 from prunecli.model.families._base import Family
@@ -30,6 +32,13 @@ def of_model_type(model_type: str) -> Family:
     return get(_by_model_type()[model_type])
 
 
+def of_config(config: Mapping[str, Any]) -> Family:
+    """Return the family of a config.json; raise InputError if none knows its `model_type`."""
+    family = of_model_type(config["model_type"])
+    variants = (get(name) for name in family.variants)
+    return next((one for one in variants if one.when is not None and one.when(config)), family)
+
+
 def knows(model_type: str) -> bool:
     """Return whether a family reads a `model_type`."""
     return model_type in _by_model_type()
@@ -47,7 +56,7 @@ def _by_model_type() -> dict[str, str]:
     """Return the family of each `model_type`; raise UsageError where two packages read one."""
     found: dict[str, str] = {}
     for name in names():
-        for kind in get(name).model_types:
+        for kind in get(name).model_types if get(name).when is None else ():
             if kind in found:
                 raise UsageError(
                     f"'{found[kind]}' of '{source(found[kind])}' and '{name}' of '{source(name)}' "
