@@ -434,7 +434,10 @@ def _for_block_params(
     whole = Sizes(arch.layers, arch.hidden, arch.kv_heads, arch.ffn, ratio, multiple=multiple)
     step = _width_step(arch, multiple)
     if method.axes == ("hidden",):
-        hidden = _nearest_size(arch.hidden * target / arch.block_params, arch.hidden, step)
+        # what is no hidden channel wide stays: latent attention has such
+        stays = arch.layers * _layer_params(arch, 0, arch.kv_heads, arch.ffn)
+        share = (target - stays) / (arch.block_params - stays)
+        hidden = _nearest_size(arch.hidden * share, arch.hidden, step)
         return replace(whole, hidden=hidden)
     if "hidden" in method.axes and "heads" not in method.axes:
         # h s (r + m f s) = per_layer, for one factor s of hidden and FFN, and the rest h r
