@@ -126,6 +126,11 @@ def test_a_layer_of_the_same_tensors_may_compute_something_else(model, tmp_path,
         ("llama", {"hidden_act": "fooact"}, ("transformers cannot build", "fooact")),
         ("llama", {"rope_parameters": {"rope_type": "foo"}}, ("transformers cannot build",)),
         ("llama", {"quantization_config": {"bits": 4}}, ("quantization_config", "dequantise")),
+        (
+            "gpt-oss",
+            {"quantization_config": {"quant_method": "mxfp4"}},
+            ('quant_method "mxfp4"', "Mxfp4Config(dequantize=True)", "save it in bfloat16"),
+        ),
         ("gemma3", {"text_config": {"hidden_size": 8}}, ("not a supported multimodal model",)),
     ],
 )

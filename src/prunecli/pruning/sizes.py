@@ -27,6 +27,7 @@ SHAPE_AXES = ("layers", "hidden", "heads", "ffn", "experts")
 MULTIPLE_AXES = ("hidden", "ffn")
 BLOCK = 32  # weights of a row that llama.cpp's Q8_0 stores together
 MULTIPLES = (256, BLOCK)  # 256: those of its K-quants
+GROUPED = 8  # channels: in two bytes each, what torch's product of all experts takes at least
 MOVES = 0.01  # of the model's block-linear parameters
 
 
@@ -432,9 +433,12 @@ def _for_block_params(
         stay = groups * max(1, floor(rest / one / groups + 0.5))
         return Sizes(arch.layers, arch.hidden, arch.kv_heads, arch.ffn, ratio, experts=stay)
     whole = Sizes(arch.layers, arch.hidden, arch.kv_heads, arch.ffn, ratio, multiple=multiple)
-    step = _width_step(arch, multiple)
+    step = lcm(_width_step(arch, multiple), GROUPED if arch.experts else 1)
     if method.axes == ("hidden",):
-        hidden = _nearest_size(arch.hidden * target / arch.block_params, arch.hidden, step)
+        # what is no hidden channel wide stays: latent attention has such
+        stays = arch.layers * _layer_params(arch, 0, arch.kv_heads, arch.ffn)
+        share = (target - stays) / (arch.block_params - stays)
+        hidden = _nearest_size(arch.hidden * share, arch.hidden, step)
         return replace(whole, hidden=hidden)
     if "hidden" in method.axes and "heads" not in method.axes:
         # h s (r + m f s) = per_layer, for one factor s of hidden and FFN, and the rest h r
