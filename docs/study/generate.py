@@ -199,7 +199,8 @@ def advantages(study: Study, setting: str) -> list[tuple[ModelRow, Losses]]:
     found = []
     for pruned, scratch in in_order(study.matched(setting)):
         ours, theirs = study.losses(pruned), study.losses(scratch)
-        found.append((pruned, {s: theirs[s] - ours[s] for s in ours if s in theirs}))
+        if by_seed := {s: theirs[s] - ours[s] for s in ours if s in theirs}:
+            found.append((pruned, by_seed))
     return found
 
 
@@ -215,6 +216,8 @@ def shrinking(study: Study, key: str) -> str:
         points.sort(key=lambda point: point[0])
         if len(points) > 1:
             (few, at_few), (many, at_many) = points[0], points[-1]
+            if not at_few.keys() & at_many.keys():
+                continue  # of seeds that not all have run
             # smaller where more is given: at_few - at_many is positive
             cells = Effect.of(at_many, at_few).cells()
             shown = [f"{value:,.0f}" if key == "tokens" else f"{value:g}" for value in (few, many)]
