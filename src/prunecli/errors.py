@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections.abc import Iterator
 
 LISTED = 80  # names in a message: there are thousands of tasks
 
@@ -90,16 +91,15 @@ def of_memory(error: BaseException | None) -> OutOfMemory | None:
 
     Libraries tell it by errors of several kinds, which have their words in common.
     """
-    while error is not None:
-        if isinstance(error, PruneError):
-            return error if isinstance(error, OutOfMemory) else None
-        said = " ".join(str(error).split())
-        kinds = isinstance(error, RuntimeError | ImportError | OSError)
+    for one in _causes(error):
+        if isinstance(one, PruneError):
+            return one if isinstance(one, OutOfMemory) else None
+        said = " ".join(str(one).split())
+        kinds = isinstance(one, RuntimeError | ImportError | OSError)
         told = kinds and any(words in said.lower() for words in _NO_MEMORY)
-        if told or isinstance(error, MemoryError):
+        if told or isinstance(one, MemoryError):
             what = f"too little memory: {said}" if said else "too little memory"
             return OutOfMemory(what, "free some, or raise the limit on it (ulimit -v)")
-        error = error.__cause__ or error.__context__
     return None
 
 
@@ -107,11 +107,17 @@ def refused(error: BaseException | None) -> PruneError | None:
     """Return what the system refused, where an error came of that; None where it did not."""
     if memory := of_memory(error):
         return memory
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in REMEDIES and error.filename is not None:
-            return of_system(error)
-        error = error.__cause__ or error.__context__
+    for one in _causes(error):
+        if isinstance(one, OSError) and one.errno in REMEDIES and one.filename is not None:
+            return of_system(one)
     return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, and then what it came of."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def suggest(name: str, known: list[str]) -> str:

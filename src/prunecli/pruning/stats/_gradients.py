@@ -101,7 +101,8 @@ def _backward(
         after = stream.forward(layer, i, before)
         torch.autograd.backward(after, gradient.to(after.dtype))
         for name, weight in weights.items():
-            if weight.grad is None:  # a bias that only chooses experts has no slope
+            if weight.grad is None:
+                assert "bias" in name  # one that only chooses experts has no slope
                 continue
             slope = weight.grad.float() / tokens
             sums[name] += slope
