@@ -342,6 +342,7 @@ def _in_two_steps(new: Path, path: Path) -> Path:
     old = sibling(path, OLD)
     path.rename(old)
     try:
+        sync(path.parent)  # after a loss of power the new one is never seen here without the old
         new.rename(path)
     except BaseException:
         old.rename(path)
