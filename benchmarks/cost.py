@@ -207,30 +207,45 @@ def main(model: str, data: str, methods: tuple[str, ...]) -> None:
     print(json.dumps(rows))
 
 
-def depth(work: str, methods: tuple[str, ...]) -> None:
-    """Print peak anonymous memory at 8 and at 32 layers of 20 MB (float32)."""
+def random_model(folder: Path, shape: dict[str, Any]) -> str:
+    """Return a model of random weights with this config.json, made once."""
+    from prunecli import init
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    config = folder.with_suffix(".json")
+    config.write_text(json.dumps(shape))
+    init(folder, config=config, tokenizer="none", skip_existing=True)
+    return str(folder)
+
+
+def random_ids(file: Path, vocab: int, rows: int, length: int) -> str:
+    """Return windows of random ids, made once."""
     import torch
     from safetensors.torch import save_file
 
-    from prunecli import init
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"ids": torch.randint(vocab, (rows, length), dtype=torch.int32)}, file)
+    return f"{file}:ids"
 
-    ids = torch.randint(1024, (8, 256), dtype=torch.int32)
-    save_file({"ids": ids}, f"{work}/ids.safetensors")
+
+def depth(work: str, methods: tuple[str, ...]) -> None:
+    """Print peak anonymous memory at 8 and at 32 layers of 20 MB (float32)."""
+    data = random_ids(Path(work, "ids.safetensors"), 1024, 8, 256)
     shape = {
         "model_type": "llama", "hidden_size": 640, "intermediate_size": 2048,
         "num_attention_heads": 10, "num_key_value_heads": 5, "vocab_size": 1024,
         "max_position_embeddings": 512, "dtype": "float32",
     }  # fmt: skip
     for layers in (8, 32):
-        Path(f"{work}/{layers}.json").write_text(json.dumps({**shape, "num_hidden_layers": layers}))
-        init(f"{work}/m{layers}", config=f"{work}/{layers}.json", tokenizer="none")
+        random_model(Path(work, f"m{layers}"), {**shape, "num_hidden_layers": layers})
     print(f"\n{'method':16}{'8 layers MB':>13}{'32 layers MB':>14}{'ratio':>8}")
     for method in methods:
         peaks = [
             child(
                 PRUNE,
                 f"{work}/m{layers}",
-                f"{work}/ids.safetensors:ids",
+                data,
                 f"{work}/{method}-m{layers}",
                 method,
                 sample=True,

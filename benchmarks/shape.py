@@ -9,12 +9,11 @@ layers is what a layer costs, the rest is for embedding, head and start-up; neit
 many layers there are, but for methods that try out layers in turns, of which no sum of 32 is given.
 """
 
-import json
 import shutil
 import sys
 from pathlib import Path
 
-from cost import watched
+from cost import random_ids, random_model, watched
 
 ROWS, LENGTH, LAYERS, WHOLE = 4, 512, (2, 4), 32
 SHAPE = {
@@ -43,32 +42,17 @@ PRUNE = {
 IN_TURNS = ("minitron-depth", "sleb")
 
 
-def made(work: Path) -> tuple[dict[int, str], str]:
-    """Return models by their number of layers, and windows of random ids, all made once."""
-    import torch
-    from safetensors.torch import save_file
-
-    from prunecli import init
-
-    work.mkdir(parents=True, exist_ok=True)
-    ids = torch.randint(SHAPE["vocab_size"], (ROWS, LENGTH), dtype=torch.int32)
-    save_file({"ids": ids}, work / "ids.safetensors")
-    for layers in LAYERS:
-        config = work / f"{layers}.json"
-        config.write_text(json.dumps({**SHAPE, "num_hidden_layers": layers}))
-        init(work / f"m{layers}", config=config, tokenizer="none", skip_existing=True)
-    return {layers: str(work / f"m{layers}") for layers in LAYERS}, f"{work}/ids.safetensors:ids"
-
-
 def main(work: Path, names: tuple[str, ...]) -> None:
-    models, data = made(work)
+    shapes = {layers: {**SHAPE, "num_hidden_layers": layers} for layers in LAYERS}
+    models = {layers: random_model(work / f"m{layers}", shapes[layers]) for layers in LAYERS}
+    data = random_ids(work / "ids.safetensors", SHAPE["vocab_size"], ROWS, LENGTH)
     print("| run | a layer, s | the rest, s | 32 layers, min | peak GB |\n|---|---|---|---|---|")
     for name in names:
         seconds, peak = {}, 0.0
         for layers, model in models.items():
             out = str(work / "out")
             if name == "init":
-                command = ["init", "--config", str(work / f"{layers}.json"), "--tokenizer", "none"]
+                command = ["init", "--config", f"{model}.json", "--tokenizer", "none"]
             else:
                 needs = [] if name == "magnitude" else ["--data", data]
                 command = ["prune", "--method", name.split()[0], *PRUNE[name], *needs, model]

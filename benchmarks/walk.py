@@ -8,12 +8,11 @@ tokens, one thread. Prints what a run takes beside the program and its libraries
 and pruned weights in a file and in memory, and what `--dry-run` says of it.
 """
 
-import json
 import shutil
 import sys
 from pathlib import Path
 
-from cost import child
+from cost import child, random_ids, random_model
 
 METHODS = ("wanda", "reap")
 ROWS, LENGTH = 8, 64
@@ -41,25 +40,9 @@ print(estimate)
 """
 
 
-def make(work: Path) -> tuple[str, str]:
-    """Return a model of random weights and windows of random ids, made once."""
-    import torch
-    from safetensors.torch import save_file
-
-    from prunecli import init
-
-    work.mkdir(parents=True, exist_ok=True)
-    (work / "shape.json").write_text(json.dumps(SHAPE))
-    model = work / "model"
-    init(model, config=work / "shape.json", tokenizer="none", skip_existing=True)
-    if not (work / "ids.safetensors").exists():
-        ids = torch.randint(SHAPE["vocab_size"], (ROWS, LENGTH), dtype=torch.int32)
-        save_file({"ids": ids}, work / "ids.safetensors")
-    return str(model), f"{work}/ids.safetensors:ids"
-
-
 def main(work: Path, methods: tuple[str, ...]) -> None:
-    model, data = make(work)
+    model = random_model(work / "model", SHAPE)
+    data = random_ids(work / "ids.safetensors", SHAPE["vocab_size"], ROWS, LENGTH)
     program = child(PROGRAM, sample=True)["anonymous"]
     print(f"the program: {program / 1e6:.0f} MB\n")
     print("| method | --buffer | peak MB | estimate MB |\n|---|---|---|---|", flush=True)
