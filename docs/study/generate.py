@@ -214,10 +214,9 @@ def shrinking(study: Study, key: str) -> str:
     rows = []
     for (method, _), points in groups.items():
         points.sort(key=lambda point: point[0])
-        if len(points) > 1:
-            (few, at_few), (many, at_many) = points[0], points[-1]
-            if not at_few.keys() & at_many.keys():
-                continue  # of seeds that not all have run
+        (few, at_few), (many, at_many) = points[0], points[-1]
+        # seeds whose shapes differ, as learned ones do, are points of one value
+        if few < many and at_few.keys() & at_many.keys():
             # smaller where more is given: at_few - at_many is positive
             cells = Effect.of(at_many, at_few).cells()
             shown = [f"{value:,.0f}" if key == "tokens" else f"{value:g}" for value in (few, many)]

@@ -117,15 +117,21 @@ def test_letters_of_layers(tmp_path):
         Arch(tiny.config_of("nemotron-h", hybrid_override_pattern="MX-*"))
 
 
-def test_experts_in_one_of_four_kinds(tmp_path):
-    """Of Nemotron 3, which must keep such a layer: without, its class has other tensors."""
-    model = tiny.make(tmp_path / "m", "nemotron-h-moe", hybrid_override_pattern="ME-*")
-    source = tiny.tokens(tmp_path / "t.safetensors", rows=5)
-    ids = load_file(tmp_path / "t.safetensors")["ids"].long()
+def losses_as_stock(model, folder):
+    """Assert that a model's loss is transformers'; return the tokens as a source, and their ids."""
+    source = tiny.tokens(folder / "t.safetensors", rows=5)
+    ids = load_file(folder / "t.safetensors")["ids"].long()
     logits = tiny.logits(model, ids)[:, :-1].flatten(0, 1)
     expected = float(torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten()))
     found = evaluate(str(model), data=[Data(source)]).results
     assert found["loss"] == pytest.approx(expected, rel=1e-5)
+    return source, ids
+
+
+def test_experts_in_one_of_four_kinds(tmp_path):
+    """Of Nemotron 3, which must keep such a layer: without, its class has other tensors."""
+    model = tiny.make(tmp_path / "m", "nemotron-h-moe", hybrid_override_pattern="ME-*")
+    source, ids = losses_as_stock(model, tmp_path)
     arch = Arch.read(model)
     assert (arch.family.name, arch.with_units("experts"), arch.ffn) == ("nemotron-h-moe", [1], 80)
     with pytest.raises(InputError, match="cannot lose all of its moe layers: without experts"):
@@ -141,12 +147,7 @@ def test_experts_in_some_layers(step, tmp_path):
     """Losses are those of transformers; experts go where there are some, and dense layers stay."""
     settings = {**MIXED, "decoder_sparse_step": step}
     model = tiny.make(tmp_path / "m", "qwen3-moe", **settings)
-    source = tiny.tokens(tmp_path / "t.safetensors", rows=5)
-    ids = load_file(tmp_path / "t.safetensors")["ids"].long()
-    logits = tiny.logits(model, ids)[:, :-1].flatten(0, 1)
-    expected = float(torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten()))
-    found = evaluate(str(model), data=[Data(source)]).results
-    assert found["loss"] == pytest.approx(expected, rel=1e-5)
+    source, ids = losses_as_stock(model, tmp_path)
     sparse = Arch.read(model).with_units("experts")
     assert sparse == ([0, 2, 3] if step == 1 else [3])
     made = prune(str(model), str(tmp_path / "o"), method="reap", experts=3, data=Data(source))
