@@ -90,7 +90,7 @@ def test_what_is_printed_is_all_of_a_family(forgotten, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("deepseek_v3", "layers 0 and 3 are unlike each other: 'mlp."),
+        ("exaone_moe", "layers 0 and 1 are unlike each other: 'mlp."),
         ("bloom", "the linears of a layer, by what they read, are not those of attention and of"),
         ("qwen2_moe", "mlp.experts.gate_up_proj' has 3 dimensions"),
         ("gpt2", "no class for it that ends in ForCausalLM"),
@@ -114,7 +114,7 @@ def test_what_no_record_describes_is_named(kind, words, tmp_path):
         # a size by another name, parts beyond counting, weights beyond memory
         ({"model_type": "gpt2", "n_layer": 10**9}, "num_hidden_layers is 1000000000, expected an"),
         (
-            {"model_type": "deepseek_v3", "q_lora_rank": 10**8},
+            {"model_type": "deepseek_v2", "q_lora_rank": 10**8},
             r"tiny model of it has \d+ weights",
         ),
         ({"model_type": "granitemoehybrid", "num_local_experts": 1.5}, "num_local_experts is 1.5"),
