@@ -106,7 +106,7 @@ def test_a_search_ends_as_that_of_one_process(made) -> None:
     ],
 )
 def test_one_that_ends_early_ends_all(files, tmp_path, how, told) -> None:
-    """The first process tells why, and neither OUT nor anything beside it is there."""
+    """Which process failed is told, and neither OUT nor anything beside it is there."""
     ended = finish([*SCRIPT, *files, str(tmp_path / "o"), how], 900)
     assert ended.returncode != 0 and not ended.stdout
     assert told in ended.stderr

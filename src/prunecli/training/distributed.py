@@ -110,7 +110,11 @@ def _ranks(device: "torch.device") -> Ranks:
 
 @contextmanager
 def _telling(store: "Store") -> Iterator[None]:
-    """Tell the others what ends this process; raise what ended another, where that was before."""
+    """Tell the others what ends this process; raise what ended another, where that was before.
+
+    An error of a process that is not the first one names it: where `torchrun` ends the first one
+    before that can say what it was told, this line is the only one.
+    """
     import torch.distributed as dist
 
     try:
@@ -118,18 +122,20 @@ def _telling(store: "Store") -> Iterator[None]:
     except Exception as error:
         # a library's call that all make breaks with a RuntimeError of its own
         if isinstance(error, ranks.Lost | RuntimeError) and store.check([FAILURE]):
-            raise _told(store) from error
-        system = of_system(error) if isinstance(error, OSError) else PruneError(str(error))
+            raise _told(*json.loads(store.get(FAILURE))) from error
+        system = of_system(error) if isinstance(error, OSError) else None
         known = error if isinstance(error, PruneError) else of_memory(error) or system
-        told = [dist.get_rank(), known.exit_code, known.what, known.remedy]
+        of_all = known or PruneError(str(error))
+        told = [dist.get_rank(), of_all.exit_code, of_all.what, of_all.remedy]
         if not isinstance(error, ranks.Lost):
             store.set(FAILURE, json.dumps(told))
+            if known and dist.get_rank() > 0:
+                raise _told(*told) from error
         raise
 
 
-def _told(store: "Store") -> PruneError:
-    """Return the error that ended another process."""
-    rank, status, what, remedy = json.loads(store.get(FAILURE))
+def _told(rank: int, status: int, what: str, remedy: str) -> PruneError:
+    """Return the error that ended the process `rank`."""
     error = PruneError(f"process {rank}: {what}", remedy)
     error.exit_code = status
     return error
