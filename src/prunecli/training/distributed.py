@@ -126,7 +126,7 @@ def _telling(store: "Store") -> Iterator[None]:
         system = of_system(error) if isinstance(error, OSError) else None
         known = error if isinstance(error, PruneError) else of_memory(error) or system
         of_all = known or PruneError(str(error))
-        told = [dist.get_rank(), of_all.exit_code, of_all.what, of_all.remedy]
+        told = (dist.get_rank(), of_all.exit_code, of_all.what, of_all.remedy)
         if not isinstance(error, ranks.Lost):
             store.set(FAILURE, json.dumps(told))
             if known and dist.get_rank() > 0:
