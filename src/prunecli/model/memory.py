@@ -282,7 +282,7 @@ def of_walk(
     cast = [
         prod(spec.shape) * item for spec in chain(*layers) if spec.dtype != STORAGE[compute.dtype]
     ]
-    hidden = rows * length * arch.hidden * item
+    hidden = rows * length * arch.states_width * item
     in_memory = 0 if compute.buffer in ("device", "disk") else hidden
     if in_memory and not on_cpu:
         in_memory = 1 << (hidden - 1).bit_length()  # torch takes pinned memory in powers of two

@@ -69,7 +69,7 @@ def runs(depth: int, skip: int, starts: range) -> int:
 def _chunks(runner: LayerStream, ids: Tensor, streams: int) -> Iterator[slice]:
     """Yield slices of rows [N, T] of whole batches, whose streams take about as much as may be."""
     batch = max(1, BATCH_TOKENS // ids.shape[1])
-    row = streams * ids.shape[1] * runner.arch.hidden * runner.dtype.itemsize
+    row = streams * ids.shape[1] * runner.arch.states_width * runner.dtype.itemsize
     size = batch * max(1, runner.streams_bytes // (batch * row))
     for start in range(0, len(ids), size):
         yield slice(start, min(start + size, len(ids)))
