@@ -414,9 +414,9 @@ def test_llm_pruner_scores_are_those_of_a_naive_loop(taylor, family, calibration
 
     arch = Checkpoint(str(model)).arch
     size, queries = arch.head_dim, arch.head_dim * arch.heads // arch.kv_heads
-    attending, feeding = map(arch.with_units, ("kv_heads", "ffn"))
-    assert attending and feeding
-    for i in {attending[0], attending[-1]}:
+    attending, feeding = map(arch.ranked, ("kv_heads", "ffn"))
+    assert feeding and bool(attending) == arch.even_heads
+    for i in {*attending[:1], *attending[-1:]}:
         for group in range(arch.kv_heads):
             heads = range(queries * group, queries * (group + 1))
             own = range(size * group, size * (group + 1))

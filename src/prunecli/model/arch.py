@@ -241,6 +241,11 @@ class Arch:
         """Return the layers that have units of an axis: heads, FFN channels or experts."""
         return [i for i in range(self.layers) if self.has(axis, i)]
 
+    def ranked(self, axis: str) -> list[int]:
+        """Return the layers whose units of an axis can be compared, and some of them removed."""
+        uneven = axis in ("heads", "kv_heads") and not self.even_heads
+        return [] if uneven else self.with_units(axis)
+
     def has(self, axis: str, i: int) -> bool:
         """Return whether layer `i` has units of an axis."""
         if axis not in self._having:
@@ -388,6 +393,16 @@ class Arch:
             total += of_layer if i is not None else of_layer * counts[self.kinds[n]] / len(having)
         return total
 
+    @cached_property
+    def even_heads(self) -> bool:
+        """Whether all layers with heads have as many KV heads of one size, computed by themselves.
+
+        Else no head of one layer is like that of another, and none is removed.
+        """
+        having = (i for i in self.sorts if self.has("heads", i))
+        sizes = {(self.size("kv_heads", i), self.size("head_dim", i)) for i in having}
+        return len(sizes) < 2 and self.shared_keys is None
+
     @property
     def ffns(self) -> int:
         """How many FFNs a layer has: one, or its experts."""
@@ -526,12 +541,16 @@ class Arch:
                 yield tuple(module.replace("{e}", str(e)) for module in modules)
 
     def _inputs_at(self, point: str, i: int) -> Iterator[tuple[tuple[str, ...], int | None]]:
-        """Yield the templates of the linears that read one input there, and of which expert."""
-        first = self.family.inputs[POINTS.index(point)]
+        """Yield the templates of the linears that read one input there, and of which expert.
+
+        The first of them shows that a layer has this input; of the others it can lack some.
+        """
+        first, table = self.family.inputs[POINTS.index(point)], self.inside(i)
         for modules in (first, *self.family.beside.get(point, ())):
-            if f"{self.family.layer}{modules[0]}.weight" in self.inside(i):
+            own = tuple(one for one in modules if f"{self.family.layer}{one}.weight" in table)
+            if own[:1] == modules[:1]:
                 for e in self._experts_of(modules[0]):
-                    yield modules, e
+                    yield own, e
 
     def block_linears(self) -> Iterator[str]:
         """Yield the templates of the block linears: what ratios are fractions of."""
@@ -746,7 +765,7 @@ class Arch:
         shape, else the first of its `containers` that computes the same.
         Raises InputError when none does, or the family cannot lose an axis exactly.
         """
-        self._check_fixed(hidden=hidden, ffn=ffn, heads=heads, kv_heads=kv_heads)
+        self.check_fixed(hidden=hidden, ffn=ffn, heads=heads, kv_heads=kv_heads)
         # absent, these would mean something else in a pruned model or in another container
         key = self.family.key
         config = {**self.config, **{key(axis): getattr(self, axis) for axis in EXPLICIT}}
@@ -792,7 +811,7 @@ class Arch:
             changed |= self.family.relayered(self.config, kept)
         return changed
 
-    def _check_fixed(self, **sizes: int | None) -> None:
+    def check_fixed(self, **sizes: int | None) -> None:
         """Raise InputError for sizes below this model's on axes that its family cannot lose."""
         for axis, size in sizes.items():
             why = self.family.fixed.get("heads" if axis == "kv_heads" else axis)

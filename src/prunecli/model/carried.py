@@ -59,7 +59,7 @@ class Carried:
             return {}
         if shared.taker in self._arch.kinds[i]:
             kind, size = self._type(i), self._arch.size("head_dim", i)
-            both = states[..., self._places[kind]].unflatten(-1, (2, -1, size))
+            both = states[..., self._places[kind]].view(*states.shape[:-1], 2, -1, size)
             taken[kind] = tuple(both.permute(2, 0, 3, 1, 4))  # [B, H, T, C] each
         return {shared.argument: taken}
 

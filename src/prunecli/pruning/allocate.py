@@ -120,7 +120,9 @@ def _spread(
     """Return how many units each layer has among the best of all, as many as `even` has in all."""
     import torch
 
-    layers = arch.with_units(axis)
+    layers = arch.ranked(axis)
+    if not layers:
+        return even
     keep = sum(even[i] for i in layers)
     lists = [scores[f"{axis}.{i}"] for i in layers]
     everything = torch.cat(lists)
@@ -144,7 +146,7 @@ def _global_ranking(
     """
     import torch
 
-    attending, feeding = arch.with_units("kv_heads"), arch.with_units("ffn")
+    attending, feeding = arch.ranked("kv_heads"), arch.with_units("ffn")
     cost = arch.head_dim * (arch.head_matrices * arch.group + 2) / arch.ffn_matrices
     kept = (
         block_params(amount, arch)
@@ -152,9 +154,11 @@ def _global_ranking(
         else (arch.block_params * (1 - amount.ratio))
     )
     kept -= arch.other_block_params
+    if not attending:
+        kept -= arch.params()["attention"]
     target = kept / (arch.ffn_matrices * arch.hidden)
-    groups = torch.cat([scores[f"kv_heads.{i}"] for i in attending])
     channels = torch.cat([scores[f"ffn.{i}"] for i in feeding])
+    groups = torch.cat([channels[:0], *(scores[f"kv_heads.{i}"] for i in attending)])
     value = torch.cat([groups, channels])
     weight = torch.cat([torch.full_like(groups, cost), torch.ones_like(channels)])
     order = value.argsort(descending=True, stable=True)

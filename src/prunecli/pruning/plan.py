@@ -66,6 +66,9 @@ class Plan:
                 raise InputError(
                     f"the plan has {len(lists)} lists for {axis}, layers kept: {len(layers)}"
                 )
+            less = any(len(one) < arch.size(axis, i) for one, i in zip(lists, layers, strict=True))
+            if less and axis in ("heads", "kv_heads") and not arch.even_heads:
+                arch.check_fixed(**{axis: 0})
             for i, indices in enumerate(lists):
                 if arch.has(axis, layers[i]):
                     _ascending(f"{axis} of layer {i}", indices, arch.size(axis, layers[i]))

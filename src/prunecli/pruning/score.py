@@ -206,7 +206,7 @@ def score_layer(
     """
     arch = dense.arch
     units = {{"heads": "kv_heads"}.get(axis, axis) for axis in method.axes}
-    units = {axis for axis in units if axis == "hidden" or arch.has(axis, i)}
+    units = {axis for axis in units if axis == "hidden" or i in arch.ranked(axis)}
     if not units:
         return {}
     weights = {
@@ -258,9 +258,7 @@ def score_sequentially(
     required = method.needed(bool(options["compat"]))
     counts = {"kv_heads": arch.kv_heads, "ffn": arch.ffn}
     specs = {
-        f"{axis}.{i}": Spec("F64", (n,))
-        for axis, n in counts.items()
-        for i in arch.with_units(axis)
+        f"{axis}.{i}": Spec("F64", (n,)) for axis, n in counts.items() for i in arch.ranked(axis)
     }
     scores = keeper.remembered("scores", specs)
     for i, layer, statistics in _hooks.layerwise(stream, calibration.windows.ids, required):

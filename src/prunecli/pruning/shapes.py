@@ -95,7 +95,7 @@ def of_scores(file: TensorFile, method: Method, arch: Arch) -> Iterator[Expected
         else:
             unit = {"heads": "kv_heads"}.get(axis, axis)
             size = getattr(arch, unit)
-            yield from (Expected(f"{unit}.{i}", (size,), axis) for i in arch.with_units(unit))
+            yield from (Expected(f"{unit}.{i}", (size,), axis) for i in arch.ranked(unit))
     if method.rotates:
         yield Expected("rotation", (arch.hidden, arch.hidden), "a rotation")
     if method.compensates:

@@ -187,6 +187,8 @@ def resolve_sizes(method: Method, options: Mapping[str, Any], amount: Amount, ar
             return None
 
     sizes = _of_multiple(method, options, amount, arch)
+    if not arch.even_heads:
+        arch.check_fixed(kv_heads=sizes.kv_heads)
     if sizes.multiple is None:
         return sizes
     if amount.multiple is None and options.get("structure") not in RAGGED:

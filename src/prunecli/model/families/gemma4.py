@@ -81,7 +81,8 @@ def global_keys(get: Get) -> int | None:
 
 def input_size(get: Get) -> int | None:
     """Return how many numbers a layer gets beside the residual stream."""
-    return get("hidden_size_per_layer_input")
+    size = get("hidden_size_per_layer_input")
+    return None if size is None else int(size)
 
 
 FAMILY = Family(

@@ -28,7 +28,7 @@ def taylor_channels(weights: list[WeightGradients], arch: Arch) -> Stats:
 
     A channel of `heads` has a row of q and a column of o, one of `kv_heads` a row of k and one of
     v, one of `ffn` a row of up, of gate if there is one, and a column of down. It is zeros where
-    a layer has no such channels.
+    a layer has no such channels, or heads that are like no other layer's.
     """
     found: Stats = {}
     for entry in (s for s in weights if len(s.axes) == 2):
@@ -53,7 +53,8 @@ def _shares(axis: str, sums: Tensor, arch: Arch) -> list[tuple[str, Tensor]]:
         return [("heads", q.flatten()), ("kv_heads", k.flatten()), ("kv_heads", v.flatten())]
     if axis == "gated_heads":
         return [("heads", part.flatten()) for part in sums.view(arch.heads, 2, -1).unbind(1)]
-    return [(axis, sums)] if axis in UNITS else []
+    ranked = axis == "ffn" or (axis in UNITS and arch.even_heads)
+    return [(axis, sums)] if ranked else []
 
 
 STATISTIC = Statistic(
