@@ -198,7 +198,7 @@ def test_ffn_channels_are_cut_as_if_zero(family, models, tmp_path):
 
     def silence(tensors):
         for i, channels in ((i, keep[i]) for i in arch.with_units("ffn")):
-            gone = [j for j in range(80) if j not in channels]
+            gone = [j for j in range(arch.size("ffn", i)) if j not in channels]
             tensors[f"{arch.prefix(i)}{arch.module('down')}.weight"][:, gone] = 0
 
     parent = edited(models(family), tmp_path / "silent", silence)

@@ -196,6 +196,10 @@ class Arch:
             return self._ruled(axis, 2 * self.size("kv_heads", i) * self.size("head_dim", i))
         return int(getattr(self, axis))
 
+    def times(self, axis: str, i: int) -> int:
+        """Return how many times as much layer `i` has of an axis as config.json says."""
+        return self.size(axis, i) // int(getattr(self, axis))
+
     @property
     def group(self) -> int:
         """Query heads per KV head."""

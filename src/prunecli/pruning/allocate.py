@@ -104,7 +104,10 @@ def _counts(
     inner = arch.layers - first - last
     even = (
         [arch.kv_heads] * first + [amount.kv_heads] * inner + [arch.kv_heads] * last,
-        [arch.ffn] * first + [amount.ffn] * inner + [arch.ffn] * last,
+        [
+            arch.times("ffn", i) * (amount.ffn if first <= i < first + inner else arch.ffn)
+            for i in range(arch.layers)
+        ],
     )
     if structure == "AL-MM":
         return (
@@ -167,8 +170,11 @@ def _global_ranking(
     keep = torch.zeros(len(value), dtype=torch.bool)
     keep[best] = True
     counts = []
-    for layers, of_axis in ((attending, keep[: len(groups)]), (feeding, keep[len(groups) :])):
-        each = of_axis.view(len(layers), -1).sum(1).clamp(min=1).tolist()
-        found = dict(zip(layers, each, strict=True))
+    for axis, layers, of_axis in (
+        ("kv_heads", attending, keep[: len(groups)]),
+        ("ffn", feeding, keep[len(groups) :]),
+    ):
+        own = torch.split(of_axis, [arch.size(axis, i) for i in layers])
+        found = {i: max(1, int(kept.sum())) for i, kept in zip(layers, own, strict=True)}
         counts.append([found.get(i, 0) for i in range(arch.layers)])
     return counts[0], counts[1]

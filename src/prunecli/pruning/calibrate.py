@@ -245,10 +245,12 @@ def memory_need(
     if scopes & {GRADIENTS, MODEL}:
         need = _with_losses(need, dense.arch, run.compute, GRADIENTS in scopes)
         records = [statistics.get(one.name) for one in required]
+        of_layers = range(dense.arch.layers)
         made = sum(
-            8 * prod(shape) * (dense.arch.layers if record.scope == GRADIENTS else 1)
+            8 * prod(shape)
             for record in records
-            for shape in record.shapes(dense.arch, num_removed or 0).values()
+            for number in (of_layers if record.scope == GRADIENTS else (num_removed or 0,))
+            for shape in record.shapes(dense.arch, number).values()
         )
         need = replace(need, host={**need.host, "statistics of all layers": made})
     if any(statistics.get(one.name).depends_on_amount for one in required):

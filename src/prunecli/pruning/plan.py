@@ -153,14 +153,15 @@ class Plan:
         return tuple(range(arch.size(axis, layer) if arch.has(axis, layer) else 0))
 
     def _count(self, axis: str, arch: Arch, i: int) -> int:
-        """Return how many units the i-th kept layer keeps: of all, as many as config.json says.
+        """Return how many units the i-th kept layer keeps, of as many as config.json says.
 
-        A kind of layers can have sizes of its own beside these.
+        A kind of layers can have sizes of its own beside these, such as FFNs twice as wide.
         """
         if getattr(self, axis) is None and (axis != "heads" or self.kv_heads is None):
             return int(getattr(arch, axis)) * arch.has(axis, self.kept_layers(arch)[i])
         kept = {"heads": self.kept_heads, "kv_heads": self.kept_kv_heads, "ffn": self.kept_ffn}
-        return len(kept.get(axis, self.kept_experts)(arch, i))
+        count = len(kept.get(axis, self.kept_experts)(arch, i))
+        return -(-count // arch.times(axis, self.kept_layers(arch)[i])) if axis == "ffn" else count
 
     def child(self, arch: Arch, biased: bool = False) -> Arch:
         """Return the pruned model's shape.
@@ -183,13 +184,14 @@ class Plan:
         return self._child(arch, biased, arch.kv_heads)
 
     def _child(self, arch: Arch, biased: bool, kv_heads: int) -> Arch:
+        ffn = [self._count("ffn", arch, i) for i in range(len(self.kept_layers(arch)))]
         heads = kv_heads * arch.group
         if self.heads is not None:
             heads = max(map(len, self.heads)) or arch.heads
         return arch.child(
             layers=None if self.layers is None else list(self.layers),
             hidden=None if self.hidden is None else len(self.hidden),
-            ffn=None if self.ffn is None else max(map(len, self.ffn)) or None,
+            ffn=None if self.ffn is None else max(ffn) or None,
             kv_heads=kv_heads,
             heads=heads,
             experts=None if self.experts is None else max(map(len, self.experts)) or None,

@@ -406,8 +406,8 @@ def _layer_params(
 
 
 def _share(arch: Arch, axis: str) -> float:
-    """Return the share of the layers that have heads, or FFN channels."""
-    return len(arch.with_units(axis)) / arch.layers
+    """Return the share of the layers that have heads, or FFN channels; wider ones count more."""
+    return sum(arch.times(axis, i) for i in arch.with_units(axis)) / arch.layers
 
 
 def _others(arch: Arch) -> float:

@@ -187,8 +187,8 @@ class Family:
             those that a layer keeps of a token where these are not its keys and values.
         by_head: axes of its own that have rows of every query head -> how many of each.
         by_layer: axes of its own that have rows of every layer -> how many of each.
-        sizes: kinds of layers -> the sizes that these have of their own: `head_dim`, `kv_heads` or
-            `cached`.
+        sizes: kinds of layers -> the sizes that these have of their own: `head_dim`, `kv_heads`,
+            `cached`, or `ffn`, a multiple of that of others.
         layer_inputs: what layers get beside the residual stream, None where that is nothing.
         shared_keys: layers that take the keys and values of earlier ones, None where none do.
         writers: linears, beside those out of heads and FFN channels, that write to the residual

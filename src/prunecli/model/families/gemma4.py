@@ -133,7 +133,10 @@ FAMILY = Family(
             head_dim=lambda get: get("global_head_dim") or 512,
             kv_heads=global_keys,
         ),
-        "taker": sized(cached=lambda get: 0),
+        "taker": sized(
+            cached=lambda get: 0,
+            ffn=lambda get: 2 * get("intermediate_size") if get("use_double_wide_mlp") else None,
+        ),
     },
     layer_inputs=LayerInputs(
         "model.embed_tokens_per_layer",
@@ -166,6 +169,7 @@ FAMILY = Family(
         "vocab_size_per_layer_input": 259,
         "layer_types": [FULL, SLIDING, SLIDING, FULL],
         "num_kv_shared_layers": 1,
+        "use_double_wide_mlp": True,
         "sliding_window": 8,
     },
 )

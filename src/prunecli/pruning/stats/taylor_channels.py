@@ -23,7 +23,7 @@ SALIENCES: Mapping[str, Callable[[WeightGradients], Tensor]] = {
 UNITS = ("heads", "kv_heads", "ffn")
 
 
-def taylor_channels(weights: list[WeightGradients], arch: Arch) -> Stats:
+def taylor_channels(weights: list[WeightGradients], arch: Arch, i: int) -> Stats:
     """Return `AXIS.SALIENCE` [I]: saliences summed over every row or column of a channel.
 
     A channel of `heads` has a row of q and a column of o, one of `kv_heads` a row of k and one of
@@ -36,13 +36,13 @@ def taylor_channels(weights: list[WeightGradients], arch: Arch) -> Stats:
             values = salience(entry).double()
             for dim, axis in enumerate(entry.axes):
                 sums = values.sum(1 - dim)
-                for part, place in zip(axis.split("+"), arch.axis_slices(axis), strict=True):
+                for part, place in zip(axis.split("+"), arch.axis_slices(axis, i), strict=True):
                     for unit, share in _shares(part, sums[place], arch):
                         key = f"{unit}.{name}"
                         found[key] = found.get(key, 0.0) + share.abs()
     for axis, name in product(UNITS, SALIENCES):
         if f"{axis}.{name}" not in found:
-            found[f"{axis}.{name}"] = torch.zeros(arch.axis_size(axis), dtype=torch.float64)
+            found[f"{axis}.{name}"] = torch.zeros(arch.axis_size(axis, i), dtype=torch.float64)
     return found
 
 
@@ -59,7 +59,7 @@ def _shares(axis: str, sums: Tensor, arch: Arch) -> list[tuple[str, Tensor]]:
 
 STATISTIC = Statistic(
     GRADIENTS, taylor_channels,
-    shapes=lambda arch, count: {
-        f"{axis}.{name}": (arch.axis_size(axis),) for axis in UNITS for name in SALIENCES
+    shapes=lambda arch, i: {
+        f"{axis}.{name}": (arch.axis_size(axis, i),) for axis in UNITS for name in SALIENCES
     },
 )  # fmt: skip
