@@ -57,6 +57,15 @@ def edited(folder, out, edit):
     return out
 
 
+def scaled(folder):
+    """Give the layers of a model scalars other than 1; return the folder."""
+    tensors = load_file(folder / "model.safetensors")
+    for i, name in enumerate(sorted(name for name in tensors if "layer_scalar" in name)):
+        tensors[name].fill_(0.5 + 0.25 * i)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 @pytest.mark.parametrize("name", RELEASED)
 def test_the_released_models_are_counted(name):
     """Parameters, FLOPs and the cache, as the shapes of the stock model tell them."""
@@ -99,10 +108,7 @@ def test_hidden_and_ffn_of_a_ratio_leave_that_ratio(name):
 }])  # fmt: skip
 def test_streamed_losses_of_every_kind(overrides, tmp_path):
     model = tiny.make(tmp_path / "m", "gemma4", **overrides)
-    tensors = load_file(model / "model.safetensors")
-    for i, name in enumerate(sorted(name for name in tensors if "layer_scalar" in name)):
-        tensors[name] += 0.1 * (i + 1)
-    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    scaled(model)
     source = tiny.tokens(tmp_path / "t.safetensors", rows=5)
     ids = load_file(tmp_path / "t.safetensors")["ids"].long()
     logits = tiny.logits(model, ids)
@@ -113,9 +119,10 @@ def test_streamed_losses_of_every_kind(overrides, tmp_path):
     assert check(str(model), deep=True) == []
 
 
-@pytest.mark.parametrize("kept", [[0, 1, 2, 3, 5], [1, 2, 5], [0, 1, 2, 4, 5]])
+@pytest.mark.parametrize("kept", [[0, 1, 2, 3, 5], [0, 1, 2, 5], [0, 1, 2, 4, 5]])
 def test_layers_go_beside_those_that_others_take_keys_of(kept, tmp_path):
-    model = tiny.make(tmp_path / "m", "gemma4", **SHARING)
+    """The scalar of a layer that goes is a factor of that of the layer before it."""
+    model = scaled(tiny.make(tmp_path / "m", "gemma4", **SHARING))
     planned(model, tmp_path / "out", tmp_path, layers=kept)
     told = json.loads((tmp_path / "out" / "config.json").read_text())
     assert told["num_kv_shared_layers"] == sum(i > 2 for i in kept)
@@ -131,10 +138,37 @@ def test_layers_go_beside_those_that_others_take_keys_of(kept, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("alive", "skip", "starts", "kept"),
+    [
+        ([0, 1, 2, 3, 4, 5], 1, range(3, 5), [[0, 1, 2, 4, 5], [0, 1, 2, 3, 5]]),
+        ([0, 1, 2, 3, 4, 5], 2, range(3, 4), [[0, 1, 2, 5]]),
+        ([0, 1, 2, 4, 5], 1, range(3, 4), [[0, 1, 2, 5]]),
+        ([0, 1, 2, 3, 5], 1, range(3, 5), [[0, 1, 2, 5]]),
+    ],
+)
+def test_losses_without_layers_are_those_of_models_without_them(
+    alive, skip, starts, kept, tmp_path
+):
+    """What goes is missing there as it is in a pruned model, scalars and all."""
+    from prunecli.pruning.stats.skip_loss import skip_losses
+
+    model = scaled(tiny.make(tmp_path / "m", "gemma4", **SHARING))
+    source = tiny.tokens(tmp_path / "t.safetensors", rows=3)
+    ids = load_file(tmp_path / "t.safetensors")["ids"].long()
+    stream = LayerStream(Checkpoint(str(model)), Compute())
+    found = skip_losses(stream, ids, skip, alive, starts)
+    for n, layers in enumerate(kept):
+        planned(model, tmp_path / f"out{n}", tmp_path, layers=layers)
+        told = evaluate(str(tmp_path / f"out{n}"), data=[Data(source)]).results
+        assert float(found[n]) == pytest.approx(told["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
     ("kept", "told"),
     [
-        ([0, 2, 3, 4, 5], "all of its full_giver layers: layers without keys"),
-        ([0, 1, 3, 4, 5], "all of its sliding_giver layers: layers without keys"),
+        ([0, 2, 3, 4, 5], "all of its key-giving full_attention layers: layers without keys"),
+        ([0, 1, 3, 4, 5], "all of its key-giving sliding_attention layers: layers without keys"),
+        ([1, 2, 3, 4, 5], "all of its first layers: the layer before one that goes"),
         ([0, 1, 2, 3, 4], "all of its last layers: transformers gives full attention"),
     ],
 )
@@ -150,12 +184,12 @@ def test_a_method_leaves_the_layers_that_others_need(tmp_path):
     source = tiny.tokens(tmp_path / "t.safetensors")
     for method in ("shortgpt", "shortened-llama", "sleb", "minitron-depth"):
         options = {"protect": "0,0"} if method == "shortened-llama" else {}
-        layers = 5 if method == "minitron-depth" else 3
+        layers = 5 if method == "minitron-depth" else 4
         made = prune(
             str(model), str(tmp_path / method), method=method, amount=Amount(layers=layers),
             data=Data(source), options=options,
         )  # fmt: skip
-        assert not {1, 2, 5} & {*made.results["removed_layers"]}
+        assert not {0, 1, 2, 5} & {*made.results["removed_layers"]}
         assert tiny.logits(tmp_path / method, torch.arange(20)[None]).isfinite().all()
 
 

@@ -151,6 +151,10 @@ def test_what_always_holds(method, family, models, calibration, tmp_path, record
         ("llm-pruner", "gpt-neox", Amount(ffn=48)),
         ("minitron-width", "phi", Amount(ffn=48)),
         ("sheared-llama", "cohere", Amount(layers=3, ffn=48)),
+        ("sheared-llama", "gemma4", Amount(layers=3, hidden=32, ffn=48)),
+        ("llm-pruner", "gemma4", Amount(ffn=48)),
+        ("wanda-sp", "gemma4", Amount(ffn=48)),
+        ("minitron-width", "gemma4", Amount(hidden=32, ffn=48)),
     ],
 )
 def test_what_a_family_can_lose_of_several_axes(

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from math import prod
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -159,6 +160,13 @@ class Reader(ABC):
 
     def ahead(self, names: "Iterable[str]") -> None:  # noqa: B027 - where there are no files
         """Let tensors be read from their files, which will be asked for next; returns at once."""
+
+    def scalars(self, layers: "Iterable[int]") -> float:
+        """Return the product of the numbers by which these layers multiply what leaves them."""
+        name = self.arch.family.scalar
+        if name is None:
+            return 1.0
+        return prod(float(self.tensor(f"{self.arch.prefix(i)}{name}")) for i in layers)
 
     @property
     def num_bytes(self) -> int:

@@ -239,6 +239,15 @@ class LayerStream:
         self._given = layer.eval()
         return self._given
 
+    def skip(self, layers: Iterable[int], states: Tensor) -> None:
+        """Change states [N, T, W] as layers do that add nothing: those multiply by their scalars.
+
+        These are in one place: nothing of the states is copied.
+        """
+        factor = self.checkpoint.scalars(layers)
+        if factor != 1:
+            self._carried.hidden(states).mul_(factor)
+
     def rest(self) -> None:
         """Give back the memory that the next product will take again."""
         self._room.leave()
@@ -428,8 +437,11 @@ def _own_losses(stream: LayerStream, ids: Tensor, without: range) -> Tensor:
     state = {"hidden": stream.embed(ids)}  # [N, T, D]
     layers = [i for i in range(stream.arch.layers) if i not in without]
     for i in stream.walk(layers, "evaluating", "layers", state):
+        before = max((n for n in layers if n < i), default=-1)
+        stream.skip(range(before + 1, i), state["hidden"])
         through = partial(_one_by_one, stream, stream.layer(i), i)
         stream.each(stream.batches(ids), through, state["hidden"], into=state["hidden"])
+    stream.skip(range(max(layers, default=-1) + 1, stream.arch.layers), state["hidden"])
     of_windows = {"losses": torch.zeros(len(ids), dtype=torch.float64)}
     for n in stream.walk(range(len(ids)), "predicting", "windows", of_windows):
         alone = slice(n, n + 1)

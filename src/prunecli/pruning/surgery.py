@@ -105,6 +105,8 @@ class PrunedModel(Reader):
             bias = compensation(name, self.checkpoint, self.plan, self.arch, self.means)
             return bias.to(torch_dtype(self.specs[name].dtype))
         made = slice_tensor(self.checkpoint.tensor(source), tensor, self.plan, parent, self.arch)
+        if tensor.layer is not None and tensor.template.endswith(f".{parent.family.scalar}"):
+            return (made.double() * self._scalars(tensor.layer)).to(made.dtype)
         return _rescaled(name, made, parent, self.arch)
 
     def parts(self, name: str) -> "Iterator[torch.Tensor]":
@@ -116,6 +118,11 @@ class PrunedModel(Reader):
         for rows in self.checkpoint.parts(name):
             made = slice_tensor(rows, tensor, self.plan, parent, self.arch, first=1)
             yield _rescaled(name, made, parent, self.arch)
+
+    def _scalars(self, i: int) -> float:
+        """Return the product of the scalars of the layers that went behind the i-th kept one."""
+        kept = (*self.plan.kept_layers(self.checkpoint.arch), self.checkpoint.arch.layers)
+        return self.checkpoint.scalars(range(kept[i] + 1, kept[i + 1]))
 
 
 def dtype_source(name: str, checkpoint: Reader) -> str:

@@ -191,6 +191,7 @@ class Family:
             `cached`, or `ffn`, a multiple of that of others.
         layer_inputs: what layers get beside the residual stream, None where that is nothing.
         shared_keys: layers that take the keys and values of earlier ones, None where none do.
+        scalar: the number of a layer by which all that leaves it is multiplied, None without one.
         writers: linears, beside those out of heads and FFN channels, that write to the residual
             stream.
         unused: kinds of layers -> modules that files can have there, although nothing reads them.
@@ -248,6 +249,7 @@ class Family:
     sizes: Mapping[str, Mapping[str, Size]] = field(default_factory=dict)
     layer_inputs: LayerInputs | None = None
     shared_keys: SharedKeys | None = None
+    scalar: str | None = None
     writers: tuple[str, ...] = ()
     unused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     restated: Restated = dict

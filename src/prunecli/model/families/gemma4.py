@@ -15,9 +15,9 @@ from prunecli.model.families._kinds import sized
 FULL, SLIDING = "full_attention", "sliding_attention"
 KEYS, GLOBAL_KEYS = "num_key_value_heads", "num_global_key_value_heads"
 SHARED = "num_kv_shared_layers"
-GIVER = {SLIDING: "sliding_giver", FULL: "full_giver"}
+GIVER = {kind: f"key-giving {kind}" for kind in (SLIDING, FULL)}
 INPUT = llama.LAYER + "per_layer_"
-TAKEN = "layers without keys and values of their own take those of this one"
+TAKEN = "layers without keys and values of their own take theirs"
 HEADS = (
     "the query heads of a KV head are not as many in layers of full attention as in others, and "
     "some layers take the keys and values of an earlier one"
@@ -45,7 +45,7 @@ def kinds_of(config: Mapping[str, Any], i: int) -> tuple[str, ...]:
         takers = any(type_of(config, j) == kind for j in range(own, layers))
         if takers and not any(type_of(config, j) == kind for j in range(i + 1, own)):
             found.append(GIVER[kind])
-    return (*found, "last") if i == layers - 1 else tuple(found)
+    return (*found, *["first"] * (i == 0), *["last"] * (i == layers - 1))
 
 
 def relayered(config: Mapping[str, Any], kept: list[int]) -> Mapping[str, Any]:
@@ -109,6 +109,7 @@ FAMILY = Family(
     flags={"hidden_size_per_layer_input": True},
     only={"enable_moe_block": (False,), "use_bidirectional_attention": ("vision",)},
     inputs=llama.INPUTS,
+    scalar="layer_scalar",
     writers=("per_layer_projection",),
     kinds={
         SLIDING: (),
@@ -117,12 +118,14 @@ FAMILY = Family(
         "values": ("self_attn.v_proj",),
         "taker": (),
         **dict.fromkeys(GIVER.values(), ()),
+        "first": (),
         "last": (),
     },
     kinds_of=kinds_of,
     relayered=relayered,
     needed={
         **dict.fromkeys(GIVER.values(), TAKEN),
+        "first": "the layer before one that goes takes over by what that one multiplies all",
         "last": "transformers gives full attention to whichever layer is the last",
     },
     unused={"taker": ("self_attn.k_proj", "self_attn.v_proj", "self_attn.k_norm")},
