@@ -168,7 +168,7 @@ def test_losses_without_layers_are_those_of_models_without_them(
     [
         ([0, 2, 3, 4, 5], "all of its key-giving full_attention layers: layers without keys"),
         ([0, 1, 3, 4, 5], "all of its key-giving sliding_attention layers: layers without keys"),
-        ([1, 2, 3, 4, 5], "all of its first layers: the layer before one that goes"),
+        ([1, 2, 3, 4, 5], "all of its first layers: a layer that goes leaves"),
         ([0, 1, 2, 3, 4], "all of its last layers: transformers gives full attention"),
     ],
 )

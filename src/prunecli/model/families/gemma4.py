@@ -125,7 +125,7 @@ FAMILY = Family(
     relayered=relayered,
     needed={
         **dict.fromkeys(GIVER.values(), TAKEN),
-        "first": "the layer before one that goes takes over by what that one multiplies all",
+        "first": "a layer that goes leaves its scalar to the one before it",
         "last": "transformers gives full attention to whichever layer is the last",
     },
     unused={"taker": ("self_attn.k_proj", "self_attn.v_proj", "self_attn.k_norm")},
