@@ -211,7 +211,7 @@ class Plan:
         ffn = ffns * arch.ffn_matrices * hidden * len(self.kept_ffn(arch, i))
         # what has neither heads nor such channels is as wide as the residual stream on one side
         others = arch.other_params(layer) * hidden // arch.hidden
-        return int(arch.heads_params(hidden, *kept, layer)) + ffn + others
+        return round(arch.heads_params(hidden, *kept, layer)) + ffn + others
 
     def counts(self, arch: Arch) -> dict[str, Any]:
         """Return how much is kept: numbers, or one number per layer where layers differ."""
