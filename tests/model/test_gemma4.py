@@ -179,6 +179,11 @@ def test_layers_that_others_need_stay(kept, told, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_layer_that_is_needed_twice_stays_once():
+    arch = Arch(tiny.config_of("gemma4"))  # its first layer gives keys, too
+    assert arch.must_stay([3, 2, 1, 0]) == [0, 3] and arch.first_of([3, 2, 1, 0], 3) == [0, 2, 3]
+
+
 def test_a_method_leaves_the_layers_that_others_need(tmp_path):
     model = tiny.make(tmp_path / "m", "gemma4", **SHARING)
     source = tiny.tokens(tmp_path / "t.safetensors")

@@ -721,7 +721,8 @@ class Arch:
 
     def must_stay(self, order: Sequence[int]) -> list[int]:
         """Return the first layer, in an order of all, of each kind that must stay."""
-        return [next(i for i in order if kind in self.kinds[i]) for kind in self._needed()]
+        found = (next(i for i in order if kind in self.kinds[i]) for kind in self._needed())
+        return [*dict.fromkeys(found)]
 
     def _needed(self) -> list[str]:
         """Return the kinds of layers that this model has, and must not lose all of."""
