@@ -218,6 +218,9 @@ def test_ids_are_exact_in_every_compute_type(tmp_path):
         ({"per_layer_config": {"0": {"head_dim": 24, "num_key_value_heads": 1}}}, "per_layer_conf"),
         ({"per_layer_config": {"1": {"head_dim": 16}}}, "per_layer_config"),
         ({"per_layer_config": {"x": {}}}, "per_layer_config"),
+        ({"per_layer_config": {"9" * 5000: {}}}, "per_layer_config"),
+        ({"per_layer_config": {}, "num_hidden_layers": 10**12}, "per_layer_config"),
+        ({"per_layer_config": {}, "layer_types": [FULL]}, "per_layer_config"),
         ({"per_layer_config": [1]}, "per_layer_config"),
         ({"global_head_dim": 0}, "global_head_dim is 0"),
         ({"num_kv_shared_layers": -1}, "num_kv_shared_layers is -1"),
@@ -246,7 +249,9 @@ def test_sizes_of_all_layers_of_a_type_or_of_each(models, tmp_path):
 
 def test_the_types_that_config_json_leaves_out(tmp_path):
     """Every sixth layer has full attention, and the last."""
-    arch = Arch(tiny.config_of("gemma4", num_hidden_layers=8, layer_types=None))
+    arch = Arch(
+        tiny.config_of("gemma4", num_hidden_layers=8, layer_types=None, sliding_window_pattern=2)
+    )
     types = [SLIDING] * 5 + [FULL, SLIDING, FULL]
     assert [kinds[0] for kinds in arch.kinds] == types
     child = arch.child(layers=[0, 5, 6, 7])

@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from prunecli.model.families import gemma2, llama
-from prunecli.model.families._base import Family, Get, LayerInputs, SharedKeys, windows
+from prunecli.model.families._base import Family, Get, LayerInputs, SharedKeys
 from prunecli.model.families._kinds import sized
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 KEYS, GLOBAL_KEYS = "num_key_value_heads", "num_global_key_value_heads"
+EVERY = 6  # layer has full attention, where config.json has no list
+DIGITS = 5  # of a layer's number
 SHARED = "num_kv_shared_layers"
 GIVER = {kind: f"key-giving {kind}" for kind in (SLIDING, FULL)}
 INPUT = llama.LAYER + "per_layer_"
@@ -29,7 +31,17 @@ def type_of(config: Mapping[str, Any], i: int) -> str:
     types = config.get("layer_types")
     if i == config["num_hidden_layers"] - 1:
         return FULL
-    return str(types[i] if isinstance(types, list) else windows(6)(config, i))
+    if isinstance(types, list):
+        return str(types[i])
+    return SLIDING if (i + 1) % EVERY else FULL
+
+
+def _some(kind: str, config: Mapping[str, Any], start: int, stop: int) -> bool:
+    """Return whether one of these layers is of a type."""
+    last, types = config["num_hidden_layers"] - 1, config.get("layer_types")
+    if isinstance(types, list):  # which can be long, and this is asked of every layer
+        return kind in types[start : min(stop, last)] or (kind == FULL and start <= last < stop)
+    return any(type_of(config, j) == kind for j in range(start, stop))
 
 
 def kinds_of(config: Mapping[str, Any], i: int) -> tuple[str, ...]:
@@ -42,9 +54,8 @@ def kinds_of(config: Mapping[str, Any], i: int) -> tuple[str, ...]:
     else:
         same = config.get("attention_k_eq_v") and kind == FULL
         found += ["keys"] if same else ["keys", "values"]
-        takers = any(type_of(config, j) == kind for j in range(own, layers))
-        if takers and not any(type_of(config, j) == kind for j in range(i + 1, own)):
-            found.append(GIVER[kind])
+        if not _some(kind, config, i + 1, own) and _some(kind, config, own, layers):
+            found.append(GIVER.get(kind, kind))
     return (*found, *["first"] * (i == 0), *["last"] * (i == layers - 1))
 
 
@@ -56,13 +67,16 @@ def relayered(config: Mapping[str, Any], kept: list[int]) -> Mapping[str, Any]:
 def restated(config: dict[str, Any]) -> dict[str, Any]:
     """Return a config that has the sizes of each layer with those of all layers of a type.
 
-    It stays as it is where layers of one type differ.
+    It stays as it is, to be refused, where layers of one type differ or it makes no sense.
     """
     told, layers = config.get("per_layer_config"), config.get("num_hidden_layers")
-    whole = {"head_dim": config.get("head_dim"), KEYS: config.get(KEYS)}
+    types, whole = config.get("layer_types"), {key: config.get(key) for key in ("head_dim", KEYS)}
     if not isinstance(told, dict) or not isinstance(layers, int) or None in whole.values():
         return config
-    by_layer = {int(i): own for i, own in told.items() if i.isdecimal() and isinstance(own, dict)}
+    if not 0 < layers < 10**DIGITS or (isinstance(types, list) and len(types) != layers):
+        return config
+    numbers = {i for i in told if i.isdecimal() and len(i) <= DIGITS}
+    by_layer = {int(i): told[i] for i in numbers if isinstance(told[i], dict)}
     full = {i for i in range(layers) if type_of(config, i) == FULL}
     sizes = [{**whole, **by_layer.get(i, {})} for i in sorted(full)]
     differ = any(one != sizes[0] or one.keys() != whole.keys() for one in sizes)
