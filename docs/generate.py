@@ -385,7 +385,8 @@ saved as itself, or as one of the other classes where its own cannot hold a shap
 Where layers are of [several kinds](#layers-of-several-kinds), heads, FFN channels and experts are
 removed from the layers that have them. Convolutions and mixers with a state keep their width; their
 weights can be pruned, and layers of each kind removed. Of a kind that must stay, methods that
-remove layers leave the best one.
+remove layers leave the best one. What a layer gets of an embedding of its own (Gemma 4) goes with
+the layer; the linears that read it keep their weights, and ratios do not count them.
 """
 LOSES = {
     "layers": "layers", "hidden": "hidden channels", "heads": "heads", "ffn": "FFN channels",

@@ -46,10 +46,10 @@ SIZES = {
 # families whose whole product of axes and ties is in the fast tests, one of each mechanism at
 # least; that of all others is in `make soak`
 QUICK = (
-    "apertus", "cohere", "deepseek-v3", "exaone", "gemma2", "gemma3", "glm4-moe", "gpt-neox",
-    "gpt-oss", "granite", "granite-swa", "lfm2", "llama", "mistral", "mixtral", "nemotron-h",
-    "nemotron-h-moe", "olmo2", "olmo3", "opt", "phi", "phi3", "qwen2", "qwen3", "qwen3-5",
-    "qwen3-moe", "seed-oss", "smollm3",
+    "apertus", "cohere", "deepseek-v3", "exaone", "gemma2", "gemma3", "gemma4", "glm4-moe",
+    "gpt-neox", "gpt-oss", "granite", "granite-swa", "lfm2", "llama", "mistral", "mixtral",
+    "nemotron-h", "nemotron-h-moe", "olmo2", "olmo3", "opt", "phi", "phi3", "qwen2", "qwen3",
+    "qwen3-5", "qwen3-moe", "seed-oss", "smollm3",
 )  # fmt: skip
 
 

@@ -103,6 +103,24 @@ def test_stages(command, work, there, rel, tmp_path):
     assert record["run"]["device"] == str(device.device_of(there))
 
 
+def test_what_tokens_carry(work, there, rel, tmp_path):
+    """Layers that read ids, and keys and values of earlier layers, as on the CPU."""
+    model = str(tiny.make(tmp_path / "m", "gemma4"))
+    found, expected = (
+        evaluate(model, data=[Data(work.held)], compute=compute).results["loss"]
+        for compute in (there, CPU)
+    )
+    assert found == pytest.approx(expected, rel=rel)
+    for name, compute in (("there", there), ("cpu", CPU)):
+        prune(
+            model, str(tmp_path / name), method="shortened-llama", amount=Amount(layers=3),
+            options={"protect": "0,0"}, data=Data(work.ids), compute=compute,
+        )  # fmt: skip
+        train(str(tmp_path / name), str(tmp_path / f"{name}-t"), work.ids, compute=compute,
+              steps=2, batch_size=2, lr="1e-3")  # fmt: skip
+    near(*(weights(tmp_path / f"{name}-t") for name in ("there", "cpu")), rel)
+
+
 def test_eval_and_search(work, there, rel, tmp_path):
     for command in ("evaluate", "search"):
         found, expected = (

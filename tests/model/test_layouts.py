@@ -38,9 +38,18 @@ QWEN = {
     **dict.fromkeys(("image_token_id", "video_token_id"), 258),
     **dict.fromkeys(("vision_start_token_id", "vision_end_token_id"), 257),
 }  # fmt: skip
+GEMMA4 = {
+    "vision_config": {
+        **VISION, "patch_size": 9, "num_key_value_heads": 2, "head_dim": 8,
+        "pooling_kernel_size": 3, "position_embedding_size": 16,
+    },
+    "audio_config": None,
+}  # fmt: skip
 # kind, and more where it has several texts -> what its config.json says beside the text, the text
 WRAPPED = {
     "gemma3": ({"vision_config": VISION, "mm_tokens_per_image": 4}, "gemma3_text"),
+    "gemma4": (GEMMA4, "gemma4_text"),
+    "gemma4 without layer inputs": (GEMMA4, "gemma4_text"),
     "idefics3": ({"vision_config": VISION, "image_token_id": 258}, "llama"),
     "internvl": (
         {"vision_config": {**VISION, "image_size": [28, 28], "patch_size": [14, 14]}},
@@ -63,7 +72,17 @@ DELTA = {
     "full_attention_interval": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 16,
     "linear_num_key_heads": 2, "linear_num_value_heads": 4,
 }  # fmt: skip
+OF_TYPES = {
+    "layer_types": ["full_attention", "sliding_attention", "full_attention"], "sliding_window": 8,
+    "global_head_dim": 16, "num_global_key_value_heads": 1, "attention_k_eq_v": True,
+    "pad_token_id": 0,
+}  # fmt: skip
 OWN_TEXT = {
+    "gemma4": {
+        **OF_TYPES, "hidden_size_per_layer_input": 12, "vocab_size_per_layer_input": 259,
+        "num_kv_shared_layers": 1,
+    },
+    "gemma4 without layer inputs": {**OF_TYPES, "hidden_size_per_layer_input": 0},
     "qwen3_5_text": DELTA,
     "qwen3_5_moe_text": {
         **DELTA, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40,
@@ -213,10 +232,11 @@ def wrapper(tmp_path_factory):
         from transformers import AutoConfig, AutoModelForImageTextToText
 
         beside, of = WRAPPED[row]
+        own = OWN_TEXT.get(row, OWN_TEXT.get(of, {}))
         torch.manual_seed(0)
         config = AutoConfig.for_model(
             row.split()[0],
-            text_config={**TEXT, **OWN_TEXT.get(of, {}), "model_type": of, **text},
+            text_config={**TEXT, **own, "model_type": of, **text},
             **beside,
         )
         model = AutoModelForImageTextToText.from_config(config).float()
@@ -275,6 +295,12 @@ def image_features(model, row):
     pixels = torch.randn(1, 3, 28, 28, generator=torch.Generator().manual_seed(7))
     tower = getattr(model.model, "vision_tower", None) or model.model.vision_model
     with torch.no_grad():
+        if row.startswith("gemma4"):  # of nine patches
+            patches = pixels[..., :27, :27].reshape(1, 3, 3, 9, 3, 9).permute(0, 2, 4, 1, 3, 5)
+            places = torch.cartesian_prod(torch.arange(3), torch.arange(3))[None]
+            return model.model.get_image_features(patches.reshape(1, 9, -1), places).pooler_output[
+                0
+            ]
         if row.startswith("mistral3"):
             found = tower(pixels, image_sizes=torch.tensor([[28, 28]])).last_hidden_state
             return model.model.multi_modal_projector(found[0], torch.tensor([[28, 28]]))
@@ -284,11 +310,17 @@ def image_features(model, row):
         return connector(found[:, 1:] if drop else found)
 
 
-KEPT = ("gemma3", "llava", "mistral3 of 2026")
+KEPT = ("gemma3", "gemma4", "gemma4 without layer inputs", "llava", "mistral3 of 2026")
 
 
-@pytest.mark.parametrize("row", KEPT)
-@pytest.mark.parametrize("layout", ["as saved", "the other"])
+@pytest.mark.parametrize(
+    ("row", "layout"),
+    [
+        *((row, "as saved") for row in KEPT),
+        # Gemma 4 came after the change of layout
+        *((row, "the other") for row in KEPT if not row.startswith("gemma4")),
+    ],
+)
 def test_wrappers_are_kept_around_a_pruned_language_model(row, layout, wrapper, ids, tmp_path):
     """OUT loads as IN does: other parts have equal bytes, images give equal features."""
     saved = wrapper(row)

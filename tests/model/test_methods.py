@@ -151,6 +151,10 @@ def test_what_always_holds(method, family, models, calibration, tmp_path, record
         ("llm-pruner", "gpt-neox", Amount(ffn=48)),
         ("minitron-width", "phi", Amount(ffn=48)),
         ("sheared-llama", "cohere", Amount(layers=3, ffn=48)),
+        ("sheared-llama", "gemma4", Amount(layers=3, hidden=32, ffn=48)),
+        ("llm-pruner", "gemma4", Amount(ffn=48)),
+        ("wanda-sp", "gemma4", Amount(ffn=48)),
+        ("minitron-width", "gemma4", Amount(hidden=32, ffn=48)),
     ],
 )
 def test_what_a_family_can_lose_of_several_axes(
@@ -414,9 +418,9 @@ def test_llm_pruner_scores_are_those_of_a_naive_loop(taylor, family, calibration
 
     arch = Checkpoint(str(model)).arch
     size, queries = arch.head_dim, arch.head_dim * arch.heads // arch.kv_heads
-    attending, feeding = map(arch.with_units, ("kv_heads", "ffn"))
-    assert attending and feeding
-    for i in {attending[0], attending[-1]}:
+    attending, feeding = map(arch.ranked, ("kv_heads", "ffn"))
+    assert feeding and bool(attending) == arch.even_heads
+    for i in {*attending[:1], *attending[-1:]}:
         for group in range(arch.kv_heads):
             heads = range(queries * group, queries * (group + 1))
             own = range(size * group, size * (group + 1))

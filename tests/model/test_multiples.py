@@ -72,7 +72,8 @@ def half_a_step(method, sizes, arch):
     """Return how much of the blocks half a multiple of the axis that is filled last is."""
     if "ffn" not in registry.get(method).axes:
         return sizes.multiple / 2 / arch.hidden
-    return arch.layers * arch.ffn_matrices * sizes.hidden * sizes.multiple / 2 / arch.block_params
+    channels = sum(arch.times("ffn", i) for i in range(arch.layers)) * sizes.multiple
+    return arch.ffn_matrices * sizes.hidden * channels / 2 / arch.block_params
 
 
 @pytest.mark.parametrize(("shape", "family"), [*shapes_of_families()])

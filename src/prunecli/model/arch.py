@@ -4,10 +4,11 @@ Counts follow the paper's Table 1, FLOPs its Table 9: two per multiply-add, atte
 T x T square, output head included, embedding look-up not.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from itertools import accumulate, chain
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,11 +17,22 @@ from prunecli.errors import InputError
 from prunecli.files.tensorfile import Inside
 from prunecli.model import configs
 from prunecli.model.families import registry
-from prunecli.model.families._base import CONFIG_KEYS, EXPERT_KEYS, Axes, Family
+from prunecli.model.families._base import (
+    CONFIG_KEYS,
+    EXPERT_KEYS,
+    Axes,
+    Family,
+    LayerInputs,
+    SharedKeys,
+)
 
 GROUPS = ("embedding", "attention", "ffn", "norms", "biases", "head")
 # of linears of layers without heads, and of kernels that slide over tokens
 KINDS_GROUPS = ("mixers", "convolutions")
+# of what layers get beside the residual stream: the axis of one layer's part, and their parameters
+LAYER_INPUT, LAYER_INPUTS = "layer_input", "layer_inputs"
+# of ids between layers: digits that every compute type holds exactly, of any vocabulary
+BASE, DIGITS = 256, 4
 BLOCK_GROUPS = ("attention", "ffn", "mixers")
 EXPLICIT = ("heads", "kv_heads", "head_dim", "ffn")
 HEADS = {"heads", "kv_heads", "qkv_by_head", "gated_heads"}
@@ -51,7 +63,9 @@ class Place(NamedTuple):
 
 
 class Arch:
-    """The shape of one model. `config` is its config.json; sizes are per layer and uniform.
+    """The shape of one model. `config` is its config.json.
+
+    Sizes are those of a layer, and all layers have them but for kinds with sizes of their own.
 
     `ffn` is the size of one FFN; of these a layer has as many as `experts`, where that is not 0.
 
@@ -69,11 +83,7 @@ class Arch:
         self.kv_heads = self._size("kv_heads", self.heads)
         self.vocab = self._size("vocab")
         self.head_dim = self._size("head_dim", self.hidden // self.heads)
-        if self.heads % self.kv_heads:
-            raise InputError(
-                f"config.json has {self.heads} heads, not a multiple of {self.kv_heads} KV heads"
-            )
-
+        self._check_heads(self.kv_heads)
         mixture = self.family.experts is not None
         self.experts, self.experts_per_token = (
             self._size(axis) if mixture else 0 for axis in EXPERT_KEYS
@@ -88,6 +98,8 @@ class Arch:
         self.kinds = self._kinds()
         self._inside: dict[tuple[str, ...], dict[str, Axes]] = {}
         self._having: dict[str, frozenset[int]] = {}
+        for i in self.sorts if self.family.sizes else ():
+            self._check_heads(self.size("kv_heads", i))
 
     @classmethod
     def read(cls, folder: str | Path) -> "Arch":
@@ -121,6 +133,12 @@ class Arch:
             return None
         why = f"every token is sent to {each} out of {open_groups} of {groups} equal groups"
         return why, f"keep a multiple of {groups}, {least} at least"
+
+    def _check_heads(self, kv_heads: int) -> None:
+        if self.heads % kv_heads:
+            raise InputError(
+                f"config.json has {self.heads} heads, not a multiple of {kv_heads} KV heads"
+            )
 
     def _check_groups(self) -> None:
         groups, _ = self.expert_groups
@@ -167,10 +185,42 @@ class Arch:
             raise InputError(f"config.json lacks {key}")
         return int(value)
 
+    def size(self, axis: str, i: int) -> int:
+        """Return a size of layer `i`: that of one of its kinds, or else that of all layers."""
+        for kind in self.kinds[i] if self.family.sizes else ():
+            rule = self.family.sizes.get(kind, {}).get(axis)
+            size = None if rule is None else rule(self.get)
+            if size is not None:
+                return size
+        if axis == "cached":  # numbers of a token: its keys and values
+            return self._ruled(axis, 2 * self.size("kv_heads", i) * self.size("head_dim", i))
+        return int(getattr(self, axis))
+
+    def times(self, axis: str, i: int) -> int:
+        """Return how many times as much layer `i` has of an axis as config.json says."""
+        return self.size(axis, i) // int(getattr(self, axis))
+
     @property
     def group(self) -> int:
         """Query heads per KV head."""
         return self.heads // self.kv_heads
+
+    def group_of(self, i: int) -> int:
+        """Return the query heads per KV head of layer `i`."""
+        return self.heads // self.size("kv_heads", i)
+
+    @property
+    def layer_inputs(self) -> LayerInputs | None:
+        """What the layers of a model with this config get beside the residual stream."""
+        found = self.family.layer_inputs
+        flagged = found is not None and f"{found.embedding}.weight" in self._root()
+        return found if flagged else None
+
+    @property
+    def shared_keys(self) -> SharedKeys | None:
+        """Which layers take the keys and values of others, None where none do."""
+        found = self.family.shared_keys
+        return None if found is None or found.taker not in chain(*self.kinds) else found
 
     @property
     def tied(self) -> bool:
@@ -194,6 +244,11 @@ class Arch:
     def with_units(self, axis: str) -> list[int]:
         """Return the layers that have units of an axis: heads, FFN channels or experts."""
         return [i for i in range(self.layers) if self.has(axis, i)]
+
+    def ranked(self, axis: str) -> list[int]:
+        """Return the layers whose units of an axis can be compared, and some of them removed."""
+        uneven = axis in ("heads", "kv_heads") and not self.even_heads
+        return [] if uneven else self.with_units(axis)
 
     def has(self, axis: str, i: int) -> bool:
         """Return whether layer `i` has units of an axis."""
@@ -227,6 +282,25 @@ class Arch:
             if axes == ("hidden",) and not name.endswith(".bias")
         ]
 
+    @cached_property
+    def carried(self) -> dict[str, slice]:
+        """Where states between layers have, behind hidden channels, what later layers read.
+
+        That is a token's `id` in digits, and its keys and values by the type of layer.
+        """
+        sizes = {} if self.layer_inputs is None else {"id": DIGITS}
+        shared = self.shared_keys
+        for kind, giver in shared.giver.items() if shared is not None else ():
+            for i in (i for i in self.sorts if giver in self.kinds[i]):
+                sizes[kind] = 2 * self.size("kv_heads", i) * self.size("head_dim", i)
+        ends = [*accumulate(sizes.values(), initial=self.hidden)]
+        return dict(zip(sizes, map(slice, ends, ends[1:]), strict=False))
+
+    @property
+    def states_width(self) -> int:
+        """How many numbers of a token there are between layers: hidden channels and `carried`."""
+        return max((place.stop for place in self.carried.values()), default=self.hidden)
+
     @property
     def post_norms(self) -> tuple[str, ...]:
         """The post-sublayer norms that a model with this config has."""
@@ -239,7 +313,9 @@ class Arch:
 
     def outputs(self, i: int) -> tuple[str, ...]:
         """Return the last projections of layer `i`: out of heads, FFN channels and the like."""
-        return (*self.modules("o", i), *self.modules("down", i))
+        table, layer = self.inside(i), self.family.layer
+        others = (name for name in self.family.writers if f"{layer}{name}.weight" in table)
+        return (*self.modules("o", i), *self.modules("down", i), *others)
 
     def is_output(self, tensor: Tensor) -> bool:
         """Return whether a tensor is the weight or the bias of such a projection."""
@@ -252,10 +328,13 @@ class Arch:
     def _outputs(self) -> set[str]:
         inputs, beside = self.family.inputs, self.family.beside
         return {
-            module
-            for point in ("o", "down")
-            for modules in (inputs[POINTS.index(point)], *beside.get(point, ()))
-            for module in modules
+            *self.family.writers,
+            *(
+                module
+                for point in ("o", "down")
+                for modules in (inputs[POINTS.index(point)], *beside.get(point, ()))
+                for module in modules
+            ),
         }
 
     @property
@@ -293,17 +372,40 @@ class Arch:
         gated = any("gated_heads" in "+".join(axes).split("+") for axes in self._matrices())
         return 3 if gated else 2
 
-    def heads_params(self, hidden: float, heads: float, kv_heads: float) -> float:
-        """Return the linear parameters of so many heads beside so many hidden channels."""
-        if not self.family.by_head:
+    def heads_params(
+        self, hidden: float, heads: float, kv_heads: float, i: int | None = None
+    ) -> float:
+        """Return the linear parameters of so many heads beside so many hidden channels.
+
+        They are those of layer `i`, or of the mean layer that has heads.
+        """
+        if not (self.family.by_head or self.family.sizes):
             return hidden * self.head_dim * (self.head_matrices * heads + 2 * kv_heads)
-        table, each = self.inside(self.with_units("heads")[0]), 0.0
-        for name in self.block_linears():
-            units = [self.unit_rows(axis) for axis in table.get(name, ())]
-            for unit, axis in zip(units, reversed(table.get(name, ())), strict=True):
-                if unit is not None:
-                    each += unit[1] * (hidden if axis == "hidden" else self.axis_size(axis))
-        return heads * each
+        kept = {"heads": heads / self.heads, "kv_heads": kv_heads / self.kv_heads}
+        having = self.with_units("heads")
+        counts = Counter(map(self.kinds.__getitem__, having))
+        total = 0.0
+        for n in (n for n in self.sorts if n in having) if i is None else (i,):
+            of_layer = 0.0
+            for name in self.block_linears():
+                axes = self.inside(n).get(name, ())
+                for axis, other in zip(axes, reversed(axes), strict=True):
+                    unit = self.unit_rows(axis, n)
+                    if unit is not None:
+                        wide = hidden if other == "hidden" else self.axis_size(other, n)
+                        of_layer += kept[unit[0]] * self.axis_size(axis, n) * wide
+            total += of_layer if i is not None else of_layer * counts[self.kinds[n]] / len(having)
+        return total
+
+    @cached_property
+    def even_heads(self) -> bool:
+        """Whether all layers with heads have as many KV heads of one size, computed by themselves.
+
+        Else no head of one layer is like that of another, and none is removed.
+        """
+        having = (i for i in self.sorts if self.has("heads", i))
+        sizes = {(self.size("kv_heads", i), self.size("head_dim", i)) for i in having}
+        return len(sizes) < 2 and self.shared_keys is None
 
     @property
     def ffns(self) -> int:
@@ -333,37 +435,44 @@ class Arch:
         axes = (*CONFIG_KEYS, *(EXPERT_KEYS if self.experts else ()))
         return {axis: getattr(self, axis) for axis in axes}
 
-    def axis_size(self, axis: str) -> int:
-        """Return how long a dimension of this axis is (fused axes: the sum of the segments)."""
-        return sum(place.stop - place.start for place in self.axis_slices(axis))
+    def axis_size(self, axis: str, i: int | None = None) -> int:
+        """Return how long a dimension of this axis is (fused axes: the sum of the segments).
 
-    def axis_slices(self, axis: str) -> list[slice]:
+        It is that of layer `i`, whose kind can have sizes of its own.
+        """
+        return sum(place.stop - place.start for place in self.axis_slices(axis, i))
+
+    def axis_slices(self, axis: str, i: int | None = None) -> list[slice]:
         """Return where the parts of a fused axis lie, of any other axis the whole."""
         found, start = [], 0
         for part in axis.split("+"):
-            stop = start + self._length(part)
+            stop = start + self._length(part, i)
             found.append(slice(start, stop))
             start = stop
         return found
 
-    def unit_rows(self, axis: str) -> tuple[str, int] | None:
+    def unit_rows(self, axis: str, i: int | None = None) -> tuple[str, int] | None:
         """Return the heads that an axis is made of, and its rows of each; None if of none."""
         if axis in self.family.by_head:
             return "heads", int(self.family.by_head[axis](self.get) or 0)
+        if axis in self.family.by_layer:
+            return "layers", int(self.family.by_layer[axis](self.get) or 0)
+        size = self.head_dim if i is None else self.size("head_dim", i)
         return {
-            "heads": ("heads", self.head_dim),
-            "kv_heads": ("kv_heads", self.head_dim),
+            "heads": ("heads", size),
+            "kv_heads": ("kv_heads", size),
             "each_head": ("heads", 1),
-            "qkv_by_head": ("heads", 3 * self.head_dim),
-            "gated_heads": ("heads", 2 * self.head_dim),
+            "qkv_by_head": ("heads", 3 * size),
+            "gated_heads": ("heads", 2 * size),
         }.get(axis)
 
-    def _length(self, axis: str) -> int:
-        unit = self.unit_rows(axis)
+    def _length(self, axis: str, i: int | None) -> int:
+        unit = self.unit_rows(axis, i)
         if unit is not None:
-            return int(getattr(self, unit[0])) * unit[1]
+            count = getattr(self, unit[0]) if i is None else self.size(unit[0], i)
+            return int(count) * unit[1]
         if axis in CONFIG_KEYS or axis in EXPERT_KEYS:
-            return int(getattr(self, axis))
+            return int(getattr(self, axis) if i is None else self.size(axis, i))
         if axis in self.family.axes:
             return self._size(axis)
         return 1 if axis == "one" else self.max_positions + self.family.position_offset
@@ -387,16 +496,21 @@ class Arch:
         for i in range(self.layers):
             order += [(name, i, e) for name in self.inside(i) for e in self._experts_of(name)]
         order += [(name, None, None) for name in root if name != first]
-        templates = {**root}
-        for _, table in self._each_kind():
-            templates |= table
-        shapes = {name: tuple(map(self.axis_size, axes)) for name, axes in templates.items()}
+        of_kinds = {self.kinds[i]: (i, table) for i, table in self._each_kind()}
+        shaped = {
+            kinds: {name: (axes, self.shape(axes, i)) for name, axes in table.items()}
+            for kinds, (i, table) in [*of_kinds.items(), (None, (None, root))]
+        }
         return {
             name.replace("{i}", str(i)).replace("{e}", str(e)): Tensor(
-                templates[name], shapes[name], i, name, e
+                *shaped[None if i is None else self.kinds[i]][name], i, name, e
             )
             for name, i, e in order
         }
+
+    def shape(self, axes: Axes, i: int | None = None) -> tuple[int, ...]:
+        """Return the shape of a tensor with these axes, of layer `i`."""
+        return tuple(self.axis_size(axis, i) for axis in axes)
 
     @property
     def stacks(self) -> set[str]:
@@ -431,12 +545,16 @@ class Arch:
                 yield tuple(module.replace("{e}", str(e)) for module in modules)
 
     def _inputs_at(self, point: str, i: int) -> Iterator[tuple[tuple[str, ...], int | None]]:
-        """Yield the templates of the linears that read one input there, and of which expert."""
-        first = self.family.inputs[POINTS.index(point)]
+        """Yield the templates of the linears that read one input there, and of which expert.
+
+        The first of them shows that a layer has this input; of the others it can lack some.
+        """
+        first, table = self.family.inputs[POINTS.index(point)], self.inside(i)
         for modules in (first, *self.family.beside.get(point, ())):
-            if f"{self.family.layer}{modules[0]}.weight" in self.inside(i):
+            own = tuple(one for one in modules if f"{self.family.layer}{one}.weight" in table)
+            if own[:1] == modules[:1]:
                 for e in self._experts_of(modules[0]):
-                    yield modules, e
+                    yield own, e
 
     def block_linears(self) -> Iterator[str]:
         """Yield the templates of the block linears: what ratios are fractions of."""
@@ -486,7 +604,7 @@ class Arch:
         return [
             Place(
                 f"{layer}{modules[0].replace('{e}', str(e))}:in",
-                self.axis_size(table[f"{self.family.layer}{modules[0]}.weight"][1]),
+                self.axis_size(table[f"{self.family.layer}{modules[0]}.weight"][1], i),
                 e,
             )
             for modules, e in self._inputs_at(point, i)
@@ -499,18 +617,23 @@ class Arch:
         """
         experts = self.experts_per_token if active else self.experts
         kinds = KINDS_GROUPS if self.family.kinds else ()
-        groups = dict.fromkeys((*GROUPS, *(("router",) if experts else ()), *kinds), 0)
-        tables: list[tuple[int, Mapping[str, Axes]]] = [(1, self._root())]
-        tables += [(self.kinds.count(self.kinds[i]), table) for i, table in self._each_kind()]
-        for count, table in tables:
+        groups = dict.fromkeys(
+            (*GROUPS, *(("router",) if experts else ()), *kinds, LAYER_INPUTS), 0
+        )
+        tables: list[tuple[int | None, Mapping[str, Axes]]] = [(None, self._root())]
+        for i, table in [*tables, *self._each_kind()]:
+            count = 1 if i is None else self.kinds.count(self.kinds[i])
             for name, axes in table.items():
                 times = count * (experts if "{e}" in name else 1)
-                groups[self._group(name, axes)] += times * prod(map(self.axis_size, axes))
-        return {name: n for name, n in groups.items() if n or name not in KINDS_GROUPS}
+                groups[self._group(name, axes)] += times * prod(self.shape(axes, i))
+        rare = (*KINDS_GROUPS, LAYER_INPUTS)
+        return {name: n for name, n in groups.items() if n or name not in rare}
 
     def _group(self, name: str, axes: Axes) -> str:
         """Return the group that a tensor is counted in."""
         if "{i}" not in name and len(axes) == 2:
+            if axes[0] in self.family.by_layer:
+                return LAYER_INPUTS
             return "head" if name.startswith(self.family.head) else "embedding"
         if "experts" in axes or axes == ("one", "hidden"):
             return "router"
@@ -519,6 +642,8 @@ class Arch:
         if len(axes) > 2:
             return "convolutions"
         parts = {*"+".join(axes).split("+")}
+        if LAYER_INPUT in parts:
+            return LAYER_INPUTS
         if any(part.endswith("ffn") for part in parts):
             return "ffn"
         squeezed = any(part.endswith("_rank") for part in parts)
@@ -561,7 +686,7 @@ class Arch:
         """Return those of layer `i`."""
         linears = {*self.block_linears()}
         return sum(
-            len(self._experts_of(name)) * prod(map(self.axis_size, axes))
+            len(self._experts_of(name)) * prod(self.shape(axes, i))
             for name, axes in self.inside(i).items()
             if name in linears
         )
@@ -570,7 +695,7 @@ class Arch:
         """Return those of layer `i` that heads, FFN channels and experts have no share in."""
         linears = {*self.block_linears()}
         return sum(
-            prod(map(self.axis_size, axes))
+            prod(self.shape(axes, i))
             for name, axes in self.inside(i).items()
             if name in linears and not {*"+".join(axes).split("+")} & {*self._by_head, "ffn"}
         )
@@ -596,7 +721,8 @@ class Arch:
 
     def must_stay(self, order: Sequence[int]) -> list[int]:
         """Return the first layer, in an order of all, of each kind that must stay."""
-        return [next(i for i in order if kind in self.kinds[i]) for kind in self._needed()]
+        found = (next(i for i in order if kind in self.kinds[i]) for kind in self._needed())
+        return [*dict.fromkeys(found)]
 
     def _needed(self) -> list[str]:
         """Return the kinds of layers that this model has, and must not lose all of."""
@@ -613,10 +739,9 @@ class Arch:
         outside = linears + params["embedding"] + params["head"]
         dense = sum(params.values()) - outside + self.vocab * self.hidden
         weights = dense + round(density * linears) + self._recurrences()
-        attending = len(self.with_units("heads"))
-        numbers = self.head_dim + self._ruled("scored", self.head_dim)
-        attention = 2 * seq_len**2 * self.heads * numbers * attending
-        return 2 * weights * seq_len + attention
+        sizes = (self.size("head_dim", i) for i in self.with_units("heads"))
+        numbers = sum(size + self._ruled("scored", size) for size in sizes)
+        return 2 * weights * seq_len + 2 * seq_len**2 * self.heads * numbers
 
     def _recurrences(self) -> int:
         """Return the multiply-adds of one token that update and read the states of all layers."""
@@ -625,9 +750,7 @@ class Arch:
 
     def kv_bytes_per_token(self, bytes_per_value: int) -> int:
         """Return the bytes that keys and values of one token take in the cache."""
-        attending = len(self.with_units("heads"))
-        numbers = self._ruled("cached", 2 * self.kv_heads * self.head_dim)
-        return attending * numbers * bytes_per_value
+        return bytes_per_value * sum(self.size("cached", i) for i in self.with_units("heads"))
 
     def child(
         self,
@@ -647,7 +770,7 @@ class Arch:
         shape, else the first of its `containers` that computes the same.
         Raises InputError when none does, or the family cannot lose an axis exactly.
         """
-        self._check_fixed(hidden=hidden, ffn=ffn, heads=heads, kv_heads=kv_heads)
+        self.check_fixed(hidden=hidden, ffn=ffn, heads=heads, kv_heads=kv_heads)
         # absent, these would mean something else in a pruned model or in another container
         key = self.family.key
         config = {**self.config, **{key(axis): getattr(self, axis) for axis in EXPLICIT}}
@@ -693,7 +816,7 @@ class Arch:
             changed |= self.family.relayered(self.config, kept)
         return changed
 
-    def _check_fixed(self, **sizes: int | None) -> None:
+    def check_fixed(self, **sizes: int | None) -> None:
         """Raise InputError for sizes below this model's on axes that its family cannot lose."""
         for axis, size in sizes.items():
             why = self.family.fixed.get("heads" if axis == "kv_heads" else axis)

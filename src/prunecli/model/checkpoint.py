@@ -9,8 +9,10 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from math import prod
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -159,6 +161,13 @@ class Reader(ABC):
     def ahead(self, names: "Iterable[str]") -> None:  # noqa: B027 - where there are no files
         """Let tensors be read from their files, which will be asked for next; returns at once."""
 
+    def scalars(self, layers: "Iterable[int]") -> float:
+        """Return the product of the numbers by which these layers multiply what leaves them."""
+        name = self.arch.family.scalar
+        if name is None:
+            return 1.0
+        return prod(float(self.tensor(f"{self.arch.prefix(i)}{name}")) for i in layers)
+
     @property
     def num_bytes(self) -> int:
         """How many bytes all tensors take in a file."""
@@ -246,13 +255,20 @@ class Checkpoint(Reader):
             of_stack.setdefault(place.name, []).append(part)
         expected = {*own, *of_stack, self._head}
         prefixes = plain(family) if self.part_of is None else WRAPPERS[self.part_of]
+        unused = tuple(
+            f"{self.arch.prefix(i)}{module}."
+            for i, kinds in enumerate(self.arch.kinds)
+            for kind in kinds
+            for module in family.unused.get(kind, ())
+        )
         left_out = tuple(one.replace("{layers}", str(self.arch.layers)) for one in family.left_out)
-        without: set[str] = set()
+        without: dict[str, str] = {}
         for path, header in headers.items():
             for stored, spec in header.items():
                 name = _own_name(family.own_name(stored), prefixes, expected)
-                if name is not None and name.startswith(left_out):
-                    without.add(stored)
+                if name is not None and name.startswith((*left_out, *unused)):
+                    further = "only predict further tokens"
+                    without[stored] = further if name.startswith(left_out) else "no layer reads"
                     continue
                 if name is None:
                     self._others[stored] = path, spec
@@ -267,10 +283,11 @@ class Checkpoint(Reader):
                     self._add(part, path, stored, Spec(spec.dtype, own[part].shape))
                     self._inside[part] = inside[part]
         self.specs = {name: self.specs[name] for name in sorted(self.specs)}
-        if without:
+        for why, count in Counter(without.values()).items():
             report.info(
-                f"'{self.folder.name}' has {len(without)} tensors that only predict further tokens "
-                f"('{min(without)}' is one), which are left out"
+                f"'{self.folder.name}' has {count} tensors that {why} "
+                f"('{min(name for name in without if without[name] == why)}' is one), which are "
+                "left out"
             )
         found = self._stored.get(self._embedding)
         headless = found is not None and family.own_name(found[1]) != self._embedding

@@ -47,6 +47,10 @@ LATENT_SIZES = (
 )  # fmt: skip
 
 
+# sizes of the layers with full attention, and of what layers get beside the residual stream
+OF_KINDS = ("global_head_dim", "num_global_key_value_heads", "vocab_size_per_layer_input")
+
+
 # how many experts there are, or a token takes, where the usual keys do not say so
 EXPERT_COUNTS = ("n_routed_experts", "moe_num_experts", "moe_k")
 
@@ -75,6 +79,9 @@ NUMBERS: Mapping[str, tuple[float, float]] = {
     "moe_layer_end_index": (-1, MOST_LAYERS),
     **dict.fromkeys(("n_group", "topk_group"), (1, MOST_EXPERTS)),
     **dict.fromkeys(LATENT_SIZES, (1, MOST)),
+    **dict.fromkeys(OF_KINDS, (1, MOST)),
+    "hidden_size_per_layer_input": (0, MOST),
+    "num_kv_shared_layers": (0, MOST_LAYERS),
     "init_std": (0, 1e6),
     "norm_eps": (0, 1),
     "layer_norm_epsilon": (0, 1),

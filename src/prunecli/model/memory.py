@@ -247,9 +247,10 @@ def computed(arch: Arch, compute: Compute, ranks: int) -> Computed:
 
 def _token_bytes(arch: Arch, compute: Compute) -> int:
     """Return the bytes that a token takes on its way through a layer."""
-    item, widest = item_bytes(compute), max(arch.hidden, arch.ffn)
+    item, ffn = item_bytes(compute), max(arch.size("ffn", i) for i in arch.sorts)
+    widest = max(arch.hidden, ffn)
     # what enters and leaves the linears, and a residual stream; statistics read it in float32
-    activations = (12 * arch.hidden + arch.ffn_matrices * arch.ffn) * item
+    activations = (12 * arch.hidden + arch.ffn_matrices * ffn) * item
     return activations + (2 * 4 * widest if item < 4 else 0)
 
 
@@ -282,7 +283,7 @@ def of_walk(
     cast = [
         prod(spec.shape) * item for spec in chain(*layers) if spec.dtype != STORAGE[compute.dtype]
     ]
-    hidden = rows * length * arch.hidden * item
+    hidden = rows * length * arch.states_width * item
     in_memory = 0 if compute.buffer in ("device", "disk") else hidden
     if in_memory and not on_cpu:
         in_memory = 1 << (hidden - 1).bit_length()  # torch takes pinned memory in powers of two
@@ -325,7 +326,8 @@ def of_training(state_bytes: int, flops: float, activations: int) -> MemoryNeed:
 
 def activations(arch: Arch, tokens: int, item: int, recompute: bool = False) -> int:
     """Return the bytes that a backward pass over `tokens` reads, each of `item` bytes."""
-    of_layer = 16 * arch.hidden + 5 * arch.ffn  # what linears, norms, rotations and gates keep
+    widest = max(arch.size("ffn", i) for i in arch.sorts)
+    of_layer = 16 * arch.hidden + 5 * widest  # what linears, norms, rotations and gates keep
     kept = arch.layers * arch.hidden + of_layer if recompute else arch.layers * of_layer
     return tokens * kept * item
 

@@ -4,8 +4,10 @@ Layers are transformers' own classes, built on meta and given the streamed weigh
 of all sequences live in one buffer that each layer overwrites in place.
 """
 
+import copy
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
+from inspect import signature
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +17,8 @@ from prunecli.files.keeping import Holds, Keeper
 from prunecli.files.tensorfile import spans
 from prunecli.interruption import safe_point
 from prunecli.model import experts, memory
+from prunecli.model.arch import LAYER_INPUT
+from prunecli.model.carried import Carried
 from prunecli.model.checkpoint import Reader
 from prunecli.model.device import device_of, dtype_of, settled, whole_float32
 from prunecli.model.hidden import HiddenStates, in_file
@@ -62,6 +66,9 @@ class LayerStream:
         # transformers' model runs without its layers, to capture the inputs of each
         for stub in self._parts.layers:
             stub.forward = self._capture
+        # what a layer takes behind itself and hidden states
+        forward = type(self._parts.layers[0]).forward
+        self._arguments = [*signature(forward).parameters][2:]
         self._captured: list[tuple[Tensor, dict[str, Any]]] = []
         self._roots: dict[str, Tensor] = {}
         self._head: Tensor | None = None
@@ -69,6 +76,7 @@ class LayerStream:
         self._last: int | None = None
         self._given: nn.Module | None = None
         self._context: tuple[int, list[dict[str, Any]]] | None = None
+        self._carried = Carried(self.arch)
 
     def walk(
         self,
@@ -97,27 +105,50 @@ class LayerStream:
             return tensor.clone()
         return self.buffer(tuple(tensor.shape), tensor.dtype).copy_(tensor)
 
-    def _capture(self, hidden_states: Tensor, **context: Any) -> Tensor:
+    def _capture(self, hidden_states: Tensor, *given: Any, **context: Any) -> Tensor:
+        context |= zip(self._arguments, given, strict=False)
         self._captured.append((hidden_states, context))
         return hidden_states
 
     @torch.no_grad()
-    def _layer_inputs(self, ids: Tensor) -> list[tuple[Tensor, dict[str, Any]]]:
+    def _layer_inputs(
+        self, ids: Tensor, only: int | None = None
+    ) -> list[tuple[Tensor, dict[str, Any]]]:
         """Return each layer's inputs for ids [B, T]: embedded states [B, T, D], and the rest.
 
         Only rows of the embedding that these ids need are read: the whole table in float32 would
-        be the peak of memory.
+        be the peak of memory. So it would be of what all layers get of embeddings of their own:
+        with `only` they are the inputs of one layer, as those of a first one.
         """
         used, local = torch.unique(ids, return_inverse=True)  # [U], [B, T] into it
-        family = self.arch.family
-        table = self._root(f"{family.embedding}.weight")[used.long()]  # [U, D]
-        embedding = self._parts.embedding
-        embedding.weight = nn.Parameter(table.to(self.device, self.dtype), requires_grad=False)
+        family, body = self.arch.family, self._parts.body
+        table = self._root(f"{family.embedding}.weight")[used.long().cpu()]  # [U, D]
+        self._give(self._parts.embedding, table)
         if family.positions is not None:
             self._load(self._stock.get_submodule(family.positions), f"{family.positions}.")
+        whole, own = body.config, self.arch.layer_inputs
+        if own is not None:
+            rows = slice(None)
+            if only is not None:
+                size = self.arch.axis_size(LAYER_INPUT)
+                rows = slice(only * size, (only + 1) * size)
+                body.config = copy.copy(whole)
+                body.config.num_hidden_layers = 1
+            embedding, projection = map(self._stock.get_submodule, (own.embedding, own.projection))
+            self._give(embedding, self._root(f"{own.embedding}.weight")[:, rows][used.long().cpu()])
+            self._give(projection, self._root(f"{own.projection}.weight")[rows])
+            self._load(self._stock.get_submodule(own.norm), f"{own.norm}.")
         self._captured = []
-        self._parts.body(input_ids=local.to(self.device), use_cache=False)
+        try:
+            body(input_ids=local.to(self.device), use_cache=False)
+        finally:
+            body.config = whole
         return self._captured
+
+    def _give(self, module: nn.Module, weight: Tensor) -> None:
+        """Give a module a weight, on the device and in the compute type."""
+        weight = weight.to(self.device, self.dtype)
+        module.weight = nn.Parameter(weight, requires_grad=False)
 
     def _load(self, module: nn.Module, prefix: str) -> None:
         """Give a module its weights, unless it has them: on the device, all but those of
@@ -148,11 +179,19 @@ class LayerStream:
 
     @torch.no_grad()
     def embed(self, ids: Tensor) -> Tensor:
-        """Return the hidden states [N, T, D] that enter the first layer: the buffer."""
-        buffer = self.buffer((*ids.shape, self.arch.hidden))
+        """Return the states [N, T, W] that enter the first layer: the buffer.
+
+        W is the number of hidden channels D, and what tokens take along (model/carried.py).
+        """
+        buffer = self.buffer((*ids.shape, self.arch.states_width))
         for rows in self.batches(ids):
-            buffer[rows] = self._layer_inputs(ids[rows])[0][0].to(buffer.device)
+            hidden = self._layer_inputs(ids[rows], only=0)[0][0]
+            buffer[rows] = self._carried.begun(hidden, ids[rows]).to(buffer.device)
         return buffer
+
+    def hidden(self, states: Tensor) -> Tensor:
+        """Return the hidden channels [.., D] of states [.., W]."""
+        return self._carried.hidden(states)
 
     def buffer(self, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
         """Return room for hidden states [N, T, D], where they are kept."""
@@ -200,6 +239,15 @@ class LayerStream:
         self._given = layer.eval()
         return self._given
 
+    def skip(self, layers: Iterable[int], states: Tensor) -> None:
+        """Change states [N, T, W] as layers do that add nothing: those multiply by their scalars.
+
+        These are in one place: nothing of the states is copied.
+        """
+        factor = self.checkpoint.scalars(layers)
+        if factor != 1:
+            self._carried.hidden(states).mul_(factor)
+
     def rest(self) -> None:
         """Give back the memory that the next product will take again."""
         self._room.leave()
@@ -207,16 +255,27 @@ class LayerStream:
 
     def context(self, i: int, hidden: Tensor) -> dict[str, Any]:
         """Return what layer `i` takes beside hidden states [B, T, D]: positions and a mask."""
-        length = hidden.shape[1]
+        length, made = hidden.shape[1], self._carried.arguments
         if self._context is None or self._context[0] != length:
             anything = torch.zeros(1, length, dtype=torch.long)
-            self._context = length, [context for _, context in self._layer_inputs(anything)]
+            self._context = (
+                length,
+                [
+                    {key: value for key, value in context.items() if key not in made}
+                    for _, context in self._layer_inputs(anything)
+                ],
+            )
         return self._context[1][i]
 
-    def forward(self, layer: nn.Module, i: int, hidden: Tensor) -> Tensor:
-        """Return the output [B, T, D] of layer `i`."""
-        out: Tensor = layer(hidden, **self.context(i, hidden))
-        return out
+    def forward(self, layer: nn.Module, i: int, states: Tensor) -> Tensor:
+        """Return the states [B, T, W] that leave layer `i`, which these enter."""
+        hidden, keys = self._carried.hidden(states), self._carried.keys(i, states)
+        ids, own = self._carried.ids(states), self.arch.layer_inputs
+        given = {**self.context(i, hidden), **keys}
+        if ids is not None and own is not None:
+            ((_, context),) = self._layer_inputs(ids, only=i)
+            given[own.argument] = context[own.argument]
+        return self._carried.onward(i, layer(hidden, **given), states, keys)
 
     @torch.no_grad()
     def losses(self, hidden: Tensor, ids: Tensor) -> Tensor:
@@ -273,7 +332,7 @@ class LayerStream:
         """
         norm = self._parts.final_norm
         self._load(norm, f"{self.arch.family.final_norm}.")
-        normed: Tensor = norm(hidden[:, :-1])
+        normed: Tensor = norm(self._carried.hidden(hidden[:, :-1]))
         return with_ones(normed) if self.arch.head_bias else normed
 
     def _scored(self, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -378,8 +437,11 @@ def _own_losses(stream: LayerStream, ids: Tensor, without: range) -> Tensor:
     state = {"hidden": stream.embed(ids)}  # [N, T, D]
     layers = [i for i in range(stream.arch.layers) if i not in without]
     for i in stream.walk(layers, "evaluating", "layers", state):
+        before = max((n for n in layers if n < i), default=-1)
+        stream.skip(range(before + 1, i), state["hidden"])
         through = partial(_one_by_one, stream, stream.layer(i), i)
         stream.each(stream.batches(ids), through, state["hidden"], into=state["hidden"])
+    stream.skip(range(max(layers, default=-1) + 1, stream.arch.layers), state["hidden"])
     of_windows = {"losses": torch.zeros(len(ids), dtype=torch.float64)}
     for n in stream.walk(range(len(ids)), "predicting", "windows", of_windows):
         alone = slice(n, n + 1)

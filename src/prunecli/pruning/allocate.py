@@ -104,7 +104,10 @@ def _counts(
     inner = arch.layers - first - last
     even = (
         [arch.kv_heads] * first + [amount.kv_heads] * inner + [arch.kv_heads] * last,
-        [arch.ffn] * first + [amount.ffn] * inner + [arch.ffn] * last,
+        [
+            arch.times("ffn", i) * (amount.ffn if first <= i < first + inner else arch.ffn)
+            for i in range(arch.layers)
+        ],
     )
     if structure == "AL-MM":
         return (
@@ -120,7 +123,9 @@ def _spread(
     """Return how many units each layer has among the best of all, as many as `even` has in all."""
     import torch
 
-    layers = arch.with_units(axis)
+    layers = arch.ranked(axis)
+    if not layers:
+        return even
     keep = sum(even[i] for i in layers)
     lists = [scores[f"{axis}.{i}"] for i in layers]
     everything = torch.cat(lists)
@@ -144,7 +149,7 @@ def _global_ranking(
     """
     import torch
 
-    attending, feeding = arch.with_units("kv_heads"), arch.with_units("ffn")
+    attending, feeding = arch.ranked("kv_heads"), arch.with_units("ffn")
     cost = arch.head_dim * (arch.head_matrices * arch.group + 2) / arch.ffn_matrices
     kept = (
         block_params(amount, arch)
@@ -152,9 +157,11 @@ def _global_ranking(
         else (arch.block_params * (1 - amount.ratio))
     )
     kept -= arch.other_block_params
+    if not attending:
+        kept -= arch.params()["attention"]
     target = kept / (arch.ffn_matrices * arch.hidden)
-    groups = torch.cat([scores[f"kv_heads.{i}"] for i in attending])
     channels = torch.cat([scores[f"ffn.{i}"] for i in feeding])
+    groups = torch.cat([channels[:0], *(scores[f"kv_heads.{i}"] for i in attending)])
     value = torch.cat([groups, channels])
     weight = torch.cat([torch.full_like(groups, cost), torch.ones_like(channels)])
     order = value.argsort(descending=True, stable=True)
@@ -163,8 +170,11 @@ def _global_ranking(
     keep = torch.zeros(len(value), dtype=torch.bool)
     keep[best] = True
     counts = []
-    for layers, of_axis in ((attending, keep[: len(groups)]), (feeding, keep[len(groups) :])):
-        each = of_axis.view(len(layers), -1).sum(1).clamp(min=1).tolist()
-        found = dict(zip(layers, each, strict=True))
+    for axis, layers, of_axis in (
+        ("kv_heads", attending, keep[: len(groups)]),
+        ("ffn", feeding, keep[len(groups) :]),
+    ):
+        own = torch.split(of_axis, [arch.size(axis, i) for i in layers])
+        found = {i: max(1, int(kept.sum())) for i, kept in zip(layers, own, strict=True)}
         counts.append([found.get(i, 0) for i in range(arch.layers)])
     return counts[0], counts[1]

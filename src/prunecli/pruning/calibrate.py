@@ -192,7 +192,7 @@ def solving_bytes(required: Required, arch: Arch) -> int:
 def _solving_bytes(required: Required, arch: Arch, i: int) -> int:
     sizes = _statistics_sizes(required, arch, i)
     left, peak = sum(map(sum, sizes.values())), 0
-    matrices = [prod(map(arch.axis_size, axes)) for axes in arch.inside(i).values()]
+    matrices = [prod(arch.shape(axes, i)) for axes in arch.inside(i).values()]
     for point in POINTS:
         own = sizes.get(point, [])
         peak = max(peak, left + max(WORKING_COPIES * max(own, default=0), 2 * 4 * max(matrices)))
@@ -245,15 +245,18 @@ def memory_need(
     if scopes & {GRADIENTS, MODEL}:
         need = _with_losses(need, dense.arch, run.compute, GRADIENTS in scopes)
         records = [statistics.get(one.name) for one in required]
+        of_layers = range(dense.arch.layers)
         made = sum(
-            8 * prod(shape) * (dense.arch.layers if record.scope == GRADIENTS else 1)
+            8 * prod(shape)
             for record in records
-            for shape in record.shapes(dense.arch, num_removed or 0).values()
+            for number in (of_layers if record.scope == GRADIENTS else (num_removed or 0,))
+            for shape in record.shapes(dense.arch, number).values()
         )
         need = replace(need, host={**need.host, "statistics of all layers": made})
     if any(statistics.get(one.name).depends_on_amount for one in required):
         # of every candidate: as many rows as fit, and a batch of them at least
-        row = (dense.arch.layers + 1) * length * dense.arch.hidden * memory.item_bytes(run.compute)
+        width = dense.arch.states_width
+        row = (dense.arch.layers + 1) * length * width * memory.item_bytes(run.compute)
         batch = max(1, BATCH_TOKENS // length) * row
         streams = min(rows * row, max(batch, memory.streams_bytes(run.compute)))
         need = replace(need, device={**need.device, "streams": streams})

@@ -80,7 +80,10 @@ def plan_of(values: MaskValues, arch: Arch) -> Plan:
     def of_layers(axis: str) -> tuple[tuple[int, ...], ...] | None:
         if axis not in kept:
             return None
-        found = dict(zip(arch.with_units(axis), kept[axis], strict=True))
+        found = {
+            i: tuple(n * arch.times(axis, i) + j for n in own for j in range(arch.times(axis, i)))
+            for i, own in zip(arch.with_units(axis), kept[axis], strict=True)
+        }
         return tuple(found.get(i, ()) for i in (range(arch.layers) if layers is None else layers))
 
     return Plan(
@@ -104,7 +107,7 @@ def channels(values: MaskValues, axis: str, i: int | None, arch: Arch) -> Tensor
     else:
         assert i is not None, "these units are those of a layer"
         z = values[unit][arch.with_units(unit).index(i)]
-    return z.repeat_interleave(arch.axis_size(axis) // len(z)) if z.dim() else z
+    return z.repeat_interleave(arch.axis_size(axis, i) // len(z)) if z.dim() else z
 
 
 class MaskedOutput(NamedTuple):

@@ -59,16 +59,19 @@ class Plan:
         _ascending("hidden", self.hidden, arch.hidden)
         layers = self.kept_layers(arch)
         for axis in BY_LAYER:
-            lists, limit = getattr(self, axis), getattr(arch, axis)
+            lists = getattr(self, axis)
             if lists is None:
                 continue
             if len(lists) != len(layers):
                 raise InputError(
                     f"the plan has {len(lists)} lists for {axis}, layers kept: {len(layers)}"
                 )
+            less = any(len(one) < arch.size(axis, i) for one, i in zip(lists, layers, strict=True))
+            if less and axis in ("heads", "kv_heads") and not arch.even_heads:
+                arch.check_fixed(**{axis: 0})
             for i, indices in enumerate(lists):
                 if arch.has(axis, layers[i]):
-                    _ascending(f"{axis} of layer {i}", indices, limit)
+                    _ascending(f"{axis} of layer {i}", indices, arch.size(axis, layers[i]))
                 elif indices:
                     raise InputError(
                         f"the plan keeps {axis} of layer {i}, which has none",
@@ -76,7 +79,8 @@ class Plan:
                     )
         self._check_experts(arch)
         for i in (n for n, layer in enumerate(layers) if arch.has("heads", layer)):
-            groups = [head // arch.group for head in self.kept_heads(arch, i)]
+            group = arch.group_of(layers[i])
+            groups = [head // group for head in self.kept_heads(arch, i)]
             counts = {groups.count(group) for group in self.kept_kv_heads(arch, i)}
             if set(groups) != set(self.kept_kv_heads(arch, i)) or len(counts) != 1:
                 raise InputError(
@@ -133,8 +137,8 @@ class Plan:
         """Return the kept query heads of the i-th kept layer."""
         if self.heads is not None:
             return self.heads[i]
-        groups = self.kept_kv_heads(arch, i)
-        return tuple(g * arch.group + j for g in groups for j in range(arch.group))
+        group = arch.group_of(self.kept_layers(arch)[i])
+        return tuple(g * group + j for g in self.kept_kv_heads(arch, i) for j in range(group))
 
     def kept_ffn(self, arch: Arch, i: int) -> Indices:
         """Return the kept FFN channels of the i-th kept layer."""
@@ -145,8 +149,19 @@ class Plan:
         return self._all("experts", arch, i) if self.experts is None else self.experts[i]
 
     def _all(self, axis: str, arch: Arch, i: int) -> Indices:
-        has = arch.has(axis, self.kept_layers(arch)[i])
-        return tuple(range(getattr(arch, axis) if has else 0))
+        layer = self.kept_layers(arch)[i]
+        return tuple(range(arch.size(axis, layer) if arch.has(axis, layer) else 0))
+
+    def _count(self, axis: str, arch: Arch, i: int) -> int:
+        """Return how many units the i-th kept layer keeps, of as many as config.json says.
+
+        A kind of layers can have sizes of its own beside these, such as FFNs twice as wide.
+        """
+        if getattr(self, axis) is None and (axis != "heads" or self.kv_heads is None):
+            return int(getattr(arch, axis)) * arch.has(axis, self.kept_layers(arch)[i])
+        kept = {"heads": self.kept_heads, "kv_heads": self.kept_kv_heads, "ffn": self.kept_ffn}
+        count = len(kept.get(axis, self.kept_experts)(arch, i))
+        return -(-count // arch.times(axis, self.kept_layers(arch)[i])) if axis == "ffn" else count
 
     def child(self, arch: Arch, biased: bool = False) -> Arch:
         """Return the pruned model's shape.
@@ -156,7 +171,7 @@ class Plan:
         """
         layers = range(len(self.kept_layers(arch)))
         # without heads in any kept layer, config.json goes on saying how many there were
-        widest = max(len(self.kept_kv_heads(arch, i)) for i in layers) or arch.kv_heads
+        widest = max(self._count("kv_heads", arch, i) for i in layers) or arch.kv_heads
         if self.heads is not None or not self.ragged(arch):
             return self._child(arch, biased, widest)
         for kv_heads in range(widest, arch.kv_heads):
@@ -169,13 +184,14 @@ class Plan:
         return self._child(arch, biased, arch.kv_heads)
 
     def _child(self, arch: Arch, biased: bool, kv_heads: int) -> Arch:
+        ffn = [self._count("ffn", arch, i) for i in range(len(self.kept_layers(arch)))]
         heads = kv_heads * arch.group
         if self.heads is not None:
             heads = max(map(len, self.heads)) or arch.heads
         return arch.child(
             layers=None if self.layers is None else list(self.layers),
             hidden=None if self.hidden is None else len(self.hidden),
-            ffn=None if self.ffn is None else max(map(len, self.ffn)) or None,
+            ffn=None if self.ffn is None else max(ffn) or None,
             kv_heads=kv_heads,
             heads=heads,
             experts=None if self.experts is None else max(map(len, self.experts)) or None,
@@ -190,23 +206,20 @@ class Plan:
         """Return those of the i-th kept layer."""
         layer = self.kept_layers(arch)[i]
         hidden = arch.hidden if self.hidden is None else len(self.hidden)
-        kept = len(self.kept_heads(arch, i)), len(self.kept_kv_heads(arch, i))
+        kept = self._count("heads", arch, i), self._count("kv_heads", arch, i)
         ffns = len(self.kept_experts(arch, i)) or 1
         ffn = ffns * arch.ffn_matrices * hidden * len(self.kept_ffn(arch, i))
         # what has neither heads nor such channels is as wide as the residual stream on one side
         others = arch.other_params(layer) * hidden // arch.hidden
-        return int(arch.heads_params(hidden, *kept)) + ffn + others
+        return round(arch.heads_params(hidden, *kept, layer)) + ffn + others
 
     def counts(self, arch: Arch) -> dict[str, Any]:
         """Return how much is kept: numbers, or one number per layer where layers differ."""
         layers = range(len(self.kept_layers(arch)))
         per_layer = {
-            "heads": [len(self.kept_heads(arch, i)) for i in layers],
-            "kv_heads": [len(self.kept_kv_heads(arch, i)) for i in layers],
-            "ffn": [len(self.kept_ffn(arch, i)) for i in layers],
+            axis: [self._count(axis, arch, i) for i in layers]
+            for axis in ("heads", "kv_heads", "ffn", *(("experts",) if arch.experts else ()))
         }
-        if arch.experts:
-            per_layer["experts"] = [len(self.kept_experts(arch, i)) for i in layers]
         # layers that have none are no narrower than others
         some = {axis: {*n} - {0} or {0} for axis, n in per_layer.items()}
         even = {

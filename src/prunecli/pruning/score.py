@@ -206,7 +206,7 @@ def score_layer(
     """
     arch = dense.arch
     units = {{"heads": "kv_heads"}.get(axis, axis) for axis in method.axes}
-    units = {axis for axis in units if axis == "hidden" or arch.has(axis, i)}
+    units = {axis for axis in units if axis == "hidden" or i in arch.ranked(axis)}
     if not units:
         return {}
     weights = {
@@ -224,7 +224,7 @@ def score_layer(
     view = LayerView(
         weights=_OfLayer(weights, *reader),
         stats=_OfLayer(stats, *reader),
-        kv_heads=arch.kv_heads,
+        kv_heads=arch.size("kv_heads", i),
         experts=arch.experts,
         index=i,
     )
@@ -256,11 +256,10 @@ def score_sequentially(
     assert calibration.windows is not None
     stream = LayerStream(dense, run.compute, run.report, keeper)
     required = method.needed(bool(options["compat"]))
-    counts = {"kv_heads": arch.kv_heads, "ffn": arch.ffn}
     specs = {
-        f"{axis}.{i}": Spec("F64", (n,))
-        for axis, n in counts.items()
-        for i in arch.with_units(axis)
+        f"{axis}.{i}": Spec("F64", (arch.size(axis, i),))
+        for axis in ("kv_heads", "ffn")
+        for i in arch.ranked(axis)
     }
     scores = keeper.remembered("scores", specs)
     for i, layer, statistics in _hooks.layerwise(stream, calibration.windows.ids, required):
@@ -268,7 +267,10 @@ def score_sequentially(
         of_layer = score_layer(method, dense, i, on_cpu, options)
         scores |= {f"{axis}.{i}": values.double() for axis, values in of_layer.items()}
         kept = {
-            point: (best(of_layer[axis], getattr(sizes, axis)), getattr(arch, axis))
+            point: (
+                best(of_layer[axis], getattr(sizes, axis) * arch.times(axis, i)),
+                arch.size(axis, i),
+            )
             for point, axis in (("o", "kv_heads"), ("down", "ffn"))
             if axis in of_layer
         }

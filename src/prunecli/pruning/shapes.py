@@ -73,7 +73,7 @@ def _of_layer(
 ) -> dict[str, Spec]:
     """Return the tensors of a statistic of layer `i` at a point, of whatever is called so there."""
     if record.scope != INPUTS:
-        return record.specs(arch, arch.block(i))
+        return record.specs(arch, arch.block(i), i)
     return {
         f"{place.name}.{name}": spec
         for place in arch.places(i, point)
@@ -94,8 +94,8 @@ def of_scores(file: TensorFile, method: Method, arch: Arch) -> Iterator[Expected
             yield Expected("hidden", (arch.hidden,), axis)
         else:
             unit = {"heads": "kv_heads"}.get(axis, axis)
-            size = getattr(arch, unit)
-            yield from (Expected(f"{unit}.{i}", (size,), axis) for i in arch.with_units(unit))
+            for i in arch.ranked(unit):
+                yield Expected(f"{unit}.{i}", (arch.size(unit, i),), axis)
     if method.rotates:
         yield Expected("rotation", (arch.hidden, arch.hidden), "a rotation")
     if method.compensates:

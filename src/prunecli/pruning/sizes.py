@@ -187,6 +187,8 @@ def resolve_sizes(method: Method, options: Mapping[str, Any], amount: Amount, ar
             return None
 
     sizes = _of_multiple(method, options, amount, arch)
+    if not arch.even_heads:
+        arch.check_fixed(kv_heads=sizes.kv_heads)
     if sizes.multiple is None:
         return sizes
     if amount.multiple is None and options.get("structure") not in RAGGED:
@@ -404,8 +406,8 @@ def _layer_params(
 
 
 def _share(arch: Arch, axis: str) -> float:
-    """Return the share of the layers that have heads, or FFN channels."""
-    return len(arch.with_units(axis)) / arch.layers
+    """Return the share of the layers that have heads, or FFN channels; wider ones count more."""
+    return sum(arch.times(axis, i) for i in arch.with_units(axis)) / arch.layers
 
 
 def _others(arch: Arch) -> float:

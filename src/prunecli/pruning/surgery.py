@@ -34,14 +34,15 @@ def slice_tensor(
     """
     import torch
 
+    layer = None if tensor.layer is None else plan.kept_layers(arch)[tensor.layer]  # the parent's
     for dim, axis in enumerate(tensor.axes[first:], first):
         pieces = []
-        for part, place in zip(axis.split("+"), arch.axis_slices(axis), strict=True):
+        for part, place in zip(axis.split("+"), arch.axis_slices(axis, layer), strict=True):
             piece = parent.narrow(dim, place.start, place.stop - place.start)
             kept = _kept(part, tensor.layer, plan, arch)
             if kept is not None:
                 piece = piece.index_select(dim, torch.tensor(kept, device=parent.device))
-            missing = child.axis_size(part) - piece.shape[dim]
+            missing = child.axis_size(part, tensor.layer) - piece.shape[dim]
             if missing:
                 shape = [*piece.shape[:dim], missing, *piece.shape[dim + 1 :]]
                 piece = torch.cat([piece, piece.new_zeros(shape)], dim)
@@ -58,14 +59,20 @@ def _kept(axis: str, layer: int | None, plan: Plan, arch: Arch) -> list[int] | N
         return None if plan.ffn is None or layer is None else list(plan.ffn[layer])
     if axis == "experts":
         return None if plan.experts is None or layer is None else list(plan.experts[layer])
-    unit = arch.unit_rows(axis)
-    if layer is None or unit is None:
+    source = None if layer is None else plan.kept_layers(arch)[layer]
+    unit = arch.unit_rows(axis, source)
+    if unit is None:
         return None
     kind, rows = unit
-    kept = {"heads": plan.kept_heads, "kv_heads": plan.kept_kv_heads}[kind](arch, layer)
-    if len(kept) * rows == arch.axis_size(axis):
+    if kind == "layers":
+        kept = plan.kept_layers(arch)
+    elif layer is None:
         return None
-    return [head * rows + j for head in kept for j in range(rows)]
+    else:
+        kept = {"heads": plan.kept_heads, "kv_heads": plan.kept_kv_heads}[kind](arch, layer)
+    if len(kept) * rows == arch.axis_size(axis, source):
+        return None
+    return [one * rows + j for one in kept for j in range(rows)]
 
 
 class PrunedModel(Reader):
@@ -98,6 +105,8 @@ class PrunedModel(Reader):
             bias = compensation(name, self.checkpoint, self.plan, self.arch, self.means)
             return bias.to(torch_dtype(self.specs[name].dtype))
         made = slice_tensor(self.checkpoint.tensor(source), tensor, self.plan, parent, self.arch)
+        if tensor.layer is not None and tensor.template.endswith(f".{parent.family.scalar}"):
+            return (made.double() * self._scalars(tensor.layer)).to(made.dtype)
         return _rescaled(name, made, parent, self.arch)
 
     def parts(self, name: str) -> "Iterator[torch.Tensor]":
@@ -109,6 +118,11 @@ class PrunedModel(Reader):
         for rows in self.checkpoint.parts(name):
             made = slice_tensor(rows, tensor, self.plan, parent, self.arch, first=1)
             yield _rescaled(name, made, parent, self.arch)
+
+    def _scalars(self, i: int) -> float:
+        """Return the product of the scalars of the layers that went behind the i-th kept one."""
+        kept = (*self.plan.kept_layers(self.checkpoint.arch), self.checkpoint.arch.layers)
+        return self.checkpoint.scalars(range(kept[i] + 1, kept[i + 1]))
 
 
 def dtype_source(name: str, checkpoint: Reader) -> str:
@@ -166,5 +180,5 @@ def compensation(
 def _kept_inputs(module: str, layer: int, plan: Plan, arch: Arch) -> list[int]:
     if module == arch.module("down"):
         return list(plan.kept_ffn(arch, layer))
-    heads = plan.kept_heads(arch, layer)
-    return [head * arch.head_dim + j for head in heads for j in range(arch.head_dim)]
+    size = arch.size("head_dim", plan.kept_layers(arch)[layer])
+    return [head * size + j for head in plan.kept_heads(arch, layer) for j in range(size)]

@@ -276,6 +276,27 @@ def _check_smaller(small: Arch, large: Arch) -> None:
                 "another kind",
                 "give layers of both in the same order",
             )
+        sizes = small.size("head_dim", source), large.size("head_dim", i)
+        if sizes[0] != sizes[1]:
+            raise InputError(
+                f"--from has head_dim {sizes[0]} in layer {source}, the new model {sizes[1]} in "
+                f"layer {i}, which would start as that",
+                "they must be equal",
+            )
+
+
+def _blocks(axis: str, i: int | None, small: Arch, large: Arch) -> list[tuple[slice, slice]]:
+    """Return, for each part of an axis of layer `i`, its rows in a smaller model and in a larger.
+
+    A part of the larger one starts as that of the smaller.
+    """
+    source = None if i is None else _source(i, small, large)
+    if axis not in large.family.by_layer:
+        parts = small.axis_slices(axis, source), large.axis_slices(axis, i)
+        return list(zip(*parts, strict=True))
+    size = large.axis_size(axis) // large.layers
+    starts = [(_source(n, small, large) * size, n * size) for n in range(large.layers)]
+    return [(slice(old, old + size), slice(new, new + size)) for old, new in starts]
 
 
 def _source(layer: int, small: Arch, large: Arch) -> int:
@@ -364,10 +385,7 @@ class Initializer:
             name = f"{small.family.embedding}.weight"
         if name in warm_start.specs:
             part = warm_start.tensor(name)
-            axes = [
-                list(zip(small.axis_slices(axis), large.axis_slices(axis), strict=True))
-                for axis in tensor.axes
-            ]
+            axes = [_blocks(axis, tensor.layer, small, large) for axis in tensor.axes]
             for (old, new), *others in product(*axes):
                 # of the first axis what these rows have of it
                 start = max(new.start, rows.start)

@@ -169,10 +169,9 @@ def assemble(
             if ranks.mesh is not None:
                 _shard(layer, ranks, dtype)
         # everything outside the layers, and what is tied
-        positions = source.arch.family.positions
-        learned = [] if positions is None else [model.get_submodule(positions)]
-        for part in (parts.embedding, parts.final_norm, parts.head, *learned):
-            allocate_weights(part, ranks.device)
+        outside = (name for name, own in source.arch.tensors().items() if own.layer is None)
+        for name in {one.rpartition(".")[0] for one in outside}:
+            allocate_weights(model.get_submodule(name), ranks.device)
         if source.arch.tied:
             parts.head.weight = parts.embedding.weight
     if ranks.mesh is not None:

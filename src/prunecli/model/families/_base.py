@@ -24,6 +24,8 @@ Size = Callable[[Get], int | None]
 # which kinds a layer is of, and what config.json says of the kinds of those layers that are kept
 Kinds = Callable[[Mapping[str, Any], int], tuple[str, ...]]
 Relayered = Callable[[Mapping[str, Any], list[int]], Mapping[str, Any]]
+# a config.json in the words of the tables, where it has others
+Restated = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 CONFIG_KEYS = {
@@ -116,6 +118,39 @@ class Experts:
 
 
 @dataclass(frozen=True)
+class LayerInputs:
+    """What every layer gets of a token beside the residual stream: its own part of an embedding.
+
+    The parts of all layers lie side by side, in columns of the embedding and in rows of what adds
+    to it a projection of the token's usual one.
+
+    Attributes:
+        embedding, projection, norm: these modules outside the layers.
+        argument: as what a layer's forward takes its part.
+    """
+
+    embedding: str
+    projection: str
+    norm: str
+    argument: str
+
+
+@dataclass(frozen=True)
+class SharedKeys:
+    """Layers that compute no keys and values: they take those of an earlier one.
+
+    Attributes:
+        argument: as what a layer's forward takes a mapping, which has them by the type of layer.
+        giver: the kind of the layers that give theirs, by that type.
+        taker: the kind of the layers that take theirs, of whichever type.
+    """
+
+    argument: str
+    giver: Mapping[str, str]
+    taker: str
+
+
+@dataclass(frozen=True)
 class Family:
     """One family's tables.
 
@@ -151,6 +186,16 @@ class Family:
             `scored` are the numbers of a query head where those of a value are others, `cached`
             those that a layer keeps of a token where these are not its keys and values.
         by_head: axes of its own that have rows of every query head -> how many of each.
+        by_layer: axes of its own that have rows of every layer -> how many of each.
+        sizes: kinds of layers -> the sizes that these have of their own: `head_dim`, `kv_heads`,
+            `cached`, or `ffn`, a multiple of that of others.
+        layer_inputs: what layers get beside the residual stream, None where that is nothing.
+        shared_keys: layers that take the keys and values of earlier ones, None where none do.
+        scalar: the number of a layer by which all that leaves it is multiplied, None without one.
+        writers: linears, beside those out of heads and FFN channels, that write to the residual
+            stream.
+        unused: kinds of layers -> modules that files can have there, although nothing reads them.
+        restated: what config.json says in other words than those of these tables, in theirs.
         relayered: the config keys, beside `layer_lists`, that tell of which kinds the kept layers
             are.
         as_child: config keys to set in every pruned model.
@@ -200,6 +245,14 @@ class Family:
     beside: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
     axes: Mapping[str, Size] = field(default_factory=dict)
     by_head: Mapping[str, Size] = field(default_factory=dict)
+    by_layer: Mapping[str, Size] = field(default_factory=dict)
+    sizes: Mapping[str, Mapping[str, Size]] = field(default_factory=dict)
+    layer_inputs: LayerInputs | None = None
+    shared_keys: SharedKeys | None = None
+    scalar: str | None = None
+    writers: tuple[str, ...] = ()
+    unused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    restated: Restated = dict
     relayered: Relayered | None = None
     as_child: Mapping[str, Any] = field(default_factory=dict)
     recurrences: Mapping[str, Size] = field(default_factory=dict)
@@ -228,7 +281,7 @@ class Family:
 
     def renamed(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return `config` with the keys that transformers writes."""
-        return {self.aliases.get(key, key): value for key, value in config.items()}
+        return self.restated({self.aliases.get(key, key): config[key] for key in config})
 
     def own_name(self, stored: str) -> str:
         """Return a tensor's name as transformers writes it, of one that a file has."""

@@ -31,6 +31,7 @@ IDEFICS: Prefixes = (
 
 WRAPPERS: Mapping[str, Prefixes] = {
     "gemma3": LLAVA,
+    "gemma4": LLAVA,
     "idefics3": IDEFICS,
     "internvl": LLAVA,
     "llava": LLAVA,

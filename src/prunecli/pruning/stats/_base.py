@@ -47,10 +47,10 @@ class Statistic:
 
     Attributes:
         scope: what it is made of.
-        make: of `inputs`: makes a Collector. Of `gradients`: from the WeightGradients of one layer
-            and the Arch to named tensors. Of the `model`: from a LayerStream, ids [N, T] and a
-            number of layers to remove to one tensor.
-        shapes: name -> shape of what it leaves in a file, all float64: for each layer, or for the
+        make: of `inputs`: makes a Collector. Of `gradients`: from the WeightGradients of one layer,
+            the Arch and that layer's number to named tensors. Of the `model`: from a LayerStream,
+            ids [N, T] and a number of layers to remove to one tensor.
+        shapes: name -> shape of what it leaves in a file, all float64: for this layer, or for the
             model, with so many layers to remove. Empty for `inputs`, which have what they observe.
         depends_on_amount: how many layers are to be removed must be known to make it.
         ordered: every sequence is read in the light of those before it, so that processes cannot
@@ -60,7 +60,7 @@ class Statistic:
 
     scope: str
     make: Callable[..., Any]
-    shapes: Callable[[Arch, int], Mapping[str, tuple[int, ...]]] = lambda arch, count: {}
+    shapes: Callable[[Arch, int], Mapping[str, tuple[int, ...]]] = lambda arch, number: {}
     depends_on_amount: bool = False
     ordered: bool = False
     passes: Callable[[Arch, int], float] = lambda arch, count: 1.0
@@ -85,12 +85,13 @@ class Statistic:
             for name, of in probed.items()
         }
 
-    def specs(self, arch: Arch, point: str, count: int = 0) -> dict[str, Spec]:
+    def specs(self, arch: Arch, point: str, number: int) -> dict[str, Spec]:
         """Return what it leaves in a file, for the layer of a `point` or, without one, the model.
 
-        Of `inputs` that is what is `observed`.
+        `number` is that of the layer, or that of the layers to remove. Of `inputs` it is what is
+        `observed`.
         """
-        shapes = self.shapes(arch, count).items()
+        shapes = self.shapes(arch, number).items()
         return {f"{point}.{name}" if point else name: Spec("F64", shape) for name, shape in shapes}
 
 

@@ -50,7 +50,7 @@ def gradients(stream: LayerStream, ids: Tensor, records: Sequence[Statistic]) ->
         layer = stream.layer(i, cast=True).requires_grad_(True)
         weights = _backward(stream, layer, i, state.pop(str(i)), state["gradient"], tokens)
         for record in records:
-            for part, value in record.make(weights, stream.arch).items():
+            for part, value in record.make(weights, stream.arch, i).items():
                 state[f"{stream.arch.block(i)}.{part}"] = value.cpu()
         del weights, layer  # before those of the next
     return dict(sorted(state.items()))
@@ -64,7 +64,7 @@ def _held(arch: Arch, hidden: Spec, records: Sequence[Statistic], done: int) -> 
     specs = dict.fromkeys([*states, *["gradient"] * (back > 0)], hidden)
     for i in range(depth + 1 - back, depth) if back else ():
         for record in records:
-            specs |= record.specs(arch, arch.block(i))
+            specs |= record.specs(arch, arch.block(i), i)
     return specs
 
 

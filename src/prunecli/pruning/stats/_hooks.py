@@ -142,7 +142,7 @@ class LayerRun(NamedTuple):
         def through(before: Tensor) -> Tensor:
             after = self.stream.forward(self.layer, self.i, before)
             if hooked is not None:
-                hooked.update_block(before, after)
+                hooked.update_block(self.stream.hidden(before), self.stream.hidden(after))
             return after
 
         onto = self.hidden if onward else None

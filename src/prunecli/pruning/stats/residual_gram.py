@@ -30,7 +30,7 @@ def residual_gram(runner: LayerStream, ids: Tensor) -> Tensor:
     for i in runner.walk(range(depth + 1), "calibrating", "layers", state, spent=("hidden",)):
         hidden = state["hidden"]
         if i == depth:
-            runner.each(runner.batches(ids), add, hidden)
+            runner.each(runner.batches(ids), lambda states: add(runner.hidden(states)), hidden)
             continue
         layer = runner.layer(i)
         for name in runner.arch.norms(i):

@@ -47,10 +47,15 @@ def skip_losses(
 
         walk = runner.walk(list(enumerate(alive)), "running layers", "layers", streams, holds)
         for position, j in walk:
+            running = [str(start) for start in starts if start + skip <= position]
+            gone = range(alive[position - 1] + 1 if position else 0, j)
+            for name in [*(name for name in running if name != str(position - skip)), DENSE]:
+                runner.skip(gone, streams[name])
             if position in starts:
                 streams[str(position)] = streams[DENSE].clone()
+                after = [*alive, runner.arch.layers][position + skip]
+                runner.skip(range(j, after), streams[str(position)])
             forward = partial(runner.forward, runner.layer(j), j)
-            running = [str(start) for start in starts if start + skip <= position]
             for name in [*running, *[DENSE] * (position < starts[-1])]:
                 runner.each(pieces, forward, streams[name], into=streams[name])
         for index, start in enumerate(starts):
@@ -69,7 +74,7 @@ def runs(depth: int, skip: int, starts: range) -> int:
 def _chunks(runner: LayerStream, ids: Tensor, streams: int) -> Iterator[slice]:
     """Yield slices of rows [N, T] of whole batches, whose streams take about as much as may be."""
     batch = max(1, BATCH_TOKENS // ids.shape[1])
-    row = streams * ids.shape[1] * runner.arch.hidden * runner.dtype.itemsize
+    row = streams * ids.shape[1] * runner.arch.states_width * runner.dtype.itemsize
     size = batch * max(1, runner.streams_bytes // (batch * row))
     for start in range(0, len(ids), size):
         yield slice(start, min(start + size, len(ids)))
