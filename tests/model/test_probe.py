@@ -7,6 +7,7 @@ import pytest
 import tiny
 from prunecli.errors import InputError
 from prunecli.model import configs, derive
+from prunecli.model.arch import Arch
 from prunecli.model.families import registry
 from prunecli.model.families._base import SQUARE, Family
 from prunecli.pruning import probe as probing
@@ -19,6 +20,13 @@ KNOWN_BY_HAND = (
     "name", "model_types", "defaults", "containers", "not_convertible_if", "as_container",
     "test_config", "aliases", "stored_names", "buffers", "initial", "layer_lists", "hidden_divides",
 )  # fmt: skip
+CONVOLUTIONS = {
+    "layer_types": ["conv", "full_attention"] * 8,
+    "num_hidden_layers": 16,
+    "block_auto_adjust_ff_dim": False,
+}
+# the kinds of layers of older files, which no list tells
+UNUSUAL = ("full_attn_idxs", "full_attention_interval", "layer_types")
 # compared as a whole: flags whose other value is another model may be tables here, and `only` there
 TABLES = ("tensors", "only", "biases", "optional", "flags")
 
@@ -26,6 +34,10 @@ TABLES = ("tensors", "only", "biases", "optional", "flags")
 def folder_of(tmp_path, kind, **config):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, **config}))
     return str(tmp_path)
+
+
+def shapes_of(arch):
+    return {name: tensor.shape for name, tensor in arch.tensors().items()}
 
 
 def record_of(text) -> Family:
@@ -75,6 +87,32 @@ def test_a_known_family_is_found_again(family, forgotten, tmp_path):
         assert ours.defaults.get(key, value) == value
 
 
+@pytest.mark.parametrize(
+    ("family", "config"),
+    [
+        pytest.param("lfm2", CONVOLUTIONS, id="lfm2"),
+        pytest.param("qwen3-5", {}, id="qwen3-5", marks=pytest.mark.slow),
+    ],
+)
+def test_layers_of_several_kinds_are_found_again(family, config, forgotten, tmp_path):
+    """Kinds, mixers and what cannot be lost; axes of its own by their sizes, for want of names."""
+    ours, lists = registry.get(family), {"layer_types": [*registry.get(family).kinds] * 2}
+    asked = {**tiny.config_of(family), **config, "num_hidden_layers": 4}
+    asked = {key: value for key, value in asked.items() if key not in UNUSUAL}
+    expected = [Arch({**asked, **told}) for told in (lists, {})]
+    shapes = [shapes_of(arch) for arch in expected]
+    forgotten(family)
+    made = probe(folder_of(tmp_path, ours.model_types[0], **config))
+    theirs = record_of(made.text)
+    for name in ("kinds", "inputs", "beside", "norm_weight_offset", "logits_times"):
+        assert getattr(theirs, name) == getattr(ours, name), name
+    assert theirs.needed.keys() == ours.needed.keys() and theirs.fixed.keys() == ours.fixed.keys()
+    with registry.trying(theirs):
+        found = [Arch({**asked, **told}) for told in (lists, {})]
+        assert [arch.kinds for arch in found] == [arch.kinds for arch in expected]
+        assert [*map(shapes_of, found)] == shapes
+
+
 def test_what_is_printed_is_all_of_a_family(forgotten, tmp_path):
     """The text is that of a file which a package can have: it imports what it uses, and no more."""
     forgotten("cohere2")
@@ -90,7 +128,8 @@ def test_what_is_printed_is_all_of_a_family(forgotten, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("exaone_moe", "layers 0 and 1 are unlike each other: 'mlp."),
+        ("recurrent_gemma", "0 and 2 are unlike each other, and no list of config.json tells why"),
+        ("exaone_moe", "mlp.experts.gate_up_proj' has 3 dimensions"),
         ("bloom", "the linears of a layer, by what they read, are not those of attention and of"),
         ("qwen2_moe", "mlp.experts.gate_up_proj' has 3 dimensions"),
         ("gpt2", "no class for it that ends in ForCausalLM"),

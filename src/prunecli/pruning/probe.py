@@ -138,10 +138,14 @@ class _Trial:
         gone = [j for j in range(self.arch.ffn) if j not in kept]
 
         def edit(tensors: "dict[str, Any]") -> None:
-            for i in range(self.arch.layers):
+            for i in self.arch.with_units("ffn"):
                 tensors[f"{self.arch.prefix(i)}{self.arch.module('down')}.weight"][:, gone] = 0
 
-        return {"ffn": [kept] * self.arch.layers}, edit
+        return {"ffn": self._of_layers("ffn", [kept] * self.arch.layers)}, edit
+
+    def _of_layers(self, axis: str, lists: list[list[int]]) -> list[list[int]]:
+        """Return what stays of an axis in each layer: nothing in layers without such units."""
+        return [own if self.arch.has(axis, i) else [] for i, own in enumerate(lists)]
 
     def _without_heads(self) -> "tuple[dict[str, Any], _Edit]":
         """Remove a KV group; a norm over all heads gets the scale of one over those that stay."""
@@ -150,7 +154,7 @@ class _Trial:
 
         def edit(tensors: "dict[str, Any]") -> None:
             for name, tensor in self.arch.tensors().items():
-                if tensor.layer is None:
+                if tensor.layer is None or not self.arch.has("heads", tensor.layer):
                     continue
                 group = groups[tensor.layer]
                 own = {"kv_heads": size, "heads": size * self.arch.group}
@@ -167,19 +171,21 @@ class _Trial:
                         tensors[name][rows[tensor.axes[0]]] = 0
 
         kept = [[k for k in range(self.arch.kv_heads) if k != group] for group in groups]
-        return {"kv_heads": kept}, edit
+        return {"kv_heads": self._of_layers("kv_heads", kept)}, edit
 
     def _without_layers(self) -> "tuple[dict[str, Any], _Edit]":
-        writers = self.arch.writers(0)
-        ends = tuple(f".{name}.{what}" for name in writers for what in ("weight", "bias"))
+        kept = self.arch.first_of([0, self.arch.layers - 1, *range(1, self.arch.layers - 1)], 2)
 
         def edit(tensors: "dict[str, Any]") -> None:
             for name, tensor in self.arch.tensors().items():
-                if tensor.layer in (1, 2) and f".{name}".endswith(ends):
+                if tensor.layer is None or tensor.layer in kept:
+                    continue
+                own = name.removeprefix(self.arch.prefix(tensor.layer))
+                if own.rpartition(".")[0] in self.arch.writers(tensor.layer):
                     gain = name.endswith(".weight") and bool(self.arch.post_norms)
                     tensors[name].fill_(-self.family.norm_weight_offset if gain else 0)
 
-        return {"layers": [0, 3]}, edit
+        return {"layers": kept}, edit
 
     def _without_hidden(self) -> "tuple[dict[str, Any], _Edit]":
         """Keep a quarter: a norm over fewer is exact once the parent's gains have their scale."""

@@ -1,6 +1,6 @@
 """What config.json of a kind means where it lacks keys, and what a tiny one of the tests has."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from prunecli.errors import InputError
@@ -34,15 +34,22 @@ def default(kind: str) -> dict[str, Any]:
     return made
 
 
-def defaults(kind: str, keys: Mapping[str, str]) -> dict[str, Any]:
-    """Return what keys mean where config.json lacks them, but for what a record assumes anyway."""
-    config = default(kind)
+def defaults(made: Draft, own: Iterable[str]) -> dict[str, Any]:
+    """Return what keys mean where config.json lacks them, but for what a record assumes anyway.
+
+    `own` are the keys of sizes of a family's own; those that follow other sizes have no default.
+    """
+    config, keys = default(made.kind), made.keys
     found = {key: config[key] for key in DEFAULTS if key in config}
     heads, hidden = (config.get(keys[axis]) for axis in ("heads", "hidden"))
     if not isinstance(heads, int) or not isinstance(hidden, int):
         return {}
     assumed = {"num_key_value_heads": (None, heads), "head_dim": (None, hidden // heads)}
-    return {key: value for key, value in found.items() if value not in assumed.get(key, ())}
+    found = {key: value for key, value in found.items() if value not in assumed.get(key, ())}
+    others = {key: value for key, value in made.config.items() if key not in own}
+    elsewhere = configs.transformers_config(others).to_dict()
+    same = {key: config[key] for key in own if config.get(key) is not None}
+    return found | {key: value for key, value in same.items() if elsewhere.get(key) == value}
 
 
 def lists(made: Draft) -> dict[str, Rule | None]:
@@ -63,11 +70,13 @@ def lists(made: Draft) -> dict[str, Rule | None]:
         rules = [Rule.always(filled[0])]
         if key == "layer_types":
             rules += map(Rule.windows, PERIODS)
+        rules += [Rule.every(n, filled[0], filled[n - 1]) for n in PERIODS]
         rules += [Rule.cycle(filled[:n]) for n in PERIODS]
-        fits = [r for r in rules if [r.entry(longer, i) for i in range(LONGER)] == filled]
-        if not fits:
+        rules.append(Rule.led(filled.count(filled[0]), filled[0], filled[-1]))
+        fits = [r for r in rules if [r(longer, i) for i in range(LONGER)] == filled]
+        if not fits and key not in made.lists:
             raise made.refused(f"what {key} is where config.json lacks it follows no known rule")
-        found[key] = fits[0]
+        found[key] = fits[0] if fits else None  # a list of kinds, then, must be there
     return found
 
 
@@ -81,4 +90,5 @@ def to_test(made: Draft) -> dict[str, Any]:
     sizes = {key: SIZES[axis] for axis, key in made.keys.items() if axis in SIZES}
     sizes |= {key: made.config[key] for key in made.wide}
     usual = {*CONFIG_KEYS.values(), POSITIONS}
-    return {**config, **{key: size for key, size in sizes.items() if key not in usual}}
+    kinds = {key: made.config[key] for key in made.lists}
+    return {**config, **{key: size for key, size in sizes.items() if key not in usual}, **kinds}

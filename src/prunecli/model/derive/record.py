@@ -6,6 +6,7 @@ from typing import Any
 
 from prunecli.errors import InputError
 from prunecli.model import companions, configs
+from prunecli.model.derive import kinds
 from prunecli.model.derive.defaults import defaults, lists, to_test
 from prunecli.model.derive.draft import Draft, usual_key
 from prunecli.model.derive.forward import Seen
@@ -38,16 +39,18 @@ def drafted(values: Mapping[str, Any]) -> Draft:
         tables = Tables(made, seen)
         made.fields |= tables.fields()
         made.fields |= seen.computed(tables.written, tables.narrows)
+        made.fields["fixed"] |= tables.fixed()
         made.fields["initial"] = tables.initial()
         changed = {axis: key for axis, key in made.keys.items() if key != usual_key(axis)}
         changed.pop("positions", None)
         if SPREADS[0] not in made.config and SPREADS[1] in made.config:
             changed[SPREADS[0]] = SPREADS[1]
         made.fields |= {"keys": changed, "layer_lists": lists(made)}
+        made.fields |= kinds.fields(made, made.fields["layer_lists"])
         made.fields["hidden_divides"] = not builds(
             {**made.config, **made.changed("hidden", UNEVEN)}
         )
-        made.fields |= {"defaults": defaults(kind, made.keys), "test_config": to_test(made)}
+        made.fields |= {"defaults": defaults(made, tables.own.keys), "test_config": to_test(made)}
     return made
 
 

@@ -45,12 +45,11 @@ def _renaming(found: Mapping[str, str], layers: str) -> tuple[tuple[str, str], .
         if stored == own:
             continue
         before, name = "", own
-        if own.startswith(f"{layers}0."):
-            outside, _, stored = stored.partition("0.")
+        if own.startswith(layers):
+            number, _, name = own.removeprefix(layers).partition(".")
+            outside, _, stored = stored.partition(f"{number}.")
             pairs[outside] = layers
-            before, name = ".", own.removeprefix(f"{layers}0.")
-        elif own.startswith(layers):
-            continue  # as in the first layer
+            before = "."
         parts, ours = stored.split("."), name.split(".")
         while parts and ours and parts[-1] == ours[-1]:
             del parts[-1], ours[-1]
