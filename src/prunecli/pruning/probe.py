@@ -9,6 +9,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,6 +86,9 @@ class _Trial:
                 continue
             self._cut(axis, *trial())
             tried.append(axis)
+        if self.family.experts is not None:
+            self._without_experts()
+            tried.append("experts")
         report.info(
             f"'{self.draft.kind}' on a tiny random model: {tried[0]} are those of transformers; "
             f"removing {', '.join(tried[1:])} is as setting them to zero; results load"
@@ -132,6 +136,35 @@ class _Trial:
             "layers": self._without_layers,
             "hidden": self._without_hidden,
         }
+
+    def _without_experts(self) -> None:
+        """Remove an expert of each layer: those of the parent compute what is then chosen."""
+        import torch
+
+        from prunecli.model.stock import InDouble
+
+        experts, count = self.family.experts, self.arch.experts
+        assert experts is not None
+        kept = [[e for e in range(count) if e != i % count] for i in range(self.arch.layers)]
+        out = self._pruned("experts", {"experts": self._of_layers("experts", kept)})
+        with self._told("what is left without some experts does not load"):
+            child, parent = (_stock(f, torch.float64) for f in (out, self.folder / "experts-in"))
+        chosen: list[tuple[Any, Any]] = []
+
+        def note(module: Any, taken: Any) -> None:
+            chosen.append(taken[1:])
+
+        def follow(module: Any, taken: Any, own: list[int]) -> Any:
+            which, weights = chosen.pop(0)
+            return taken[0], torch.tensor(own)[which], weights
+
+        for i in self.arch.with_units("experts"):
+            name = f"{self.arch.prefix(i)}{experts.module}"
+            child.get_submodule(name).register_forward_pre_hook(note)
+            parent.get_submodule(name).register_forward_pre_hook(partial(follow, own=kept[i]))
+        ids = _ids(self.arch.vocab)
+        with torch.no_grad(), InDouble(), self._told("its experts are not called as others are"):
+            self._check("experts", child(ids).logits, parent(ids).logits)
 
     def _without_ffn(self) -> "tuple[dict[str, Any], _Edit]":
         kept = [j for j in range(self.arch.ffn) if j % 5 < 3]
@@ -208,6 +241,14 @@ class _Trial:
 
     def _cut(self, axis: str, keep: dict[str, Any], edit: "_Edit") -> None:
         """Compare a cut with the same units set to zero, both in float64 by transformers."""
+        out = self._pruned(axis, keep)
+        self._edited(self.folder / f"{axis}-zero", edit)
+        with self._told(f"what is left without some {axis} does not load"):
+            cut, zeroed = _logits(out), _logits(self.folder / f"{axis}-zero")
+        self._check(axis, cut, zeroed)
+
+    def _pruned(self, axis: str, keep: dict[str, Any]) -> Path:
+        """Return the folder of what a plan leaves of the parent."""
         from prunecli.pruning.prune import prune
         from prunecli.pruning.request import PruneRequest
 
@@ -218,9 +259,10 @@ class _Trial:
             plan.write_text(json.dumps({"keep": keep}))
             request = PruneRequest(model=str(self.folder / f"{axis}-in"), plan=str(plan))
             prune(request, _quiet(str(out)))
-        self._edited(self.folder / f"{axis}-zero", edit)
-        with self._told(f"what is left without some {axis} does not load"):
-            cut, zeroed = _logits(out), _logits(self.folder / f"{axis}-zero")
+        return out
+
+    def _check(self, axis: str, cut: Any, zeroed: Any) -> None:
+        """Raise InputError where logits without some units are not those with zeros."""
         if not cut.sub(zeroed).abs().max() < EXACT:
             raise self.draft.refused(f"removing {axis} is not the same as setting them to zero")
 
@@ -257,10 +299,16 @@ def _ids(vocab: int) -> Any:
 
 def _stock(folder: Path, dtype: Any) -> Any:
     """Return the model that transformers loads; raise PruneError if tensors are odd or missing."""
+    import torch
     from transformers import AutoModelForCausalLM
 
     model, told = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, output_loading_info=True, local_files_only=True
+        folder,
+        dtype=dtype,
+        output_loading_info=True,
+        local_files_only=True,
+        # that of all experts at once has no float64
+        **({"experts_implementation": "eager"} if dtype == torch.float64 else {}),
     )
     odd = [*told["missing_keys"], *told["unexpected_keys"]]
     if odd:

@@ -6,6 +6,7 @@ from typing import Any
 from prunecli.errors import InputError
 from prunecli.model import configs
 from prunecli.model.derive.draft import (
+    EXPERTS,
     LAYERS,
     POSITIONS,
     SIZES,
@@ -40,7 +41,8 @@ def defaults(made: Draft, own: Iterable[str]) -> dict[str, Any]:
     `own` are the keys of sizes of a family's own; those that follow other sizes have no default.
     """
     config, keys = default(made.kind), made.keys
-    found = {key: config[key] for key in DEFAULTS if key in config}
+    sizes = (keys[axis] for axis in ("ffn", *EXPERTS)) if made.experts is not None else ()
+    found = {key: config[key] for key in (*DEFAULTS, *sizes) if key in config}
     heads, hidden = (config.get(keys[axis]) for axis in ("heads", "hidden"))
     if not isinstance(heads, int) or not isinstance(hidden, int):
         return {}
@@ -87,7 +89,8 @@ def to_test(made: Draft) -> dict[str, Any]:
         config["num_key_value_heads"] = SIZES["heads"]
     if made.config.get("sliding_window") is not None:
         config["sliding_window"] = WINDOW
-    sizes = {key: SIZES[axis] for axis, key in made.keys.items() if axis in SIZES}
+    small = {**SIZES, **EXPERTS}
+    sizes = {key: small[axis] for axis, key in made.keys.items() if axis in small}
     sizes |= {key: made.config[key] for key in made.wide}
     usual = {*CONFIG_KEYS.values(), POSITIONS}
     kinds = {key: made.config[key] for key in made.lists}

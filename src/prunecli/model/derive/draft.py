@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prunecli.errors import InputError
-from prunecli.model.families._base import CONFIG_KEYS, Family, windows
+from prunecli.model import configs
+from prunecli.model.families._base import CONFIG_KEYS, EXPERT_KEYS, Experts, Family, windows
 from prunecli.model.families._kinds import sized
 
 LONGEST = 200  # characters of what failed
@@ -17,8 +18,10 @@ SIZES = {
 }  # fmt: skip
 OTHERS = {
     "hidden": 96, "ffn": 88, "heads": 12, "kv_heads": 3, "head_dim": 16, "vocab": 260,
-    "positions": 72,
+    "positions": 72, "experts": 6,
 }  # fmt: skip
+# how many experts there are in it, of which each token takes some
+EXPERTS = {"experts": 4, "experts_per_token": 2}
 LAYERS, WINDOW = 4, 8
 WIDTH = 100  # of a line of a file
 POSITIONS = "max_position_embeddings"
@@ -79,7 +82,7 @@ class Rule:
         return cls(text, lambda config, i: first if i < count else other)
 
 
-RULES = ("each_of", "of_types", "sized", "windows")  # that a file can take from the families
+USED = ("Experts", "each_of", "of_types", "sized", "windows")  # what a file takes from families
 USUAL_LISTS: Mapping[str, Rule | None] = {"layer_types": None}
 
 
@@ -88,7 +91,8 @@ class Draft:
     """A record in the making: its fields by name, and the config.json of a tiny model of its kind.
 
     `keys` are the config keys of sizes by axis, `wide` those of sizes that are hidden's too.
-    `lists` are those of lists that tell of which kinds layers are: entry -> modules.
+    `lists` are those of lists that tell of which kinds layers are: entry -> modules. `layers` is
+    the list of layers in its class, once it is known, `experts` are those of a layer.
     """
 
     kind: str
@@ -96,7 +100,13 @@ class Draft:
     keys: dict[str, str]
     wide: tuple[str, ...]
     lists: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
+    layers: str | None = None
+    experts: Experts | None = None
     fields: dict[str, Any] = field(default_factory=dict)
+
+    def shapes(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tensor of a model of this kind, experts as files have them."""
+        return configs.shapes(config, self.layers, self.experts)
 
     def changed(self, axis: str, size: int) -> dict[str, int]:
         """Return the keys of a size with another one."""
@@ -116,7 +126,7 @@ class Draft:
         usual = {**vars(Family), "layer_lists": USUAL_LISTS}
         body = _shown({k: v for k, v in self.fields.items() if v != usual.get(k)})
         title = self.fields["classes"]
-        used = ["Family", *(name for name in RULES if f"{name}(" in body)]
+        used = sorted(["Family", *(name for name in USED if f"{name}(" in body)])
         return (
             f'"""{title}, derived from transformers\' class of `{self.kind}`."""\n\n'
             f"from prunecli.model.families import {', '.join(used)}\n\n"
@@ -126,7 +136,7 @@ class Draft:
 
 def usual_key(axis: str) -> str:
     """Return the key of config.json by which most classes call an axis."""
-    return CONFIG_KEYS.get(axis, POSITIONS)
+    return {**CONFIG_KEYS, **EXPERT_KEYS}.get(axis, POSITIONS)
 
 
 def _shown(fields: Mapping[str, Any]) -> str:
@@ -135,7 +145,11 @@ def _shown(fields: Mapping[str, Any]) -> str:
     for name, value in fields.items():
         if value in ({}, (), None, False, 0, 0.0) and name != "inputs":
             continue
-        if name == "axes":
+        if isinstance(value, Experts):
+            told = {k: v for k, v in vars(value).items() if v != vars(Experts).get(k, ())}
+            rows = "".join(_row(f"{key}=", entry, 8) for key, entry in told.items())
+            lines.append(f"    {name}=Experts(\n{rows}    ),\n")
+        elif name == "axes":
             rows = "".join(_row(f"{axis}=", size, 8) for axis, size in value.items())
             lines.append(f"    axes=sized(\n{rows}    ),\n")
         else:

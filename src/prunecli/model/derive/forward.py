@@ -29,6 +29,11 @@ def random_model(config: Mapping[str, Any], fresh: bool = False) -> Any:
             for parameter in () if fresh else model.parameters():
                 noise = torch.randn_like(parameter)
                 parameter.copy_(noise * SPREAD if parameter.dim() > 1 else noise * 0.2 + 1)
+            kept = model.state_dict()
+            for name, buffer in () if fresh else model.named_buffers():
+                # which files have, so that each is told from all others there
+                if name in kept and buffer.is_floating_point():
+                    buffer.copy_(torch.randn_like(buffer) * 0.2)
     return model.eval()
 
 

@@ -8,12 +8,13 @@ from typing import Any
 
 from prunecli.errors import InputError
 from prunecli.model import configs
-from prunecli.model.derive.draft import LAYERS, Draft, Rule
+from prunecli.model.derive.draft import LAYERS, OTHERS, Draft, Rule
 from prunecli.model.derive.forward import random_model
 from prunecli.model.derive.shrunk import TOKENS
 from prunecli.model.families._kinds import LEGACY, each_of, of_types
 
 Shapes = Mapping[str, tuple[int, ...]]
+WITHIN = ("hidden", "ffn")  # axes that sizes of a family's own can be computed from
 MOST_KEYS = 5  # that one size is computed from
 TOLD = "transformers does not generate without such a layer"
 
@@ -135,13 +136,13 @@ class Sizes:
         self._lengths: dict[str, tuple[int, ...]] = {}
         self._built: dict[tuple[Any, ...], Shapes] = {}
         base = self._shapes({}, ())
-        self.changes = {}
+        self.changes: dict[str, int] = {}
+        usual = (*made.keys.values(), *made.wide, *TOKENS)
         for key, value in made.config.items():
-            usual = (*made.keys.values(), *made.wide, *TOKENS)
             if type(value) is int and value > 0 and key not in usual:
                 for other in (2 * value, 3 * value, value + 1):
                     try:
-                        shapes = configs.shapes({**made.config, key: other})
+                        shapes = made.shapes({**made.config, key: other})
                     except configs.Endless:
                         raise
                     except InputError:
@@ -153,46 +154,60 @@ class Sizes:
     def _shapes(self, flags: Mapping[str, Any], changed: Sequence[str]) -> Shapes:
         which = (*sorted(flags), *sorted(changed))
         if which not in self._built:
-            hidden = self.made.keys["hidden"]
             config = {**self.made.config, **flags}
             for key in changed:
-                more = self.made.changed("hidden", 2 * config[hidden]) if key == hidden else {}
-                config |= more or {key: self.changes[key]}
-            self._built[which] = configs.shapes(config)
+                config |= self._changed(key)
+            self._built[which] = self.made.shapes(config)
         return self._built[which]
 
+    def _changed(self, key: str) -> dict[str, int]:
+        """Return the keys that another value of a size changes, with theirs."""
+        for axis in WITHIN:
+            if key == self.made.keys.get(axis):
+                return self.made.changed(axis, OTHERS[axis])
+        return {key: self.changes[key]}
+
     def axis(
-        self, name: str, dimension: int, lengths: tuple[int, ...], flags: Mapping[str, Any]
+        self,
+        name: str,
+        dimension: int,
+        lengths: tuple[int, ...],
+        flags: Mapping[str, Any],
+        ffn: str | None = None,
     ) -> str:
         """Return the axis of a dimension of a tensor, "" if no formula tells its size.
 
-        `lengths` are what it is as sizes change; those of one axis are the same.
+        `lengths` are what it is as sizes change; those of one axis are the same. It is called `ffn`
+        where it is of an FFN, whose axes are told by their names.
         """
         for axis, known in self._lengths.items():
-            if known == lengths:
+            if known == lengths and axis.endswith("_ffn") == bool(ffn):
                 return axis
         hidden = self.made.keys["hidden"]
+        within = (self.made.keys[axis] for axis in WITHIN if axis in self.made.keys)
 
         def size(changed: Sequence[str]) -> int:
             return self._shapes(flags, changed)[name][dimension]
 
-        keys = [key for key in (hidden, *self.changes) if size((key,)) != size(())]
+        keys = [key for key in (*within, *self.changes) if size((key,)) != size(())]
         terms = self._terms(keys, size) if len(keys) <= MOST_KEYS else None
         if not terms:
             return ""
         module, _, own = name.rpartition(".")
         last = module.rpartition(".")[2]
         whole = len(terms) == 1 and next(iter(terms.items()))
-        if whole and whole[1] == 1 and len(whole[0]) == 1:
+        if ffn is not None:
+            axis = ffn
+        elif whole and whole[1] == 1 and len(whole[0]) == 1:
             (axis,) = whole[0]
         else:
             axis = f"{last if own == 'weight' else own}_{('rows', 'columns', 'width')[dimension]}"
         axis = axis.lower()
         while axis in self._lengths:
-            axis += "_"
+            axis = f"_{axis}"
         self._lengths[axis] = lengths
         self.axes[axis] = _formula(terms)
-        self.keys |= dict.fromkeys(key for key in keys if key != hidden)
+        self.keys |= dict.fromkeys(key for key in keys if key in self.changes)
         if hidden in keys:
             self.following.add(axis)
         return axis
@@ -205,8 +220,7 @@ class Sizes:
         It is linear in every key, so it is known by its values at two of each.
         """
         before = {key: self.made.config[key] for key in keys}
-        hidden = self.made.keys["hidden"]
-        after = {key: 2 * before[key] if key == hidden else self.changes[key] for key in keys}
+        after = {key: self._changed(key)[key] for key in keys}
         subsets = [some for n in range(len(keys) + 1) for some in combinations(keys, n)]
         terms: dict[tuple[str, ...], int] = {}
         try:

@@ -6,7 +6,7 @@ from typing import Any
 
 from prunecli.errors import InputError
 from prunecli.model import companions, configs
-from prunecli.model.derive import kinds
+from prunecli.model.derive import kinds, mixtures
 from prunecli.model.derive.defaults import defaults, lists, to_test
 from prunecli.model.derive.draft import Draft, usual_key
 from prunecli.model.derive.forward import Seen
@@ -28,18 +28,23 @@ def drafted(values: Mapping[str, Any]) -> Draft:
         _check_renamed(kind, values)
         with configs.bounded("transformers rejects config.json"):
             full = configs.transformers_config(values)
-        made = Draft(kind, *shrunk(kind, full))
+        tiny = shrunk(kind, full)
+        made = Draft(kind, tiny.config, tiny.keys, tiny.wide)
         made.fields = {
             "name": kind.replace("_", "-"),
             "model_types": (kind,),
             "classes": _classes(made),
         }
         seen = Seen(made)
+        made.layers = seen.list
+        if tiny.stacked is not None:
+            made.experts = mixtures.named(made, tiny.stacked)
         made.fields |= seen.places()
         tables = Tables(made, seen)
         made.fields |= tables.fields()
         made.fields |= seen.computed(tables.written, tables.narrows)
         made.fields["fixed"] |= tables.fixed()
+        made.fields["experts"] = made.experts
         made.fields["initial"] = tables.initial()
         changed = {axis: key for axis, key in made.keys.items() if key != usual_key(axis)}
         changed.pop("positions", None)

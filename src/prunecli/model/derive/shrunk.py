@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 from prunecli.errors import InputError
 from prunecli.model import configs
+from prunecli.model.derive import mixtures
 from prunecli.model.derive.draft import (
+    EXPERTS,
     LAYERS,
     OTHERS,
     SIZES,
@@ -21,8 +23,17 @@ LARGEST = 1 << 27  # weights of a tiny model
 TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
-def shrunk(kind: str, full: Any) -> tuple[dict[str, Any], dict[str, str], tuple[str, ...]]:
-    """Return the config.json of a tiny model of a kind, and what a draft knows of its keys."""
+class Shrunk(NamedTuple):
+    """The config.json of a tiny model, what a draft knows of its keys, and a tensor of experts."""
+
+    config: dict[str, Any]
+    keys: dict[str, str]
+    wide: tuple[str, ...]
+    stacked: str | None
+
+
+def shrunk(kind: str, full: Any) -> Shrunk:
+    """Return a tiny model of a kind; raise InputError where its config does not tell its sizes."""
     renamed = getattr(type(full), "attribute_map", {})
     usual = {axis: usual_key(axis) for axis in (*CONFIG_KEYS, "positions")}
     keys = {axis: renamed.get(key, key) for axis, key in usual.items()}
@@ -53,6 +64,12 @@ def shrunk(kind: str, full: Any) -> tuple[dict[str, Any], dict[str, str], tuple[
         tiny[key] = None
         if not builds(tiny):
             tiny[key] = 0  # a class that takes a number alone
+    for axis in EXPERTS:
+        if isinstance(tiny.get(renamed.get(usual_key(axis), usual_key(axis))), int):
+            keys[axis] = renamed.get(usual_key(axis), usual_key(axis))
+    stacked = mixtures.shrunk(kind, tiny, keys)
+    if stacked is None:
+        keys = {axis: key for axis, key in keys.items() if axis not in EXPERTS}
     count = sum(map(prod, configs.shapes(tiny).values()))
     if count > LARGEST:
         raise Indescribable(kind, f"a tiny model of it has {count} weights, for sizes of its own")
@@ -60,7 +77,7 @@ def shrunk(kind: str, full: Any) -> tuple[dict[str, Any], dict[str, str], tuple[
     for n, key in enumerate([key for key, value in tiny.items() if value == 1.0]):
         if isinstance(tiny[key], float) and builds({**tiny, key: 0.5 ** (n + 1)}):
             tiny[key] = 0.5 ** (n + 1)
-    return tiny, _read_keys(tiny, keys), tuple(wide)
+    return Shrunk(tiny, _read_keys(tiny, keys), tuple(wide), stacked)
 
 
 def _read_keys(tiny: dict[str, Any], keys: dict[str, str]) -> dict[str, str]:

@@ -8,9 +8,9 @@ from prunecli.errors import InputError
 from prunecli.model import configs
 from prunecli.model.derive import kinds
 from prunecli.model.derive.defaults import default
-from prunecli.model.derive.draft import LAYERS, OTHERS, SIZES, Draft
+from prunecli.model.derive.draft import EXPERTS, LAYERS, OTHERS, SIZES, Draft
 from prunecli.model.derive.forward import Seen, equal, random_model
-from prunecli.model.families._base import INNER, Axes
+from prunecli.model.families._base import INNER, OF_EXPERTS, Axes
 
 if TYPE_CHECKING:
     Shapes = Mapping[str, tuple[int, ...]]
@@ -30,6 +30,7 @@ LENGTHS: Mapping[str, Callable[[Mapping[str, int]], int]] = {
     "heads+kv_heads+kv_heads": lambda s: (s["heads"] + 2 * s["kv_heads"]) * s["head_dim"],
     "head_dim": lambda s: s["head_dim"],
     "each_head": lambda s: s["heads"],
+    "experts": lambda s: s["experts"],
     "one": lambda s: 1,
 }
 
@@ -44,7 +45,7 @@ class Tables:
 
     def __init__(self, made: Draft, seen: Seen) -> None:
         self.made, self.seen = made, seen
-        base = configs.shapes(made.config)
+        base = made.shapes(made.config)
         made.lists = kinds.told_apart(made, self._layers(base))
         self.names = self._named(base)
         self._check_dimensions(base)
@@ -63,13 +64,15 @@ class Tables:
         from torch import nn
 
         for template, (name, *_) in self.names.items():
+            if "{e}" in template:
+                continue
             module = self.seen.model.get_submodule(name.rpartition(".")[0])
             if (dimensions := len(shapes[name])) > 2 and not isinstance(module, nn.Conv1d):
                 raise self.made.refused(f"'{template}' has {dimensions} dimensions")
 
     def _whole(self, changed: dict[str, int]) -> dict[str, int]:
         """Return all sizes, with those that the class has no key for as it makes them."""
-        sizes = {**SIZES, **changed}
+        sizes = {**SIZES, **EXPERTS, **changed}
         if "kv_heads" not in self.made.keys:
             sizes["kv_heads"] = sizes["heads"]
         if "head_dim" not in self.made.keys:
@@ -78,7 +81,9 @@ class Tables:
 
     def _built(self, flags: Mapping[str, Any]) -> "list[Shapes]":
         """Return the shapes of all tensors, one size changed at a time."""
-        return [configs.shapes({**self.made.config, **flags, **change}) for change in self.changes]
+        return [
+            self.made.shapes({**self.made.config, **flags, **change}) for change in self.changes
+        ]
 
     def _layers(self, shapes: "Shapes") -> list[list[str]]:
         """Return the names of the tensors of each layer, within it."""
@@ -98,9 +103,17 @@ class Tables:
         found = {root[0]: root[:1]}
         for i, names in enumerate(layers):
             for name in names:
-                template = f"{self.seen.layer('{i}')}{name}"
+                template = f"{self.seen.layer('{i}')}{self._of_any(name)}"
                 found.setdefault(template, []).append(f"{self.seen.layer(i)}{name}")
         return {**found, **{name: [name] for name in root[1:]}}
+
+    def _of_any(self, name: str) -> str:
+        """Return a name within a layer, with `{e}` for the expert."""
+        experts = self.made.experts
+        if experts is None or not name.startswith(f"{experts.module}."):
+            return name
+        number, _, own = name.removeprefix(f"{experts.module}.").partition(".")
+        return f"{experts.module}.{{e}}.{own}" if number.isdecimal() else name
 
     def _lengths(self, template: str, many: "Sequence[Shapes]") -> list[tuple[int, ...]]:
         """Return how long each dimension of a tensor is, as sizes change."""
@@ -117,15 +130,20 @@ class Tables:
         found = []
         for lengths in self._lengths(template, many):
             fits = [axis for axis, rule in LENGTHS.items() if (*map(rule, self.sizes),) == lengths]
+            if self.made.experts is None and "experts" in fits:
+                fits.remove("experts")
             if lengths == tuple(sizes["positions"] + self.offset for sizes in self.sizes):
                 fits.append("positions")
             found.append(fits)
         return found
 
     def _sort_linears(self) -> None:
-        """Find which linears are those of attention, of the FFN and of other mixers, by input."""
+        """Find which linears are those of attention, of FFNs and of other mixers, by input."""
         up: dict[tuple[str, ...], None] = {}
         down: dict[tuple[str, ...], None] = {}
+        if (experts := self.made.experts) is not None:
+            linears = tuple(f"{experts.module}.{{e}}.{linear}" for linear in experts.linears)
+            up, down = {linears[:-1]: None}, {linears[-1:]: None}
         mixers: dict[tuple[tuple[str, ...], ...], list[int]] = {}
         told = []
         for i in range(LAYERS):
@@ -133,7 +151,11 @@ class Tables:
             for group in map(tuple, self.seen.groups(i)):
                 told.append(" ".join(group))
                 out, read = self._linear(group[0])
-                if "ffn" in read:
+                if experts is not None:
+                    # not a router, nor the gate of an expert that all tokens take
+                    if not {"experts", "one"} & {*out}:
+                        rest.append(group)
+                elif "ffn" in read:
                     down[group] = None
                 elif {"ffn", "ffn+ffn"} & {*out}:
                     up[group] = None
@@ -154,16 +176,23 @@ class Tables:
         ((makes, writes),) = attention
         self.inputs = (makes, writes, *up, *down)
         self.beside: dict[str, tuple[tuple[str, ...], ...]] = {}
-        for *reading, last in (mixer for mixer in mixers if mixer not in attention):
+        self.attending = {*mixers[attention[0]]}
+        for mixer, having in mixers.items():
+            if mixer in attention:
+                continue
+            reading, last = mixer[:-1], mixer[-1]
+            # what is beside attention, where an FFN has experts, is another FFN
+            ffn = experts is not None and bool(self.attending & {*having})
+            first, second = ("gate", "down") if ffn else ("q", "o")
             if len(last) != 1 or not reading or "hidden" not in self._linear(last[0])[0]:
                 raise self.made.refused(
                     "a mixer has not one linear that writes to the residual stream: "
                     f"{' '.join(last)}"
                 )
-            self.beside["q"] = (*self.beside.get("q", ()), *reading)
-            self.beside["o"] = (*self.beside.get("o", ()), last)
-        self.attending = {*mixers[attention[0]]}
-        self.written = tuple(group[0] for group in (writes, *down, *self.beside.get("o", ())))
+            self.beside[first] = (*self.beside.get(first, ()), *reading)
+            self.beside[second] = (*self.beside.get(second, ()), last)
+        beside = (*self.beside.get("o", ()), *self.beside.get("down", ()))
+        self.written = tuple(group[0] for group in (writes, *down, *beside))
         _, read = self._linear(writes[0])
         self.narrows = "heads" in read  # whether it reads the channels of the heads
 
@@ -194,8 +223,18 @@ class Tables:
                 return holder
         return None
 
+    def _ffn_of(self, template: str) -> str | None:
+        """Return what an axis of an FFN beside experts is called, None for what is not of one."""
+        module = (self.seen.own_name(template) or "").rpartition(".")[0]
+        for group in (*self.beside.get("gate", ()), *self.beside.get("down", ())):
+            if module in group:
+                holder = module.rpartition(".")[0]
+                return f"{holder.rpartition('.')[2]}_ffn"
+        return None
+
     def fixed(self) -> dict[str, str]:
-        """Return that hidden channels stay where a mixer's own channels are as many."""
+        """Return that experts' channels stay, and hidden ones that a mixer's own are as many as."""
+        found = {} if self.made.experts is None else {"ffn": OF_EXPERTS}
         reading = {module for group in self.beside.get("q", ()) for module in group}
         writing = {module for group in self.beside.get("o", ()) for module in group}
         for template, axes in self.tensors.items():
@@ -205,8 +244,8 @@ class Tables:
             outside = (0,) if module in writing else (1,) if module in reading else ()
             inner = {axis for d, axis in enumerate(axes) if d not in outside}
             if inner & {"hidden", *self.own.following}:
-                return {"hidden": INNER.format(mixer.rpartition(".")[2])}
-        return {}
+                return {**found, "hidden": INNER.format(mixer.rpartition(".")[2])}
+        return found
 
     def _axes(self, template: str, many: "Sequence[Shapes]", flags: Mapping[str, Any]) -> Axes:
         """Return the axes of a tensor."""
@@ -216,17 +255,19 @@ class Tables:
         module = (self.seen.own_name(template) or template).rpartition(".")[0]
         chosen = []
         for d, fits in enumerate(found):
-            if self._mixer_of(template):
+            ffn = self._ffn_of(template)
+            if ffn or self._mixer_of(template):
                 fits = [axis for axis in fits if axis in ("hidden", "one")]
             axis = self._one(module, d, fits)
             if not axis and self.seen.own_name(template):
-                axis = self.own.axis(name, d, lengths[d], flags)
+                axis = self.own.axis(name, d, lengths[d], flags, ffn)
             if not axis:
                 size = many[0][name][d]
                 raise self.made.refused(
                     f"dimension {d} of '{template}' is no axis of a family ({size} in a tiny model)"
                 )
-            chosen.append(axis)
+            # as wide as hidden channels are, where the class has no other way
+            chosen.append("heads" if d == 1 and module in self.inputs[1] else axis)
         return tuple(chosen)
 
     def _one(self, module: str, dimension: int, fits: list[str]) -> str:
@@ -307,7 +348,7 @@ class Tables:
         """
         other = {**self.made.config, flag: not value}
         try:
-            shapes = configs.shapes(other)
+            shapes = self.made.shapes(other)
             names = self._named(shapes)
         except InputError:
             return [], True
