@@ -129,9 +129,13 @@ def test_what_is_printed_is_all_of_a_family(forgotten, tmp_path):
     ("kind", "words"),
     [
         ("recurrent_gemma", "0 and 2 are unlike each other, and no list of config.json tells why"),
-        ("exaone_moe", "mlp.experts.gate_up_proj' has 3 dimensions"),
         ("bloom", "the linears of a layer, by what they read, are not those of attention and of"),
-        ("qwen2_moe", "mlp.experts.gate_up_proj' has 3 dimensions"),
+        ("jetmoe", "mlp.input_linear.weight' has 3 dimensions"),
+        ("deepseek_v2", "which keys of its config tell its experts is not clear"),
+        (
+            "aria_text",
+            "its files have no tensor of one expert's part of 'model.layers.0.mlp.experts",
+        ),
         ("gpt2", "no class for it that ends in ForCausalLM"),
         ("bert-generation", "no record describes 'bert-generation'"),
     ],
@@ -153,7 +157,7 @@ def test_what_no_record_describes_is_named(kind, words, tmp_path):
         # a size by another name, parts beyond counting, weights beyond memory
         ({"model_type": "gpt2", "n_layer": 10**9}, "num_hidden_layers is 1000000000, expected an"),
         (
-            {"model_type": "deepseek_v2", "q_lora_rank": 10**8},
+            {"model_type": "qwen2_moe", "shared_expert_intermediate_size": 10**8},
             r"tiny model of it has \d+ weights",
         ),
         ({"model_type": "granitemoehybrid", "num_local_experts": 1.5}, "num_local_experts is 1.5"),

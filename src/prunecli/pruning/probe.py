@@ -275,7 +275,7 @@ class _Trial:
             self.family.own_name(name): tensor.double()
             for name, tensor in load_file(self.parent / "model.safetensors").items()
         }
-        edit(tensors)
+        edit(derive.unstacked(self.draft, tensors))
         save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
         config = json.loads((self.parent / "config.json").read_text())
         eps = {key: NO_EPS for key, value in config.items() if key.endswith("eps") and value}

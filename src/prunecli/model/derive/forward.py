@@ -70,9 +70,12 @@ class Seen:
             told = ", ".join(f"'{name}'" for name in lists) or "none"
             raise made.refused(f"it has not one list of layers: {told}")
         (self.list,) = lists
+        self.sums: list[Tensor] = []  # what experts, and others beside them, give together
         for name, module in self.model.named_modules():
             if not list(module.children()):
                 module.register_forward_hook(self._note(name))
+            elif made.experts and name.endswith(f".{made.experts.module.rpartition('.')[0]}"):
+                module.register_forward_hook(self._note_sum)
         self.entered: Any = None
         lists[self.list][0].register_forward_pre_hook(self._enter, with_kwargs=True)
         self.ids = torch.randint(
@@ -87,6 +90,9 @@ class Seen:
                 self.calls.setdefault(name, Call(name, module, taken[0], given))
 
         return note
+
+    def _note_sum(self, module: "nn.Module", taken: Any, given: Any) -> None:
+        self.sums.append(given[0] if isinstance(given, tuple) else given)
 
     def _enter(self, module: "nn.Module", taken: Any, named: Any) -> None:
         self.entered = taken[0] if taken else named.get("hidden_states")
@@ -178,12 +184,12 @@ class Seen:
             fixed["heads"] = HEAD_SIZE
         elif not narrows:
             fixed = {"hidden": SQUARE, "heads": SQUARE}
-        writers = [call for name in written for call in self.called(name)]
+        writers = [call.given for name in written for call in self.called(name)]
         behind = dict.fromkeys(
             own
             for call in norms
             if (own := self.own_name(call.name)) is not None
-            and any(equal(call.taken, one.given) for one in writers)
+            and any(equal(call.taken, one) for one in (*writers, *self.sums))
         )
         rows = self.model.get_input_embeddings().weight[self.ids]
         scaled = rows * SIZES["hidden"] ** 0.5

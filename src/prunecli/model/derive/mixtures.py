@@ -2,7 +2,7 @@
 
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from prunecli.model.families._base import Experts
 DENSE = 112  # FFN channels of layers without experts, where these have a size of their own
 GROUPS = ("n_group", "topk_group")
 PER_TOKEN = re.compile(r"top_?k|per_tok")  # in keys of how many experts a token takes
+LAYER = re.compile(r".*?\.\d+\.")  # what the names of a layer's modules begin with
 EXPERT = re.compile(r"\.\d+\.(\w+)\.weight")  # what follows the experts in the names of files
 
 
@@ -81,14 +82,17 @@ def named(made: Draft, down: str) -> Experts:
     """
     model = random_model(made.config)
     own = model.state_dict()
-    _, number, name = down.removeprefix(f"{made.layers}").split(".", 2)
-    module = name.rpartition(".")[0]
+    stack = down.rpartition(".")[0]
+    module = LAYER.sub("", stack)
     gated = _gated({name: tensor.shape for name, tensor in own.items()}, down)
     groups = all(key in made.config for key in GROUPS)
+    whole = model.get_submodule(stack)
     found = Experts(
         module,
         gate="gate_proj" if gated else None,
         biased=f"{down}_bias" in own,
+        # a class with a formula of its own takes gate and up by turns
+        interleaved=not hasattr(whole, "act_fn"),
         transposed=own[down].shape[1] == SIZES["ffn"],
         groups=(GROUPS[0], GROUPS[1]) if groups else None,
     )
@@ -97,7 +101,7 @@ def named(made: Draft, down: str) -> Experts:
         together = tuple(f"{module}.{stack}" for stack in stacks(found))
         return replace(found, stacks=together, stacked=True)
     linears = {}
-    for linear, tensor in _apart(found, own, f"{made.layers}.{number}.{module}"):
+    for linear, tensor in _apart(found, own, stack):
         names = [
             match[1]
             for name, one in kept.items()
@@ -116,15 +120,22 @@ def _apart(names: Experts, own: Mapping[str, Any], module: str) -> "Iterator[tup
         if stack.endswith("_bias"):
             continue
         block = own[f"{module}.{stack}"][0]
-        block = block.T if names.transposed else block
-        for part, tensor in zip(parts, block.chunk(len(parts)), strict=True):
+        for part, tensor in _pieces(names, block, parts):
             yield part.removesuffix(".weight"), tensor
 
 
+def _pieces(names: Experts, block: Any, parts: Sequence[str]) -> "Iterator[tuple[str, Any]]":
+    """Yield the tensors of one expert, by name, that a part of a stack is made of."""
+    block = block.T if names.transposed and block.dim() == 2 else block
+    each = len(parts)
+    for n, part in enumerate(parts):
+        yield part, block[n::each] if names.interleaved else block.chunk(each)[n]
+
+
 def unstacked(made: Draft, own: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the tensors of a class by the names that a record has, one for each expert."""
+    """Return tensors by the names that a record has; those of one expert are views of stacks."""
     names = made.experts
-    if names is None or names.stacked:
+    if names is None:
         return dict(own)
     found = {}
     ends = {f".{names.module}.{stack}": parts for stack, parts in names.stacks_of(stacks(names))}
@@ -135,8 +146,7 @@ def unstacked(made: Draft, own: Mapping[str, Any]) -> dict[str, Any]:
             continue
         before = name.removesuffix(end)
         for e, block in enumerate(tensor):
-            block = block.T if names.transposed and block.dim() == 2 else block
-            for part, piece in zip(ends[end], block.chunk(len(ends[end])), strict=True):
+            for part, piece in _pieces(names, block, ends[end]):
                 found[f"{before}.{names.module}.{e}.{part}"] = piece
     return found
 

@@ -35,10 +35,10 @@ def drafted(values: Mapping[str, Any]) -> Draft:
             "model_types": (kind,),
             "classes": _classes(made),
         }
-        seen = Seen(made)
-        made.layers = seen.list
         if tiny.stacked is not None:
             made.experts = mixtures.named(made, tiny.stacked)
+        seen = Seen(made)
+        made.layers = seen.list
         made.fields |= seen.places()
         tables = Tables(made, seen)
         made.fields |= tables.fields()

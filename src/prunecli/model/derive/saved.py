@@ -15,7 +15,9 @@ def save(made: Draft, folder: Path) -> None:
     """
     model = random_model(made.config)
     kept = mixtures.stored(model, folder)
-    own = mixtures.unstacked(made, model.state_dict())
+    own = model.state_dict()
+    if made.experts is not None and not made.experts.stacked:
+        own = mixtures.unstacked(made, own)
     found: dict[str, str] = {}
     for stored, tensor in kept.items():
         same = [stored] if stored in own else [n for n, t in own.items() if equal(t, tensor)]
