@@ -113,6 +113,50 @@ def test_layers_of_several_kinds_are_found_again(family, config, forgotten, tmp_
         assert [*map(shapes_of, found)] == shapes
 
 
+@pytest.mark.parametrize(
+    ("family", "config"),
+    [
+        pytest.param("gpt-oss", {}, id="gpt-oss"),
+        pytest.param("qwen3-moe", {}, id="qwen3-moe", marks=pytest.mark.slow),
+        pytest.param("qwen3-next", {"num_experts": 8}, id="qwen3-next", marks=pytest.mark.slow),
+    ],
+)
+def test_mixtures_are_found_again(family, config, forgotten, tmp_path):
+    """Where experts are, by what names files have them, and the FFNs that all tokens take."""
+    ours = registry.get(family)
+    asked = {**tiny.config_of(family), "intermediate_size": 80, "mlp_only_layers": []}
+    asked.pop("full_attention_interval", None)  # a list is told in place of it
+    expected = shapes_of(Arch(asked))
+    forgotten(family)
+    made = probe(folder_of(tmp_path, ours.model_types[0], **config))
+    theirs = record_of(made.text)
+    for name in ("inputs", "fixed", "norm_weight_offset"):
+        assert getattr(theirs, name) == getattr(ours, name), name
+    assert theirs.needed.keys() == ours.needed.keys()
+    assert theirs.experts == ours.experts
+    with registry.trying(theirs):
+        assert shapes_of(Arch(asked)) == expected
+
+
+def test_a_mixture_whose_first_layers_are_dense(tmp_path):
+    """Which layers are, a list tells; one more kind has experts, and one that all tokens take."""
+    made = probe(folder_of(tmp_path, "exaone_moe"))
+    record = record_of(made.text)
+    dense = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+    assert {*record.kinds["dense"]} == {*dense}
+    assert {*record.kinds["sparse"]} == {"mlp.experts", "mlp.gate", "mlp.shared_experts"}
+    told = {"mlp_layer_types": ["sparse", "dense"]}
+    assert [record.kinds_of(told, i) for i in range(2)] == [("sparse",), ("dense",)]
+    assert [record.kinds_of({}, i) for i in range(3)] == [("dense",), ("sparse",), ("sparse",)]
+    assert record.experts.module == "mlp.experts" and {*record.axes} == {
+        "mlp_ffn", "shared_experts_ffn"
+    }  # fmt: skip
+    sizes = {"num_shared_experts": 2, "moe_intermediate_size": 16, "intermediate_size": 112}
+    assert [record.axes[axis](sizes.get) for axis in ("mlp_ffn", "shared_experts_ffn")] == [112, 32]
+    # a stranger's text for a number makes no size
+    assert record.axes["mlp_ffn"]({"intermediate_size": "9" * 9}.get) is None
+
+
 def test_what_is_printed_is_all_of_a_family(forgotten, tmp_path):
     """The text is that of a file which a package can have: it imports what it uses, and no more."""
     forgotten("cohere2")

@@ -201,7 +201,8 @@ class Sizes:
         elif whole and whole[1] == 1 and len(whole[0]) == 1:
             (axis,) = whole[0]
         else:
-            axis = f"{last if own == 'weight' else own}_{('rows', 'columns', 'width')[dimension]}"
+            part = last if own in ("weight", "bias") else own
+            axis = f"{part}_{('rows', 'columns', 'width')[dimension]}"
         axis = axis.lower()
         while axis in self._lengths:
             axis = f"_{axis}"

@@ -8,7 +8,7 @@ from prunecli.errors import InputError
 from prunecli.model import companions, configs
 from prunecli.model.derive import kinds, mixtures
 from prunecli.model.derive.defaults import defaults, lists, to_test
-from prunecli.model.derive.draft import Draft, usual_key
+from prunecli.model.derive.draft import EXPERTS, Draft, usual_key
 from prunecli.model.derive.forward import Seen
 from prunecli.model.derive.shrunk import builds, shrunk
 from prunecli.model.derive.tables import Tables
@@ -51,6 +51,10 @@ def drafted(values: Mapping[str, Any]) -> Draft:
         if SPREADS[0] not in made.config and SPREADS[1] in made.config:
             changed[SPREADS[0]] = SPREADS[1]
         made.fields |= {"keys": changed, "layer_lists": lists(made)}
+        # what older files call these
+        renamed = {made.keys[axis] for axis in EXPERTS if axis in made.keys}
+        others = type(full).attribute_map.items()
+        made.fields["aliases"] = {old: key for old, key in others if key in renamed}
         made.fields |= kinds.fields(made, made.fields["layer_lists"])
         made.fields["hidden_divides"] = not builds(
             {**made.config, **made.changed("hidden", UNEVEN)}
