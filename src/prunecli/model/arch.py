@@ -498,8 +498,8 @@ class Arch:
         With `active`, of experts only as many as a token is sent to.
         """
         experts = self.experts_per_token if active else self.experts
-        kinds = KINDS_GROUPS if self.family.kinds else ()
-        groups = dict.fromkeys((*GROUPS, *(("router",) if experts else ()), *kinds), 0)
+        router = ("router",) if experts else ()
+        groups = dict.fromkeys((*GROUPS, *router, *KINDS_GROUPS), 0)
         tables: list[tuple[int, Mapping[str, Axes]]] = [(1, self._root())]
         tables += [(self.kinds.count(self.kinds[i]), table) for i, table in self._each_kind()]
         for count, table in tables:

@@ -84,6 +84,8 @@ class _Trial:
             if axis in self.family.fixed:
                 report.info(f"not tried: {axis}, of which it says: {self.family.fixed[axis]}")
                 continue
+            if axis in ("ffn", "heads") and not self.arch.with_units(axis):
+                raise self.draft.refused(f"no layer of it has {axis}")
             self._cut(axis, *trial())
             tried.append(axis)
         if self.family.experts is not None:
@@ -101,7 +103,14 @@ class _Trial:
             yield
         except derive.Indescribable:
             raise
-        except (PruneError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
+        except (
+            PruneError,
+            ValueError,
+            RuntimeError,
+            TypeError,
+            LookupError,
+            AttributeError,
+        ) as error:
             why = " ".join(str(error).split())[: derive.LONGEST]
             raise self.draft.refused(f"{what}: {why}") from error
 
@@ -278,11 +287,11 @@ class _Trial:
         edit(derive.unstacked(self.draft, tensors))
         save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
         config = json.loads((self.parent / "config.json").read_text())
-        eps = {key: NO_EPS for key, value in config.items() if key.endswith("eps") and value}
+        eps = {key: NO_EPS for key, value in config.items() if key.endswith(EPS) and value}
         (out / "config.json").write_text(json.dumps({**config, **eps, "dtype": "float64"}))
 
 
-NO_EPS = 1e-30
+EPS, NO_EPS = ("eps", "epsilon"), 1e-30
 _Edit = Callable[[dict[str, Any]], None]
 
 

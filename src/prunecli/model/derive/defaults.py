@@ -66,7 +66,7 @@ def lists(made: Draft) -> dict[str, Rule | None]:
         longer = {name: value for name, value in made.config.items() if name not in lists}
         longer[made.keys["layers"]] = LONGER
         filled = configs.transformers_config(longer).to_dict().get(key)
-        if filled is None:
+        if filled is None or len(filled) != LONGER:
             found[key] = None
             continue
         rules = [Rule.always(filled[0])]

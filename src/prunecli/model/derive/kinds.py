@@ -16,6 +16,7 @@ from prunecli.model.families._kinds import LEGACY, each_of, of_types
 Shapes = Mapping[str, tuple[int, ...]]
 WITHIN = ("hidden", "ffn")  # axes that sizes of a family's own can be computed from
 MOST_KEYS = 5  # that one size is computed from
+COUNTED = "config.json would count experts that no layer has"
 TOLD = "transformers does not generate without such a layer"
 
 
@@ -85,13 +86,19 @@ def fields(made: Draft, rules: Mapping[str, Rule | None]) -> dict[str, Any]:
     return {
         "kinds": kinds,
         "kinds_of": by_list[0] if len(by_list) == 1 else all_told,
-        "needed": dict.fromkeys(_needed(made), TOLD),
+        "needed": {**dict.fromkeys(_needed(made), TOLD), **_mixed(made, kinds)},
     }
 
 
 def _of_types(key: str, rule: Rule | None) -> Rule:
     entry = rule or Rule.always(None)
     return Rule("of_types", of_types(entry, key), (entry, key))
+
+
+def _mixed(made: Draft, kinds: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    """Return that layers with experts are needed, where others have none."""
+    own = None if made.experts is None else made.experts.module
+    return {kind: COUNTED for kind, modules in kinds.items() if own in modules}
 
 
 def _needed(made: Draft) -> Iterator[str]:

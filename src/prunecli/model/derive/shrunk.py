@@ -1,6 +1,8 @@
 """The config.json of a tiny model of a kind, with those keys alone that its class reads."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
+from inspect import signature
 from math import prod
 from typing import Any, NamedTuple
 
@@ -19,6 +21,8 @@ from prunecli.model.derive.draft import (
 from prunecli.model.families._base import CONFIG_KEYS
 
 OPTIONAL = ("ffn", "kv_heads", "head_dim")  # axes whose usual key a class may not read
+FFN = re.compile(r"intermediate|ffn|mlp")  # in keys of how many channels an FFN has
+FEW = 4  # of what a class counts by a key of its own
 LARGEST = 1 << 27  # weights of a tiny model
 TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
@@ -38,9 +42,9 @@ def shrunk(kind: str, full: Any) -> Shrunk:
     usual = {axis: usual_key(axis) for axis in (*CONFIG_KEYS, "positions")}
     keys = {axis: renamed.get(key, key) for axis, key in usual.items()}
     known = full.to_dict()
-    layers, hidden = (known.get(keys[axis]) for axis in ("layers", "hidden"))
+    layers, hidden = (getattr(full, keys[axis], None) for axis in ("layers", "hidden"))
     for axis in ("layers", "hidden", "heads", "vocab"):
-        if not isinstance(known.get(keys[axis]), int):
+        if not isinstance(getattr(full, keys[axis], None), int):
             raise Indescribable(kind, f"its config has no {usual[axis]}")
     tiny: dict[str, Any] = {}
     wide = []
@@ -60,6 +64,7 @@ def shrunk(kind: str, full: Any) -> Shrunk:
     tiny |= {key: 0.0 for key in tiny if key.endswith(("dropout", "pdrop"))}
     if tiny.get("sliding_window") is not None:
         tiny["sliding_window"] = WINDOW
+    tiny = _accepted(kind, tiny, {*keys.values(), *wide})
     for key in TOKENS:
         tiny[key] = None
         if not builds(tiny):
@@ -80,6 +85,27 @@ def shrunk(kind: str, full: Any) -> Shrunk:
     return Shrunk(tiny, _read_keys(tiny, keys), tuple(wide), stacked)
 
 
+def _accepted(kind: str, tiny: dict[str, Any], usual: Collection[str]) -> dict[str, Any]:
+    """Return a tiny config that its class takes, which can bind sizes of its own to the usual ones.
+
+    What it computes where it is told a word, or nothing, it computes again, and one of the others
+    is small, too. As it is, where that does not help.
+    """
+    from transformers import CONFIG_MAPPING
+
+    if builds(tiny):
+        return tiny
+    own = [key for key, value in tiny.items() if type(value) is int and key not in usual]
+    told = signature(CONFIG_MAPPING[kind]).parameters
+    computed = {
+        key: told[key].default
+        for key in own
+        if key in told and isinstance(told[key].default, str | None)
+    }
+    tries = ({**tiny, **computed, **few} for few in ({}, *({key: FEW} for key in own)))
+    return next(filter(builds, tries), tiny)
+
+
 def _read_keys(tiny: dict[str, Any], keys: dict[str, str]) -> dict[str, str]:
     """Return those keys that the class reads; others are taken out of `tiny`."""
     base = configs.shapes(tiny)
@@ -98,6 +124,8 @@ def _read_keys(tiny: dict[str, Any], keys: dict[str, str]) -> dict[str, str]:
     if "ffn" not in read:
         sizes = [k for k, v in tiny.items() if type(v) is int and k not in keys.values()]
         named = [key for key in sizes if changes(key, OTHERS["ffn"])]
+        # beside sizes of mixers
+        named = [key for key in named if len(named) == 1 or FFN.search(key)]
         if len(named) == 1:
             read["ffn"] = named[0]
             tiny[named[0]] = SIZES["ffn"]
@@ -119,7 +147,7 @@ def builds(config: Mapping[str, Any]) -> bool:
 
 def _some(entries: list[Any]) -> list[Any]:
     """Return the first entries, and in the place of the last ones the kinds that these lack."""
-    some, kinds = entries[:LAYERS], []
+    some, kinds = (entries * LAYERS)[:LAYERS], []
     for entry in entries[LAYERS:]:
         if entry not in some and entry not in kinds:
             kinds.append(entry)

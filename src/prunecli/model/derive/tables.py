@@ -177,6 +177,7 @@ class Tables:
         self.inputs = (makes, writes, *up, *down)
         self.beside: dict[str, tuple[tuple[str, ...], ...]] = {}
         self.attending = {*mixers[attention[0]]}
+        self.mixing = {mixer[-1][0]: {*having} for mixer, having in mixers.items()}
         for mixer, having in mixers.items():
             if mixer in attention:
                 continue
@@ -214,12 +215,17 @@ class Tables:
         """
         own, layer = self.seen.own_name(template) or "", self.seen.layer
         attention = self.inputs[1][0].rpartition(".")[0]
-        attending = tuple(map(layer, self.attending))
+        # a bias is where its linear is
+        weight = f"{template.rpartition('.')[0]}.weight"
+        names = self.names.get(template) or self.names.get(weight, [])
+        if "{e}" in template:
+            return None
         for (writer,) in self.beside.get("o", ()):
             holder = writer.rpartition(".")[0]
-            names = self.names.get(template, [])
-            alone = holder != attention or not any(name.startswith(attending) for name in names)
-            if own.startswith(f"{holder}.") and alone:
+            others = {*range(LAYERS)} - self.mixing[writer]
+            others |= self.attending if holder == attention else set()
+            elsewhere = any(name.startswith(tuple(map(layer, others))) for name in names)
+            if own.startswith(f"{holder}.") and not elsewhere:
                 return holder
         return None
 
