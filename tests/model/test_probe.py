@@ -25,6 +25,7 @@ CONVOLUTIONS = {
     "num_hidden_layers": 16,
     "block_auto_adjust_ff_dim": False,
 }
+FEW = {"num_experts": 8, "num_experts_per_tok": 2}
 # the kinds of layers of older files, which no list tells
 UNUSUAL = ("full_attn_idxs", "full_attention_interval", "layer_types")
 # compared as a whole: flags whose other value is another model may be tables here, and `only` there
@@ -118,7 +119,7 @@ def test_layers_of_several_kinds_are_found_again(family, config, forgotten, tmp_
     [
         pytest.param("gpt-oss", {}, id="gpt-oss"),
         pytest.param("qwen3-moe", {}, id="qwen3-moe", marks=pytest.mark.slow),
-        pytest.param("qwen3-next", {"num_experts": 8}, id="qwen3-next", marks=pytest.mark.slow),
+        pytest.param("qwen3-next", FEW, id="qwen3-next", marks=pytest.mark.slow),
     ],
 )
 def test_mixtures_are_found_again(family, config, forgotten, tmp_path):
@@ -174,6 +175,7 @@ def test_what_is_printed_is_all_of_a_family(forgotten, tmp_path):
     [
         ("recurrent_gemma", "0 and 2 are unlike each other, and no list of config.json tells why"),
         ("bloom", "the linears of a layer, by what they read, are not those of attention and of"),
+        ("beam", "its record does not tell which layers have 'model.layers."),
         ("jetmoe", "mlp.input_linear.weight' has 3 dimensions"),
         ("deepseek_v2", "which keys of its config tell its experts is not clear"),
         (

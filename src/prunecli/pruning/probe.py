@@ -8,14 +8,14 @@ those of transformers, what is removed is as if it had been zero, and what is wr
 import json
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from prunecli.errors import InputError, PruneError
 from prunecli.files import regular, scratch, strict
-from prunecli.model import derive
+from prunecli.model import configs, derive
 from prunecli.model.families import registry
 from prunecli.report import SILENT, Report
 from prunecli.settings import Compute, Data, Output, RunContext
@@ -23,6 +23,9 @@ from prunecli.settings import Compute, Data, Output, RunContext
 EXACT = 1e-9  # of logits in float64, which rounds at 1e-16: what is above it is no rounding
 CLOSE = 1e-5  # of a mean loss in float32, relative
 ROWS, LENGTH = 2, 32
+MOST = 1 << 16  # layers times experts of a model that is looked at as a whole
+# of what has been derived, and is wrong
+FAILURES = (PruneError, ValueError, RuntimeError, TypeError, LookupError, AttributeError)
 PARENT = "parent"  # the folder of the tiny model
 
 
@@ -57,8 +60,50 @@ def probe(folder: str, report: Report = SILENT) -> Probed:
     with place as made, derive.quietly():
         derive.save(draft, Path(made) / PARENT)
         with registry.trying(draft.family()):
+            _check_whole(draft, values)
             _Trial(draft, Path(made)).all(report)
     return Probed(draft.fields["name"], draft.kind, draft.text())
+
+
+@contextmanager
+def _told(draft: derive.Draft, what: str) -> Iterator[None]:
+    """Turn what fails into the error that no record was found to describe the model."""
+    try:
+        yield
+    except derive.Indescribable:
+        raise
+    except FAILURES as error:
+        why = " ".join(str(error).split())[: derive.LONGEST]
+        raise draft.refused(f"{what}: {why}") from error
+
+
+def _check_whole(draft: derive.Draft, values: dict[str, Any]) -> None:
+    """Raise InputError where the model itself has other tensors than its record says.
+
+    Sizes of a tiny one are others, and it has fewer layers.
+    """
+    from prunecli.model.arch import Arch
+
+    full, layers = configs.transformers_config(values), draft.keys["layers"]
+    # some classes count layers by a list
+    told = {**full.to_dict(), layers: getattr(full, layers), "model_type": draft.kind}
+    arch = Arch(told)
+    if arch.layers * max(1, arch.experts) > MOST:
+        return
+    try:
+        theirs = configs.shapes(values)
+    except configs.Endless:
+        raise
+    except InputError:  # of what config.json lacks, which no record can help
+        return
+    head = f"{arch.family.head}.weight"
+    ours = {name: tensor.shape for name, tensor in arch.tensors().items()}
+    for name in sorted((theirs.keys() ^ ours.keys()) - {head if arch.tied else ""}):
+        raise draft.refused(f"its record does not tell which layers have '{name}'")
+    for name, shape in ours.items():
+        if shape != theirs[name]:
+            told = f"'{name}' has shape {[*theirs[name]]}, and {[*shape]} by its record"
+            raise draft.refused(told)
 
 
 class _Trial:
@@ -96,23 +141,8 @@ class _Trial:
             f"removing {', '.join(tried[1:])} is as setting them to zero; results load"
         )
 
-    @contextmanager
-    def _told(self, what: str) -> Iterator[None]:
-        """Turn what fails into the error that no record was found to describe the model."""
-        try:
-            yield
-        except derive.Indescribable:
-            raise
-        except (
-            PruneError,
-            ValueError,
-            RuntimeError,
-            TypeError,
-            LookupError,
-            AttributeError,
-        ) as error:
-            why = " ".join(str(error).split())[: derive.LONGEST]
-            raise self.draft.refused(f"{what}: {why}") from error
+    def _told(self, what: str) -> AbstractContextManager[None]:
+        return _told(self.draft, what)
 
     def _losses(self) -> None:
         """Compare streamed losses with those of transformers."""

@@ -7,11 +7,12 @@ from typing import Any
 from prunecli.errors import InputError
 from prunecli.model import companions, configs
 from prunecli.model.derive import kinds, mixtures
-from prunecli.model.derive.defaults import defaults, lists, to_test
+from prunecli.model.derive.defaults import EPSILON, defaults, lists, to_test
 from prunecli.model.derive.draft import EXPERTS, Draft, usual_key
 from prunecli.model.derive.forward import Seen
 from prunecli.model.derive.shrunk import builds, shrunk
 from prunecli.model.derive.tables import Tables
+from prunecli.model.families._base import MEAN
 
 UNEVEN = 50  # a hidden size that no number of heads divides
 SPREADS = ("initializer_range", "init_std")  # the usual key, and another
@@ -50,6 +51,10 @@ def drafted(values: Mapping[str, Any]) -> Draft:
         changed.pop("positions", None)
         if SPREADS[0] not in made.config and SPREADS[1] in made.config:
             changed[SPREADS[0]] = SPREADS[1]
+        epsilons = [key for key in made.config if key.endswith(("eps", "epsilon"))]
+        centred = made.fields["fixed"].get("hidden") == MEAN
+        if EPSILON not in made.config and len(epsilons) == 1 and not centred:
+            changed[EPSILON] = epsilons[0]
         made.fields |= {"keys": changed, "layer_lists": lists(made)}
         # what older files call these
         renamed = {made.keys[axis] for axis in EXPERTS if axis in made.keys}
@@ -59,7 +64,10 @@ def drafted(values: Mapping[str, Any]) -> Draft:
         made.fields["hidden_divides"] = not builds(
             {**made.config, **made.changed("hidden", UNEVEN)}
         )
-        made.fields |= {"defaults": defaults(made, tables.own.keys), "test_config": to_test(made)}
+        made.fields |= {
+            "defaults": defaults(made, tables.own.keys),
+            "test_config": to_test(made, tables.own.keys),
+        }
     return made
 
 

@@ -15,7 +15,11 @@ from prunecli.model.families._base import INNER, OF_EXPERTS, Axes
 if TYPE_CHECKING:
     Shapes = Mapping[str, tuple[int, ...]]
 
-IDLE = ("tie_word_embeddings", "use_cache")  # flags that say nothing of the layers
+IDLE = (
+    "tie_word_embeddings",
+    "use_cache",
+    "output_router_logits",
+)  # flags that say nothing of the layers
 
 
 LENGTHS: Mapping[str, Callable[[Mapping[str, int]], int]] = {
@@ -365,7 +369,12 @@ class Tables:
             return [], True
         if found:
             return found, not all(name.endswith(".bias") for name in found)
-        return [], not self._computes_the_same(other)
+        try:
+            return [], not self._computes_the_same(other)
+        except configs.Endless:
+            raise
+        except InputError:  # it cannot be run
+            return [], True
 
     def _computes_the_same(self, config: Mapping[str, Any]) -> bool:
         import torch
