@@ -102,8 +102,8 @@ def _check_whole(draft: derive.Draft, values: dict[str, Any]) -> None:
         raise draft.refused(f"its record does not tell which layers have '{name}'")
     for name, shape in ours.items():
         if shape != theirs[name]:
-            told = f"'{name}' has shape {[*theirs[name]]}, and {[*shape]} by its record"
-            raise draft.refused(told)
+            by_record = f"{[*shape]} by its record"
+            raise draft.refused(f"'{name}' has shape {[*theirs[name]]}, and {by_record}")
 
 
 class _Trial:

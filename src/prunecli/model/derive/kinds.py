@@ -146,17 +146,18 @@ class Sizes:
         self.changes: dict[str, int] = {}
         usual = (*made.keys.values(), *made.wide, *TOKENS)
         for key, value in made.config.items():
-            if type(value) is int and value > 0 and key not in usual:
-                for other in (2 * value, 3 * value, value + 1):
-                    try:
-                        shapes = made.shapes({**made.config, key: other})
-                    except configs.Endless:
-                        raise
-                    except InputError:
-                        continue
-                    if shapes.keys() == base.keys() and shapes != base:
-                        self.changes[key] = other
-                    break
+            if type(value) is not int or value < 1 or key in usual:
+                continue
+            for other in (2 * value, 3 * value, value + 1):
+                try:
+                    shapes = made.shapes({**made.config, key: other})
+                except configs.Endless:
+                    raise
+                except InputError:  # a size that others bind
+                    continue
+                if shapes.keys() == base.keys() and shapes != base:
+                    self.changes[key] = other
+                break
 
     def _shapes(self, flags: Mapping[str, Any], changed: Sequence[str]) -> Shapes:
         which = (*sorted(flags), *sorted(changed))
@@ -184,14 +185,16 @@ class Sizes:
     ) -> str:
         """Return the axis of a dimension of a tensor, "" if no formula tells its size.
 
-        `lengths` are what it is as sizes change; those of one axis are the same. It is called `ffn`
-        where it is of an FFN, whose axes are told by their names.
+        `lengths` are its lengths as sizes change; those of one axis are the same. It is called
+        `ffn` where it is of an FFN, whose axes are told by their names. `flags` are those with
+        which there is such a tensor.
         """
         for axis, known in self._lengths.items():
             if known == lengths and axis.endswith("_ffn") == bool(ffn):
                 return axis
         hidden = self.made.keys["hidden"]
-        within = (self.made.keys[axis] for axis in WITHIN if axis in self.made.keys)
+        # the channels of experts stay, and those of an FFN do not
+        within = [hidden] if self.made.experts is None else [self.made.keys[a] for a in WITHIN]
 
         def size(changed: Sequence[str]) -> int:
             return self._shapes(flags, changed)[name][dimension]
@@ -211,7 +214,7 @@ class Sizes:
             part = last if own in ("weight", "bias") else own
             axis = f"{part}_{('rows', 'columns', 'width')[dimension]}"
         axis = axis.lower()
-        while axis in self._lengths:
+        while axis in self._lengths or not axis.isidentifier():
             axis = f"_{axis}"
         self._lengths[axis] = lengths
         self.axes[axis] = _formula(terms)
@@ -223,9 +226,10 @@ class Sizes:
     def _terms(
         self, keys: Sequence[str], size: Callable[[Sequence[str]], int]
     ) -> dict[tuple[str, ...], int] | None:
-        """Return a size as a sum of products of keys, each with a factor; None if it is none.
+        """Return a size as a sum of products of keys: keys -> factor; None if it is none.
 
-        It is linear in every key, so it is known by its values at two of each.
+        Such a sum is linear in every key, so it is known by its values at two of each. `size` is
+        what it is where these keys have their other value.
         """
         before = {key: self.made.config[key] for key in keys}
         after = {key: self._changed(key)[key] for key in keys}
