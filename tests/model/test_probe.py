@@ -9,6 +9,7 @@ from prunecli.errors import InputError
 from prunecli.model import configs, derive
 from prunecli.model.arch import Arch
 from prunecli.model.derive import kinds
+from prunecli.model.derive.draft import Rule
 from prunecli.model.families import each_of, of_types, registry
 from prunecli.model.families._base import SQUARE, Family
 from prunecli.pruning import probe as probing
@@ -173,7 +174,7 @@ def test_two_lists_tell_of_which_kinds_layers_are():
         "mlp_layer_types": {"dense": ("mlp.up_proj",), "sparse": ("mlp.gate",)},
     }
     odd = [[*names, *(["scale"] if i in (0, 3) else [])] for i, names in enumerate(layers)]
-    with pytest.raises(InputError, match="layers 0 and 1 are unlike each other, and .*: 'scale'"):
+    with pytest.raises(InputError, match=r"layers 0 and 1 are unlike .*: 'scale'"):
         kinds.told_apart(made, odd)
     rule = each_of(*(of_types(lambda config, i: "none", key) for key in lists))
     assert rule(lists, 2) == ("conv", "sparse")
@@ -282,6 +283,22 @@ def test_a_record_that_is_wrong_is_not_printed(
     with pytest.raises(InputError, match=words):
         probe(folder_of(tmp_path, "qwen2"))
     assert not registry.knows("qwen2")
+
+
+def test_a_record_of_the_tiny_model_alone_is_not_printed(forgotten, tmp_path, monkeypatch):
+    """The model in the folder has sizes of its own, which its record has to tell as well."""
+    forgotten("lfm2")
+    right = derive.drafted
+
+    def wrong(values):
+        draft = right(values)
+        draft.fields["axes"]["conv_l_cache"] = Rule("lambda get: 3", lambda get: 3)
+        return draft
+
+    monkeypatch.setattr(probing.derive, "drafted", wrong)
+    words = r"conv.conv.weight' has shape \[2560, 1, 5\], and \[2560, 1, 3\] by its record"
+    with pytest.raises(InputError, match=words):
+        probe(folder_of(tmp_path, "lfm2", **CONVOLUTIONS, conv_L_cache=5))
 
 
 def test_the_text_model_of_a_wrapper_is_probed(forgotten, tmp_path):
