@@ -102,25 +102,30 @@ def _mixed(made: Draft, kinds: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
 
 
 def _needed(made: Draft) -> Iterator[str]:
-    """Yield the kinds without a layer of which the class does not generate."""
+    """Yield the kinds without a layer of which the class does not generate.
+
+    Of kinds with the same modules, which differ in what they attend to, the first is one of all.
+    """
     if not _generates(made.config):
         return
     for key, table in made.lists.items():
-        for kind in table:
-            other = next(one for one in table if one != kind)
-            entries = [other if entry == kind else entry for entry in made.config[key]]
+        for modules in dict.fromkeys(table.values()):
+            alike = [kind for kind in table if table[kind] == modules]
+            other = next(kind for kind in table if kind not in alike)
+            entries = [other if entry in alike else entry for entry in made.config[key]]
             if not _generates({**made.config, key: entries}):
-                yield LEGACY.get(kind, kind)
+                yield LEGACY.get(alike[0], alike[0])
 
 
 def _generates(config: Mapping[str, Any]) -> bool:
-    """Return whether a model reads a token after others, which it keeps in its cache."""
+    """Return whether a model reads tokens, and one after others, with its cache."""
     import torch
 
     try:
         model = random_model(config)
         with torch.no_grad(), configs.bounded("transformers' model cannot be run"):
             ids = torch.ones(1, 4, dtype=torch.long)
+            model(ids, use_cache=True)
             model.generate(ids, max_new_tokens=2, min_new_tokens=2, pad_token_id=0)
     except configs.Endless:
         raise

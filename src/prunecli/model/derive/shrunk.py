@@ -42,9 +42,11 @@ def shrunk(kind: str, full: Any) -> Shrunk:
     usual = {axis: usual_key(axis) for axis in (*CONFIG_KEYS, "positions")}
     keys = {axis: renamed.get(key, key) for axis, key in usual.items()}
     known = full.to_dict()
-    layers, hidden = (getattr(full, keys[axis], None) for axis in ("layers", "hidden"))
+    if keys["layers"] not in known:  # some classes count them by a list
+        known[keys["layers"]] = getattr(full, keys["layers"], None)
+    layers, hidden = (known.get(keys[axis]) for axis in ("layers", "hidden"))
     for axis in ("layers", "hidden", "heads", "vocab"):
-        if not isinstance(getattr(full, keys[axis], None), int):
+        if not isinstance(known.get(keys[axis]), int):
             raise Indescribable(kind, f"its config has no {usual[axis]}")
     tiny: dict[str, Any] = {}
     wide = []
