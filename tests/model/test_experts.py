@@ -337,6 +337,15 @@ def test_experts_are_written_as_the_class_of_gpt_oss_has_them(models, calibratio
     assert len({*index.values()}) > 4 and not any(".experts.0." in name for name in index)
 
 
+def test_zeros_in_experts_that_are_stored_turned(models, calibration, tmp_path):
+    """Of every four inputs of a row two stay, where files have matrices as [in, out]."""
+    prune(str(models("gpt-oss")), str(tmp_path / "o"), method="sparsegpt", data=Data(calibration),
+          amount=Amount(sparsity="2:4"))  # fmt: skip
+    down = load_file(tmp_path / "o" / "model.safetensors")["model.layers.0.mlp.experts.down_proj"]
+    kept = (down.transpose(1, 2).reshape(-1, 4) != 0).sum(1)  # [E, F, D] -> groups of F
+    assert kept.eq(2).all()
+
+
 @pytest.mark.parametrize(
     ("name", "tensor", "words"),
     [

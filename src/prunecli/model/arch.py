@@ -616,10 +616,8 @@ class Arch:
         With `active`, of experts only as many as a token is sent to.
         """
         experts = self.experts_per_token if active else self.experts
-        kinds = KINDS_GROUPS if self.family.kinds else ()
-        groups = dict.fromkeys(
-            (*GROUPS, *(("router",) if experts else ()), *kinds, LAYER_INPUTS), 0
-        )
+        router = ("router",) if experts else ()
+        groups = dict.fromkeys((*GROUPS, *router, *KINDS_GROUPS, LAYER_INPUTS), 0)
         tables: list[tuple[int | None, Mapping[str, Axes]]] = [(None, self._root())]
         for i, table in [*tables, *self._each_kind()]:
             count = 1 if i is None else self.kinds.count(self.kinds[i])

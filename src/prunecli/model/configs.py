@@ -16,7 +16,7 @@ from prunecli import limits
 from prunecli.errors import InputError, of_memory, suggest
 from prunecli.files import regular, strict
 from prunecli.model import companions, foreign
-from prunecli.model.families._base import CONFIG_KEYS, EXPERT_KEYS, Family
+from prunecli.model.families._base import CONFIG_KEYS, EXPERT_KEYS, Experts, Family
 from prunecli.model.families._wrappers import WRAPPERS
 
 LONGEST = 200  # characters of a library's message
@@ -348,10 +348,14 @@ def _decoded(value: Any) -> Any:
     return copy.deepcopy(value)
 
 
-def shapes(values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def shapes(
+    values: Mapping[str, Any], layers: str | None = None, names: Experts | None = None
+) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor, by its name in files, of what transformers builds.
 
-    Takes no memory for weights. Raises InputError if it cannot build one.
+    Of a kind that no family reads, `layers` is the list of layers, and `names` are its experts: as
+    long as nobody knows these, they are as transformers has them. Takes no memory for weights.
+    Raises InputError if it cannot build one.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -362,10 +366,11 @@ def shapes(values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     config, kind = transformers_config(values), values["model_type"]
     with bounded(CANNOT_BUILD), limits.memory(MEMORY), torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config)
-    if registry.knows(kind):  # of others nobody knows where experts are
+    if registry.knows(kind):
         family = registry.of_config(values)
-        for layer in model.get_submodule(family.layer.removesuffix(".{i}.")):
-            experts.unstack(layer, family.experts)
+        layers, names = family.layer.removesuffix(".{i}."), family.experts
+    for layer in model.get_submodule(layers) if layers is not None else ():
+        experts.unstack(layer, names)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 

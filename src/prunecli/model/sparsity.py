@@ -84,7 +84,7 @@ def _crowded(weight_OI: "torch.Tensor", pattern: SparsityPattern) -> int:
     group = min(pattern.group, weight_OI.shape[1])  # what a sidecar records can be any number
     # [O, I], filled up to whole groups
     nonzero = pad(weight_OI != 0, (0, -weight_OI.shape[1] % group))
-    return int((nonzero.view(-1, group).sum(1) > pattern.keep).sum())
+    return int((nonzero.reshape(-1, group).sum(1) > pattern.keep).sum())
 
 
 def claimed(results: Mapping[str, Any]) -> str | None:

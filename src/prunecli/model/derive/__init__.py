@@ -7,14 +7,17 @@ tried (pruning/probe.py).
 
     draft      the record in the making, and its text
     shrunk     config.json of a tiny model of the kind
+    mixtures   its experts, and what files call the linears of one
     forward    what the parts of a tiny model took and gave
     tables     its tensors and their axes
+    kinds      which list tells of which kinds layers are, and sizes of a family's own
     defaults   what config.json means where it lacks keys
     saved      by what names its tensors are saved
     record     all of these, in order
 """
 
 from prunecli.model.derive.draft import BY_HAND, LONGEST, Draft, Indescribable
+from prunecli.model.derive.mixtures import unstacked
 from prunecli.model.derive.record import drafted, language_model, quietly
 from prunecli.model.derive.saved import save
 
@@ -27,4 +30,5 @@ __all__ = [
     "language_model",
     "quietly",
     "save",
+    "unstacked",
 ]

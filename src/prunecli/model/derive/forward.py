@@ -1,6 +1,6 @@
 """A forward of a tiny random model: what its parts took and gave, and what shows in that."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,11 @@ def random_model(config: Mapping[str, Any], fresh: bool = False) -> Any:
             for parameter in () if fresh else model.parameters():
                 noise = torch.randn_like(parameter)
                 parameter.copy_(noise * SPREAD if parameter.dim() > 1 else noise * 0.2 + 1)
+            kept = model.state_dict()
+            for name, buffer in () if fresh else model.named_buffers():
+                # which files have, so that each is told from all others there
+                if name in kept and buffer.is_floating_point():
+                    buffer.copy_(torch.randn_like(buffer) * 0.2)
     return model.eval()
 
 
@@ -65,10 +70,12 @@ class Seen:
             told = ", ".join(f"'{name}'" for name in lists) or "none"
             raise made.refused(f"it has not one list of layers: {told}")
         (self.list,) = lists
-        self.layer = f"{self.list}.0."
+        self.sums: list[Tensor] = []  # what experts, and others beside them, give together
         for name, module in self.model.named_modules():
             if not list(module.children()):
                 module.register_forward_hook(self._note(name))
+            elif made.experts and name.endswith(f".{made.experts.module.rpartition('.')[0]}"):
+                module.register_forward_hook(self._note_sum)
         self.entered: Any = None
         lists[self.list][0].register_forward_pre_hook(self._enter, with_kwargs=True)
         self.ids = torch.randint(
@@ -76,7 +83,6 @@ class Seen:
         )
         with configs.bounded("transformers' model cannot be run"), torch.no_grad():
             self.logits = self.model(self.ids, use_cache=False).logits
-        self.groups = self._groups()
 
     def _note(self, name: str) -> Callable[..., None]:
         def note(module: "nn.Module", taken: Any, given: Any) -> None:
@@ -85,16 +91,35 @@ class Seen:
 
         return note
 
+    def _note_sum(self, module: "nn.Module", taken: Any, given: Any) -> None:
+        self.sums.append(given[0] if isinstance(given, tuple) else given)
+
     def _enter(self, module: "nn.Module", taken: Any, named: Any) -> None:
         self.entered = taken[0] if taken else named.get("hidden_states")
 
-    def _groups(self) -> list[list[str]]:
-        """Return the linears of the first layer by what they read, in the order of computing."""
+    def layer(self, i: int | str) -> str:
+        """Return what the names of the modules of layer `i` begin with; `{i}` is that of any."""
+        return f"{self.list}.{i}."
+
+    def own_name(self, name: str) -> str | None:
+        """Return a name within its layer, None for what is in none."""
+        number, _, own = name.removeprefix(f"{self.list}.").partition(".")
+        inside = name.startswith(f"{self.list}.") and (number.isdecimal() or number == "{i}")
+        return own if inside else None
+
+    def called(self, module: str) -> Iterator[Call]:
+        """Yield the calls of a module in each layer that has it."""
+        for i in range(LAYERS):
+            if (call := self.calls.get(self.layer(i) + module)) is not None:
+                yield call
+
+    def groups(self, i: int) -> list[list[str]]:
+        """Return the linears of layer `i` by what they read, in the order of computing."""
         from torch import nn
 
         groups: list[list[Call]] = []
         for call in self.calls.values():
-            if not call.name.startswith(self.layer) or not isinstance(call.module, nn.Linear):
+            if not call.name.startswith(self.layer(i)) or not isinstance(call.module, nn.Linear):
                 continue
             for group in groups:
                 if group[0].parent == call.parent and equal(group[0].taken, call.taken):
@@ -102,7 +127,7 @@ class Seen:
                     break
             else:
                 groups.append([call])
-        return [[call.name.removeprefix(self.layer) for call in group] for group in groups]
+        return [[call.name.removeprefix(self.layer(i)) for call in group] for group in groups]
 
     def places(self) -> dict[str, Any]:
         """Return what is outside the layers: embedding, positions, last norm and head."""
@@ -131,7 +156,7 @@ class Seen:
         return found
 
     def norms(self) -> list[Call]:
-        """Return what norms the residual stream, or what is added to it: first layer, and last."""
+        """Return what norms the residual stream, or what is added to it, in layers and behind."""
         last = self.made.fields["final_norm"]
         return [
             call
@@ -139,7 +164,7 @@ class Seen:
             if "norm" in type(call.module).__name__.lower()
             and call.given.shape[-1] == SIZES["hidden"]
             and call.given.dim() == 3
-            and (call.name == last or call.name.startswith(self.layer))
+            and (call.name == last or self.own_name(call.name) is not None)
         ]
 
     def computed(self, written: Sequence[str], narrows: bool) -> dict[str, Any]:
@@ -159,12 +184,13 @@ class Seen:
             fixed["heads"] = HEAD_SIZE
         elif not narrows:
             fixed = {"hidden": SQUARE, "heads": SQUARE}
-        writers = [self.calls[self.layer + name] for name in written]
-        behind = [
-            call.name.removeprefix(self.layer)
+        writers = [call.given for name in written for call in self.called(name)]
+        behind = dict.fromkeys(
+            own
             for call in norms
-            if any(equal(call.taken, one.given) for one in writers)
-        ]
+            if (own := self.own_name(call.name)) is not None
+            and any(equal(call.taken, one) for one in (*writers, *self.sums))
+        )
         rows = self.model.get_input_embeddings().weight[self.ids]
         scaled = rows * SIZES["hidden"] ** 0.5
         plain = self.calls[self.made.fields["head"]].given

@@ -6,11 +6,13 @@ from typing import Any
 
 from prunecli.errors import InputError
 from prunecli.model import companions, configs
-from prunecli.model.derive.defaults import defaults, lists, to_test
-from prunecli.model.derive.draft import Draft, usual_key
+from prunecli.model.derive import kinds, mixtures
+from prunecli.model.derive.defaults import EPSILON, defaults, lists, to_test
+from prunecli.model.derive.draft import EXPERTS, Draft, usual_key
 from prunecli.model.derive.forward import Seen
 from prunecli.model.derive.shrunk import builds, shrunk
 from prunecli.model.derive.tables import Tables
+from prunecli.model.families._base import MEAN
 
 UNEVEN = 50  # a hidden size that no number of heads divides
 SPREADS = ("initializer_range", "init_std")  # the usual key, and another
@@ -27,27 +29,45 @@ def drafted(values: Mapping[str, Any]) -> Draft:
         _check_renamed(kind, values)
         with configs.bounded("transformers rejects config.json"):
             full = configs.transformers_config(values)
-        made = Draft(kind, *shrunk(kind, full))
+        tiny = shrunk(kind, full)
+        made = Draft(kind, tiny.config, tiny.keys, tiny.wide)
         made.fields = {
             "name": kind.replace("_", "-"),
             "model_types": (kind,),
             "classes": _classes(made),
         }
+        if tiny.stacked is not None:
+            made.experts = mixtures.named(made, tiny.stacked)
         seen = Seen(made)
+        made.layers = seen.list
         made.fields |= seen.places()
         tables = Tables(made, seen)
         made.fields |= tables.fields()
         made.fields |= seen.computed(tables.written, tables.narrows)
+        made.fields["fixed"] |= tables.fixed()
+        made.fields["experts"] = made.experts
         made.fields["initial"] = tables.initial()
         changed = {axis: key for axis, key in made.keys.items() if key != usual_key(axis)}
         changed.pop("positions", None)
         if SPREADS[0] not in made.config and SPREADS[1] in made.config:
             changed[SPREADS[0]] = SPREADS[1]
+        epsilons = [key for key in made.config if key.endswith(("eps", "epsilon"))]
+        centred = made.fields["fixed"].get("hidden") == MEAN
+        if EPSILON not in made.config and len(epsilons) == 1 and not centred:
+            changed[EPSILON] = epsilons[0]
         made.fields |= {"keys": changed, "layer_lists": lists(made)}
+        # what older files call these
+        renamed = {made.keys[axis] for axis in EXPERTS if axis in made.keys}
+        others = type(full).attribute_map.items()
+        made.fields["aliases"] = {old: key for old, key in others if key in renamed}
+        made.fields |= kinds.fields(made, made.fields["layer_lists"])
         made.fields["hidden_divides"] = not builds(
             {**made.config, **made.changed("hidden", UNEVEN)}
         )
-        made.fields |= {"defaults": defaults(kind, made.keys), "test_config": to_test(made)}
+        made.fields |= {
+            "defaults": defaults(made, tables.own.keys),
+            "test_config": to_test(made, tables.own.keys),
+        }
     return made
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from prunecli.model import configs
+from prunecli.model.derive import mixtures
 from prunecli.model.derive.draft import Draft
 from prunecli.model.derive.forward import equal, random_model
 
@@ -13,13 +13,11 @@ def save(made: Draft, folder: Path) -> None:
 
     Raises InputError if there is none, or its tensors are saved in another form.
     """
-    from safetensors.torch import load_file
-
     model = random_model(made.config)
-    with configs.refusals("transformers cannot save its model"):
-        model.save_pretrained(folder)
-    kept = load_file(folder / "model.safetensors")
+    kept = mixtures.stored(model, folder)
     own = model.state_dict()
+    if made.experts is not None and not made.experts.stacked:
+        own = mixtures.unstacked(made, own)
     found: dict[str, str] = {}
     for stored, tensor in kept.items():
         same = [stored] if stored in own else [n for n, t in own.items() if equal(t, tensor)]
@@ -45,16 +43,24 @@ def _renaming(found: Mapping[str, str], layers: str) -> tuple[tuple[str, str], .
         if stored == own:
             continue
         before, name = "", own
-        if own.startswith(f"{layers}0."):
-            outside, _, stored = stored.partition("0.")
+        if own.startswith(layers):
+            number, _, name = own.removeprefix(layers).partition(".")
+            outside, _, stored = stored.partition(f"{number}.")
             pairs[outside] = layers
-            before, name = ".", own.removeprefix(f"{layers}0.")
-        elif own.startswith(layers):
-            continue  # as in the first layer
+            before = "."
         parts, ours = stored.split("."), name.split(".")
-        while parts and ours and parts[-1] == ours[-1]:
-            del parts[-1], ours[-1]
-        if parts:
-            pairs[f"{before}{'.'.join(parts)}."] = f"{before}{'.'.join(ours)}."
+        same = 0
+        while same < min(len(parts), len(ours)) and parts[-1 - same] == ours[-1 - same]:
+            same += 1
+        if same < len(parts):
+            # as short as can be without being a part of other names, which stay
+            for end in range(same, -1, -1):
+                old, new = (
+                    f"{before}{'.'.join(some[: len(some) - end])}{'.' if end else ''}"
+                    for some in (parts, ours)
+                )
+                if all(new in f".{n}" for s, n in found.items() if old in f".{s}"):
+                    break
+            pairs[old] = new
     pairs = {old: new for old, new in pairs.items() if old != new}
     return tuple(sorted(pairs.items(), key=lambda pair: -len(pair[0])))

@@ -1,12 +1,16 @@
 """The config.json of a tiny model of a kind, with those keys alone that its class reads."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
+from inspect import signature
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 from prunecli.errors import InputError
 from prunecli.model import configs
+from prunecli.model.derive import mixtures
 from prunecli.model.derive.draft import (
+    EXPERTS,
     LAYERS,
     OTHERS,
     SIZES,
@@ -17,16 +21,29 @@ from prunecli.model.derive.draft import (
 from prunecli.model.families._base import CONFIG_KEYS
 
 OPTIONAL = ("ffn", "kv_heads", "head_dim")  # axes whose usual key a class may not read
+FFN = re.compile(r"intermediate|ffn|mlp")  # in keys of how many channels an FFN has
+FEW = 4  # of what a class counts by a key of its own
 LARGEST = 1 << 27  # weights of a tiny model
 TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
-def shrunk(kind: str, full: Any) -> tuple[dict[str, Any], dict[str, str], tuple[str, ...]]:
-    """Return the config.json of a tiny model of a kind, and what a draft knows of its keys."""
+class Shrunk(NamedTuple):
+    """The config.json of a tiny model, what a draft knows of its keys, and a tensor of experts."""
+
+    config: dict[str, Any]
+    keys: dict[str, str]
+    wide: tuple[str, ...]
+    stacked: str | None
+
+
+def shrunk(kind: str, full: Any) -> Shrunk:
+    """Return a tiny model of a kind; raise InputError where its config does not tell its sizes."""
     renamed = getattr(type(full), "attribute_map", {})
     usual = {axis: usual_key(axis) for axis in (*CONFIG_KEYS, "positions")}
     keys = {axis: renamed.get(key, key) for axis, key in usual.items()}
     known = full.to_dict()
+    if keys["layers"] not in known:  # some classes count them by a list
+        known[keys["layers"]] = getattr(full, keys["layers"], None)
     layers, hidden = (known.get(keys[axis]) for axis in ("layers", "hidden"))
     for axis in ("layers", "hidden", "heads", "vocab"):
         if not isinstance(known.get(keys[axis]), int):
@@ -49,10 +66,17 @@ def shrunk(kind: str, full: Any) -> tuple[dict[str, Any], dict[str, str], tuple[
     tiny |= {key: 0.0 for key in tiny if key.endswith(("dropout", "pdrop"))}
     if tiny.get("sliding_window") is not None:
         tiny["sliding_window"] = WINDOW
+    tiny = _accepted(kind, tiny, {*keys.values(), *wide})
     for key in TOKENS:
         tiny[key] = None
         if not builds(tiny):
             tiny[key] = 0  # a class that takes a number alone
+    for axis in EXPERTS:
+        if isinstance(tiny.get(renamed.get(usual_key(axis), usual_key(axis))), int):
+            keys[axis] = renamed.get(usual_key(axis), usual_key(axis))
+    stacked = mixtures.shrunk(kind, tiny, keys)
+    if stacked is None:
+        keys = {axis: key for axis, key in keys.items() if axis not in EXPERTS}
     count = sum(map(prod, configs.shapes(tiny).values()))
     if count > LARGEST:
         raise Indescribable(kind, f"a tiny model of it has {count} weights, for sizes of its own")
@@ -60,7 +84,28 @@ def shrunk(kind: str, full: Any) -> tuple[dict[str, Any], dict[str, str], tuple[
     for n, key in enumerate([key for key, value in tiny.items() if value == 1.0]):
         if isinstance(tiny[key], float) and builds({**tiny, key: 0.5 ** (n + 1)}):
             tiny[key] = 0.5 ** (n + 1)
-    return tiny, _read_keys(tiny, keys), tuple(wide)
+    return Shrunk(tiny, _read_keys(tiny, keys), tuple(wide), stacked)
+
+
+def _accepted(kind: str, tiny: dict[str, Any], usual: Collection[str]) -> dict[str, Any]:
+    """Return a tiny config that its class takes, which can bind sizes of its own to the usual ones.
+
+    What it computes where it is told a word, or nothing, it computes again, and one of the others
+    is small, too. As it is, where that does not help.
+    """
+    from transformers import CONFIG_MAPPING
+
+    if builds(tiny):
+        return tiny
+    own = [key for key, value in tiny.items() if type(value) is int and key not in usual]
+    told = signature(CONFIG_MAPPING[kind]).parameters
+    computed = {
+        key: told[key].default
+        for key in own
+        if key in told and isinstance(told[key].default, str | None)
+    }
+    tries = ({**tiny, **computed, **few} for few in ({}, *({key: FEW} for key in own)))
+    return next(filter(builds, tries), tiny)
 
 
 def _read_keys(tiny: dict[str, Any], keys: dict[str, str]) -> dict[str, str]:
@@ -81,6 +126,8 @@ def _read_keys(tiny: dict[str, Any], keys: dict[str, str]) -> dict[str, str]:
     if "ffn" not in read:
         sizes = [k for k, v in tiny.items() if type(v) is int and k not in keys.values()]
         named = [key for key in sizes if changes(key, OTHERS["ffn"])]
+        # beside sizes of mixers
+        named = [key for key in named if len(named) == 1 or FFN.search(key)]
         if len(named) == 1:
             read["ffn"] = named[0]
             tiny[named[0]] = SIZES["ffn"]
@@ -102,7 +149,7 @@ def builds(config: Mapping[str, Any]) -> bool:
 
 def _some(entries: list[Any]) -> list[Any]:
     """Return the first entries, and in the place of the last ones the kinds that these lack."""
-    some, kinds = entries[:LAYERS], []
+    some, kinds = (entries * LAYERS)[:LAYERS], []
     for entry in entries[LAYERS:]:
         if entry not in some and entry not in kinds:
             kinds.append(entry)

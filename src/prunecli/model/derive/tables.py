@@ -6,15 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 from prunecli.errors import InputError
 from prunecli.model import configs
+from prunecli.model.derive import kinds
 from prunecli.model.derive.defaults import default
-from prunecli.model.derive.draft import LAYERS, OTHERS, SIZES, Draft
+from prunecli.model.derive.draft import EXPERTS, LAYERS, OTHERS, SIZES, Draft
 from prunecli.model.derive.forward import Seen, equal, random_model
-from prunecli.model.families._base import Axes
+from prunecli.model.families._base import INNER, OF_EXPERTS, Axes
 
 if TYPE_CHECKING:
     Shapes = Mapping[str, tuple[int, ...]]
 
-IDLE = ("tie_word_embeddings", "use_cache")  # flags that say nothing of the layers
+IDLE = (
+    "tie_word_embeddings",
+    "use_cache",
+    "output_router_logits",
+)  # flags that say nothing of the layers
 
 
 LENGTHS: Mapping[str, Callable[[Mapping[str, int]], int]] = {
@@ -24,12 +29,19 @@ LENGTHS: Mapping[str, Callable[[Mapping[str, int]], int]] = {
     "ffn+ffn": lambda s: 2 * s["ffn"],
     "heads": lambda s: s["heads"] * s["head_dim"],
     "kv_heads": lambda s: s["kv_heads"] * s["head_dim"],
+    "gated_heads": lambda s: 2 * s["heads"] * s["head_dim"],
     "qkv_by_head": lambda s: 3 * s["heads"] * s["head_dim"],
     "heads+kv_heads+kv_heads": lambda s: (s["heads"] + 2 * s["kv_heads"]) * s["head_dim"],
     "head_dim": lambda s: s["head_dim"],
     "each_head": lambda s: s["heads"],
+    "experts": lambda s: s["experts"],
     "one": lambda s: 1,
 }
+
+
+OF_HEADS = (
+    "heads", "kv_heads", "gated_heads", "qkv_by_head", "heads+kv_heads+kv_heads", "each_head",
+)  # fmt: skip
 
 
 class Tables:
@@ -37,20 +49,34 @@ class Tables:
 
     def __init__(self, made: Draft, seen: Seen) -> None:
         self.made, self.seen = made, seen
+        base = made.shapes(made.config)
+        made.lists = kinds.told_apart(made, self._layers(base))
+        self.names = self._named(base)
+        self._check_dimensions(base)
+        self.own = kinds.Sizes(made)
         axes = [axis for axis in OTHERS if axis in made.keys]
         self.sizes = [self._whole({}), *(self._whole({axis: OTHERS[axis]}) for axis in axes)]
+        self.sizes += [self.sizes[0]] * len(self.own.changes)
         self.changes = [{}, *(made.changed(axis, OTHERS[axis]) for axis in axes)]
+        self.changes += [{key: size} for key, size in self.own.changes.items()]
         self.offset = made.fields.get("position_offset", 0)
         self.many = self._built({})
-        for name in self._templates(self.many[0]):
-            dimensions = len(self.many[0][name.replace("{i}", "0")])
-            if dimensions > 2:
-                raise made.refused(f"'{name}' has {dimensions} dimensions")
         self._sort_linears()
+
+    def _check_dimensions(self, shapes: "Shapes") -> None:
+        """Raise InputError for a tensor of more than two dimensions, but for a convolution's."""
+        from torch import nn
+
+        for template, (name, *_) in self.names.items():
+            if "{e}" in template:
+                continue
+            module = self.seen.model.get_submodule(name.rpartition(".")[0])
+            if (dimensions := len(shapes[name])) > 2 and not isinstance(module, nn.Conv1d):
+                raise self.made.refused(f"'{template}' has {dimensions} dimensions")
 
     def _whole(self, changed: dict[str, int]) -> dict[str, int]:
         """Return all sizes, with those that the class has no key for as it makes them."""
-        sizes = {**SIZES, **changed}
+        sizes = {**SIZES, **EXPERTS, **changed}
         if "kv_heads" not in self.made.keys:
             sizes["kv_heads"] = sizes["heads"]
         if "head_dim" not in self.made.keys:
@@ -59,73 +85,200 @@ class Tables:
 
     def _built(self, flags: Mapping[str, Any]) -> "list[Shapes]":
         """Return the shapes of all tensors, one size changed at a time."""
-        return [configs.shapes({**self.made.config, **flags, **change}) for change in self.changes]
+        return [
+            self.made.shapes({**self.made.config, **flags, **change}) for change in self.changes
+        ]
 
-    def _templates(self, shapes: "Shapes") -> list[str]:
-        """Return the names of tensors, with `{i}` for the layer; all layers must be alike."""
-        inside = f"{self.seen.list}."
-        layers: list[set[str]] = [set() for _ in range(LAYERS)]
-        for name in shapes:
-            if name.startswith(inside):
-                number, _, rest = name.removeprefix(inside).partition(".")
-                layers[int(number)].add(rest)
-        for i, names in enumerate(layers):
-            if odd := sorted(names ^ layers[0]):
-                raise self.made.refused(f"layers 0 and {i} are unlike each other: '{odd[0]}'")
-        root = [name for name in shapes if not name.startswith(inside)]
+    def _layers(self, shapes: "Shapes") -> list[list[str]]:
+        """Return the names of the tensors of each layer, within it."""
+        return [
+            [name.removeprefix(inside) for name in shapes if name.startswith(inside)]
+            for inside in map(self.seen.layer, range(LAYERS))
+        ]
+
+    def _named(self, shapes: "Shapes") -> dict[str, list[str]]:
+        """Return the tensors by template, with `{i}` for the layer; layers of a kind are alike."""
+        layers = self._layers(shapes)
+        if kinds.told_apart(self.made, layers) != self.made.lists:
+            raise self.made.refused("of which kinds its layers are depends on its sizes")
+        root = [name for name in shapes if self.seen.own_name(name) is None]
         first, last = self.made.fields["embedding"], self.made.fields["head"]
         root.sort(key=lambda name: (not name.startswith(f"{first}."), name.startswith(f"{last}.")))
-        within = [name for name in shapes if name.startswith(f"{inside}0.")]
-        templates = [name.replace(f"{inside}0.", f"{inside}{{i}}.", 1) for name in within]
-        return [root[0], *templates, *root[1:]]
+        found = {root[0]: root[:1]}
+        for i, names in enumerate(layers):
+            for name in names:
+                template = f"{self.seen.layer('{i}')}{self._of_any(name)}"
+                found.setdefault(template, []).append(f"{self.seen.layer(i)}{name}")
+        return {**found, **{name: [name] for name in root[1:]}}
+
+    def _of_any(self, name: str) -> str:
+        """Return a name within a layer, with `{e}` for the expert."""
+        experts = self.made.experts
+        if experts is None or not name.startswith(f"{experts.module}."):
+            return name
+        number, _, own = name.removeprefix(f"{experts.module}.").partition(".")
+        return f"{experts.module}.{{e}}.{own}" if number.isdecimal() else name
+
+    def _lengths(self, template: str, many: "Sequence[Shapes]") -> list[tuple[int, ...]]:
+        """Return how long each dimension of a tensor is, as sizes change."""
+        names = self._named(many[0])[template]
+        shapes = [{shapes.get(name) for name in names} for shapes in many]
+        if any(None in some for some in shapes):
+            raise self.made.refused(f"whether it has '{template}' depends on its sizes")
+        if any(len(some) > 1 for some in shapes):
+            raise self.made.refused(f"'{template}' has not one shape in all layers")
+        return [*zip(*(shape for some in shapes for shape in some if shape), strict=True)]
 
     def _candidates(self, template: str, many: "Sequence[Shapes]") -> list[list[str]]:
         """Return for each dimension of a tensor the axes that it changes as."""
-        name = template.replace("{i}", "0")
-        if any(name not in shapes for shapes in many):
-            raise self.made.refused(f"whether it has '{template}' depends on its sizes")
         found = []
-        for lengths in zip(*(shapes[name] for shapes in many), strict=True):
+        for lengths in self._lengths(template, many):
             fits = [axis for axis, rule in LENGTHS.items() if (*map(rule, self.sizes),) == lengths]
+            if self.made.experts is None and "experts" in fits:
+                fits.remove("experts")
             if lengths == tuple(sizes["positions"] + self.offset for sizes in self.sizes):
                 fits.append("positions")
             found.append(fits)
         return found
 
     def _sort_linears(self) -> None:
-        """Find which linears are those of attention and of the FFN: the inputs of a record."""
-        up, down, rest = [], [], []
-        for group in self.seen.groups:
-            out, read = self._candidates(f"{self.seen.list}.{{i}}.{group[0]}.weight", self.many)
-            if "ffn" in read:
-                down.append(tuple(group))
-            elif {"ffn", "ffn+ffn"} & {*out}:
-                up.append(tuple(group))
-            else:
-                rest.append(tuple(group))
-        if len(rest) != 2 or len(up) != 1 or len(down) != 1 or len(down[0]) != 1:
-            told = "; ".join(" ".join(group) for group in self.seen.groups) or "none"
+        """Find which linears are those of attention, of FFNs and of other mixers, by input."""
+        up: dict[tuple[str, ...], None] = {}
+        down: dict[tuple[str, ...], None] = {}
+        if (experts := self.made.experts) is not None:
+            linears = tuple(f"{experts.module}.{{e}}.{linear}" for linear in experts.linears)
+            up, down = {linears[:-1]: None}, {linears[-1:]: None}
+        mixers: dict[tuple[tuple[str, ...], ...], list[int]] = {}
+        told = []
+        for i in range(LAYERS):
+            rest = []
+            for group in map(tuple, self.seen.groups(i)):
+                told.append(" ".join(group))
+                out, read = self._linear(group[0])
+                if experts is not None:
+                    # not a router, nor the gate of an expert that all tokens take
+                    if not {"experts", "one"} & {*out}:
+                        rest.append(group)
+                elif "ffn" in read:
+                    down[group] = None
+                elif {"ffn", "ffn+ffn"} & {*out}:
+                    up[group] = None
+                else:
+                    rest.append(group)
+            for mixer in _apart(rest):
+                mixers.setdefault(mixer, []).append(i)
+        attention = [mixer for mixer in mixers if self._makes_heads(mixer)]
+        if (
+            [len(mixer) for mixer in attention] != [2]
+            or len(up) != 1
+            or [len(group) for group in down] != [1]
+        ):
             raise self.made.refused(
                 "the linears of a layer, by what they read, are not those of attention and of one "
-                f"FFN: {told}"
+                f"FFN: {'; '.join(dict.fromkeys(told)) or 'none'}"
             )
-        self.inputs = (rest[0], rest[1], up[0], down[0])
-        self.written = (rest[1][0], down[0][0])
-        _, read = self._candidates(f"{self.seen.list}.{{i}}.{rest[1][0]}.weight", self.many)
+        ((makes, writes),) = attention
+        self.inputs = (makes, writes, *up, *down)
+        self.beside: dict[str, tuple[tuple[str, ...], ...]] = {}
+        self.attending = {*mixers[attention[0]]}
+        self.mixing = {mixer[-1][0]: {*having} for mixer, having in mixers.items()}
+        for mixer, having in mixers.items():
+            if mixer in attention:
+                continue
+            reading, last = mixer[:-1], mixer[-1]
+            # what is beside attention, where an FFN has experts, is another FFN
+            ffn = experts is not None and bool(self.attending & {*having})
+            first, second = ("gate", "down") if ffn else ("q", "o")
+            if len(last) != 1 or not reading or "hidden" not in self._linear(last[0])[0]:
+                raise self.made.refused(
+                    "a mixer has not one linear that writes to the residual stream: "
+                    f"{' '.join(last)}"
+                )
+            self.beside[first] = (*self.beside.get(first, ()), *reading)
+            self.beside[second] = (*self.beside.get(second, ()), last)
+        beside = (*self.beside.get("o", ()), *self.beside.get("down", ()))
+        self.written = tuple(group[0] for group in (writes, *down, *beside))
+        _, read = self._linear(writes[0])
         self.narrows = "heads" in read  # whether it reads the channels of the heads
 
-    def _axes(self, template: str, many: "Sequence[Shapes]") -> Axes:
+    def _linear(self, module: str) -> list[list[str]]:
+        """Return the axes that the dimensions of a linear of a layer change as: out, in."""
+        return self._candidates(f"{self.seen.layer('{i}')}{module}.weight", self.many)
+
+    def _makes_heads(self, mixer: tuple[tuple[str, ...], ...]) -> bool:
+        """Return whether what a mixer's first linears make is as wide as heads."""
+        outs = [self._linear(module)[0] for module in mixer[0]]
+        if len(outs) > 1 and "kv_heads" in self.made.keys:
+            return any("kv_heads" in out for out in outs)
+        return any({*OF_HEADS} & {*out} for out in outs)
+
+    def _mixer_of(self, template: str) -> str | None:
+        """Return the module of the mixer that a tensor is a part of, None for one of no mixer.
+
+        In layers of other kinds it can be called as attention is.
+        """
+        own, layer = self.seen.own_name(template) or "", self.seen.layer
+        attention = self.inputs[1][0].rpartition(".")[0]
+        # a bias is where its linear is
+        weight = f"{template.rpartition('.')[0]}.weight"
+        names = self.names.get(template) or self.names.get(weight, [])
+        if "{e}" in template:
+            return None
+        for (writer,) in self.beside.get("o", ()):
+            holder = writer.rpartition(".")[0]
+            others = {*range(LAYERS)} - self.mixing[writer]
+            others |= self.attending if holder == attention else set()
+            elsewhere = any(name.startswith(tuple(map(layer, others))) for name in names)
+            if own.startswith(f"{holder}.") and not elsewhere:
+                return holder
+        return None
+
+    def _ffn_of(self, template: str) -> str | None:
+        """Return what an axis of an FFN beside experts is called, None for what is not of one."""
+        module = (self.seen.own_name(template) or "").rpartition(".")[0]
+        for group in (*self.beside.get("gate", ()), *self.beside.get("down", ())):
+            if module in group:
+                holder = module.rpartition(".")[0]
+                return f"{holder.rpartition('.')[2]}_ffn"
+        return None
+
+    def fixed(self) -> dict[str, str]:
+        """Return that experts' channels stay, and hidden ones that a mixer's own are as many as."""
+        found = {} if self.made.experts is None else {"ffn": OF_EXPERTS}
+        reading = {module for group in self.beside.get("q", ()) for module in group}
+        writing = {module for group in self.beside.get("o", ()) for module in group}
+        for template, axes in self.tensors.items():
+            if (mixer := self._mixer_of(template)) is None:
+                continue
+            module = (self.seen.own_name(template) or "").rpartition(".")[0]
+            outside = (0,) if module in writing else (1,) if module in reading else ()
+            inner = {axis for d, axis in enumerate(axes) if d not in outside}
+            if inner & {"hidden", *self.own.following}:
+                return {**found, "hidden": INNER.format(mixer.rpartition(".")[2])}
+        return found
+
+    def _axes(self, template: str, many: "Sequence[Shapes]", flags: Mapping[str, Any]) -> Axes:
         """Return the axes of a tensor."""
         found = self._candidates(template, many)
-        module = template.removeprefix(f"{self.seen.list}.{{i}}.").rpartition(".")[0]
-        chosen = tuple(self._one(module, d, fits) for d, fits in enumerate(found))
-        for d, axis in enumerate(chosen):
+        lengths = self._lengths(template, many)
+        name = self._named(many[0])[template][0]
+        module = (self.seen.own_name(template) or template).rpartition(".")[0]
+        chosen = []
+        for d, fits in enumerate(found):
+            ffn = self._ffn_of(template)
+            if ffn or self._mixer_of(template):
+                fits = [axis for axis in fits if axis in ("hidden", "one")]
+            axis = self._one(module, d, fits)
+            if not axis and self.seen.own_name(template):
+                axis = self.own.axis(name, d, lengths[d], flags, ffn)
             if not axis:
-                size = many[0][template.replace("{i}", "0")][d]
+                size = many[0][name][d]
                 raise self.made.refused(
                     f"dimension {d} of '{template}' is no axis of a family ({size} in a tiny model)"
                 )
-        return chosen
+            # as wide as hidden channels are, where the class has no other way
+            chosen.append("heads" if d == 1 and module in self.inputs[1] else axis)
+        return tuple(chosen)
 
     def _one(self, module: str, dimension: int, fits: list[str]) -> str:
         """Return one of the axes that fit, "" if none does: those of heads where heads are meant.
@@ -143,31 +296,39 @@ class Tables:
 
     def _norms_heads(self, module: str) -> bool:
         """Return whether a module reads what one of those that make heads has given."""
-        calls, layer = self.seen.calls, self.seen.layer
-        taken = calls[layer + module].taken if layer + module in calls else None
-        return any(equal(calls[layer + name].given, taken) for name in self.inputs[0])
+        taken = [call.taken for call in self.seen.called(module)]
+        return any(
+            equal(call.given, one)
+            for name in self.inputs[0]
+            for call in self.seen.called(name)
+            for one in taken
+        )
 
     def fields(self) -> dict[str, Any]:
         """Return the tables of tensors, and the flags that they depend on."""
-        templates, biases, on, only = self._templates(self.many[0]), {}, {}, {}
+        templates, biases, on, only = [*self.names], {}, {}, {}
         for flag, value in self._flags().items():
             toggled, fixed = self._toggled(flag, value)
             if fixed:
                 only[flag] = (value,)
             elif toggled:
-                many = self.many if value else self._built({flag: True})
-                biases[flag] = {name: self._axes(name, many) for name in toggled}
+                flags = {} if value else {flag: True}
+                many = self._built(flags) if flags else self.many
+                biases[flag] = {name: self._axes(name, many, flags) for name in toggled}
                 templates = [name for name in templates if name not in toggled]
                 on[flag] = True
         self.made.config |= on
         usual = {flag: True for flag in biases if default(self.made.kind).get(flag) is True}
+        self.tensors = {name: self._axes(name, self.many, {}) for name in templates}
         return {
-            "layer": f"{self.seen.list}.{{i}}.",
-            "tensors": {name: self._axes(name, self.many) for name in templates},
+            "layer": self.seen.layer("{i}"),
+            "tensors": self.tensors,
             "biases": biases,
             "flags": usual,
             "only": only,
             "inputs": self.inputs,
+            "beside": self.beside,
+            "axes": self.own.axes,
         }
 
     def initial(self) -> dict[str, float]:
@@ -176,9 +337,9 @@ class Tables:
         weights = {f"{call.name}.weight" for call in norms}
         found = {}
         for name, tensor in fresh.state_dict().items():
-            own = name.startswith(self.seen.layer) and name not in weights
+            own = None if name in weights else self.seen.own_name(name)
             if own and tensor.dim() == 1 and not name.endswith((".bias", "norm.weight")):
-                found[name.removeprefix(self.seen.layer)] = round(float(tensor.float().mean()), 6)
+                found[own] = round(float(tensor.float().mean()), 6)
         return found
 
     def _flags(self) -> dict[str, bool]:
@@ -197,18 +358,23 @@ class Tables:
         """
         other = {**self.made.config, flag: not value}
         try:
-            shapes = configs.shapes(other)
-            names = self._templates(shapes)
+            shapes = self.made.shapes(other)
+            names = self._named(shapes)
         except InputError:
             return [], True
-        here = self._templates(self.many[0])
+        here = self.names
         more, fewer = (names, here) if not value else (here, names)
         found = [name for name in more if name not in fewer]
         if any(name not in more for name in fewer):
             return [], True
         if found:
             return found, not all(name.endswith(".bias") for name in found)
-        return [], not self._computes_the_same(other)
+        try:
+            return [], not self._computes_the_same(other)
+        except configs.Endless:
+            raise
+        except InputError:  # it cannot be run
+            return [], True
 
     def _computes_the_same(self, config: Mapping[str, Any]) -> bool:
         import torch
@@ -216,3 +382,13 @@ class Tables:
         model = random_model(config)
         with torch.no_grad(), configs.bounded("transformers' model cannot be run"):
             return bool(model(self.seen.ids, use_cache=False).logits.equal(self.seen.logits))
+
+
+def _apart(groups: list[tuple[str, ...]]) -> list[tuple[tuple[str, ...], ...]]:
+    """Return the linears of a layer's mixers, by mixer: two have modules of their own."""
+    if len(groups) < 3:
+        return [tuple(groups)] if groups else []
+    found: dict[str, list[tuple[str, ...]]] = {}
+    for group in groups:
+        found.setdefault(group[0].rpartition(".")[0], []).append(group)
+    return [tuple(mixer) for mixer in found.values()]

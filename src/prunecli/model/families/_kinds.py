@@ -28,6 +28,11 @@ def of_types(rule: Entry, key: str = "layer_types") -> Kinds:
     return kinds_of
 
 
+def each_of(*rules: Kinds) -> Kinds:
+    """Return the rule of layers that are of a kind by each of several rules."""
+    return lambda config, i: tuple(kind for rule in rules for kind in rule(config, i))
+
+
 def every_fourth(config: Mapping[str, Any], i: int) -> str:
     """Return the type of layer `i`: every `full_attention_interval`-th attends, 4th by default."""
     interval = config.get("full_attention_interval") or 4
@@ -66,12 +71,16 @@ def still_first(rule: Kinds) -> Relayered:
 
 
 def sized(**rules: Size) -> Mapping[str, Size]:
-    """Return sizes of axes; a key that is needed and absent makes none."""
+    """Return sizes of axes; a key that is needed and is absent, or is no number, makes none."""
 
     def whole(rule: Size) -> Size:
         def size(get: Get) -> int | None:
+            def number(key: str) -> Any:
+                value = get(key)
+                return value if isinstance(value, int | float) else None
+
             try:
-                return rule(get)
+                return rule(number)
             except TypeError:  # of arithmetic with None
                 return None
 
