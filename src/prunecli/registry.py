@@ -88,6 +88,11 @@ class Registry:
 
     def own(self) -> list[str]:
         """Return the names of our own entries, importing none."""
+        return self._stems
+
+    @cached_property
+    def _stems(self) -> list[str]:
+        """The modules of the folder, which is read once: every model asks for its family."""
         stems = (path.stem for path in Path(self.folder).glob("*.py"))
         return sorted(
             stem.replace("_", "-") for stem in stems if stem[0] != "_" and stem != "registry"
