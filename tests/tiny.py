@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from prunecli.report import Report
 EXACT = 1e-9  # see `exact_logits`
 # the transformers whose classes all families describe: no test is skipped there for other tensors
 DESCRIBED = Version("5.24")
+of_today = pytest.mark.skipif(
+    Version(version("transformers")) < DESCRIBED, reason=f"is so since transformers {DESCRIBED}"
+)
 # per test; `tests/portable.sh` asks for others
 THREADS = int(os.environ.get("PRUNECLI_TEST_THREADS", "1"))
 

@@ -235,6 +235,7 @@ def test_other_models_are_refused_by_name(change, told, models, tmp_path):
         Checkpoint(str(folder))
 
 
+@tiny.of_today
 def test_sizes_of_all_layers_of_a_type_or_of_each(models, tmp_path):
     """The released files say the one, those that transformers 5.24 writes the other."""
     config = json.loads((models("gemma4") / "config.json").read_text())

@@ -16,6 +16,17 @@ from prunecli.model.arch import BASE, Arch
 Keys = Mapping[str, tuple[Tensor, Tensor]]  # by type of layer: keys and values [B, H, T, C]
 
 
+class OneOf(dict[Any, tuple[Tensor, Tensor]]):
+    """The keys and values that one layer takes or gives, under whatever name it asks for them.
+
+    transformers calls them by the type of layer, older ones by the number of the layer that gives.
+    """
+
+    def __missing__(self, name: Any) -> tuple[Tensor, Tensor]:
+        (only,) = self.values()
+        return only
+
+
 class Carried:
     """Puts it behind the hidden channels of an architecture's states, and reads it there."""
 
@@ -54,7 +65,7 @@ class Carried:
 
     def keys(self, i: int, states: Tensor) -> dict[str, Any]:
         """Return what layer `i` takes of earlier layers, and puts its own into."""
-        shared, taken = self._arch.family.shared_keys, {}
+        shared, taken = self._arch.family.shared_keys, OneOf()
         if shared is None:
             return {}
         if shared.taker in self._arch.kinds[i]:
