@@ -293,6 +293,10 @@ def aligned(model):
 def image_features(model, row):
     """Return what a wrapper makes of an image, in all its tensors."""
     pixels = torch.randn(1, 3, 28, 28, generator=torch.Generator().manual_seed(7))
+    if row.startswith("qwen3_5"):  # of four patches in two frames, which become one token
+        patches = torch.stack([pixels, pixels]).view(2, 3, 2, 14, 2, 14).permute(2, 4, 1, 0, 3, 5)
+        with torch.no_grad():
+            return model.model.visual(patches.reshape(4, -1), torch.tensor([[1, 2, 2]]))[0]
     tower = getattr(model.model, "vision_tower", None) or model.model.vision_model
     with torch.no_grad():
         if row.startswith("gemma4"):  # of nine patches
@@ -310,15 +314,20 @@ def image_features(model, row):
         return connector(found[:, 1:] if drop else found)
 
 
-KEPT = ("gemma3", "gemma4", "gemma4 without layer inputs", "llava", "mistral3 of 2026")
+# kinds, and whether their files had another layout in transformers 4
+KEPT = {
+    "gemma3": True, "gemma4": False, "gemma4 without layer inputs": False, "llava": True,
+    "mistral3 of 2026": True, "qwen3_5": False, "qwen3_5_moe": False,
+}  # fmt: skip
+# what is kept of the layers of a mixture's language model, and of those of others
+KEPT_EXPERTS, KEPT_CHANNELS = {"experts": [[1, 3], [0, 2]]}, {"ffn": [[*range(3, 40)]] * 2}
 
 
 @pytest.mark.parametrize(
     ("row", "layout"),
     [
         *((row, "as saved") for row in KEPT),
-        # Gemma 4 came after the change of layout
-        *((row, "the other") for row in KEPT if not row.startswith("gemma4")),
+        *((row, "the other") for row, had in KEPT.items() if had),
     ],
 )
 def test_wrappers_are_kept_around_a_pruned_language_model(row, layout, wrapper, ids, tmp_path):
@@ -328,7 +337,9 @@ def test_wrappers_are_kept_around_a_pruned_language_model(row, layout, wrapper, 
     folder = saved if layout == "as saved" else laid_out(saved, tmp_path / "in", other)
     (folder / "preprocessor_config.json").write_text('{"size": 28}')
     plan, out = tmp_path / "plan.json", tmp_path / "out"
-    plan.write_text(json.dumps({"keep": {"layers": [0, 2], "ffn": [list(range(3, 40))] * 2}}))
+    units = KEPT_EXPERTS if row.endswith("_moe") else KEPT_CHANNELS
+    layers = [0, 1 if row.startswith("qwen3_5") else 2]  # one of each kind
+    plan.write_text(json.dumps({"keep": {"layers": layers, **units}}))
     made = prune(str(folder), str(out), plan=str(plan), keep_wrapper=True)
     prune(str(folder), str(tmp_path / "alone"), plan=str(plan))
 

@@ -119,10 +119,14 @@ class Wrapper:
             with torch.device("meta"):
                 built = AutoModelForImageTextToText.from_config(config).state_dict()
         found = {name: tuple(tensor.shape) for name, tensor in built.items()}
+        stacked = arch.stacked()  # as transformers has experts, whatever their files are like
         for name, tensor in arch.tensors().items():
+            within, shape = stacked.get(name), tensor.shape
+            if within is not None:
+                name, shape = within.name, within.whole(shape)
             places = {old + name.removeprefix(new) for old, new in self._prefixes}
-            if tensor.shape not in [found.get(place) for place in places]:
-                raise InputError(f"{told}: it has no '{name}' of {list(tensor.shape)}")
+            if shape not in [found.get(place) for place in places]:
+                raise InputError(f"{told}: it has no '{name}' of {list(shape)}")
 
 
 def _passed_on(values: Mapping[str, Any]) -> dict[str, Any]:
