@@ -128,6 +128,18 @@ def losses_as_stock(model, folder):
     return source, ids
 
 
+@pytest.mark.parametrize("flag", ["use_attention_gate", "use_sandwich_norm"])
+def test_lfm3_without_its_gates_or_its_norms(flag, tmp_path):
+    """Its norms behind attention and FFN, and the gates on its heads, are there unless refused."""
+    model = tiny.make(tmp_path / "m", "lfm3", **{flag: False})
+    source, ids = losses_as_stock(model, tmp_path)
+    arch = Arch.read(model)
+    assert bool(arch.post_norms) == (flag != "use_sandwich_norm")
+    assert ("g_proj" in "".join(arch.tensors())) == (flag != "use_attention_gate")
+    prune(str(model), str(tmp_path / "o"), method="wanda-sp", ratio=0.3, data=Data(source))
+    assert tiny.logits(tmp_path / "o", ids).isfinite().all()
+
+
 def test_experts_in_one_of_four_kinds(tmp_path):
     """Of Nemotron 3, which must keep such a layer: without, its class has other tensors."""
     model = tiny.make(tmp_path / "m", "nemotron-h-moe", hybrid_override_pattern="ME-*")
