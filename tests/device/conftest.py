@@ -9,6 +9,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import backend_registration
 from work import REAL, Work
 
+from prunecli.model.device import device_of
+from prunecli.settings import Compute
+
 SIMULATED = hasattr(backend_registration, "_setup_privateuseone_for_python_backend")
 
 
@@ -31,6 +34,7 @@ def counted(device) -> None:
     """Asked for by tests of what is copied, which only the simulated device tells."""
     if REAL:
         pytest.skip("only the simulated device counts copies")
+    device_of(Compute(device=device))  # a device is tried once, by a copy
 
 
 @pytest.fixture

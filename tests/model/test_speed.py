@@ -128,7 +128,8 @@ def test_what_is_measured(against_itself):
     assert rate == pytest.approx(length) and length == 64 - QUICK.decode_tokens
     rate = measured["decode"]["tokens_per_second"] * measured["decode"]["seconds"]
     assert rate == pytest.approx(QUICK.decode_tokens)
-    assert measured["peak_bytes"] > 4 * against_itself["params"]
+    # a pass of a tiny model fits into memory that the process has already
+    assert measured["peak_bytes"] >= 4 * against_itself["params"]
     assert measured["semi_structured"].startswith("not used: the model is dense")
 
 
