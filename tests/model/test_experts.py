@@ -505,9 +505,10 @@ def test_experts_are_cut_as_if_never_chosen(name, models, tmp_path):
 GROUPED = {"n_routed_experts": 8, "n_group": 2, "topk_group": 1}
 
 
-def test_experts_in_groups_go_from_each_alike(calibration, tmp_path):
+@pytest.mark.parametrize("family", ["deepseek-v3", "glm4-moe"])
+def test_experts_in_groups_go_from_each_alike(family, calibration, tmp_path):
     """As many of every group, the best of each; the child is the parent without the others."""
-    model = tiny.make(tmp_path / "m", "deepseek-v3", **GROUPED)
+    model = tiny.make(tmp_path / "m", family, **GROUPED)
     prune(str(model), str(tmp_path / "o"), method="reap", experts=6, data=Data(calibration),
           keep=str(tmp_path / "kept"))  # fmt: skip
     kept = json.loads((tmp_path / "kept" / "plan.json").read_text())["results"]["keep"]["experts"]

@@ -20,7 +20,6 @@ FAMILY = Family(
     keys={"ffn": "moe_intermediate_size", "experts": "n_routed_experts"},
     aliases={"num_local_experts": "n_routed_experts"},
     left_out=("model.layers.{layers}.",),
-    only={"n_group": (1,)},
     kinds={**qwen3_moe.KINDS, "sparse": SPARSE},
     kinds_of=led_by(1),
     relayered=still_first(led_by(1)),
@@ -30,7 +29,7 @@ FAMILY = Family(
         dense_ffn=lambda get: get("intermediate_size"),
         shared_ffn=lambda get: get("n_shared_experts") * get("moe_intermediate_size"),
     ),
-    experts=Experts("mlp.experts"),
+    experts=Experts("mlp.experts", groups=("n_group", "topk_group")),
     fixed={"ffn": OF_EXPERTS},
     initial={"e_score_correction_bias": 0.0},
     defaults={
@@ -44,6 +43,8 @@ FAMILY = Family(
         "n_routed_experts": 128,
         "n_shared_experts": 1,
         "num_experts_per_tok": 8,
+        "n_group": 1,
+        "topk_group": 1,
         FIRST: 1,
     },
     test_config={
