@@ -290,34 +290,35 @@ def aligned(model):
     return model
 
 
+@torch.no_grad()
 def image_features(model, row):
     """Return what a wrapper makes of an image, in all its tensors."""
     pixels = torch.randn(1, 3, 28, 28, generator=torch.Generator().manual_seed(7))
     if row.startswith("qwen3_5"):  # of four patches in two frames, which become one token
         patches = torch.stack([pixels, pixels]).view(2, 3, 2, 14, 2, 14).permute(2, 4, 1, 0, 3, 5)
-        with torch.no_grad():
-            return model.model.visual(patches.reshape(4, -1), torch.tensor([[1, 2, 2]]))[0]
+        return model.model.visual(patches.reshape(4, -1), torch.tensor([[1, 2, 2]])).pooler_output
+    if row.startswith("gemma4"):  # of nine patches
+        patches = pixels[..., :27, :27].reshape(1, 3, 3, 9, 3, 9).permute(0, 2, 4, 1, 3, 5)
+        places = torch.cartesian_prod(torch.arange(3), torch.arange(3))[None]
+        return model.model.get_image_features(patches.reshape(1, 9, -1), places).pooler_output[0]
+    if row == "internvl":  # four patches become one token before they are projected
+        return model.model.get_image_features(pixels).pooler_output
     tower = getattr(model.model, "vision_tower", None) or model.model.vision_model
-    with torch.no_grad():
-        if row.startswith("gemma4"):  # of nine patches
-            patches = pixels[..., :27, :27].reshape(1, 3, 3, 9, 3, 9).permute(0, 2, 4, 1, 3, 5)
-            places = torch.cartesian_prod(torch.arange(3), torch.arange(3))[None]
-            return model.model.get_image_features(patches.reshape(1, 9, -1), places).pooler_output[
-                0
-            ]
-        if row.startswith("mistral3"):
-            found = tower(pixels, image_sizes=torch.tensor([[28, 28]])).last_hidden_state
-            return model.model.multi_modal_projector(found[0], torch.tensor([[28, 28]]))
-        found = tower(pixels).last_hidden_state
-        connector = getattr(model.model, "multi_modal_projector", None) or model.model.connector
-        drop = row in ("llava", "llava_next")
-        return connector(found[:, 1:] if drop else found)
+    if row.startswith("mistral3"):
+        found = tower(pixels, image_sizes=torch.tensor([[28, 28]])).last_hidden_state
+        return model.model.multi_modal_projector(found[0], torch.tensor([[28, 28]]))
+    found = tower(pixels).last_hidden_state
+    connector = getattr(model.model, "multi_modal_projector", None) or model.model.connector
+    drop = row in ("llava", "llava_next")
+    return connector(found[:, 1:] if drop else found)
 
 
 # kinds, and whether their files had another layout in transformers 4
 KEPT = {
     "gemma3": True, "gemma4": False, "gemma4 without layer inputs": False, "llava": True,
     "mistral3 of 2026": True, "qwen3_5": False, "qwen3_5_moe": False,
+    "idefics3": False, "internvl": False, "llava_next": False, "llava_onevision": False,
+    "smolvlm": False, "vipllava": False,
 }  # fmt: skip
 # what is kept of the layers of a mixture's language model, and of those of others
 KEPT_EXPERTS, KEPT_CHANNELS = {"experts": [[1, 3], [0, 2]]}, {"ffn": [[*range(3, 40)]] * 2}
