@@ -209,14 +209,14 @@ class Arch:
         """Return the query heads per KV head of layer `i`."""
         return self.heads // self.size("kv_heads", i)
 
-    @property
+    @cached_property
     def layer_inputs(self) -> LayerInputs | None:
         """What the layers of a model with this config get beside the residual stream."""
         found = self.family.layer_inputs
         flagged = found is not None and f"{found.embedding}.weight" in self._root()
         return found if flagged else None
 
-    @property
+    @cached_property
     def shared_keys(self) -> SharedKeys | None:
         """Which layers take the keys and values of others, None where none do."""
         found = self.family.shared_keys

@@ -72,8 +72,9 @@ def shrunk(kind: str, full: Any) -> Shrunk:
         if not builds(tiny):
             tiny[key] = 0  # a class that takes a number alone
     for axis in EXPERTS:
-        if isinstance(tiny.get(renamed.get(usual_key(axis), usual_key(axis))), int):
-            keys[axis] = renamed.get(usual_key(axis), usual_key(axis))
+        key = renamed.get(usual_key(axis), usual_key(axis))
+        if isinstance(tiny.get(key), int):
+            keys[axis] = key
     stacked = mixtures.shrunk(kind, tiny, keys)
     if stacked is None:
         keys = {axis: key for axis, key in keys.items() if axis not in EXPERTS}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prunecli.errors import InputError
 from prunecli.model import configs
@@ -44,6 +44,13 @@ OF_HEADS = (
 )  # fmt: skip
 
 
+class Built(NamedTuple):
+    """Shapes of all tensors, one size changed at a time; their names by template."""
+
+    shapes: "Sequence[Shapes]"
+    names: dict[str, list[str]]
+
+
 class Tables:
     """The tensors of a model and their axes."""
 
@@ -83,11 +90,10 @@ class Tables:
             sizes["head_dim"] = sizes["hidden"] // sizes["heads"]
         return sizes
 
-    def _built(self, flags: Mapping[str, Any]) -> "list[Shapes]":
-        """Return the shapes of all tensors, one size changed at a time."""
-        return [
-            self.made.shapes({**self.made.config, **flags, **change}) for change in self.changes
-        ]
+    def _built(self, flags: Mapping[str, Any]) -> Built:
+        config = {**self.made.config, **flags}
+        shapes = [self.made.shapes({**config, **change}) for change in self.changes]
+        return Built(shapes, self._named(shapes[0]))
 
     def _layers(self, shapes: "Shapes") -> list[list[str]]:
         """Return the names of the tensors of each layer, within it."""
@@ -119,17 +125,17 @@ class Tables:
         number, _, own = name.removeprefix(f"{experts.module}.").partition(".")
         return f"{experts.module}.{{e}}.{own}" if number.isdecimal() else name
 
-    def _lengths(self, template: str, many: "Sequence[Shapes]") -> list[tuple[int, ...]]:
+    def _lengths(self, template: str, many: Built) -> list[tuple[int, ...]]:
         """Return how long each dimension of a tensor is, as sizes change."""
-        names = self._named(many[0])[template]
-        shapes = [{shapes.get(name) for name in names} for shapes in many]
+        names = many.names[template]
+        shapes = [{shapes.get(name) for name in names} for shapes in many.shapes]
         if any(None in some for some in shapes):
             raise self.made.refused(f"whether it has '{template}' depends on its sizes")
         if any(len(some) > 1 for some in shapes):
             raise self.made.refused(f"'{template}' has not one shape in all layers")
         return [*zip(*(shape for some in shapes for shape in some if shape), strict=True)]
 
-    def _candidates(self, template: str, many: "Sequence[Shapes]") -> list[list[str]]:
+    def _candidates(self, template: str, many: Built) -> list[list[str]]:
         """Return for each dimension of a tensor the axes that it changes as."""
         found = []
         for lengths in self._lengths(template, many):
@@ -257,11 +263,11 @@ class Tables:
                 return {**found, "hidden": INNER.format(mixer.rpartition(".")[2])}
         return found
 
-    def _axes(self, template: str, many: "Sequence[Shapes]", flags: Mapping[str, Any]) -> Axes:
+    def _axes(self, template: str, many: Built, flags: Mapping[str, Any]) -> Axes:
         """Return the axes of a tensor."""
         found = self._candidates(template, many)
         lengths = self._lengths(template, many)
-        name = self._named(many[0])[template][0]
+        name = many.names[template][0]
         module = (self.seen.own_name(template) or template).rpartition(".")[0]
         chosen = []
         for d, fits in enumerate(found):
@@ -272,7 +278,7 @@ class Tables:
             if not axis and self.seen.own_name(template):
                 axis = self.own.axis(name, d, lengths[d], flags, ffn)
             if not axis:
-                size = many[0][name][d]
+                size = many.shapes[0][name][d]
                 raise self.made.refused(
                     f"dimension {d} of '{template}' is no axis of a family ({size} in a tiny model)"
                 )

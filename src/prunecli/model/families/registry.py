@@ -27,9 +27,10 @@ def get(name: str) -> Family:
 
 def of_model_type(model_type: str) -> Family:
     """Return the family of a config.json's `model_type`; raise InputError if none knows it."""
-    if not knows(model_type):
+    name = _by_model_type().get(model_type)
+    if name is None:
         raise unknown(model_type)
-    return get(_by_model_type()[model_type])
+    return get(name)
 
 
 def of_config(config: Mapping[str, Any]) -> Family:
