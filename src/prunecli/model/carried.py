@@ -31,7 +31,7 @@ class Carried:
     """Puts it behind the hidden channels of an architecture's states, and reads it there."""
 
     def __init__(self, arch: Arch) -> None:
-        self._arch, self._places, self._shared = arch, arch.carried, arch.shared_keys
+        self._arch, self._places = arch, arch.carried
 
     @property
     def arguments(self) -> set[str]:
@@ -81,10 +81,9 @@ class Carried:
         """
         if not self._places:
             return out
-        shared = self._shared
         parts = {name: states[..., place] for name, place in self._places.items()}
-        kind = None if shared is None else self._type(i)
-        if shared is not None and kind is not None and shared.giver[kind] in self._arch.kinds[i]:
+        shared = self._arch.shared_keys
+        if shared is not None and shared.giver[kind := self._type(i)] in self._arch.kinds[i]:
             own = torch.stack(keys[shared.argument][kind])  # [2, B, H, T, C]
             parts[kind] = own.permute(1, 3, 0, 2, 4).flatten(2).to(out.dtype)
         return torch.cat([out, *parts.values()], -1)

@@ -245,9 +245,14 @@ def computed(arch: Arch, compute: Compute, ranks: int) -> Computed:
     return Computed(compute.device, compute.dtype, batch_tokens(arch, compute), ranks)
 
 
+def _widest_ffn(arch: Arch) -> int:
+    """Return the FFN channels of the layers that have the most."""
+    return max(arch.size("ffn", i) for i in arch.sorts)
+
+
 def _token_bytes(arch: Arch, compute: Compute) -> int:
     """Return the bytes that a token takes on its way through a layer."""
-    item, ffn = item_bytes(compute), max(arch.size("ffn", i) for i in arch.sorts)
+    item, ffn = item_bytes(compute), _widest_ffn(arch)
     widest = max(arch.hidden, ffn)
     # what enters and leaves the linears, and a residual stream; statistics read it in float32
     activations = (12 * arch.hidden + arch.ffn_matrices * ffn) * item
@@ -326,8 +331,8 @@ def of_training(state_bytes: int, flops: float, activations: int) -> MemoryNeed:
 
 def activations(arch: Arch, tokens: int, item: int, recompute: bool = False) -> int:
     """Return the bytes that a backward pass over `tokens` reads, each of `item` bytes."""
-    widest = max(arch.size("ffn", i) for i in arch.sorts)
-    of_layer = 16 * arch.hidden + 5 * widest  # what linears, norms, rotations and gates keep
+    # what linears, norms, rotations and gates keep
+    of_layer = 16 * arch.hidden + 5 * _widest_ffn(arch)
     kept = arch.layers * arch.hidden + of_layer if recompute else arch.layers * of_layer
     return tokens * kept * item
 

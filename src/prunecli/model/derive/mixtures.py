@@ -9,6 +9,7 @@ from typing import Any
 
 from prunecli.errors import InputError
 from prunecli.files import scratch
+from prunecli.files.tensorfile import Inside
 from prunecli.model import configs
 from prunecli.model.derive.draft import EXPERTS, SIZES, Draft, Indescribable
 from prunecli.model.derive.forward import equal, random_model
@@ -126,10 +127,9 @@ def _apart(names: Experts, own: Mapping[str, Any], module: str) -> "Iterator[tup
 
 def _pieces(names: Experts, block: Any, parts: Sequence[str]) -> "Iterator[tuple[str, Any]]":
     """Yield the tensors of one expert, by name, that a part of a stack is made of."""
-    block = block.T if names.transposed and block.dim() == 2 else block
-    each = len(parts)
     for n, part in enumerate(parts):
-        yield part, block[n::each] if names.interleaved else block.chunk(each)[n]
+        place = Inside(names.module, 1, 0, len(parts), n, names.interleaved, names.transposed)
+        yield part, place.view(block)
 
 
 def unstacked(made: Draft, own: Mapping[str, Any]) -> dict[str, Any]:

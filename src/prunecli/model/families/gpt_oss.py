@@ -32,7 +32,7 @@ FAMILY = Family(
     classes="GptOss",
     tensors={
         **llama.ROOT,
-        **{name: axes for name, axes in llama.LINEARS.items() if llama.ATTENTION in name},
+        **llama.ATTENTION_LINEARS,
         llama.ATTENTION + "sinks": ("each_head",),
         llama.MLP + "router.weight": ("experts", "hidden"),
         llama.MLP + "router.bias": ("experts",),

@@ -32,7 +32,7 @@ FAMILY = Family(
     classes="GraniteMoe",
     tensors={
         **llama.ROOT,
-        **{name: axes for name, axes in llama.LINEARS.items() if llama.ATTENTION in name},
+        **llama.ATTENTION_LINEARS,
         **EXPERTS,
         **llama.NORMS,
     },

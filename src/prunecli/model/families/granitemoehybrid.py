@@ -16,7 +16,7 @@ FAMILY = Family(
     classes="GraniteMoeHybrid",
     tensors={
         **llama.ROOT,
-        **{name: axes for name, axes in llama.LINEARS.items() if llama.ATTENTION in name},
+        **llama.ATTENTION_LINEARS,
         **mamba(MIXER),
         FFN + "input_linear.weight": ("ffn+ffn", "hidden"),
         FFN + "output_linear.weight": ("hidden", "ffn"),

@@ -24,7 +24,7 @@ FAMILY = Family(
     classes="Lfm3",
     tensors={
         **{name: axes for name, axes in lfm2.FAMILY.tensors.items() if llama.ATTENTION not in name},
-        **{name: axes for name, axes in llama.LINEARS.items() if llama.ATTENTION in name},
+        **llama.ATTENTION_LINEARS,
         **qwen3.QK_NORMS,
     },
     biases={

@@ -12,15 +12,22 @@ ROOT = {
 }
 
 
-LINEARS = {
+ATTENTION_LINEARS = {
     ATTENTION + "q_proj.weight": ("heads", "hidden"),
     ATTENTION + "k_proj.weight": ("kv_heads", "hidden"),
     ATTENTION + "v_proj.weight": ("kv_heads", "hidden"),
     ATTENTION + "o_proj.weight": ("hidden", "heads"),
+}
+
+
+MLP_LINEARS = {
     MLP + "gate_proj.weight": ("ffn", "hidden"),
     MLP + "up_proj.weight": ("ffn", "hidden"),
     MLP + "down_proj.weight": ("hidden", "ffn"),
 }
+
+
+LINEARS = {**ATTENTION_LINEARS, **MLP_LINEARS}
 
 
 NORMS = {

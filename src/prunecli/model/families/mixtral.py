@@ -11,7 +11,7 @@ FAMILY = Family(
     classes="Mixtral",
     tensors={
         **llama.ROOT,
-        **{name: axes for name, axes in llama.LINEARS.items() if llama.ATTENTION in name},
+        **llama.ATTENTION_LINEARS,
         BLOCK + "gate.weight": ("experts", "hidden"),
         EXPERT + "w1.weight": ("ffn", "hidden"),
         EXPERT + "w3.weight": ("ffn", "hidden"),

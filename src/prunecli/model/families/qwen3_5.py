@@ -16,7 +16,7 @@ from prunecli.model.families._kinds import (
 
 MIXER = llama.LAYER + "linear_attn."
 ATTENTION = {
-    **{name: axes for name, axes in llama.LINEARS.items() if llama.ATTENTION in name},
+    **llama.ATTENTION_LINEARS,
     llama.ATTENTION + "q_proj.weight": ("gated_heads", "hidden"),
     **qwen3.QK_NORMS,
 }
@@ -51,7 +51,7 @@ FAMILY = Family(
         **llama.ROOT,
         **ATTENTION,
         **delta_net(MIXER),
-        **{name: axes for name, axes in llama.LINEARS.items() if llama.MLP in name},
+        **llama.MLP_LINEARS,
         **llama.NORMS,
     },
     biases={"attention_bias": BIASES},

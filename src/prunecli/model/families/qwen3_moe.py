@@ -10,7 +10,7 @@ EXPERT = llama.MLP + "experts.{e}."
 # of the model types whose files name experts alike
 TENSORS = {
     **llama.ROOT,
-    **{name: axes for name, axes in llama.LINEARS.items() if llama.ATTENTION in name},
+    **llama.ATTENTION_LINEARS,
     llama.MLP + "gate.weight": ("experts", "hidden"),
     EXPERT + "gate_proj.weight": ("ffn", "hidden"),
     EXPERT + "up_proj.weight": ("ffn", "hidden"),
