@@ -64,6 +64,15 @@ def test_other_windows_of_one_text_are_seeds(runs):
     assert pooled(runs) == [2]
 
 
+def test_masks_learned_on_other_windows_of_one_text_are_seeds(runs):
+    """The windows are the rows of that training, too."""
+    for name, digest, seed in (("a", "x", 0), ("b", "y", 1)):
+        rows = Input.model_validate({"role": "rows", "digest": digest, "range": [0, 8]})
+        pruned(runs, name, FIRST[0], calibrated(digest, seed=seed, **DRAWN), rows)
+    pruned(runs, "c", FIRST[0], Input.model_validate({"role": "rows", "digest": "given"}))
+    assert pooled(runs) == [1, 2]
+
+
 @pytest.mark.parametrize("role", ["teacher", "masks"])
 def test_a_teacher_counts_by_how_it_was_made(runs, role):
     """Teachers that are seeds of one run make seeds, others do not."""

@@ -222,12 +222,25 @@ def recipe(record: Sidecar, known: Histories) -> list[Any]:
                 text = json.dumps(of(known[key], walked | {key}), sort_keys=True)
                 hashes[key] = sha256(text.encode()).hexdigest()
             content = hashes[key]
-        elif extra.get("seed") is not None and extra.get("text") is not None:
-            content = extra["text"]
+        elif entry.digest in (drawn := _drawn_windows(step)):
+            content = drawn[entry.digest]
         meta = {name: value for name, value in extra.items() if name != "windows"}
         return [entry.role, content, seedless(meta)]
 
     return of(record.history, frozenset())
+
+
+def _drawn_windows(step: HistoryStep) -> dict[str | None, str]:
+    """Return the text that a step's seeds drew windows from, by the windows' digest.
+
+    Masks are learned on such windows, so a step can have them as its rows, too.
+    """
+    extras = ((entry.digest, entry.model_extra or {}) for entry in step.inputs)
+    return {
+        digest: extra["text"]
+        for digest, extra in extras
+        if extra.get("seed") is not None and extra.get("text") is not None
+    }
 
 
 def seedless(content: Any) -> Any:
