@@ -57,13 +57,19 @@ def silence_heads(tensors, family, i, gone):
     rows = [8 * head + j for head in gone for j in range(8)]
     tensors[f"{layer}{arch.module('o')}.weight"][:, rows] = 0
     if norm_spans_heads(family):
-        tensors[attention + "q_proj.weight"][rows] = 0
+        silence_rows(tensors, attention + "q_proj", rows)
         tensors[attention + "q_norm.weight"] *= (1 - len(gone) / 6) ** 0.5
         for group in {
             head // 3 for head in gone if {3 * (head // 3) + j for j in range(3)} <= set(gone)
         }:
-            tensors[attention + "k_proj.weight"][8 * group : 8 * group + 8] = 0
+            silence_rows(tensors, attention + "k_proj", slice(8 * group, 8 * group + 8))
             tensors[attention + "k_norm.weight"] *= 0.5**0.5
+
+
+def silence_rows(tensors, linear, rows):
+    """Zero rows of a linear, and of its bias if it has one."""
+    for name in {f"{linear}.weight", f"{linear}.bias"} & {*tensors}:
+        tensors[name][rows] = 0
 
 
 def of_layers(arch, axis, lists):

@@ -134,9 +134,69 @@ def test_lfm3_without_its_gates_or_its_norms(flag, tmp_path):
     model = tiny.make(tmp_path / "m", "lfm3", **{flag: False})
     source, ids = losses_as_stock(model, tmp_path)
     arch = Arch.read(model)
-    assert bool(arch.post_norms) == (flag != "use_sandwich_norm")
+    assert bool(arch.post_norms(0)) == (flag != "use_sandwich_norm")
     assert ("g_proj" in "".join(arch.tensors())) == (flag != "use_attention_gate")
     prune(str(model), str(tmp_path / "o"), method="wanda-sp", ratio=0.3, data=Data(source))
+    assert tiny.logits(tmp_path / "o", ids).isfinite().all()
+
+
+CONVOLUTIONS = [f"model.layers.0.linear_attn.{one}_conv1d.weight" for one in "qkv"]
+
+
+def in_parts(folder, *rows):
+    """Store the first convolution of an OLMo Hybrid in parts of so many rows."""
+    tensors = load_file(folder / "model.safetensors")
+    whole = torch.cat([tensors.pop(name) for name in CONVOLUTIONS])
+    parts = zip(CONVOLUTIONS, whole[: sum(rows)].split(rows), strict=True)
+    save_file({**tensors, **dict(parts)}, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_a_convolution_in_three_parts(tmp_path):
+    """OLMo's files have those of q, k and v, of their own sizes; transformers writes thirds."""
+    thirds, own = (tiny.make(tmp_path / name, "olmo-hybrid") for name in ("thirds", "own"))
+    in_parts(own, 16, 16, 64)
+    source, ids = losses_as_stock(own, tmp_path)
+    for model in (thirds, own):
+        prune(str(model), str(tmp_path / f"of-{model.name}"), method="wanda-sp", ratio=0.3,
+              data=Data(source))  # fmt: skip
+    logits = [tiny.logits(tmp_path / f"of-{model.name}", ids) for model in (thirds, own)]
+    assert torch.equal(*logits)
+
+
+def test_parts_that_are_not_of_one_tensor(tmp_path):
+    model = tiny.make(tmp_path / "m", "olmo-hybrid")
+    in_parts(model, 16, 16, 60)
+    with pytest.raises(InputError, match=r"shape \[92, 1, 4\], expected \[96, 1, 4\]"):
+        Checkpoint(str(model))
+    tensors = load_file(model / "model.safetensors")
+    halved = {**tensors, CONVOLUTIONS[1]: tensors[CONVOLUTIONS[1]].half()}
+    save_file(halved, model / "model.safetensors")
+    with pytest.raises(InputError, match=r"is F16 \[16, 1, 4\], which cannot follow"):
+        Checkpoint(str(model))
+    del tensors[CONVOLUTIONS[2]]
+    save_file(tensors, model / "model.safetensors")
+    with pytest.raises(InputError, match=r"linear_attn\.conv1d\.weight' is missing"):
+        Checkpoint(str(model))
+
+
+def test_the_sizes_of_a_delta_net_that_follow_others(tmp_path):
+    """They stay as they were where hidden channels and heads are fewer, and config.json says so."""
+    absent = dict.fromkeys(
+        f"linear_{name}" for name in
+        ("key_head_dim", "value_head_dim", "num_key_heads", "num_value_heads")
+    )  # fmt: skip
+    model = tiny.make(tmp_path / "m", "olmo-hybrid", **absent)
+    config = {key: value for key, value in config_of(model).items() if key not in absent}
+    (model / "config.json").write_text(json.dumps(config))
+    source, ids = losses_as_stock(model, tmp_path)
+    prune(str(model), str(tmp_path / "o"), method="minitron-width",
+          amount=Amount(hidden=32, ffn=64), data=Data(source))  # fmt: skip
+    child = config_of(tmp_path / "o")
+    heads, hidden = Arch(config).heads, Arch(config).hidden
+    assert child["hidden_size"] == 32 < hidden
+    assert child["linear_num_key_heads"] == child["linear_num_value_heads"] == heads
+    assert child["linear_value_head_dim"] == 2 * child["linear_key_head_dim"]
+    assert child["linear_key_head_dim"] == int(0.75 * hidden / heads)
     assert tiny.logits(tmp_path / "o", ids).isfinite().all()
 
 

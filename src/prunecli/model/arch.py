@@ -301,10 +301,21 @@ class Arch:
         """How many numbers of a token there are between layers: hidden channels and `carried`."""
         return max((place.stop for place in self.carried.values()), default=self.hidden)
 
-    @property
-    def post_norms(self) -> tuple[str, ...]:
-        """The post-sublayer norms that a model with this config has."""
-        return tuple(name for name in self.family.post_norms if name in self.norms(0))
+    def post_norms(self, i: int) -> tuple[str, ...]:
+        """Return the post-sublayer norms of layer `i`."""
+        norms, before = self.norms(i), self.family.norms_before
+        others = {name for kind in self.kinds[i] for name in before.get(kind, ())}
+        return tuple(n for n in self.family.post_norms if n in norms and n not in others)
+
+    def joined(self) -> dict[str, list[str]]:
+        """Return the tensors that files can have in parts, and the names of these, in order."""
+        found = {}
+        for i in range(self.layers):
+            table, prefix = self.inside(i), self.prefix(i)
+            for whole, parts in self.family.joined.items():
+                if self.family.layer + whole in table:
+                    found[prefix + whole] = [prefix + part for part in parts]
+        return found
 
     @property
     def head_bias(self) -> bool:
@@ -353,7 +364,7 @@ class Arch:
 
     def writers(self, i: int) -> tuple[str, ...]:
         """Return the modules of layer `i` whose outputs are added to the residual stream."""
-        return self.post_norms or self.outputs(i)
+        return self.post_norms(i) or self.outputs(i)
 
     @property
     def ffn_matrices(self) -> int:

@@ -214,6 +214,7 @@ class Checkpoint(Reader):
         # by the name used here: the file, the tensor's name in it, and where it lies in a stack
         self._stored: dict[str, tuple[Path, str]] = {}
         self._inside: dict[str, Inside] = {}
+        self._joined: dict[str, list[tuple[Path, str]]] = {}  # the parts of those stored so
         self._ahead = ReadingAhead()
         self.specs: dict[str, Spec] = {}
         self._others: dict[str, tuple[Path, Spec]] = {}  # those of other parts, by stored name
@@ -253,7 +254,9 @@ class Checkpoint(Reader):
         of_stack: dict[str, list[str]] = {}
         for part, place in inside.items():
             of_stack.setdefault(place.name, []).append(part)
-        expected = {*own, *of_stack, self._head}
+        part_of = {part: whole for whole, parts in self.arch.joined().items() for part in parts}
+        in_parts: dict[str, tuple[Path, str, Spec]] = {}
+        expected = {*own, *of_stack, *part_of, self._head}
         prefixes = plain(family) if self.part_of is None else WRAPPERS[self.part_of]
         unused = tuple(
             f"{self.arch.prefix(i)}{module}."
@@ -275,13 +278,16 @@ class Checkpoint(Reader):
                     continue
                 if BUFFER in stored or stored.endswith(family.buffers):
                     continue
-                if name not in of_stack:
+                if name in part_of:
+                    in_parts[name] = path, stored, spec
+                elif name not in of_stack:
                     self._add(name, path, stored, spec)
                 for part in of_stack.get(name, ()):
                     if spec.shape != inside[part].whole(own[part].shape):
                         raise _misshapen(stored, spec, inside[part].whole(own[part].shape))
                     self._add(part, path, stored, Spec(spec.dtype, own[part].shape))
                     self._inside[part] = inside[part]
+        self._join(in_parts)
         self.specs = {name: self.specs[name] for name in sorted(self.specs)}
         for why, count in Counter(without.values()).items():
             report.info(
@@ -311,6 +317,24 @@ class Checkpoint(Reader):
                 "remove one of them",
             )
         self._stored[name], self.specs[name] = (path, stored), spec
+
+    def _join(self, found: Mapping[str, tuple[Path, str, Spec]]) -> None:
+        """Note tensors that are stored in parts; those that lack one are missing."""
+        for name, parts in self.arch.joined().items():
+            if not all(part in found for part in parts):
+                continue
+            path, stored, spec = found[parts[0]]
+            rows = 0
+            for _, other, its in map(found.__getitem__, parts):
+                if not its.shape or (its.dtype, its.shape[1:]) != (spec.dtype, spec.shape[1:]):
+                    raise InputError(
+                        f"'{other}' is {its.dtype} {list(its.shape)}, which cannot follow "
+                        f"'{stored}', {spec.dtype} {list(spec.shape)}",
+                        "check that the download is complete",
+                    )
+                rows += its.shape[0]
+            self._add(name, path, stored, Spec(spec.dtype, (rows, *spec.shape[1:])))
+            self._joined[name] = [found[part][:2] for part in parts]
 
     def _check_layers(self, headers: Mapping[Path, Mapping[str, Spec]]) -> None:
         """Raise InputError for more layers or experts in config.json than in weights so named.
@@ -409,12 +433,21 @@ class Checkpoint(Reader):
             raise InputError(f"tensor '{name}' is missing", "check that the download is complete")
 
     def tensor(self, name: str) -> "torch.Tensor":
-        """Return one tensor as a view of the memory-mapped file; do not write into it."""
+        """Return one tensor as a view of the memory-mapped file; do not write into it.
+
+        One that is stored in parts is a copy.
+        """
+        if name in self._joined:
+            import torch
+
+            return torch.cat([read_tensor(*part) for part in self._joined[name]])
         return read_tensor(*self._stored[name], self._inside.get(name))
 
     def ahead(self, names: "Iterable[str]") -> None:
         """Let tensors be read from their files, which will be asked for next; returns at once."""
-        self._ahead.begin(self._stored[name] for name in names)
+        self._ahead.begin(
+            part for name in names for part in self._joined.get(name, [self._stored[name]])
+        )
 
     def shard(self, name: str) -> int:
         """Return the number of the file that holds `name`, counting from 0."""

@@ -254,7 +254,7 @@ class _Trial:
                     continue
                 own = name.removeprefix(self.arch.prefix(tensor.layer))
                 if own.rpartition(".")[0] in self.arch.writers(tensor.layer):
-                    gain = name.endswith(".weight") and bool(self.arch.post_norms)
+                    gain = name.endswith(".weight") and bool(self.arch.post_norms(tensor.layer))
                     tensors[name].fill_(-self.family.norm_weight_offset if gain else 0)
 
         return {"layers": kept}, edit

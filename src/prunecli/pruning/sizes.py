@@ -84,7 +84,8 @@ def check_supported(method: Method, arch: Arch) -> None:
     """Raise InputError where a method has no formula for what a model's layers are made of."""
     why = None
     if method.rotates:
-        unrotatable = "a rotation cannot pass its post-sublayer norms" if arch.post_norms else None
+        behind = any(map(arch.post_norms, arch.sorts))
+        unrotatable = "a rotation cannot pass its post-sublayer norms" if behind else None
         why = arch.family.fixed.get("hidden", unrotatable)
     elif arch.experts and "ffn" in method.axes:
         why = "it compares the channels of one FFN in a layer, and here every expert is one"

@@ -203,6 +203,9 @@ class Family:
             one token.
         experts: the experts of a layer, None where it has one FFN.
         post_norms: norms of what attention and what the FFN give, before it is added to the stream.
+        norms_before: kinds of layers -> those of `post_norms` that norm what goes in there.
+        joined: tensors of a layer -> the parts that files have instead, whose rows follow one
+            another.
         fixed: axes that a model of this family cannot lose exactly, and why.
         defaults: what other config keys mean when config.json lacks them.
         layer_lists: config keys with one entry per layer, thinned out with the layers, and what an
@@ -258,6 +261,8 @@ class Family:
     recurrences: Mapping[str, Size] = field(default_factory=dict)
     experts: Experts | None = None
     post_norms: tuple[str, ...] = ()
+    norms_before: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     fixed: Mapping[str, str] = field(default_factory=dict)
     biases: Mapping[str, Mapping[str, Axes]] = field(default_factory=dict)
     optional: Mapping[str, Mapping[str, Axes]] = field(default_factory=dict)
