@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunecli.model.arch import BASE, Arch
+from prunecli.model.arch import Arch
+from prunecli.model.layout import BASE
 
 Keys = Mapping[str, tuple[Tensor, Tensor]]  # by type of layer: keys and values [B, H, T, C]
 

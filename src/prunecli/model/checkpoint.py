@@ -258,20 +258,13 @@ class Checkpoint(Reader):
         in_parts: dict[str, tuple[Path, str, Spec]] = {}
         expected = {*own, *of_stack, *part_of, self._head}
         prefixes = plain(family) if self.part_of is None else WRAPPERS[self.part_of]
-        unused = tuple(
-            f"{self.arch.prefix(i)}{module}."
-            for i, kinds in enumerate(self.arch.kinds)
-            for kind in kinds
-            for module in family.unused.get(kind, ())
-        )
-        left_out = tuple(one.replace("{layers}", str(self.arch.layers)) for one in family.left_out)
-        without: dict[str, str] = {}
+        left_out, without = self._left_out(), dict[str, str]()
         for path, header in headers.items():
             for stored, spec in header.items():
                 name = _own_name(family.own_name(stored), prefixes, expected)
-                if name is not None and name.startswith((*left_out, *unused)):
-                    further = "only predict further tokens"
-                    without[stored] = further if name.startswith(left_out) else "no layer reads"
+                why = [why for why, names in left_out.items() if (name or "").startswith(names)]
+                if why:
+                    without[stored] = why[0]
                     continue
                 if name is None:
                     self._others[stored] = path, spec
@@ -289,17 +282,36 @@ class Checkpoint(Reader):
                     self._inside[part] = inside[part]
         self._join(in_parts)
         self.specs = {name: self.specs[name] for name in sorted(self.specs)}
+        self._tell(without, report)
+        found = self._stored.get(self._embedding)
+        headless = found is not None and family.own_name(found[1]) != self._embedding
+        if self.part_of is not None or headless:
+            classes = {"architectures": [f"{self.arch.family.classes}ForCausalLM"]}
+            self.arch = Arch({**self.arch.config, **classes})
+
+    def _left_out(self) -> dict[str, tuple[str, ...]]:
+        """Return what the names of unread tensors begin with, by what is said of them."""
+        family, layers = self.arch.family, str(self.arch.layers)
+        return {
+            "only predict further tokens": tuple(
+                name.replace("{layers}", layers) for name in family.left_out
+            ),
+            "no layer reads": tuple(
+                f"{self.arch.prefix(i)}{module}."
+                for i, kinds in enumerate(self.arch.kinds)
+                for kind in kinds
+                for module in family.unused.get(kind, ())
+            ),
+        }
+
+    def _tell(self, without: Mapping[str, str], report: Report) -> None:
+        """Tell which tensors are left out, and why, and which parts of a wrapper."""
         for why, count in Counter(without.values()).items():
             report.info(
                 f"'{self.folder.name}' has {count} tensors that {why} "
                 f"('{min(name for name in without if without[name] == why)}' is one), which are "
                 "left out"
             )
-        found = self._stored.get(self._embedding)
-        headless = found is not None and family.own_name(found[1]) != self._embedding
-        if self.part_of is not None or headless:
-            classes = {"architectures": [f"{self.arch.family.classes}ForCausalLM"]}
-            self.arch = Arch({**self.arch.config, **classes})
         if self.part_of is not None:
             parts = ", ".join(sorted({_part(name) for name in self._others})) or "none"
             report.info(

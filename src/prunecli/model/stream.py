@@ -17,11 +17,11 @@ from prunecli.files.keeping import Holds, Keeper
 from prunecli.files.tensorfile import spans
 from prunecli.interruption import safe_point
 from prunecli.model import experts, memory
-from prunecli.model.arch import LAYER_INPUT
 from prunecli.model.carried import Carried
 from prunecli.model.checkpoint import Reader
 from prunecli.model.device import device_of, dtype_of, settled, whole_float32
 from prunecli.model.hidden import HiddenStates, in_file
+from prunecli.model.layout import LAYER_INPUT
 from prunecli.model.stock import LogitSoftcap, Parts, in_float32, meta_model, with_ones
 from prunecli.report import SILENT, Report
 from prunecli.settings import Compute, RunContext
@@ -202,6 +202,7 @@ class LayerStream:
         step = max(1, self.batch_tokens // ids.shape[1])
         for start in range(0, len(ids), step):
             safe_point()
+            memory.release()
             yield slice(start, min(start + step, len(ids)))
 
     def each(

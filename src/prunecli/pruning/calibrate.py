@@ -15,9 +15,10 @@ from prunecli.files.tensorfile import Spec
 from prunecli.methods import registry
 from prunecli.methods._base import Method, RequiredStatistic
 from prunecli.model import memory
-from prunecli.model.arch import POINTS, Arch
+from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.device import computable, dtype_of, settled
+from prunecli.model.layout import POINTS
 from prunecli.model.memory import MemoryNeed
 from prunecli.pruning import shapes
 from prunecli.pruning.calibration import Calibration, check_tensor_file, read_windows

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from prunecli.files.tensorfile import Spec, torch_dtype
-from prunecli.model.arch import Arch, Tensor
+from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Reader
+from prunecli.model.layout import Tensor
 from prunecli.pruning.plan import Plan
 
 if TYPE_CHECKING:

@@ -23,9 +23,10 @@ from prunecli.files.keeping import Keeper
 from prunecli.files.sidecar import Input, SidecarBuilder
 from prunecli.files.tensorfile import STORAGE, Spec, spans, torch_dtype
 from prunecli.model import companions, configs
-from prunecli.model.arch import Arch, Tensor
+from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint, check_buildable, home
 from prunecli.model.families._base import CONFIG_KEYS
+from prunecli.model.layout import Tensor
 from prunecli.model.sparsity import claims, pattern_of, results_of, sparse_tensors
 from prunecli.model.write import WriteSummary, size_results, write_tensors
 from prunecli.report import Report
