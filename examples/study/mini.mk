@@ -30,9 +30,12 @@ COMPUTE_SEEDS ?= 0
 TAUGHT ?= minitron-depth-0.5 minitron-width-0.5
 CHANCE ?= minitron-depth-0.5
 TRAIN ?= --batch-size 16 --lr 3e-4,1e-3,3e-3,1e-2
-PARENT_TRAIN ?= --eval-data $(CORPUS)/definitions-validation.jsonl
+# random weights learn best at higher rates than those of a parent
+TRAIN.twin ?= --batch-size 16 --lr 1e-3,3e-3,1e-2,3e-2
 # other text of the same kind, and prose
-HELD ?= --data $(CORPUS)/definitions-test.jsonl --data $(CORPUS)/prose-test.jsonl --seq-len $(SEQ_LEN) --nsamples 256
+HELD_TEXTS ?= definitions-validation definitions-test prose-test
+PARENT_TRAIN ?= --eval-data $(W)/held/definitions-validation:0:256
+HELD ?= --data $(W)/held/definitions-test:0:768 --data $(W)/held/prose-test:0:768
 CALIBRATION ?= $(CORPUS)/definitions-calibration.jsonl --sampler concat-random --nsamples 256 --seq-len $(SEQ_LEN)
 # learned masks: as much text as a twentieth of N
 OPTIONS.sheared-llama ?= --nsamples 2048 --tokens 262144 --batch-size 16 --lr 1e-3

@@ -9,12 +9,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import tiny
-from prunecli import check, tokenize
+from prunecli import check, evaluate, init, tokenize, train
 from prunecli.data import rows, shards
 from prunecli.data.shards import Encoding, Exact
 from prunecli.data.tokenizer import Tokenizer, alphabet, byte_level, files_of
 from prunecli.errors import InputError, OutputExists, UsageError
-from prunecli.settings import Output
+from prunecli.settings import Data, Output
 
 DOCUMENTS = [f"Document {i}: " + "words and more words, " * (i % 7) + "\nend." for i in range(60)]
 
@@ -566,3 +566,29 @@ def test_a_dry_run_opens_the_text(made, bad_text, tmp_path) -> None:
         tokenize(str(bad_text), str(tmp_path / "o"), **options)
     assert tokenize(str(bad_text), str(tmp_path / "o"), skip_bad=8, **options).results
     assert not list(tmp_path.glob("o*"))
+
+
+def test_a_model_of_rows_is_told_that_text_joins_documents_otherwise(made, text, tmp_path):
+    """It has never seen the blank lines that its loss would count; rows need no such word."""
+    told = tiny.Told()
+
+    def joints():
+        found = [one for one in told.notes if "join its documents otherwise than the rows" in one]
+        told.notes.clear()
+        return len(found)
+
+    config = tiny.config_of("llama", vocab_size=300)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    init(tmp_path / "m", config=tmp_path / "config.json", tokenizer=made)
+    of_text = Data(text, nsamples=2, seq_len=16)
+    evaluate(tmp_path / "m", data=[of_text], report=told)
+    assert joints() == 0
+    rows_of = f"{made}:0:32"
+    train(tmp_path / "m", tmp_path / "t", data=rows_of, steps=2, eval_data=text, report=told)
+    assert joints() == 1
+    evaluate(tmp_path / "t", data=[of_text, Data(f"{made}:40:44")], report=told)
+    assert joints() == 1
+    evaluate(tmp_path / "t", data=[Data(f"{made}:40:44")], report=told)
+    train(tmp_path / "m", tmp_path / "u", data=rows_of, steps=2, eval_data=f"{made}:40:44",
+          report=told)  # fmt: skip
+    assert joints() == 0

@@ -6,6 +6,7 @@ One window is one sequence of the model; all have the same length.
 import platform
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunecli.data import documents, rows, samplers, tokenizer
@@ -114,6 +115,20 @@ def contamination(ids: "torch.Tensor", among: "torch.Tensor") -> int:
         return bool((known[nearest] == own).double().mean() > 0.5)
 
     return sum(map(is_contained, ids))
+
+
+def tell_of_joints(tokens: Tokens, source: str, report: Report) -> None:
+    """Tell that a text's windows join its documents otherwise than rows do, if it is one.
+
+    A model that was trained on rows has learned what ends a document there, and its loss on windows
+    with other joints can be most of a nat per token higher.
+    """
+    if tokens.meta["sampler"] is not None and Path(source).exists():
+        name = tokens.meta["source"]
+        report.info(
+            f"the windows of '{name}' join its documents otherwise than the rows that the model "
+            "was trained on, and its loss is higher for that; `prunecli tokenize` makes rows of it"
+        )
 
 
 def open_rows(data: Data, folder: str) -> tuple[rows.Rows, dict[str, Any]]:

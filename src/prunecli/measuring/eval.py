@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from prunecli.data.tokenizer import AUTO
-from prunecli.data.windows import Tokens
+from prunecli.data.windows import Tokens, tell_of_joints
 from prunecli.errors import UsageError
 from prunecli.files import forms, keeping, output, sidecar
 from prunecli.files.artefact import Artefact
@@ -141,9 +141,11 @@ def _read(request: EvalRequest, checkpoint: Checkpoint, report: Report) -> _Mate
     loaded, groups = load(wanted, report)
     harness.check_marks(checkpoint, tokenizer, wanted, loaded)
     windows = [perplexity.read(checkpoint, source, report) for source in sources]
-    if not request.allow_overlap:
-        for tokens in windows:
+    for source, tokens in zip(sources, windows, strict=True):
+        if not request.allow_overlap:
             perplexity.refuse_overlap(checkpoint, tokens)
+        if checkpoint.trained:
+            tell_of_joints(tokens, source.source, report)
     names = {"data": [source.source for source in sources], "tasks": list(wanted.names)}
     return _Material(windows, loaded, groups, tokenizer, digest, names)
 

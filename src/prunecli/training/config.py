@@ -377,6 +377,7 @@ def _held_out(
         part="evaluation",
         report=report,
     )
+    windows.tell_of_joints(held_out, training.eval_data, report)
     rows = provenance.trained_on(held_out.meta)
     if rows is not None and not training.allow_overlap:
         shared = provenance.overlap(rows, [trained, *checkpoint.trained])
