@@ -505,7 +505,7 @@ def test_experts_are_cut_as_if_never_chosen(name, models, tmp_path):
 GROUPED = {"n_routed_experts": 8, "n_group": 2, "topk_group": 1}
 
 
-@pytest.mark.parametrize("family", ["deepseek-v3", "glm4-moe"])
+@pytest.mark.parametrize("family", ["deepseek-v3", "glm4-moe", "glm4-moe-lite"])
 def test_experts_in_groups_go_from_each_alike(family, calibration, tmp_path):
     """As many of every group, the best of each; the child is the parent without the others."""
     model = tiny.make(tmp_path / "m", family, **GROUPED)

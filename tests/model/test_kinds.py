@@ -140,6 +140,14 @@ def test_lfm3_without_its_gates_or_its_norms(flag, tmp_path):
     assert tiny.logits(tmp_path / "o", ids).isfinite().all()
 
 
+def test_lfm3_with_one_kind_of_attention(tmp_path):
+    model = tiny.make(tmp_path / "m", "lfm3", layer_types=["conv", "full_attention"] * 2)
+    source, ids = losses_as_stock(model, tmp_path)
+    prune(str(model), str(tmp_path / "o"), method="shortgpt", amount=Amount(layers=2),
+          data=Data(source))  # fmt: skip
+    assert tiny.logits(tmp_path / "o", ids).isfinite().all()
+
+
 CONVOLUTIONS = [f"model.layers.0.linear_attn.{one}_conv1d.weight" for one in "qkv"]
 
 

@@ -316,7 +316,7 @@ def image_features(model, row):
 # kinds, and whether their files had another layout in transformers 4
 KEPT = {
     "gemma3": True, "gemma4": False, "gemma4 without layer inputs": False, "llava": True,
-    "mistral3 of 2026": True, "qwen3_5": False, "qwen3_5_moe": False,
+    "mistral3": False, "mistral3 of 2026": True, "qwen3_5": False, "qwen3_5_moe": False,
     "idefics3": False, "internvl": False, "llava_next": False, "llava_onevision": False,
     "smolvlm": False, "vipllava": False,
 }  # fmt: skip
