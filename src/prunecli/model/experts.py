@@ -63,11 +63,17 @@ class ExpertList(nn.ModuleList):
         self.between: Callable[[], None] = lambda: None
         self.watch: Callable[[Tensor, Tensor], None] | None = None
 
-    def forward(self, states: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+    def forward(
+        self, states: Tensor, chosen: Tensor | None = None, weights: Tensor | None = None
+    ) -> Tensor:
         """Return the sum [N, D] of the chosen experts' outputs for states [N, D], times weights.
 
-        `chosen` and `weights` are [N, k].
+        `chosen` and `weights` are [N, k]. Without them the weights are in the states, as Llama 4
+        has it: what every expert reads, one after the other [E N, D], and so is what they give.
         """
+        if chosen is None or weights is None:
+            apart = states.view(len(self), -1, states.shape[-1])
+            return self._of_weighted(apart).view(states.shape)
         out = torch.zeros_like(states)
         sent, norms = torch.zeros(2, len(states) if self.watch else 0, len(self), device=out.device)
         for e, expert in enumerate(self):
@@ -80,6 +86,27 @@ class ExpertList(nn.ModuleList):
             out.index_add_(0, tokens, (made * share[:, None]).to(out.dtype))
             if self.watch is not None:
                 sent[tokens, e] = share.float()
+                norms[tokens, e] = torch.linalg.vector_norm(made.float(), dim=-1)
+        if self.watch is not None:
+            self.watch(sent, norms)
+        return out
+
+    def _of_weighted(self, states: Tensor) -> Tensor:
+        """Return the outputs [E, N, D] of every expert for states that are 0 where none are sent.
+
+        One that is shown all tokens sees them as those do that they are sent to.
+        """
+        out = torch.zeros_like(states)
+        sent, norms = torch.zeros(2, states.shape[1] if self.watch else 0, len(self)).to(out.device)
+        for e, expert in enumerate(self):
+            if e in self.fed_all:
+                expert(states.sum(0))
+                self.between()
+                continue
+            (tokens,) = torch.where(states[e].any(-1))
+            out[e, tokens] = made = expert(states[e, tokens])
+            if self.watch is not None:
+                sent[tokens, e] = 1
                 norms[tokens, e] = torch.linalg.vector_norm(made.float(), dim=-1)
         if self.watch is not None:
             self.watch(sent, norms)

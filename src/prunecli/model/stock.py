@@ -145,6 +145,8 @@ def meta_model(arch: Arch, device: torch.device) -> Any:
     config = configs.transformers_config(arch.config)
     with configs.refusals(configs.CANNOT_BUILD), init_empty_weights(include_buffers=False):
         model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    # the class of Llama 4 has that of its wrapper
+    model.__dict__["base_model_prefix"] = arch.family.body
     for layer in Parts.of(model, arch.family).layers:
         experts.unstack(layer, arch.family.experts)
     for module in model.modules():

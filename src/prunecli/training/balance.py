@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from prunecli.model.arch import Arch
 
+COEFFICIENT = "router_aux_loss_coef"
+
 
 class RouterBalance:
     """The loss of a model's routers, times the `router_aux_loss_coef` of its config.json.
@@ -21,7 +23,9 @@ class RouterBalance:
     """
 
     def __init__(self, model: nn.Module, arch: Arch) -> None:
-        self.weight = float(arch.get("router_aux_loss_coef") or 0.0)
+        # some configs have the key, although transformers' class knows no such loss
+        known = COEFFICIENT in arch.family.defaults
+        self.weight = float(arch.get(COEFFICIENT) or 0.0) if known else 0.0
         self.experts, self.chosen = arch.experts, arch.experts_per_token
         self._logits: list[Tensor] | None = None
         for name in arch.routers if self.weight else ():

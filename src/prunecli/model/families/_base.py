@@ -280,6 +280,11 @@ class Family:
     as_container: Mapping[str, Any] = field(default_factory=dict)
     test_config: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def body(self) -> str:
+        """What the name of the module begins with that makes hidden states of ids."""
+        return self.layer.partition(".")[0]
+
     def key(self, axis: str) -> str:
         """Return the config key of an axis, or of what is `axis` in Llama's."""
         return self.keys.get(axis, {**CONFIG_KEYS, **EXPERT_KEYS}.get(axis, axis))

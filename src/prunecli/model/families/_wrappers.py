@@ -34,6 +34,7 @@ WRAPPERS: Mapping[str, Prefixes] = {
     "gemma4": LLAVA,
     "idefics3": IDEFICS,
     "internvl": LLAVA,
+    "llama4": LLAVA,
     "llava": LLAVA,
     "llava_next": LLAVA,
     "llava_onevision": LLAVA,
@@ -47,5 +48,4 @@ WRAPPERS: Mapping[str, Prefixes] = {
 
 def plain(family: Family) -> Prefixes:
     """Return those of a language model by itself: as they are, or of a body without its head."""
-    body = family.layer.partition(".")[0]
-    return (("", ""), ("", f"{body}."))
+    return (("", ""), ("", f"{family.body}."))

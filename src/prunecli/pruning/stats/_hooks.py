@@ -199,11 +199,14 @@ def dense(stream: LayerStream, ids: Tensor, needs: Needs) -> Iterator[Stats]:
 
 @contextmanager
 def _no_product(layer: nn.Module, name: str) -> Iterator[None]:
-    """Let a linear of a layer give zeros, at no cost; what enters it is observed as before."""
+    """Let a linear of a layer give zeros, without a product; what enters it is observed as before.
+
+    They are the layer's own: Llama 4 adds to them in place.
+    """
     linear = layer.get_submodule(name)
 
     def zeros(states: Tensor) -> Tensor:
-        return states.new_zeros(()).expand(*states.shape[:-1], len(linear.weight))  # type: ignore[arg-type]
+        return states.new_zeros(*states.shape[:-1], len(linear.weight))  # type: ignore[arg-type]
 
     linear.forward = zeros
     try:
