@@ -85,7 +85,7 @@ study: install ## the paper in miniature, into docs/study (five hours of one cor
 	$(MAKE) study-page
 
 study-page: install ## docs/study again, from the sidecars that are there
-	docs/study/update docs/study/sidecars docs/study
+	docs/study/update docs/study/sidecars docs/study README.md
 
 study-smoke: install ## every step of the study, on a toy (4 minutes)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(MAKE) -j2 -f examples/experiment/Makefile SETTING=smoke

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """The study's page, from the sidecars of its runs alone.
 
-    generate.py SIDECARS [OUT.md]
+    generate.py SIDECARS [OUT.md [README.md]]
 
-Every finding of the paper (arXiv 2606.14150) is a difference of held-out losses. Runs of one seed
-are paired. Runs that are not of the paper's design lie in `beyond` beside SIDECARS. Intervals are
-Student's, at 95 %, over seeds; power is that of the paired test at 5 %, from the noncentral F
-distribution (scipy, which lm-eval brings).
+README.md gets three sentences of it, between two comments that are there. Every finding of the
+paper (arXiv 2606.14150) is a difference of held-out losses. Runs of one seed are paired. Runs that
+are not of the paper's design lie in `beyond` beside SIDECARS. Intervals are Student's, at 95 %,
+over seeds; power is that of the paired test at 5 %, from the noncentral F distribution (scipy,
+which lm-eval brings).
 """
 
 import sys
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from math import inf, sqrt
 from pathlib import Path
 from statistics import fmean, stdev
+from textwrap import fill
 
 from scipy.optimize import brentq
 from scipy.stats import chi2, ncf, t
@@ -24,7 +26,7 @@ from prunecli.errors import InputError
 from prunecli.methods import registry
 from prunecli.tables import matching
 from prunecli.tables.collect import Models, collect
-from prunecli.tables.entries import ModelRow, columns_of, pairs
+from prunecli.tables.entries import AVERAGE, ModelRow, columns_of, pairs
 from prunecli.tables.metrics import metrics_of
 from prunecli.tables.runs import Runs
 from prunecli.tables.table import TableRequest, table
@@ -73,6 +75,13 @@ class Effect:
         if low == -inf:
             return "one seed"
         return "holds" if low > 0 else "the reverse" if high < 0 else "undecided"
+
+    @property
+    def told(self) -> str:
+        """The mean and its interval, in a sentence."""
+        low, high = self.interval
+        interval = "one seed" if self.error is None else f"{low:+.2f} to {high:+.2f}"
+        return f"{self.mean:+.2f} ({interval})"
 
     def power(self, shift: float) -> float:
         """Return the chance that the test finds a true difference of so many standard errors."""
@@ -273,6 +282,60 @@ def prose(study: Study) -> str:
     return rendered(["text", "method", "N", *HEADINGS], rows) if rows else "None was measured."
 
 
+def by_task(study: Study) -> str:
+    """Return the first finding by the accuracies of tasks, in points."""
+    rows = []
+    for column in (c for c in columns_of(study.rows) if not c.lower_is_better and c is not AVERAGE):
+        for pruned, scratch in in_order(study.matched(matching.EQUAL_RETRAINING)):
+            ours, theirs = study.losses(pruned, column.key), study.losses(scratch, column.key)
+            if ours and theirs:
+                means = [f"{fmean(each.values()):.1f}" for each in (ours, theirs)]
+                tokens = f"{int(pruned.tokens or 0):,}"
+                # more is better: what is better comes second
+                effect = Effect.of(theirs, ours)
+                row = [column.heading, run_name(pruned), tokens, *means, *effect.cells()]
+                rows.append(row)
+    headings = ["task", "method", "N", "pruned", "scratch", *HEADINGS]
+    return rendered(headings, rows) if rows else "None was measured."
+
+
+def summary(study: Study) -> str:
+    """Return three sentences, one for each finding."""
+    first = [Effect.of(study.losses(p), study.losses(s))
+             for p, s in study.matched(matching.EQUAL_RETRAINING)]  # fmt: skip
+    means = [effect.mean for effect in first if effect.verdict == "holds"]
+    by = f", by {min(means):.2f} to {max(means):.2f} nats per token" if means else ""
+    lines = [
+        "Trained on the same rows, pruned models end with a lower loss than models from scratch "
+        f"in {len(means)} of {len(first)} comparisons{by}."
+    ]
+    leads = [
+        f"{Effect.of(study.losses(pruned), study.losses(scratch)).told} for {run_name(pruned)}"
+        for pruned, scratch in in_order(study.matched(matching.EQUAL_TOTAL))
+    ]
+    lines.append(
+        f"Where scratch also has the parent's tokens, the lead of pruning is {' and '.join(leads)}."
+        if leads
+        else "What scratch reaches with the parent's tokens, too, is not measured yet."
+    )
+    third = by_granularity(study)
+    most = max((tokens for _, tokens, _ in third), default=0)
+    finer = [f"{name} by {effect.told}" for name, tokens, effect in third if tokens == most]
+    lines.append(f"Finer pruning leaves lower losses: {', '.join(finer)}." if finer else "")
+    return " ".join(line for line in lines if line)
+
+
+MARKS = "<!-- study: three sentences -->", "<!-- study: end -->"
+
+
+def put_summary(page: Path, sentences: str) -> None:
+    """Put sentences between the two marks of a page."""
+    begin, end = MARKS
+    before, _, rest = page.read_text("utf-8").partition(begin)
+    _, _, behind = rest.partition(end)
+    page.write_text(f"{before}{begin}\n{fill(sentences, 100)}\n{end}{behind}", "utf-8")
+
+
 @dataclass(frozen=True)
 class Run:
     """A run as the Makefile names it, KIND.METHOD-RATIO.ROWS.SEED, and its loss."""
@@ -381,6 +444,7 @@ def page(folder: str) -> str:
         "third": finer,
         "compute": compared(study, study.at_equal_compute()),
         "prose": prose(study),
+        "task": by_task(study),
         "taught": taught(runs),
         "chance": chance(runs),
         "table16": shown(study, "table16"),
@@ -398,6 +462,8 @@ def main() -> None:
         Path(out[0]).write_text(page(folder))
     else:
         print(page(folder), end="")
+    for readme in out[1:]:
+        put_summary(Path(readme), summary(Study.read(folder)))
 
 
 if __name__ == "__main__":
