@@ -44,6 +44,6 @@ CALIBRATION ?= $(CORPUS)/definitions-calibration.jsonl --sampler concat-random -
 OPTIONS.sheared-llama ?= --nsamples 2048 --tokens 262144 --batch-size 16 --lr 1e-3
 COST_FROM ?= $(wildcard $(W)/parent/prunecli.json $(W)/cut/*/prunecli.json)
 
-$(CORPUS)/%-train.jsonl:
+$(foreach part,train validation test calibration,$(CORPUS)/%-$(part).jsonl):
 	$(STUDY)corpus.py $* $(@D) >&2
 $(TEXT): $(CORPUS)/prose-train.jsonl

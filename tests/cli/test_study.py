@@ -143,7 +143,7 @@ def page(folder: Path) -> str:
 
 def test_the_page_is_that_of_its_sidecars(tmp_path) -> None:
     """What is in docs/study follows from the sidecars there, and so do README's sentences."""
-    front = shutil.copy(ROOT / "README.md", tmp_path)
+    front = Path(shutil.copy(ROOT / "README.md", tmp_path))
     made = [STUDY / "sidecars", tmp_path / "page.md", front]
     subprocess.run([sys.executable, str(STUDY / "generate.py"), *map(str, made)], check=True)
     assert (STUDY / "README.md").read_text() == (tmp_path / "page.md").read_text()
@@ -180,3 +180,33 @@ def test_power_is_the_share_of_tests_that_find_it(effect) -> None:
     draws = np.random.default_rng(0).normal(4 / 3**0.5, 1.0, (20_000, 3))
     share = float((ttest_1samp(draws, 0, axis=1).pvalue < 0.05).mean())
     assert found.power(4.0) == pytest.approx(share, abs=5 * (0.25 / len(draws)) ** 0.5)
+
+
+def test_held_out_text_is_in_rows_as_training_has_them() -> None:
+    """Windows that `eval` cuts join documents otherwise, and a model of rows pays for that."""
+    line = ["make", "--dry-run", "-f", str(MAKEFILE), "SETTING=mini", "WORK=none", "STORE=none/s"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
+    told = subprocess.run(
+        [*line, "parent"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    made = [words for words in told.splitlines() if words.startswith("prunecli tokenize")]
+    assert {words.split()[-1] for words in made} == {
+        "none/rows", *(f"none/held/{name}" for name in
+        ("definitions-validation", "definitions-test", "prose-test"))
+    }  # fmt: skip
+    assert all("--tokenizer none/rows" in words for words in made[1:])
+    measured = [words for words in told.splitlines() if words.startswith("prunecli eval")]
+    assert measured and all(words.count("--data none/held/") == 2 for words in measured)
+
+
+def test_questions_have_one_end_that_belongs_there(tmp_path) -> None:
+    texts = [" ".join(f"{word}{n}" for word in range(10 + n % 5)) for n in range(40)]
+    held = tmp_path / "test.jsonl"
+    held.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    script = ROOT / "examples" / "study" / "tasks.py"
+    subprocess.run([sys.executable, str(script), str(held), str(tmp_path / "t")], check=True)
+    items = [json.loads(one) for one in (tmp_path / "t" / "halves4.jsonl").read_text().splitlines()]
+    assert len(items) == 40 and {item["gold"] for item in items} == {0, 1, 2, 3}
+    for item in items:
+        whole = [f"{item['query']} {choice}" in texts for choice in item["choices"]]
+        assert [n for n, found in enumerate(whole) if found] == [item["gold"]]
