@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import suppress
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,7 +14,7 @@ from prunecli.errors import InputError, PruneError
 from prunecli.files.tensorfile import read_header
 from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint
-from prunecli.model.configs import transformers_config
+from prunecli.model.configs import of_language_model, transformers_config
 from prunecli.model.families import registry
 from prunecli.settings import Amount, Output
 
@@ -172,3 +173,16 @@ def test_a_header_is_told_in_words(tmp_path):
         with pytest.raises(InputError, match=words) as caught:
             read_header(path)
         assert "Spec(" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_junk_in_any_key_is_refused_or_means_something(name) -> None:
+    """Whatever a key holds, a model of it and one of its first two layers are there, or refused."""
+    config = tiny.config_of(name)
+    for key in {*config, *registry.get(name).defaults}:
+        for junk in ODD:
+            with suppress(InputError):
+                values = of_language_model({**config, key: junk}, counted=True).values
+                arch = Arch(values)
+                assert arch.total_params > 0
+                arch.child(layers=[0, 1])

@@ -86,6 +86,9 @@ NUMBERS: Mapping[str, tuple[float, float]] = {
     "norm_eps": (0, 1),
     "layer_norm_epsilon": (0, 1),
     "decoder_sparse_step": (1, MOST_LAYERS),
+    "interleave_moe_layer_step": (1, MOST_LAYERS),
+    "intermediate_size_mlp": (1, MOST),
+    "attention_chunk_size": (1, MOST),
     "full_attention_interval": (1, MOST_LAYERS),
     "first_k_dense_replace": (0, MOST_LAYERS),
     **dict.fromkeys(MIXER_SIZES, (1, MOST)),
@@ -234,6 +237,7 @@ def _filled(values: dict[str, Any], counted: bool, asked: bool) -> dict[str, Any
     if not registry.knows(values["model_type"]):
         raise registry.unknown(values["model_type"], nearest.described(values["model_type"]))
     family = registry.of_config(values)
+    check_numbers(values)  # of which a family can make others
     values = family.renamed(values)
     if not counted and values.get("quantization_config") is not None:
         raise _quantised(values["quantization_config"])

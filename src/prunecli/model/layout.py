@@ -367,8 +367,14 @@ class Layout:
 
     @property
     def max_positions(self) -> int:
-        """The longest sequence that the model was made for, in tokens."""
-        return int(self.get("max_position_embeddings"))
+        """The longest sequence that the model was made for, in tokens.
+
+        Raises InputError where config.json does not tell.
+        """
+        positions = self.get("max_position_embeddings")
+        if positions is None:
+            raise InputError("config.json lacks max_position_embeddings")
+        return int(positions)
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -39,6 +39,20 @@ def every_fourth(config: Mapping[str, Any], i: int) -> str:
     return "linear_attention" if (i + 1) % interval else "full_attention"
 
 
+TURNS = "no_rope_layers"
+
+
+def rotates(config: Mapping[str, Any], i: int) -> int:
+    """Return whether layer `i` turns queries and keys by their positions, as a list tells: 1 if so.
+
+    Every `no_rope_layer_interval`-th does not, 4th by default, where there is no list.
+    """
+    listed = config.get(TURNS)
+    if isinstance(listed, list) and listed:
+        return int(bool(listed[i]))
+    return int((i + 1) % (config.get("no_rope_layer_interval") or 4) != 0)
+
+
 def feeds(config: Mapping[str, Any], i: int) -> str:
     """Return whether layer `i` is `sparse`, with experts, or `dense`, as Qwen's configs tell."""
     only, step = config.get("mlp_only_layers"), config.get("decoder_sparse_step") or 1

@@ -9,22 +9,16 @@ from typing import Any
 
 from prunecli.model.families import llama, qwen3_moe
 from prunecli.model.families._base import OF_EXPERTS, Experts, Family
-from prunecli.model.families._kinds import sized
+from prunecli.model.families._kinds import TURNS, rotates, sized
 
 FFN = llama.LAYER + "feed_forward."
-TURNS, SPARSE = "no_rope_layers", "moe_layers"
-
-
-def turns(config: Mapping[str, Any], i: int) -> int:
-    """Return whether layer `i` turns queries and keys by their positions."""
-    listed = config.get(TURNS)
-    return int(listed[i] if listed else (i + 1) % (config.get("no_rope_layer_interval") or 4) != 0)
+SPARSE = "moe_layers"
 
 
 def attends(config: Mapping[str, Any], i: int) -> str:
     """Return the type of layer `i` where config.json has no list of types."""
     whole = "attention_chunk_size" in config and config["attention_chunk_size"] is None
-    return "chunked_attention" if turns(config, i) and not whole else "full_attention"
+    return "chunked_attention" if rotates(config, i) and not whole else "full_attention"
 
 
 def feeds(config: Mapping[str, Any], i: int) -> str:
@@ -88,7 +82,7 @@ FAMILY = Family(
         transposed=True,
     ),
     fixed={"ffn": OF_EXPERTS},
-    layer_lists={TURNS: turns, "layer_types": attends},
+    layer_lists={TURNS: rotates, "layer_types": attends},
     defaults={
         **llama.DEFAULTS,
         "max_position_embeddings": 131072,

@@ -5,12 +5,7 @@ from typing import Any
 
 from prunecli.model.families import llama
 from prunecli.model.families._base import Family
-
-
-def rotates(config: Mapping[str, Any], i: int) -> int:
-    """Return whether layer `i` has rotary positions, as `no_rope_layers` tells: 1 if so."""
-    given = config.get("no_rope_layers")
-    return given[i] if given else int((i + 1) % config.get("no_rope_layer_interval", 4) != 0)
+from prunecli.model.families._kinds import TURNS, rotates
 
 
 def attends(config: Mapping[str, Any], i: int) -> str:
@@ -36,6 +31,6 @@ FAMILY = Family(
         "bos_token_id": 128000,
         "eos_token_id": 128001,
     },
-    layer_lists={"layer_types": attends, "no_rope_layers": rotates},
+    layer_lists={"layer_types": attends, TURNS: rotates},
     test_config={"use_sliding_window": True, "sliding_window": 8, "no_rope_layer_interval": 2},
 )
