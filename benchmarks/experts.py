@@ -57,10 +57,10 @@ def train(text: Path, work: Path) -> Path:
         text / "definitions-train.jsonl", rows, SEQ_LEN, train_tokenizer=vocab,
         tokens=ROWS * SEQ_LEN, **AGAIN,
     )  # fmt: skip
-    prunecli.tokenize(
-        text / "definitions-calibration.jsonl", work / "calibration", SEQ_LEN,
-        tokenizer=str(rows), **AGAIN,
-    )  # fmt: skip
+    for part in ("calibration", "test"):
+        prunecli.tokenize(
+            text / f"definitions-{part}.jsonl", work / part, SEQ_LEN, tokenizer=str(rows), **AGAIN
+        )
     prunecli.init(work / "random", config=str(work / "shape.json"), tokenizer=str(rows), **AGAIN)
     prunecli.train(
         work / "random", work / "parent", rows, steps=STEPS, batch_size=BATCH, lr="3e-3", **AGAIN
@@ -94,12 +94,10 @@ def prune(parent: Path, out: Path, name: str, seed: int, ids: Path) -> list[list
     return [sorted({*range(2 * half)} - {*stay}) for stay in plan["experts"]]
 
 
-def loss(model: Path, text: Path) -> dict:
-    """Return the results of `eval` on the held-out text."""
-    return prunecli.evaluate(
-        model, Path(f"{model}.json"), data=text / "definitions-test.jsonl", seq_len=SEQ_LEN,
-        nsamples=HELD_OUT, **AGAIN,
-    ).results  # fmt: skip
+def loss(model: Path, work: Path) -> dict:
+    """Return the results of `eval` on rows of held-out text."""
+    held_out = f"{work / 'test'}:0:{HELD_OUT}"
+    return prunecli.evaluate(model, Path(f"{model}.json"), data=held_out, **AGAIN).results
 
 
 def routed(model: Any, ids: torch.Tensor) -> list[list[tuple]]:
@@ -173,7 +171,7 @@ def generate(model: Path) -> str:
 def measure(text: Path, work: Path) -> dict:
     """Return losses by method and seed, agreement with the naive loop, sizes, and texts."""
     parent = train(text, work)
-    dense = loss(parent, text)
+    dense = loss(parent, work)
     found = {name: {"losses": [], "layers_equal": 0, "layers": 0} for name in METHODS}
     for seed in SEEDS:
         ids = draw(work, seed)
@@ -181,7 +179,7 @@ def measure(text: Path, work: Path) -> dict:
         for name, of_method in found.items():
             out = work / f"{name}-{seed}"
             gone = prune(parent, out, name, seed, ids)
-            of_method["losses"].append(loss(out, text)["loss"])
+            of_method["losses"].append(loss(out, work)["loss"])
             if name in NAIVE:
                 pairs = list(zip(gone, expected[name], strict=True))
                 of_method["layers_equal"] += sum(one == other for one, other in pairs)

@@ -242,8 +242,9 @@ def by_granularity(study: Study) -> list[tuple[str, int, Effect]]:
         half = abs(float(row.ratio or 0) - 0.5) < 0.05
         if row.pruned and row.tokens and half and study.losses(row):
             groups[int(row.tokens), unit(row)].append(study.losses(row))
+    # of seeds that all of its runs have: a mean over others would be one of other methods
     means = {
-        key: {s: fmean(run[s] for run in runs if s in run) for s in set().union(*runs)}
+        key: {s: fmean(run[s] for run in runs) for s in runs[0] if all(s in run for run in runs)}
         for key, runs in groups.items()
     }
     return [
@@ -251,7 +252,7 @@ def by_granularity(study: Study) -> list[tuple[str, int, Effect]]:
         for tokens in sorted({tokens for tokens, _ in means})
         for number, coarse in enumerate(UNITS)
         for fine in UNITS[number + 1 :]
-        if (tokens, coarse) in means and (tokens, fine) in means
+        if means.get((tokens, coarse), {}).keys() & means.get((tokens, fine), {}).keys()
     ]
 
 
