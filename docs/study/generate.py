@@ -142,7 +142,7 @@ class Study:
     def matched(self, setting: str) -> Iterator[tuple[ModelRow, ModelRow]]:
         """Yield pruned and scratch models that are token-matched in a setting."""
         for pruned, scratch, found, _ in pairs(self.rows):
-            if found == setting and self.losses(pruned) and self.losses(scratch):
+            if found == setting and self.losses(pruned).keys() & self.losses(scratch).keys():
                 yield pruned, scratch
 
     def at_equal_compute(self) -> Iterator[tuple[ModelRow, ModelRow]]:
@@ -150,7 +150,8 @@ class Study:
         for pruned, scratch, _, _ in pairs(self.rows):
             kind, *made = scratch.name.split(".")[:-1]
             # names end with seeds, those of pooled runs with that of the first
-            if kind == "compute" and pruned.name.split(".")[1:-1] == made:
+            shared = self.losses(pruned).keys() & self.losses(scratch).keys()
+            if kind == "compute" and pruned.name.split(".")[1:-1] == made and shared:
                 yield pruned, scratch
 
 
@@ -276,7 +277,7 @@ def prose(study: Study) -> str:
     for column in others:
         for pruned, scratch in in_order(study.matched(matching.EQUAL_RETRAINING)):
             ours, theirs = study.losses(pruned, column.key), study.losses(scratch, column.key)
-            if ours and theirs:
+            if ours.keys() & theirs.keys():
                 effect = Effect.of(ours, theirs)
                 tokens = f"{int(pruned.tokens or 0):,}"
                 rows.append([column.heading, run_name(pruned), tokens, *effect.cells()])
@@ -289,7 +290,7 @@ def by_task(study: Study) -> str:
     for column in (c for c in columns_of(study.rows) if not c.lower_is_better and c is not AVERAGE):
         for pruned, scratch in in_order(study.matched(matching.EQUAL_RETRAINING)):
             ours, theirs = study.losses(pruned, column.key), study.losses(scratch, column.key)
-            if ours and theirs:
+            if ours.keys() & theirs.keys():
                 means = [f"{fmean(each.values()):.1f}" for each in (ours, theirs)]
                 tokens = f"{int(pruned.tokens or 0):,}"
                 # more is better: what is better comes second
