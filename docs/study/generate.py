@@ -136,8 +136,11 @@ class Study:
         metric = row.metrics.get(column or self.column)
         if metric is None:
             return {}
-        runs = metric.seeds or {row.seed: metric}
-        return {seed: float(run.value) for seed, run in runs.items()}
+        # twins of one shape are runs of one scratch model: where several have a seed, their mean
+        by_seed: dict[str, list[float]] = defaultdict(list)
+        for name, run in (metric.seeds or {row.seed: metric}).items():
+            by_seed[name.split()[0].rpartition(".")[2]].append(float(run.value))
+        return {seed: fmean(values) for seed, values in by_seed.items()}
 
     def matched(self, setting: str) -> Iterator[tuple[ModelRow, ModelRow]]:
         """Yield pruned and scratch models that are token-matched in a setting."""
