@@ -309,10 +309,12 @@ def summary(study: Study) -> str:
     first = [Effect.of(study.losses(p), study.losses(s))
              for p, s in study.matched(matching.EQUAL_RETRAINING)]  # fmt: skip
     means = [effect.mean for effect in first if effect.verdict == "holds"]
+    others = [effect.verdict for effect in first if effect.verdict != "holds"]
+    rest = ", ".join(f"{others.count(verdict)} {verdict}" for verdict in dict.fromkeys(others))
     by = f", by {min(means):.2f} to {max(means):.2f} nats per token" if means else ""
     lines = [
         "Trained on the same rows, pruned models end with a lower loss than models from scratch "
-        f"in {len(means)} of {len(first)} comparisons{by}."
+        f"in {len(means)} of {len(first)} comparisons{by}{f' ({rest})' if rest else ''}."
     ]
     leads = [
         f"{Effect.of(study.losses(pruned), study.losses(scratch)).told} for {run_name(pruned)}"
