@@ -219,7 +219,7 @@ def test_ids_are_exact_in_every_compute_type(tmp_path):
         ({"per_layer_config": {"1": {"head_dim": 16}}}, "per_layer_config"),
         ({"per_layer_config": {"x": {}}}, "per_layer_config"),
         ({"per_layer_config": {"9" * 5000: {}}}, "per_layer_config"),
-        ({"per_layer_config": {}, "num_hidden_layers": 10**12}, "per_layer_config"),
+        ({"per_layer_config": {}, "num_hidden_layers": 10**12}, "num_hidden_layers is 1000"),
         ({"per_layer_config": {}, "layer_types": [FULL]}, "per_layer_config"),
         ({"per_layer_config": [1]}, "per_layer_config"),
         ({"global_head_dim": 0}, "global_head_dim is 0"),
