@@ -12,7 +12,7 @@ which lm-eval brings).
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf, sqrt
 from pathlib import Path
@@ -26,7 +26,7 @@ from prunecli.errors import InputError
 from prunecli.methods import registry
 from prunecli.tables import matching
 from prunecli.tables.collect import Models, collect
-from prunecli.tables.entries import AVERAGE, ModelRow, columns_of, pairs
+from prunecli.tables.entries import AVERAGE, Column, ModelRow, columns_of, pairs
 from prunecli.tables.metrics import metrics_of
 from prunecli.tables.runs import Runs
 from prunecli.tables.table import TableRequest, table
@@ -142,20 +142,47 @@ class Study:
             by_seed[name.split()[0].rpartition(".")[2]].append(float(run.value))
         return {seed: fmean(values) for seed, values in by_seed.items()}
 
-    def matched(self, setting: str) -> Iterator[tuple[ModelRow, ModelRow]]:
-        """Yield pruned and scratch models that are token-matched in a setting."""
-        for pruned, scratch, found, _ in pairs(self.rows):
-            if found == setting and self.losses(pruned).keys() & self.losses(scratch).keys():
-                yield pruned, scratch
+    def lead(self, pruned: ModelRow, scratch: ModelRow, column: Column | None = None) -> "Lead":
+        """Return by how much pruned is better in a column, that of the losses by default."""
+        key, more = (column.key, not column.lower_is_better) if column else (self.column, False)
+        ours, theirs = self.losses(pruned, key), self.losses(scratch, key)
+        effect = Effect.of(theirs, ours) if more else Effect.of(ours, theirs)
+        return Lead(pruned, scratch, ours, theirs, effect)
 
-    def at_equal_compute(self) -> Iterator[tuple[ModelRow, ModelRow]]:
-        """Yield pruned models and what was trained on as many FLOPs, which is known by its name."""
+    def matched(self, setting: str, column: Column | None = None) -> list["Lead"]:
+        """Return pruned and scratch models that are token-matched in a setting, by common seeds."""
+        found = (self.lead(p, s, column) for p, s, other, _ in pairs(self.rows) if other == setting)
+        return in_order(lead for lead in found if lead.effect.by_seed)
+
+    def at_equal_compute(self) -> list["Lead"]:
+        """Return pruned models and what was trained on as many FLOPs, known by its name."""
+        found = []
         for pruned, scratch, _, _ in pairs(self.rows):
             kind, *made = scratch.name.split(".")[:-1]
             # names end with seeds, those of pooled runs with that of the first
-            shared = self.losses(pruned).keys() & self.losses(scratch).keys()
-            if kind == "compute" and pruned.name.split(".")[1:-1] == made and shared:
-                yield pruned, scratch
+            if kind == "compute" and pruned.name.split(".")[1:-1] == made:
+                found.append(self.lead(pruned, scratch))
+        return in_order(lead for lead in found if lead.effect.by_seed)
+
+
+@dataclass(frozen=True)
+class Lead:
+    """A pruned model beside one from scratch: what both reach by seed, and by how much it leads."""
+
+    pruned: ModelRow
+    scratch: ModelRow
+    ours: Losses
+    theirs: Losses
+    effect: Effect
+
+    @property
+    def tokens(self) -> list[str]:
+        """What both were trained on, in tokens."""
+        return [f"{int(row.tokens or 0):,}" for row in (self.pruned, self.scratch)]
+
+    def means(self, digits: int) -> list[str]:
+        """Return the means of both."""
+        return [f"{fmean(each.values()):.{digits}f}" for each in (self.ours, self.theirs)]
 
 
 def unit(row: ModelRow) -> str:
@@ -169,32 +196,23 @@ def run_name(row: ModelRow) -> str:
     return f"{row.method} {float(row.ratio or 0):.3g}"
 
 
-def in_order(found: Iterable[tuple[ModelRow, ModelRow]]) -> list[tuple[ModelRow, ModelRow]]:
+def in_order(found: Iterable[Lead]) -> list[Lead]:
     """Return pairs from coarse to fine, and with more tokens later."""
     return sorted(
         found,
-        key=lambda pair: (
-            UNITS.index(unit(pair[0])), pair[0].method, float(pair[0].ratio or 0),
-            int(pair[0].tokens or 0),
+        key=lambda lead: (
+            UNITS.index(unit(lead.pruned)), lead.pruned.method, float(lead.pruned.ratio or 0),
+            int(lead.pruned.tokens or 0),
         ),
     )  # fmt: skip
 
 
-def compared(study: Study, found: Iterable[tuple[ModelRow, ModelRow]]) -> str:
+def compared(found: Iterable[Lead]) -> str:
     """Return a table of pruned models beside scratch: positive where pruned is better."""
-    rows = []
-    for pruned, scratch in in_order(found):
-        ours, theirs = study.losses(pruned), study.losses(scratch)
-        rows.append(
-            [
-                run_name(pruned),
-                f"{int(pruned.tokens or 0):,}",
-                f"{int(scratch.tokens or 0):,}",
-                f"{fmean(ours.values()):.4f}",
-                f"{fmean(theirs.values()):.4f}",
-                *Effect.of(ours, theirs).cells(),
-            ]
-        )
+    rows = [
+        [run_name(lead.pruned), *lead.tokens, *lead.means(4), *lead.effect.cells()]
+        for lead in found
+    ]
     return rendered(["method", "N", "scratch's tokens", "pruned", "scratch", *HEADINGS], rows)
 
 
@@ -207,22 +225,14 @@ def tally(effects: Iterable[Effect]) -> str:
     return f"Of {len(verdicts)} comparisons: {', '.join(counts)}."
 
 
-def advantages(study: Study, setting: str) -> list[tuple[ModelRow, Losses]]:
-    """Return by how much every pruned model is better than scratch, by seed."""
-    found = []
-    for pruned, scratch in in_order(study.matched(setting)):
-        ours, theirs = study.losses(pruned), study.losses(scratch)
-        if by_seed := {s: theirs[s] - ours[s] for s in ours if s in theirs}:
-            found.append((pruned, by_seed))
-    return found
-
-
 def shrinking(study: Study, key: str) -> str:
     """Return how the advantage of pruning changes with tokens or with ratio."""
     groups: dict[tuple[object, ...], list[tuple[float, Losses]]] = defaultdict(list)
-    for row, by_seed in advantages(study, matching.EQUAL_RETRAINING):
+    for lead in study.matched(matching.EQUAL_RETRAINING):
+        row, seeds = lead.pruned, lead.ours.keys() & lead.theirs.keys()
         tokens, ratio = float(row.tokens or 0), round(float(row.ratio or 0), 2)
         along, other = (tokens, ratio) if key == "tokens" else (ratio, tokens)
+        by_seed = {seed: lead.theirs[seed] - lead.ours[seed] for seed in sorted(seeds)}
         groups[row.method, other].append((along, by_seed))
     rows = []
     for (method, _), points in groups.items():
@@ -275,39 +285,31 @@ def parent_curve(study: Study) -> str:
 
 def prose(study: Study) -> str:
     """Return the first finding on every other held-out text."""
-    others = [c for c in columns_of(study.rows) if c.lower_is_better and c.key != study.column]
-    rows = []
-    for column in others:
-        for pruned, scratch in in_order(study.matched(matching.EQUAL_RETRAINING)):
-            ours, theirs = study.losses(pruned, column.key), study.losses(scratch, column.key)
-            if ours.keys() & theirs.keys():
-                effect = Effect.of(ours, theirs)
-                tokens = f"{int(pruned.tokens or 0):,}"
-                rows.append([column.heading, run_name(pruned), tokens, *effect.cells()])
+    rows = [
+        [column.heading, run_name(lead.pruned), lead.tokens[0], *lead.effect.cells()]
+        for column in columns_of(study.rows)
+        if column.lower_is_better and column.key != study.column
+        for lead in study.matched(matching.EQUAL_RETRAINING, column)
+    ]
     return rendered(["text", "method", "N", *HEADINGS], rows) if rows else "None was measured."
 
 
 def by_task(study: Study) -> str:
     """Return the first finding by the accuracies of tasks, in points."""
-    rows = []
-    for column in (c for c in columns_of(study.rows) if not c.lower_is_better and c is not AVERAGE):
-        for pruned, scratch in in_order(study.matched(matching.EQUAL_RETRAINING)):
-            ours, theirs = study.losses(pruned, column.key), study.losses(scratch, column.key)
-            if ours.keys() & theirs.keys():
-                means = [f"{fmean(each.values()):.1f}" for each in (ours, theirs)]
-                tokens = f"{int(pruned.tokens or 0):,}"
-                # more is better: what is better comes second
-                effect = Effect.of(theirs, ours)
-                row = [column.heading, run_name(pruned), tokens, *means, *effect.cells()]
-                rows.append(row)
+    rows = [
+        [column.heading, run_name(lead.pruned), lead.tokens[0], *lead.means(1),
+         *lead.effect.cells()]
+        for column in columns_of(study.rows)
+        if not column.lower_is_better and column is not AVERAGE
+        for lead in study.matched(matching.EQUAL_RETRAINING, column)
+    ]  # fmt: skip
     headings = ["task", "method", "N", "pruned", "scratch", *HEADINGS]
     return rendered(headings, rows) if rows else "None was measured."
 
 
 def summary(study: Study) -> str:
     """Return three sentences, one for each finding."""
-    first = [Effect.of(study.losses(p), study.losses(s))
-             for p, s in study.matched(matching.EQUAL_RETRAINING)]  # fmt: skip
+    first = [lead.effect for lead in study.matched(matching.EQUAL_RETRAINING)]
     means = [effect.mean for effect in first if effect.verdict == "holds"]
     others = [effect.verdict for effect in first if effect.verdict != "holds"]
     rest = ", ".join(f"{others.count(verdict)} {verdict}" for verdict in dict.fromkeys(others))
@@ -317,8 +319,8 @@ def summary(study: Study) -> str:
         f"in {len(means)} of {len(first)} comparisons{by}{f' ({rest})' if rest else ''}."
     ]
     leads = [
-        f"{Effect.of(study.losses(pruned), study.losses(scratch)).told} for {run_name(pruned)}"
-        for pruned, scratch in in_order(study.matched(matching.EQUAL_TOTAL))
+        f"{lead.effect.told} for {run_name(lead.pruned)}"
+        for lead in study.matched(matching.EQUAL_TOTAL)
     ]
     lines.append(
         f"Where scratch also has the parent's tokens, the lead of pruning is {' and '.join(leads)}."
@@ -422,15 +424,9 @@ def shown(study: Study, layout: str) -> str:
         return "No runs for this yet."
 
 
-def page(folder: str) -> str:
+def page(study: Study) -> str:
     """Return the whole page."""
-    study = Study.read(folder)
-    first = list(study.matched(matching.EQUAL_RETRAINING))
-    second = list(study.matched(matching.EQUAL_TOTAL))
-
-    def effects(found: Iterable[tuple[ModelRow, ModelRow]]) -> list[Effect]:
-        return [Effect.of(study.losses(p), study.losses(s)) for p, s in found]
-
+    first, second = map(study.matched, (matching.EQUAL_RETRAINING, matching.EQUAL_TOTAL))
     third, runs = by_granularity(study), runs_of(study)
     finer = rendered(
         ["granularity", "N", *HEADINGS],
@@ -441,15 +437,15 @@ def page(folder: str) -> str:
         "runs": str(sum(1 for _ in study.models.evaluations())),
         "column": study.column,
         "curve": parent_curve(study),
-        "tally1": tally(effects(first)),
-        "first": compared(study, first),
+        "tally1": tally(lead.effect for lead in first),
+        "first": compared(first),
         "tokens": shrinking(study, "tokens"),
         "ratio": shrinking(study, "ratio"),
-        "tally2": tally(effects(second)),
-        "second": compared(study, second),
+        "tally2": tally(lead.effect for lead in second),
+        "second": compared(second),
         "tally3": tally(effect for _, _, effect in third),
         "third": finer,
-        "compute": compared(study, study.at_equal_compute()),
+        "compute": compared(study.at_equal_compute()),
         "prose": prose(study),
         "task": by_task(study),
         "taught": taught(runs),
@@ -465,12 +461,13 @@ def page(folder: str) -> str:
 def main() -> None:
     """Write the page."""
     folder, *out = sys.argv[1:]
+    study = Study.read(folder)
     if out:
-        Path(out[0]).write_text(page(folder))
+        Path(out[0]).write_text(page(study))
     else:
-        print(page(folder), end="")
+        print(page(study), end="")
     for readme in out[1:]:
-        put_summary(Path(readme), summary(Study.read(folder)))
+        put_summary(Path(readme), summary(study))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 import prunecli
+from prunecli.methods import registry as methods
 from prunecli.methods._base import Method
 from prunecli.model.families import registry as families
 from prunecli.model.families._base import Family
@@ -235,3 +236,10 @@ def test_the_readme_counts_the_families() -> None:
     count = len(named.split(", ")) + len(re.findall(r"\d and \d", named)) + int(more)
     assert f"on {len(families.names())} model families" in text
     assert count == len(families.names())
+
+
+def test_counts_are_those_of_the_registries() -> None:
+    pages = (ROOT / name for name in ("README.md", "docs/features.md", "docs/methods.md"))
+    text = " ".join(" ".join(page.read_text("utf-8").split()) for page in pages)
+    assert {*re.findall(r"(\d+) (?:model )?families", text)} == {str(len(families.names()))}
+    assert {*re.findall(r"(\d+) methods", text)} == {str(len(methods.names()))}

@@ -35,6 +35,11 @@ sys.exit(code)
 """
 
 
+def outside_make() -> dict[str, str]:
+    """Return the environment without what a make around the tests has put there."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+
+
 class Shell:
     """Runs make, and every `prunecli` in it in this process; `commands` are what was run."""
 
@@ -51,14 +56,13 @@ class Shell:
         """Return what `make` of the smoke setting prints; assert that it succeeds."""
         given = {"WORK": str(self.folder / "work"), "SETTING": "smoke", **LESS, **variables}
         line = ["make", "-f", str(MAKEFILE), *words, *(f"{k}={v}" for k, v in given.items())]
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
         self.commands = []
         with socket.socket(socket.AF_UNIX) as server, (self.folder / "log").open("w+") as log:
             server.bind(self.address)
             server.listen()
             server.settimeout(0.05)
             shell = subprocess.Popen(
-                line, env={**environment, "PATH": self.path}, stdout=log, stderr=log
+                line, env={**outside_make(), "PATH": self.path}, stdout=log, stderr=log
             )
             while shell.poll() is None:
                 try:
@@ -185,9 +189,8 @@ def test_power_is_the_share_of_tests_that_find_it(effect) -> None:
 def test_held_out_text_is_in_rows_as_training_has_them() -> None:
     """Windows that `eval` cuts join documents otherwise, and a model of rows pays for that."""
     line = ["make", "--dry-run", "-f", str(MAKEFILE), "SETTING=mini", "WORK=none", "STORE=none/s"]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
     told = subprocess.run(
-        [*line, "parent"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        [*line, "parent"], cwd=ROOT, env=outside_make(), capture_output=True, text=True, check=True
     ).stdout
     made = [words for words in told.splitlines() if words.startswith("prunecli tokenize")]
     assert {words.split()[-1] for words in made} == {

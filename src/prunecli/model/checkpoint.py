@@ -254,9 +254,10 @@ class Checkpoint(Reader):
         of_stack: dict[str, list[str]] = {}
         for part, place in inside.items():
             of_stack.setdefault(place.name, []).append(part)
-        part_of = {part: whole for whole, parts in self.arch.joined().items() for part in parts}
+        joined = self.arch.joined()
+        apart = {part for parts in joined.values() for part in parts}
         in_parts: dict[str, tuple[Path, str, Spec]] = {}
-        expected = {*own, *of_stack, *part_of, self._head}
+        expected = {*own, *of_stack, *apart, self._head}
         prefixes = plain(family) if self.part_of is None else WRAPPERS[self.part_of]
         left_out, without = self._left_out(), dict[str, str]()
         for path, header in headers.items():
@@ -271,7 +272,7 @@ class Checkpoint(Reader):
                     continue
                 if BUFFER in stored or stored.endswith(family.buffers):
                     continue
-                if name in part_of:
+                if name in apart:
                     in_parts[name] = path, stored, spec
                 elif name not in of_stack:
                     self._add(name, path, stored, spec)
@@ -280,7 +281,7 @@ class Checkpoint(Reader):
                         raise _misshapen(stored, spec, inside[part].whole(own[part].shape))
                     self._add(part, path, stored, Spec(spec.dtype, own[part].shape))
                     self._inside[part] = inside[part]
-        self._join(in_parts)
+        self._join(joined, in_parts)
         self.specs = {name: self.specs[name] for name in sorted(self.specs)}
         self._tell(without, report)
         found = self._stored.get(self._embedding)
@@ -330,9 +331,11 @@ class Checkpoint(Reader):
             )
         self._stored[name], self.specs[name] = (path, stored), spec
 
-    def _join(self, found: Mapping[str, tuple[Path, str, Spec]]) -> None:
+    def _join(
+        self, joined: Mapping[str, list[str]], found: Mapping[str, tuple[Path, str, Spec]]
+    ) -> None:
         """Note tensors that are stored in parts; those that lack one are missing."""
-        for name, parts in self.arch.joined().items():
+        for name, parts in joined.items():
             if not all(part in found for part in parts):
                 continue
             path, stored, spec = found[parts[0]]

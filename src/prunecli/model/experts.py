@@ -72,23 +72,15 @@ class ExpertList(nn.ModuleList):
         has it: what every expert reads, one after the other [E N, D], and so is what they give.
         """
         if chosen is None or weights is None:
-            apart = states.view(len(self), -1, states.shape[-1])
-            return self._of_weighted(apart).view(states.shape)
-        out = torch.zeros_like(states)
-        sent, norms = torch.zeros(2, len(states) if self.watch else 0, len(self), device=out.device)
-        for e, expert in enumerate(self):
-            if e in self.fed_all:
-                expert(states)
-                self.between()
-                continue
+            return self._of_weighted(states.view(len(self), -1, states.shape[-1])).view_as(states)
+
+        def sent_to(e: int) -> tuple[Tensor, Tensor, Tensor]:
             tokens, place = torch.where(chosen == e)
-            made, share = expert(states[tokens]), weights[tokens, place]
+            return tokens, states[tokens], weights[tokens, place]
+
+        out = torch.zeros_like(states)
+        for _, tokens, made, share in self._each(states, sent_to, lambda: states):
             out.index_add_(0, tokens, (made * share[:, None]).to(out.dtype))
-            if self.watch is not None:
-                sent[tokens, e] = share.float()
-                norms[tokens, e] = torch.linalg.vector_norm(made.float(), dim=-1)
-        if self.watch is not None:
-            self.watch(sent, norms)
         return out
 
     def _of_weighted(self, states: Tensor) -> Tensor:
@@ -96,21 +88,43 @@ class ExpertList(nn.ModuleList):
 
         One that is shown all tokens sees them as those do that they are sent to.
         """
+
+        def sent_to(e: int) -> tuple[Tensor, Tensor, Tensor]:
+            (tokens,) = torch.where(states[e].any(-1))
+            return tokens, states[e, tokens], states.new_ones(len(tokens))
+
         out = torch.zeros_like(states)
-        sent, norms = torch.zeros(2, states.shape[1] if self.watch else 0, len(self)).to(out.device)
+        for e, tokens, made, _ in self._each(states[0], sent_to, lambda: states.sum(0)):
+            out[e, tokens] = made
+        return out
+
+    def _each(
+        self,
+        states: Tensor,
+        sent_to: Callable[[int], tuple[Tensor, Tensor, Tensor]],
+        every: Callable[[], Tensor],
+    ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+        """Yield of each expert its number, its tokens [n], what it makes of them, and its weights.
+
+        `sent_to` gives the tokens of an expert, what it reads of them [n, D], and these weights
+        [n]; `every` what one reads that is shown all, of which nothing is yielded. There are as
+        many tokens as `states` [N, D] has, where these are.
+        """
+        count = len(states) if self.watch else 0
+        sent, norms = torch.zeros(2, count, len(self), device=states.device)
         for e, expert in enumerate(self):
             if e in self.fed_all:
-                expert(states.sum(0))
+                expert(every())
                 self.between()
                 continue
-            (tokens,) = torch.where(states[e].any(-1))
-            out[e, tokens] = made = expert(states[e, tokens])
+            tokens, read, share = sent_to(e)
+            made = expert(read)
+            yield e, tokens, made, share
             if self.watch is not None:
-                sent[tokens, e] = 1
+                sent[tokens, e] = share.float()
                 norms[tokens, e] = torch.linalg.vector_norm(made.float(), dim=-1)
         if self.watch is not None:
             self.watch(sent, norms)
-        return out
 
     def restacked(self) -> nn.Module:
         """Return transformers' module with the weights of these experts."""

@@ -285,13 +285,12 @@ class Layout:
 
     def joined(self) -> dict[str, list[str]]:
         """Return the tensors that files can have in parts, and the names of these, in order."""
-        found = {}
-        for i in range(self.layers):
-            table, prefix = self.inside(i), self.prefix(i)
-            for whole, parts in self.family.joined.items():
-                if self.family.layer + whole in table:
-                    found[prefix + whole] = [prefix + part for part in parts]
-        return found
+        return {
+            self.prefix(i) + whole: [self.prefix(i) + part for part in parts]
+            for whole, parts in self.family.joined.items()
+            for i in range(self.layers)
+            if self.family.layer + whole in self.inside(i)
+        }
 
     @property
     def head_bias(self) -> bool:

@@ -11,7 +11,6 @@ from prunecli.model.families import llama, qwen3_moe
 from prunecli.model.families._base import OF_EXPERTS, Experts, Family
 from prunecli.model.families._kinds import TURNS, rotates, sized
 
-FFN = llama.LAYER + "feed_forward."
 SPARSE = "moe_layers"
 
 

@@ -9,9 +9,17 @@ from typing import Any
 
 from prunecli.model.families import llama, olmo2
 from prunecli.model.families._base import Family
-from prunecli.model.families._kinds import DELTA_AXES, NEEDED, delta_state, of_types, sized, spread
+from prunecli.model.families._kinds import (
+    DELTA_AXES,
+    DELTA_TEST,
+    NEEDED,
+    delta_state,
+    of_types,
+    sized,
+    spread,
+)
+from prunecli.model.families.qwen3_5 import MIXER
 
-MIXER = llama.LAYER + "linear_attn."
 READERS = tuple(f"linear_attn.{name}_proj" for name in "qkvabg")
 
 
@@ -117,9 +125,6 @@ FAMILY = Family(
     test_config={
         "attention_bias": True,
         "layer_types": ["linear_attention", "full_attention"] * 2,
-        "linear_key_head_dim": 8,
-        "linear_value_head_dim": 16,
-        "linear_num_key_heads": 2,
-        "linear_num_value_heads": 4,
+        **DELTA_TEST,
     },
 )
