@@ -6,8 +6,9 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from stat import S_ISDIR
 
 from prunecli.errors import InputError, OutputExists, PruneError, Stopped
 from prunecli.files import regular, sidecar, tensorfile, unfinished, world
@@ -15,6 +16,8 @@ from prunecli.interruption import Interrupted, held
 from prunecli.settings import Output, Result
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's <fcntl.h> and <linux/fs.h>
+# to ask about a file: where there is no O_PATH, it must be one that may be read
+AS_NAME = getattr(os, "O_PATH", os.O_RDONLY | os.O_NONBLOCK)
 MARK = "key"
 MARK_BYTES = 33  # an id, and the end of the line
 STAGE = ".new"  # in OUT.partial: the result that is being written
@@ -122,31 +125,45 @@ def _check_text(what: str, path: str) -> None:
 
 
 def _check_parent(what: str, path: Path) -> None:
-    parent = _nearest_parent(path)
-    if not parent.is_dir():
-        raise InputError(f"{what} lies under '{parent.name}', which is a file")
+    with _nearest_parent(path) as (parent, handle):
+        if not S_ISDIR(os.fstat(handle).st_mode):
+            raise InputError(f"{what} lies under '{parent.name}', which is a file")
 
 
 def _check_access(what: str, path: Path) -> None:
-    parent = _nearest_parent(path)
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"{what} cannot be written: no permission in '{parent}'", "choose another")
+    with _nearest_parent(path) as (parent, handle):
+        if not os.access(".", os.W_OK | os.X_OK, dir_fd=handle):
+            raise InputError(
+                f"{what} cannot be written: no permission in '{parent}'", "choose another"
+            )
 
 
-def _nearest_parent(path: Path) -> Path:
-    """Return the nearest of the folders above that exists."""
-    # unlike exists(), lexists() takes names that are too long for any file
-    # the root, which has none, is its own
-    return next((parent for parent in path.parents if os.path.lexists(parent)), path)
+@contextmanager
+def _nearest_parent(path: Path) -> Iterator[tuple[Path, int]]:
+    """Open the nearest of the folders above that exists; yield its path and its handle.
+
+    What is open answers though another process removes it: `claim` asks before it locks.
+    """
+    while True:
+        # unlike exists(), lexists() takes names that are too long for any file
+        # the root, which has none, is its own
+        nearest = next((parent for parent in path.parents if os.path.lexists(parent)), path)
+        with suppress(FileNotFoundError):  # removed since
+            handle = os.open(nearest, AS_NAME)
+            break
+    try:
+        yield nearest, handle
+    finally:
+        os.close(handle)
 
 
 def _check_name(what: str, path: Path) -> None:
     """Raise InputError for what is no file or folder, and for names too long to stage under."""
-    parent = _nearest_parent(path)
-    longest = os.pathconf(parent, "PC_PATH_MAX") - ROOM
+    with _nearest_parent(path) as (parent, handle):
+        longest = os.fpathconf(handle, "PC_PATH_MAX") - ROOM
+        limit = os.fpathconf(handle, "PC_NAME_MAX") - SUFFIX
     if len(os.fsencode(path)) > longest:
         raise InputError(f"{what} is a path of more than {longest} bytes", "choose a shorter one")
-    limit = os.pathconf(parent, "PC_NAME_MAX") - SUFFIX
     if any(len(os.fsencode(part)) > limit for part in path.relative_to(parent).parts):
         raise InputError(f"{what} has a name longer than {limit} bytes", "choose a shorter one")
     if path.exists() and not (path.is_file() or path.is_dir()):
@@ -539,9 +556,10 @@ def make_folder(path: Path) -> None:
         try:
             path.mkdir()
         except FileExistsError:
-            if os.path.lexists(path) and not path.is_dir():
-                raise
-            continue  # another process has made it, or has made and removed it
+            with suppress(FileNotFoundError):  # another process has made and removed it
+                if not S_ISDIR(path.lstat().st_mode):
+                    raise
+            continue
         _flush(path.parent)
 
 
