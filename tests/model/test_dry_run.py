@@ -277,7 +277,11 @@ def test_places_that_cannot_be(llama, tmp_path, monkeypatch):
         assert told[0] == 4
         assert "choose a shorter one" in told[1]
     init(str(tmp_path / ("n" * (most - 24))), like=str(llama))
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+
+    def permitted(path, mode, dir_fd):
+        return Path(f"/proc/self/fd/{dir_fd}", path).resolve() != tmp_path
+
+    monkeypatch.setattr(os, "access", permitted)
     for dry in (True, False):
         told = verdict(
             lambda dry=dry: init(

@@ -109,7 +109,7 @@ def test_what_is_no_plan(llama, tmp_path):
     [
         ({"layers": [0, 1], "ffn": [[0], [1], [2]]}, "numbers of layers differ: 2 for layers, 3"),
         ({"ffn": [[0], [1]], "kv_heads": [[0]]}, "numbers of layers differ: 2 for ffn, 1 for kv_"),
-        ({"ffn": [[], []]}, "the plan keeps no ffn of layer 0"),
+        ({"ffn": [[], []]}, "the plan keeps no ffn; at least one"),
         ({"hidden": [], "ffn": [[0]]}, "the plan keeps no hidden"),
         ({"layers": [3, 0]}, "layers are not ascending"),
         ({"kv_heads": [[-1]]}, "kv_heads of layer 0 begin at -1"),

@@ -4,7 +4,6 @@ What it is follows from its sidecar's `kind`; a model folder needs none. Each `_
 what is wrong with one kind, the cheapest first.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from prunecli.files.sidecar import Sidecar
 from prunecli.files.strict import told
 from prunecli.files.tensorfile import (
     TENSOR_FILE,
-    Spec,
     combined_digest,
     pieces,
     read_header,
@@ -27,9 +25,6 @@ from prunecli.measuring import intact
 from prunecli.model.checkpoint import Checkpoint
 from prunecli.model.sparsity import faults
 from prunecli.report import SILENT, Report
-
-# what the names of a layer's tensors begin with, and its number
-LAYER = re.compile(r"(?:[a-z_]+\.)+layers\.([^.]*)\.")
 
 Problems = Iterator[str]
 
@@ -174,7 +169,6 @@ def _of_tensors(path: Path, record: Sidecar, deep: bool, report: Report) -> Prob
     recorded = record.outputs.get("tensors")
     if recorded != len(specs):
         yield f"the sidecar records {told(recorded)} tensors, found {len(specs)}"
-    yield from _uneven(specs)
     if not deep:
         return
     yield from intact.header_faults(path)
@@ -191,20 +185,6 @@ def _of_tensors(path: Path, record: Sidecar, deep: bool, report: Report) -> Prob
         yield "the tensors are not those of the sidecar (digest differs)"
 
 
-def _uneven(specs: Mapping[str, Spec]) -> Problems:
-    """Yield the layers whose tensors are not those of layer 0 by name, type and shape."""
-    layers: dict[str, dict[str, Spec]] = {}
-    for name, spec in specs.items():
-        if match := LAYER.match(name):
-            layers.setdefault(match[1], {})[name[match.end() :]] = spec
-    expected = {str(i) for i in range(len(layers))}
-    for number in sorted(expected ^ layers.keys()):
-        yield f"the tensors of layer {number} are {'missing' if number in expected else 'too many'}"
-    for number, found in layers.items():
-        if found != layers.get("0", found):
-            yield f"the tensors of layer {number} are not like those of layer 0"
-
-
 def _of_plan(results: Mapping[str, Any]) -> Problems:
     """Yield the axes of a plan whose indices are no indices, or not as many as it records."""
     keep, kept = results.get("keep"), results.get("kept")
@@ -219,12 +199,24 @@ def _of_plan(results: Mapping[str, Any]) -> Problems:
         if not all(_are_whole(one) for one in lists):
             yield f"its {axis} are no indices"
             continue
-        if any(one != sorted(set(one)) or min(one, default=-1) < 0 for one in lists):
+        # the list of a layer that has none of an axis is empty
+        even = all(one == sorted(set(one)) and min(one, default=0) >= 0 for one in lists)
+        if not (even and any(lists)):
             yield f"its {axis} are not ascending and unique indices"
-        sizes = [len(one) for one in lists]
-        recorded = kept.get(axis)
-        if sizes != (recorded if isinstance(recorded, list) else [recorded] * len(sizes)):
+        sizes, recorded = [len(one) for one in lists], kept.get(axis)
+        each = recorded if isinstance(recorded, list) else [recorded] * len(sizes)
+        if len(each) != len(sizes) or not all(map(_counted, sizes, each)):
             yield f"it keeps {told(sizes)} {axis}, and records {told(recorded)}"
+
+
+def _counted(size: int, recorded: Any) -> bool:
+    """Return whether a layer that keeps so many units can be recorded so; a wide one is several."""
+    if size == 0:
+        return recorded is not None
+    if type(recorded) is not int or recorded < 1:
+        return False
+    times = -(-size // recorded)
+    return -(-size // times) == recorded
 
 
 def _are_whole(values: Any) -> bool:

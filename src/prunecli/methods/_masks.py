@@ -16,7 +16,8 @@ def drop_mask(score_OI: "torch.Tensor", pattern: SparsityPattern, scope: str) ->
 
     N:M drops the M - N lowest of every M consecutive inputs of a row. Otherwise floor(ratio * n)
     of the n weights of each row (`scope="row"`) or of the matrix (`scope="matrix"`). Of equal
-    scores the one with the lower index goes first. Lines are compared some at a time.
+    scores the one with the lower index goes first. Lines are compared some at a time, long ones in
+    pieces.
     """
     import torch
 
@@ -35,11 +36,15 @@ def _lowest(lines: "torch.Tensor", drop: int) -> "torch.Tensor":
         return lines.isnan()
     limit = kth_lowest(lines, drop)
     mask = lines <= limit
-    tied = mask.sum(1) > drop  # of those that equal the limit only as many as still fit
+    surplus = mask.sum(1) - drop  # of those that equal the limit, the last so many stay
+    tied = surplus > 0
     if tied.any():
-        below, equal = lines[tied] < limit[tied], lines[tied] == limit[tied]
-        room = drop - below.sum(1, keepdim=True)
-        mask[tied] = below | (equal & (equal.cumsum(1) <= room))
+        limit, staying = limit[tied], surplus[tied][:, None]
+        for some in reversed([*spans(lines.shape[1], PLACE * len(limit))]):
+            equal = lines[:, some][tied] == limit
+            place = equal.flip(1).cumsum(1).flip(1)  # counted from the end
+            mask[:, some][tied] &= ~(equal & (place <= staying))
+            staying = (staying - equal.sum(1, keepdim=True)).clamp(min=0)
     return mask
 
 

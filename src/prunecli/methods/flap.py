@@ -20,6 +20,7 @@ the same tensor (`fluctuation`).
 from typing import TYPE_CHECKING, Any
 
 from prunecli.methods._base import LayerView, Method, Option, RequiredStatistic, Setting
+from prunecli.methods._sums import of_inputs
 
 if TYPE_CHECKING:
     import torch
@@ -27,15 +28,17 @@ if TYPE_CHECKING:
 
 def score(layer: LayerView, options: dict[str, Any]) -> "dict[str, torch.Tensor]":
     """Return `kv_heads` [K] and `ffn` [F]: sums (UL) or means of z-scores (AL)."""
+    import torch
 
     def channels(point: str) -> "torch.Tensor":
         stats = {name: layer.stats.get(f"{point}.{name}") for name in ("var", "fluctuation")}
         spread = stats["fluctuation"] if options["compat"] else stats["var"]
-        weight = layer.weights[point].double()
+        weight = layer.weights[point]
         if options["metric"] == "WIFN":
-            return weight.abs().mean(0) * layer.stats[f"{point}.sumsq"].sqrt()
+            mean = of_inputs(weight, torch.abs) / len(weight)
+            return mean * layer.stats[f"{point}.sumsq"].sqrt()
         assert spread is not None
-        return spread if options["metric"] == "IFV" else spread * weight.square().sum(0)
+        return spread if options["metric"] == "IFV" else spread * of_inputs(weight, torch.square)
 
     found = {point: channels(point) for point in layer.weights}
     if "o" in found:

@@ -20,12 +20,12 @@ def sparsify(
     weight_OI: "torch.Tensor", factor: None, pattern: SparsityPattern, options: dict[str, Any]
 ) -> "torch.Tensor":
     """Return `weight_OI` with the smallest magnitudes set to zero."""
-    score_OI = weight_OI.abs()
     if options["compat"] and not pattern.group:
+        score_OI = weight_OI.abs()
         rank = int(score_OI.numel() * pattern.ratio)
         limit = kth_lowest(score_OI.reshape(1, -1), rank + 1)
         return weight_OI.masked_fill(score_OI <= limit, 0)
-    return weight_OI.masked_fill(drop_mask(score_OI, pattern, options["scope"]), 0)
+    return weight_OI.masked_fill(drop_mask(weight_OI.abs(), pattern, options["scope"]), 0)
 
 
 def _no_scope(beside: Setting) -> str:

@@ -28,7 +28,7 @@ def sparsify(
     options: dict[str, Any],
 ) -> "torch.Tensor":
     """Return `weight_OI` with the lowest scores of every row set to zero."""
-    return weight_OI.masked_fill(drop_mask(weight_OI.abs() * norm_I, pattern, "row"), 0)
+    return weight_OI.masked_fill(drop_mask(weight_OI.abs().mul_(norm_I), pattern, "row"), 0)
 
 
 METHOD = Method(

@@ -12,6 +12,7 @@ shape; give `--heads` and `--ffn` for that one, with `--recipe official` too.
 from typing import TYPE_CHECKING, Any
 
 from prunecli.methods._base import LayerView, Method, RequiredStatistic
+from prunecli.methods._sums import of_inputs
 
 if TYPE_CHECKING:
     import torch
@@ -19,12 +20,12 @@ if TYPE_CHECKING:
 
 def score(layer: LayerView, options: dict[str, Any]) -> "dict[str, torch.Tensor]":
     """Return `kv_heads` [K] and `ffn` [F]."""
+    import torch
 
     def channels(point: str) -> "torch.Tensor":
-        return (
-            layer.weights[point].abs().double().mean(0)
-            * layer.stats[f"{point}.feature_norm"].sqrt()
-        )
+        weight = layer.weights[point]
+        mean = of_inputs(weight, torch.abs) / len(weight)
+        return mean * layer.stats[f"{point}.feature_norm"].sqrt()
 
     found = {point: channels(point) for point in layer.weights}
     scores = {"kv_heads": found["o"].view(layer.kv_heads, -1).sum(1)} if "o" in found else {}

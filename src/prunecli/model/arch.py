@@ -159,26 +159,17 @@ class Arch(Layout):
         """Those of all layers."""
         return sum(self.kinds.count(self.kinds[i]) * self.other_params(i) for i in self.sorts)
 
-    def too_few_experts(self, count: int) -> tuple[str, str] | None:
-        """Return why a layer cannot be left so many experts, and what to do; None if it can.
-
-        Of a group, the two best experts are its score.
-        """
-        each, (groups, open_groups) = self.experts_per_token, self.expert_groups
-        if groups == 1:
-            enough = count >= each
-            return None if enough else (f"every token is sent to {each}", f"keep {each} at least")
-        least = groups * max(2, -(-each // min(open_groups, groups)))
-        if count >= least and count % groups == 0:
-            return None
-        why = f"every token is sent to {each} out of {open_groups} of {groups} equal groups"
-        return why, f"keep a multiple of {groups}, {least} at least"
-
     def heaviest(self, count: int) -> list[int]:
         """Return the layers with the most such parameters, so many of them that can be a model."""
-        sizes = {self.kinds[i]: self.layer_params(i) for i in self.sorts}
-        order = sorted(range(self.layers), key=lambda i: -sizes[self.kinds[i]])
-        return self.first_of(order, count)
+        return self._by_params(count, -1)
+
+    def lightest(self, count: int) -> list[int]:
+        """Return those with the fewest."""
+        return self._by_params(count, 1)
+
+    def _by_params(self, count: int, sign: int) -> list[int]:
+        sizes = {self.kinds[i]: sign * self.layer_params(i) for i in self.sorts}
+        return self.first_of(sorted(range(self.layers), key=lambda i: sizes[self.kinds[i]]), count)
 
     def first_of(self, order: Sequence[int], count: int) -> list[int]:
         """Return the first `count` layers in an order of all, with one of each kind that must stay.

@@ -249,6 +249,8 @@ def _filled(values: dict[str, Any], counted: bool, asked: bool) -> dict[str, Any
                 "give a causal language model with layers of one shape",
             )
     check_numbers(values)
+    if isinstance(values.get(HYBRID), str):
+        values = _counted_letters(values, family.key("layers"))
     absent = [key for key in map(family.key, FILLED) if values.get(key) is None]
     if not absent and any(isinstance(values.get(key), str) for key in (PATTERN, HYBRID)):
         values = {**values, **_lists(family, values)}
@@ -268,6 +270,17 @@ def _quantised(how: Any) -> InputError:
     usual = "dequantise the model first, or remove the key if its weights are not quantised"
     remedy = foreign.MXFP4 if method == "mxfp4" else usual
     return InputError(f"config.json has a quantization_config{told}", remedy)
+
+
+def _counted_letters(values: dict[str, Any], key: str) -> dict[str, Any]:
+    """Return config.json with as many layers as letters, which transformers goes by alone."""
+    letters = len(values[HYBRID])
+    if values.get(key) not in (None, letters):
+        raise InputError(
+            f"config.json: {HYBRID} has {letters} letters, expected one for each of "
+            f"{values[key]} layers"
+        )
+    return {**values, key: letters}
 
 
 def _lists(family: Family, values: Mapping[str, Any]) -> dict[str, list[Any]]:

@@ -45,6 +45,11 @@ class Tensor:
     expert: int | None = None
 
 
+def named(template: str, layer: int | None, expert: int | None) -> str:
+    """Return the name that a template gives the tensor of a layer, and of an expert of it."""
+    return template.replace("{i}", str(layer)).replace("{e}", str(expert))
+
+
 class Place(NamedTuple):
     """A point of a layer: its full name, how many channels it has, and of which expert it is."""
 
@@ -122,6 +127,30 @@ class Layout:
             raise InputError(
                 f"config.json has {self.experts} experts, not a multiple of {groups} groups"
             )
+        few = self.too_few_experts(self.experts) if self.experts else None
+        if few is not None:
+            raise InputError(f"config.json has {self.experts} experts: {few[0]}")
+
+    def too_few_experts(self, count: int) -> tuple[str, str] | None:
+        """Return why a layer cannot have so many experts only, and what to do; None if it can.
+
+        The score of a group is that of its two best experts, also where there is one group.
+        """
+        assert self.family.experts is not None
+        each, (groups, open_groups) = self.experts_per_token, self.expert_groups
+        pair = 1 if self.family.experts.groups is None else 2
+        least = groups * max(pair, -(-each // min(open_groups, groups)))
+        if count >= least and count % groups == 0:
+            return None
+        if groups > 1:
+            why = f"every token is sent to {each} out of {open_groups} of {groups} equal groups"
+            return why, f"keep a multiple of {groups}, {least} at least"
+        why = (
+            f"every token is sent to {each}"
+            if each == least
+            else "its router compares the two best"
+        )
+        return why, f"keep {least} at least"
 
     def _check_lists(self) -> None:
         for key in self.family.layer_lists:
@@ -448,7 +477,7 @@ class Layout:
             for kinds, (i, table) in [*of_kinds.items(), (None, (None, root))]
         }
         return {
-            name.replace("{i}", str(i)).replace("{e}", str(e)): Tensor(
+            named(name, i, e): Tensor(
                 *shaped[None if i is None else self.kinds[i]][name], i, name, e
             )
             for name, i, e in order

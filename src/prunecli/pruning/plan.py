@@ -98,8 +98,11 @@ class Plan:
             if lists is None:
                 continue
             counts[axis] = len(lists)
+            if not any(lists):
+                raise InputError(f"the plan keeps no {axis}", "at least one must stay")
             for i, indices in enumerate(lists):
-                _ascending(f"{axis} of layer {i}", indices)
+                if indices:  # a layer can have none of an axis
+                    _ascending(f"{axis} of layer {i}", indices)
         if len({*counts.values()}) > 1:
             told = ", ".join(f"{count} for {axis}" for axis, count in counts.items())
             raise InputError(f"the plan's numbers of layers differ: {told}")

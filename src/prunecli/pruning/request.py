@@ -1,6 +1,6 @@
 """What `prune` is asked for: checked by itself, then against a model, before anything runs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from prunecli.pruning.sizes import (
     block_params,
     check_supported,
     divides,
+    extremes,
     resolve_pattern,
     resolve_sizes,
 )
@@ -390,9 +391,11 @@ def _sizes_target(
     shape = _widest_shape(pruning, sizes, arch)
     _check_wrapper(pruning, dense, shape)
     check_buildable(shape, OTHER_SHAPE)
+    ratios, params = _by_layers(sizes, arch)
     expected = {
-        "ratio": 1 - block_params(sizes, arch) / arch.block_params,
-        "params": shape.total_params,
+        "ratio": ratios[0] if ratios else 1 - block_params(sizes, arch) / arch.block_params,
+        "params": params[0] if params else shape.total_params,
+        **({"range": {"ratio": ratios, "params": params}} if ratios else {}),
         "sizes": shape.sizes,
         "container": shape.config["model_type"],
         **({} if sizes.multiple is None else {"multiple": sizes.multiple}),
@@ -400,8 +403,33 @@ def _sizes_target(
     recorded = {**options, "sizes": sizes.recorded()}
     return PruneTarget(
         recorded, method.granularity, expected, dense.num_bytes, sizes=sizes,
-        told=(*_about_sizes(pruning, method, sizes, arch), *_about_biases(pruning, shape)),
+        told=(
+            *_about_layers(ratios),
+            *_about_sizes(pruning, method, sizes, arch),
+            *_about_biases(pruning, shape),
+        ),
     )  # fmt: skip
+
+
+def _by_layers(sizes: Sizes, arch: Arch) -> tuple[list[float], list[int]]:
+    """Return the least ratio and the greatest that a pruned model can have, and its parameters.
+
+    Nothing where layers are of one size, or all stay: which ones go is not known before scores are.
+    """
+    if sizes.layers == arch.layers or len({arch.layer_params(i) for i in arch.sorts}) == 1:
+        return [], []
+    ends = extremes(sizes, arch)
+    return [1 - end.block_params / arch.block_params for end in ends], [
+        end.total_params for end in ends
+    ]
+
+
+def _about_layers(ratios: Sequence[float]) -> tuple[str, ...]:
+    """Return what a ratio can become, in a line or none."""
+    if not ratios:
+        return ()
+    least, most = ratios
+    return (f"layers are of unequal sizes: the ratio will be {least:.4f} to {most:.4f}",)
 
 
 def _about_biases(pruning: ResolvedPrune, shape: Arch) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ the achieved ratio by less than MOVES from that of exact sizes (multiple 1), whi
 otherwise.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import floor, gcd, isfinite, lcm, sqrt
 from pathlib import Path
@@ -25,6 +25,9 @@ from prunecli.settings import Amount
 RAGGED = ("AL-MM", "AL-AM")  # structures that choose across layers
 SHAPE_AXES = ("layers", "hidden", "heads", "ffn", "experts")
 MULTIPLE_AXES = ("hidden", "ffn")
+# units that a model may have in no layer, and those of which a ratio takes as many as are due
+OF_SOME = {"heads": "heads", "ffn": "FFN channels", "experts": "experts"}
+FILLED = ("ffn", "experts")
 BLOCK = 32  # weights of a row that llama.cpp's Q8_0 stores together
 MULTIPLES = (256, BLOCK)  # 256: those of its K-quants
 GROUPED = 8  # channels: in two bytes each, what torch's product of all experts takes at least
@@ -157,6 +160,7 @@ def _sizes(
             "no amount was given" if not any(amounts) else "more than one amount was given",
             f"use one of --ratio, --params, --arch, {_flags(method)}",
         )
+    _check_there([*shape] or [axis for axis in FILLED if axis in method.axes], method, arch)
     if shape:
         sizes = _exact(method, shape, arch)
     elif amount.ratio is not None:
@@ -169,6 +173,17 @@ def _sizes(
         sizes = _for_params(method, options, amount.params, arch, amount.multiple or 1)
     _check_protected(method, options, sizes.layers, arch)
     return sizes if sizes.ratio is None else _reached(sizes, method, arch, structure, cut)
+
+
+def _check_there(axes: Sequence[str], method: Method, arch: Arch) -> None:
+    """Raise InputError unless each axis has units in a layer; those beside OF_SOME are in all."""
+    for axis in axes:
+        if axis in OF_SOME and not arch.with_units(axis):
+            others = ", ".join(f"--{one}" for one in method.axes if one != axis)
+            raise InputError(
+                f"no layer of this model has {OF_SOME[axis]}, which '{method.name}' would remove",
+                f"use {others}" if others else "use another method",
+            )
 
 
 def resolve_sizes(method: Method, options: Mapping[str, Any], amount: Amount, arch: Arch) -> Sizes:
@@ -557,14 +572,23 @@ def block_params(sizes: Sizes, arch: Arch) -> float:
     return (sizes.layers - whole) * cut + whole * arch.block_params / arch.layers
 
 
+def extremes(sizes: Sizes, arch: Arch) -> tuple[Arch, Arch]:
+    """Return the largest and the smallest model of these sizes, by which layers are left."""
+
+    def of(layers: list[int]) -> Arch:
+        return arch.child(
+            layers=layers,
+            hidden=sizes.hidden,
+            kv_heads=sizes.kv_heads,
+            ffn=sizes.ffn,
+            experts=sizes.experts or None,
+        )
+
+    return of(arch.heaviest(sizes.layers)), of(arch.lightest(sizes.layers))
+
+
 def _total(sizes: Sizes, arch: Arch) -> int:
-    return arch.child(
-        layers=arch.heaviest(sizes.layers),
-        hidden=sizes.hidden,
-        kv_heads=sizes.kv_heads,
-        ffn=sizes.ffn,
-        experts=sizes.experts or None,
-    ).total_params
+    return extremes(sizes, arch)[0].total_params
 
 
 def _for_params(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from prunecli.files.tensorfile import Spec, torch_dtype
 from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Reader
-from prunecli.model.layout import Tensor
+from prunecli.model.layout import Tensor, named
 from prunecli.pruning.plan import Plan
 
 if TYPE_CHECKING:
@@ -18,10 +18,10 @@ def source_name(name: str, tensor: Tensor, plan: Plan, arch: Arch) -> str:
     if tensor.layer is None:
         return name
     layer = plan.kept_layers(arch)[tensor.layer]
-    name = tensor.template.replace("{i}", str(layer))
-    if tensor.expert is None:
-        return name
-    return name.replace("{e}", str(plan.kept_experts(arch, tensor.layer)[tensor.expert]))
+    expert = tensor.expert
+    if expert is not None:
+        expert = plan.kept_experts(arch, tensor.layer)[expert]
+    return named(tensor.template, layer, expert)
 
 
 def slice_tensor(

@@ -205,15 +205,17 @@ def _of_plan(name: str, plan: Plan, arch: Arch | None) -> list[Grid]:
         lists: tuple[Indices, ...] | None = getattr(plan, key)
         if lists is None and key in ("heads", "experts"):
             continue  # those of the kept groups stay, and experts are few models'
-        shares: list[float | None] = [1.0] * len(kept)
+        widths = [sizes[key] if arch is None else arch.size(key, i) for i in kept]
+        # a layer that has none has no share
+        shares = [1.0 if arch is None or arch.has(key, i) else None for i in kept]
         if lists is not None:
-            # a layer that has none has no share
-            shares = [len(one) / sizes[key] if one else None for one in lists]
+            both = zip(lists, widths, strict=True)
+            shares = [len(one) / width if one else None for one, width in both]
         rows.append(label)
         cells.append(_layers(columns, kept, shares))
         if lists is not None:
             title = f"{name}: which {label} stay"
-            grids.append(_which(title, label, lists, sizes[key], columns, kept))
+            grids.append(_which(title, label, lists, widths, columns, kept))
     known = "" if arch is not None else " (of the highest index that the plan names)"
     return [Grid(f"{name}: share kept by layer{known}", "layer", "", rows, columns, cells), *grids]
 
@@ -243,17 +245,26 @@ def _which(
     title: str,
     label: str,
     lists: tuple[Indices, ...],
-    size: int,
+    widths: list[int],
     columns: list[str],
     kept: list[int],
 ) -> Grid:
-    """Return which indices of an axis stay, several to a row where there are many."""
+    """Return which indices of an axis stay, several to a row where there are many.
+
+    Of layers that have fewer, only the rows that they have are shown.
+    """
+    size = max(widths)
     bins = min(size, BINS)
     edges = [round(i * size / bins) for i in range(bins + 1)]
     names = [str(a) if b - a == 1 else f"{a}-{b - 1}" for a, b in pairwise(edges)]
     cells = []
     for a, b in pairwise(edges):
-        shares = [sum(a <= index < b for index in one) / (b - a) for one in lists]
+        shares = [
+            sum(a <= index < b for index in one) / (min(b, width) - a)
+            if one and width > a
+            else None
+            for one, width in zip(lists, widths, strict=True)
+        ]
         cells.append(_layers(columns, kept, shares))
     return Grid(title, "layer", label, names, columns, cells)
 

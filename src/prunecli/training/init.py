@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import islice, product
+from itertools import chain, islice, product
 from math import prod, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from prunecli.model import companions, configs
 from prunecli.model.arch import Arch
 from prunecli.model.checkpoint import Checkpoint, check_buildable, home
 from prunecli.model.families._base import CONFIG_KEYS
-from prunecli.model.layout import Tensor
+from prunecli.model.layout import Tensor, named
 from prunecli.model.sparsity import claims, pattern_of, results_of, sparse_tensors
 from prunecli.model.write import WriteSummary, size_results, write_tensors
 from prunecli.report import Report
@@ -263,7 +263,9 @@ def _check_smaller(small: Arch, large: Arch) -> None:
                 "start from a smaller checkpoint",
             )
     own = {*small.family.axes} & {*large.family.axes} - {*CONFIG_KEYS}
-    for axis in sorted(own):
+    # a rank of latent queries is none where queries are not latent
+    used = ("+".join(tensor.axes).split("+") for tensor in large.tensors().values())
+    for axis in sorted(own.intersection(chain(*used))):
         if small.axis_size(axis) != large.axis_size(axis):
             raise InputError(
                 f"--from has {axis} {small.axis_size(axis)}, the new model {large.axis_size(axis)}",
@@ -381,7 +383,7 @@ class Initializer:
         """Copy the smaller checkpoint's tensor into the leading block of `values`, some rows."""
         small, large = warm_start.arch, self.target.arch
         if tensor.layer is not None:
-            name = tensor.template.replace("{i}", str(_source(tensor.layer, small, large)))
+            name = named(tensor.template, _source(tensor.layer, small, large), tensor.expert)
         if name == f"{large.family.head}.weight" and small.tied:
             name = f"{small.family.embedding}.weight"
         if name in warm_start.specs:
