@@ -574,21 +574,22 @@ def block_params(sizes: Sizes, arch: Arch) -> float:
 
 def extremes(sizes: Sizes, arch: Arch) -> tuple[Arch, Arch]:
     """Return the largest and the smallest model of these sizes, by which layers are left."""
+    heaviest, lightest = arch.heaviest(sizes.layers), arch.lightest(sizes.layers)
+    return _left(heaviest, sizes, arch), _left(lightest, sizes, arch)
 
-    def of(layers: list[int]) -> Arch:
-        return arch.child(
-            layers=layers,
-            hidden=sizes.hidden,
-            kv_heads=sizes.kv_heads,
-            ffn=sizes.ffn,
-            experts=sizes.experts or None,
-        )
 
-    return of(arch.heaviest(sizes.layers)), of(arch.lightest(sizes.layers))
+def _left(layers: list[int], sizes: Sizes, arch: Arch) -> Arch:
+    return arch.child(
+        layers=layers,
+        hidden=sizes.hidden,
+        kv_heads=sizes.kv_heads,
+        ffn=sizes.ffn,
+        experts=sizes.experts or None,
+    )
 
 
 def _total(sizes: Sizes, arch: Arch) -> int:
-    return extremes(sizes, arch)[0].total_params
+    return _left(arch.heaviest(sizes.layers), sizes, arch).total_params
 
 
 def _for_params(
