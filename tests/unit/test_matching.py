@@ -11,13 +11,15 @@ from prunecli.files.sidecar import HistoryStep, Input
 from prunecli.tables import matching
 
 
-def step(command: str, rows: str = "", start: int = 0, stop: int = 0, passes: int | None = None):
+def step(command: str, rows: str = "", start: int = 0, stop: int = 0, passes: int | None = None,
+         batch: int | None = None):  # fmt: skip
     inputs = []
     if rows:
         passes = stop - start if passes is None else passes
         entry = {"role": "rows", "digest": rows, "range": [start, stop], "passes": passes}
         inputs = [Input.model_validate(entry)]
-    return HistoryStep(id="x", parent=None, command=command, options={}, inputs=inputs)
+    options = {"batch_size": batch}
+    return HistoryStep(id="x", parent=None, command=command, options=options, inputs=inputs)
 
 
 def line(*steps: HistoryStep) -> matching.TrainingHistory:
@@ -77,6 +79,38 @@ def test_every_kind_of_mismatch(scratch, expected) -> None:
     setting, why = matching.comparison_setting(line(*PRUNED), line(step("init"), *trained))
     assert setting == expected
     assert bool(why) == (expected is None)
+
+
+def in_batches(start, stop, batch):
+    """Return a run over a range, which ends with its last whole batch."""
+    return step("train", "a", start, stop - (stop - start) % batch, batch=batch)
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "matched"),
+    [
+        ([(0, 150)], 16, True),  # 96 and 48 rows, and 144: four at the end for those at 96
+        ([(0, 100), (100, 150)], 16, True),  # the same rows
+        ([(0, 102), (102, 150)], 16, False),  # rows at 100, which are behind no end
+        ([(1, 151)], 16, False),
+        ([(0, 150)], 3, False),  # 150 rows
+        ([(0, 96), (105, 153)], 16, False),  # three rows that are behind no end
+        ([(0, 144), (200, 206)], 6, False),
+    ],
+)
+def test_rows_that_fill_no_batch(rows, batch, matched) -> None:
+    """The parent is trained on rows to 100 and 50 more follow: the rest of both is left out."""
+    pruned = (step("init"), in_batches(0, 100, 16), step("prune"), in_batches(100, 150, 16))
+    scratch = line(step("init"), *(in_batches(*entry, batch) for entry in rows))
+    found = matching.comparison_setting(line(*pruned), scratch)[0]
+    assert found == (matching.EQUAL_TOTAL if matched else None)
+
+
+def test_a_batch_that_no_run_has_made_matches_nothing() -> None:
+    """A forged sidecar could name one of a million rows."""
+    pruned = line(step("init"), step("prune"), step("train", "a", 0, 10, batch=10**6))
+    scratch = line(step("init"), step("train", "a", 10, 20, batch=10**6))
+    assert matching.comparison_setting(pruned, scratch)[0] is None
 
 
 def test_a_parent_from_elsewhere() -> None:

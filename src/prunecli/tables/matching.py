@@ -2,8 +2,9 @@
 
 What a model has seen is a multiset of rows: how often each row of each set (known by its digest)
 was trained on, along the whole ancestry. Two models are matched when these are equal, not when
-some option was. In the paper's terms (arXiv 2606.14150), with S trained from scratch, P
-before pruning and R after it:
+some option was. A run leaves out the rows at its end that fill no batch; so one run over the rows
+of two has as many others instead, and these may differ. In the paper's terms (arXiv 2606.14150),
+with S trained from scratch, P before pruning and R after it:
 
     S_N vs P_M-R_N       S has seen what R has
     S_{M+N} vs P_M-R_N   S has seen what P and R have, and these share no row
@@ -32,12 +33,17 @@ RowsSeen = dict[str, tuple[tuple[int, int, int], ...]]
 
 @dataclass(frozen=True)
 class TrainingHistory:
-    """What a model went through: rows seen before and after pruning, or never pruned."""
+    """What a model went through: rows seen before and after pruning, or never pruned.
+
+    With each go those behind the ends of its runs, too few for a batch, which it can have left out.
+    """
 
     pruned: bool
     scratch: bool
     before: RowsSeen
     after: RowsSeen
+    behind_before: RowsSeen
+    behind_after: RowsSeen
 
 
 def training_history(record: Sidecar) -> TrainingHistory:
@@ -46,9 +52,8 @@ def training_history(record: Sidecar) -> TrainingHistory:
     cuts = [index for index, step in enumerate(steps) if step.command == "prune"]
     last = cuts[-1] if cuts else -1
     born = bool(steps) and steps[0].command == "init" and not cuts
-    return TrainingHistory(
-        bool(cuts), born, rows_seen(steps[: last + 1]), rows_seen(steps[last + 1 :])
-    )
+    parts = steps[: last + 1], steps[last + 1 :]
+    return TrainingHistory(bool(cuts), born, *map(rows_seen, parts), *map(rows_behind, parts))
 
 
 def origin(record: Sidecar) -> str:
@@ -77,6 +82,23 @@ def rows_seen(steps: Iterable[HistoryStep]) -> RowsSeen:
     return {digest: segments for digest, c in changes.items() if (segments := _segments(c))}
 
 
+def rows_behind(steps: Iterable[HistoryStep]) -> RowsSeen:
+    """Return the rows behind the ends of these steps' ranges that fill no batch of theirs."""
+    found: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+    for step in steps:
+        batch = step.options.get("batch_size")
+        for entry in step.inputs:
+            extra = entry.model_extra or {}
+            if entry.role != "rows" or "passes" not in extra or type(batch) is not int:
+                continue
+            start, stop = extra["range"]
+            # several epochs leave out nothing; no batch has more rows than the run
+            if extra["passes"] == stop - start and 1 < batch <= stop - start:
+                found[entry.digest][stop] += 1
+                found[entry.digest][stop + batch - 1] -= 1
+    return {digest: _segments(changes) for digest, changes in found.items()}
+
+
 def _segments(changes: dict[int, int]) -> tuple[tuple[int, int, int], ...]:
     segments: list[tuple[int, int, int]] = []
     times = 0
@@ -103,6 +125,23 @@ def added(one: RowsSeen, other: RowsSeen) -> RowsSeen:
     return total
 
 
+def alike(one: RowsSeen, other: RowsSeen, behind_one: RowsSeen, behind_other: RowsSeen) -> bool:
+    """Return whether two multisets are equal, but for as many rows that each can have left out."""
+    surplus = 0
+    for digest in one.keys() | other.keys():
+        changes: dict[int, int] = defaultdict(int)
+        for sign, rows in ((1, one), (-1, other)):
+            for start, stop, times in rows.get(digest, ()):
+                changes[start] += sign * times
+                changes[stop] -= sign * times
+        for start, stop, times in _segments(changes):
+            behind = (behind_other if times > 0 else behind_one).get(digest, ())
+            if abs(times) > 1 or not any(a == start and stop <= b for a, b, _ in behind):
+                return False
+            surplus += times * (stop - start)
+    return surplus == 0
+
+
 def disjoint(one: RowsSeen, other: RowsSeen) -> bool:
     """Return whether no row is in both: segments of one never meet, so those that do are of two."""
     return all(
@@ -115,14 +154,15 @@ def disjoint(one: RowsSeen, other: RowsSeen) -> bool:
 def comparison_setting(pruned: TrainingHistory, scratch: TrainingHistory) -> tuple[str | None, str]:
     """Return in which of the paper's settings two models are matched, or None and why not."""
     seen = added(scratch.before, scratch.after)
+    behind = added(scratch.behind_before, scratch.behind_after)
     if not seen:
         return None, "the scratch model was not trained"
     if not pruned.after:
         return None, "the pruned model was not retrained"
-    if seen == pruned.after:
+    if alike(seen, pruned.after, behind, pruned.behind_after):
         return (EQUAL_RETRAINING if pruned.before else RELEASED), ""
     whole = added(pruned.before, pruned.after)
-    if seen == whole:
+    if alike(seen, whole, behind, added(pruned.behind_before, pruned.behind_after)):
         if disjoint(pruned.before, pruned.after):
             return EQUAL_TOTAL, ""
         return None, "the pruned model was retrained on rows that its parent had seen"
