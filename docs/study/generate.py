@@ -76,12 +76,18 @@ class Effect:
             return "one seed"
         return "holds" if low > 0 else "the reverse" if high < 0 else "undecided"
 
+    def told(self, sign: int = 1) -> str:
+        """Return the mean and its interval, in a sentence; with -1, those of the reverse."""
+        low, high = sorted(sign * end for end in self.interval)
+        plus = "" if low > 0 else "+"
+        return f"{sign * self.mean:{plus}.2f} ({low:{plus}.2f} to {high:{plus}.2f})"
+
     @property
-    def told(self) -> str:
-        """The mean and its interval, in a sentence."""
-        low, high = self.interval
-        interval = "one seed" if self.error is None else f"{low:+.2f} to {high:+.2f}"
-        return f"{self.mean:+.2f} ({interval})"
+    def chance(self) -> float:
+        """The p-value of the paired test; 1 for one seed."""
+        if self.error is None:
+            return 1.0
+        return float(2 * t.sf(abs(self.mean) / self.error, len(self.by_seed) - 1))
 
     def power(self, shift: float) -> float:
         """Return the chance that the test finds a true difference of so many standard errors."""
@@ -218,11 +224,35 @@ def compared(found: Iterable[Lead]) -> str:
 
 def tally(effects: Iterable[Effect]) -> str:
     """Return how often a finding holds, in words."""
-    verdicts = [effect.verdict for effect in effects]
-    if not verdicts:
+    effects = list(effects)
+    if not effects:
         return "No runs for this yet."
+    verdicts = [effect.verdict for effect in effects]
     counts = [f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts)]
-    return f"Of {len(verdicts)} comparisons: {', '.join(counts)}."
+    return f"Of {len(verdicts)} comparisons: {', '.join(counts)}. {corrected(effects)}".rstrip()
+
+
+def corrected(effects: list[Effect]) -> str:
+    """Return how many findings hold if the chance that any is wrong is to be 5 % (Holm 1979)."""
+    if all(effect.verdict != "holds" for effect in effects):
+        return ""
+    sure = 0
+    for number, effect in enumerate(sorted(effects, key=lambda effect: effect.chance)):
+        if effect.chance > (1 - LEVEL) / (len(effects) - number):
+            break
+        sure += effect.verdict == "holds"
+    return f"Corrected for their number, by Holm's procedure, {sure} of them hold."
+
+
+def unmatched(study: Study) -> str:
+    """Return why runs on the total budget are compared with none; nothing if all are."""
+    told = [
+        f"{scratch.name} is not compared with {pruned.name}: {why}."
+        for pruned, scratch, setting, why in pairs(study.rows)
+        if scratch.name.startswith("whole.") and pruned.name.startswith("pruned.")
+        and pruned.name.split(".")[1:-1] == scratch.name.split(".")[1:-1] and setting is None
+    ]  # fmt: skip
+    return "\n".join(told)
 
 
 def shrinking(study: Study, key: str) -> str:
@@ -270,6 +300,54 @@ def by_granularity(study: Study) -> list[tuple[str, int, Effect]]:
     ]
 
 
+def by_method(study: Study) -> list[tuple[ModelRow, ModelRow, Effect]]:
+    """Return how much lower the loss of each method is than that of one for layers.
+
+    At the most tokens: its run, that one's, and the effect.
+    """
+    half = [row for row in study.rows if row.pruned and abs(float(row.ratio or 0) - 0.5) < 0.05]
+    most = max((int(row.tokens or 0) for row in half), default=0)
+    last = [row for row in half if most and row.tokens == most and study.losses(row)]
+    last.sort(key=lambda row: (UNITS.index(unit(row)), row.method))
+    found = [
+        (row, base, Effect.of(study.losses(row), study.losses(base)))
+        for base in last
+        if unit(base) == UNITS[0]
+        for row in last
+        if row is not base
+    ]
+    return [entry for entry in found if entry[2].by_seed]
+
+
+def methods_table(study: Study) -> str:
+    """Return that as a table."""
+    rows = [
+        [
+            run_name(row),
+            unit(row),
+            f"{row.shape['nonzero']:,}",
+            f"{fmean(study.losses(row).values()):.4f}",
+            *effect.cells(),
+        ]
+        for row, _, effect in by_method(study)
+    ]
+    headings = ["method", "removes", "weights left", "loss", *HEADINGS]
+    return rendered(headings, rows) if rows else "No runs yet."
+
+
+def of_parent(study: Study) -> str:
+    """Return the losses and accuracies of the parent, in a sentence."""
+    for row in study.rows:
+        if row.name == "parent":
+            found = [
+                f"{row.metrics[column.key].value:.4g} ({column.heading})"
+                for column in columns_of(study.rows)
+                if column.key in row.metrics and column is not AVERAGE
+            ]
+            return f"At the end it reaches {', '.join(found)}."
+    return ""
+
+
 def parent_curve(study: Study) -> str:
     """Return the held-out losses of the parent while it was trained, as a table."""
     for path, record in study.models.checkpoints.values():
@@ -309,29 +387,49 @@ def by_task(study: Study) -> str:
 
 def summary(study: Study) -> str:
     """Return three sentences, one for each finding."""
-    first = [lead.effect for lead in study.matched(matching.EQUAL_RETRAINING)]
-    means = [effect.mean for effect in first if effect.verdict == "holds"]
-    others = [effect.verdict for effect in first if effect.verdict != "holds"]
-    rest = ", ".join(f"{others.count(verdict)} {verdict}" for verdict in dict.fromkeys(others))
-    by = f", by {min(means):.2f} to {max(means):.2f} nats per token" if means else ""
+    leads = study.matched(matching.EQUAL_RETRAINING)
+    by_tokens: dict[int, list[float]] = defaultdict(list)
+    for lead in leads:
+        if lead.effect.verdict == "holds":
+            by_tokens[int(lead.pruned.tokens or 0)].append(lead.effect.mean)
+    held = sum(map(len, by_tokens.values()))
+    by = " and ".join(
+        f"{min(means):.2f} to {max(means):.2f} nats after {tokens / 1e6:.2f} million tokens"
+        for tokens, means in sorted(by_tokens.items())
+    )
     lines = [
         "Trained on the same rows, pruned models end with a lower loss than models from scratch "
-        f"in {len(means)} of {len(first)} comparisons{by}{f' ({rest})' if rest else ''}."
+        f"in {held} of {len(leads)} comparisons{f', by {by}' if by else ''}."
     ]
-    leads = [
-        f"{lead.effect.told} for {run_name(lead.pruned)}"
-        for lead in study.matched(matching.EQUAL_TOTAL)
-    ]
+    words = {"holds": ("ahead by", 1), "the reverse": ("behind by", -1), "undecided": ("level,", 1)}
+    found = []
+    for lead in study.matched(matching.EQUAL_TOTAL):
+        if lead.effect.verdict in words:
+            word, sign = words[lead.effect.verdict]
+            found.append(f"{run_name(lead.pruned)} is {word} {lead.effect.told(sign)}")
     lines.append(
-        f"Where scratch also has the parent's tokens, the lead of pruning is {' and '.join(leads)}."
-        if leads
+        f"Where scratch also has the parent's tokens, {' and '.join(found)}."
+        if found
         else "What scratch reaches with the parent's tokens, too, is not measured yet."
     )
     third = by_granularity(study)
     most = max((tokens for _, tokens, _ in third), default=0)
-    finer = [f"{name} by {effect.told}" for name, tokens, effect in third if tokens == most]
-    lines.append(f"Finer pruning leaves lower losses: {', '.join(finer)}." if finer else "")
-    return " ".join(line for line in lines if line)
+    finer = [
+        f"{name} by {effect.told()}"
+        for name, tokens, effect in third
+        if tokens == most and effect.verdict == "holds"
+    ]
+    if finer:
+        behind = [
+            f"{row.method} is behind {base.method}"
+            for row, base, effect in by_method(study)
+            if effect.verdict == "the reverse"
+        ]
+        but = f"; but {' and '.join(behind)}" if behind else ""
+        lines.append(
+            f"In the mean of methods, finer pruning leaves lower losses: {', '.join(finer)}{but}."
+        )
+    return " ".join(lines)
 
 
 MARKS = "<!-- study: three sentences -->", "<!-- study: end -->"
@@ -443,6 +541,9 @@ def page(study: Study) -> str:
         "ratio": shrinking(study, "ratio"),
         "tally2": tally(lead.effect for lead in second),
         "second": compared(second),
+        "unmatched": unmatched(study),
+        "methods": methods_table(study),
+        "parent": of_parent(study),
         "tally3": tally(effect for _, _, effect in third),
         "third": finer,
         "compute": compared(study.at_equal_compute()),

@@ -41,7 +41,7 @@ HELD ?= --data $(W)/held/definitions-test:0:384 --data $(W)/held/prose-test:0:25
 TASK_TEXT ?= $(CORPUS)/definitions-test.jsonl
 EVAL ?= --tasks halves4 --include-path $(W)/tasks
 CALIBRATION ?= $(CORPUS)/definitions-calibration.jsonl --sampler concat-random --nsamples 256 --seq-len $(SEQ_LEN)
-# learned masks: as much text as a twentieth of N
+# learned masks, and weights meanwhile: on 15 % of N
 OPTIONS.sheared-llama ?= --nsamples 2048 --tokens 262144 --batch-size 16 --lr 1e-3
 COST_FROM ?= $(wildcard $(W)/parent/prunecli.json $(W)/cut/*/prunecli.json)
 

@@ -15,9 +15,9 @@ from scipy.stats import ttest_rel
 ROOT = Path(__file__).resolve().parents[2]
 MAKEFILE = ROOT / "examples" / "experiment" / "Makefile"
 STUDY = ROOT / "docs" / "study"
-# the smoke setting with less of everything
+# the smoke setting with less of everything, and a parent whose rows are no whole batches
 LESS = {
-    "PARENT_ROWS": "64", "BUDGETS": "32", "BUDGETS.minitron-depth-0.5": "16 32", "SEQ_LEN": "32",
+    "PARENT_ROWS": "66", "BUDGETS": "32", "BUDGETS.minitron-depth-0.5": "16 32", "SEQ_LEN": "32",
     "EVAL_FROM": "200", "EVAL_ROWS": "8", "TOTAL_BUDGETS": "32",
     "TRAIN": "--batch-size 4 --lr 1e-3,3e-3 --sweep-steps 2",
     "CALIBRATION": "builtin:calibration --sampler concat-random --nsamples 4 --seq-len 32",
@@ -172,6 +172,32 @@ def test_intervals_are_those_of_the_paired_test(effect) -> None:
     assert effect.of(worse, better).verdict == "the reverse"
     assert effect.of({"0": 1.0, "1": 1.0}, {"0": 0.9, "1": 1.2}).verdict == "undecided"
     assert effect.of({"0": 1.0}, {"0": 0.9}).cells()[-2:] == ["one seed", ""]
+    assert found.chance == pytest.approx(ttest_rel([1.5, 1.6, 1.5], [1.0, 1.2, 0.9]).pvalue)
+    assert effect((-0.2, -0.3, -0.25)).told(-1) == "0.25 (0.13 to 0.37)"
+
+
+def test_findings_are_corrected_for_their_number(monkeypatch) -> None:
+    """By Holm's procedure: the least chance counts as often as there are comparisons, and so on."""
+    monkeypatch.syspath_prepend(str(STUDY))
+    import generate
+
+    def at(chance, sign=1.0):
+        """Return an effect of this p-value: of two seeds that is a Cauchy distribution's."""
+        from math import pi, tan
+
+        error = 1 / tan(pi / 2 * (1 - chance))
+        return generate.Effect((sign * (1 - error), sign * (1 + error)))
+
+    assert at(0.03).chance == pytest.approx(0.03)
+    for chances, sure in (
+        ((0.02, 0.02), 2),
+        ((0.02, 0.04), 2),
+        ((0.03, 0.03), 0),
+        ((0.01,) * 6, 0),
+    ):
+        told = generate.tally([at(chance) for chance in chances])
+        assert told.endswith(f"procedure, {sure} of them hold."), told
+    assert generate.tally([at(0.001, -1.0)]) == "Of 1 comparisons: 1 the reverse."
 
 
 def test_power_is_the_share_of_tests_that_find_it(effect) -> None:
