@@ -446,7 +446,7 @@ def test_an_out_that_cannot_be_written_is_refused_first(
             tokenize(str(text), str(tmp_path / name), **options)
     assert list(tmp_path.iterdir()) == []
     # as of a folder that may only be read, which no folder is to root
-    monkeypatch.setattr("os.access", lambda path, mode: False)
+    monkeypatch.setattr("os.access", lambda path, mode, **place: False)
     with pytest.raises(InputError, match=rf"no permission in '{tmp_path}'"):
         tokenize(str(text), str(tmp_path / "o" / "rows"), **options)
     same = {"seq_len": 16, "train_tokenizer": 300, "output": Output(skip_existing=True)}
