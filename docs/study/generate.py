@@ -160,15 +160,31 @@ class Study:
         found = (self.lead(p, s, column) for p, s, other, _ in pairs(self.rows) if other == setting)
         return in_order(lead for lead in found if lead.effect.by_seed)
 
+    def named(self, kind: str) -> list[tuple[ModelRow, ModelRow, str | None, str]]:
+        """Return pruned models, their scratch runs of a kind, and how they match or why not.
+
+        Names tell: they end with seeds, those of pooled runs with that of the first.
+        """
+        return [
+            (pruned, scratch, setting, why)
+            for pruned, scratch, setting, why in pairs(self.rows)
+            if scratch.name.split(".")[0] == kind
+            and scratch.name.split(".")[1:-1] == pruned.name.split(".")[1:-1]
+        ]
+
     def at_equal_compute(self) -> list["Lead"]:
-        """Return pruned models and what was trained on as many FLOPs, known by its name."""
-        found = []
-        for pruned, scratch, _, _ in pairs(self.rows):
-            kind, *made = scratch.name.split(".")[:-1]
-            # names end with seeds, those of pooled runs with that of the first
-            if kind == "compute" and pruned.name.split(".")[1:-1] == made:
-                found.append(self.lead(pruned, scratch))
+        """Return pruned models and what was trained on as many FLOPs."""
+        found = (self.lead(pruned, scratch) for pruned, scratch, _, _ in self.named("compute"))
         return in_order(lead for lead in found if lead.effect.by_seed)
+
+    def halves(self) -> list[ModelRow]:
+        """Return the retrained models that have lost half of their blocks."""
+        return [
+            row
+            for row in self.rows
+            if row.pruned and row.tokens and abs(float(row.ratio or 0) - 0.5) < 0.05
+            if self.losses(row)
+        ]
 
 
 @dataclass(frozen=True)
@@ -248,10 +264,9 @@ def unmatched(study: Study) -> str:
     """Return why runs on the total budget are compared with none; nothing if all are."""
     told = [
         f"{scratch.name} is not compared with {pruned.name}: {why}."
-        for pruned, scratch, setting, why in pairs(study.rows)
-        if scratch.name.startswith("whole.") and pruned.name.startswith("pruned.")
-        and pruned.name.split(".")[1:-1] == scratch.name.split(".")[1:-1] and setting is None
-    ]  # fmt: skip
+        for pruned, scratch, setting, why in study.named("whole")
+        if setting is None
+    ]
     return "\n".join(told)
 
 
@@ -282,10 +297,8 @@ def shrinking(study: Study, key: str) -> str:
 def by_granularity(study: Study) -> list[tuple[str, int, Effect]]:
     """Return how much lower the loss of finer methods is: two granularities, tokens, effect."""
     groups: dict[tuple[int, str], list[Losses]] = defaultdict(list)
-    for row in study.rows:
-        half = abs(float(row.ratio or 0) - 0.5) < 0.05
-        if row.pruned and row.tokens and half and study.losses(row):
-            groups[int(row.tokens), unit(row)].append(study.losses(row))
+    for row in study.halves():
+        groups[int(row.tokens or 0), unit(row)].append(study.losses(row))
     # of seeds that all of its runs have: a mean over others would be one of other methods
     means = {
         key: {s: fmean(run[s] for run in runs) for s in runs[0] if all(s in run for run in runs)}
@@ -305,9 +318,9 @@ def by_method(study: Study) -> list[tuple[ModelRow, ModelRow, Effect]]:
 
     At the most tokens: its run, that one's, and the effect.
     """
-    half = [row for row in study.rows if row.pruned and abs(float(row.ratio or 0) - 0.5) < 0.05]
+    half = study.halves()
     most = max((int(row.tokens or 0) for row in half), default=0)
-    last = [row for row in half if most and row.tokens == most and study.losses(row)]
+    last = [row for row in half if row.tokens == most]
     last.sort(key=lambda row: (UNITS.index(unit(row)), row.method))
     found = [
         (row, base, Effect.of(study.losses(row), study.losses(base)))

@@ -94,7 +94,7 @@ def in_batches(start, stop, batch):
         ([(0, 102), (102, 150)], 16, False),  # rows at 100, which are behind no end
         ([(1, 151)], 16, False),
         ([(0, 150)], 3, False),  # 150 rows
-        ([(0, 96), (105, 153)], 16, False),  # three rows that are behind no end
+        ([(0, 96), (105, 153)], 16, False),  # five rows from 100 on: not those right behind 96
         ([(0, 144), (200, 206)], 6, False),
     ],
 )

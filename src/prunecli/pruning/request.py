@@ -1,6 +1,6 @@
 """What `prune` is asked for: checked by itself, then against a model, before anything runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -391,11 +391,8 @@ def _sizes_target(
     shape = _widest_shape(pruning, sizes, arch)
     _check_wrapper(pruning, dense, shape)
     check_buildable(shape, OTHER_SHAPE)
-    ratios, params = _by_layers(sizes, arch)
     expected = {
-        "ratio": ratios[0] if ratios else 1 - block_params(sizes, arch) / arch.block_params,
-        "params": params[0] if params else shape.total_params,
-        **({"range": {"ratio": ratios, "params": params}} if ratios else {}),
+        **_left(sizes, shape, arch),
         "sizes": shape.sizes,
         "container": shape.config["model_type"],
         **({} if sizes.multiple is None else {"multiple": sizes.multiple}),
@@ -404,31 +401,37 @@ def _sizes_target(
     return PruneTarget(
         recorded, method.granularity, expected, dense.num_bytes, sizes=sizes,
         told=(
-            *_about_layers(ratios),
+            *_about_layers(expected.get("range")),
             *_about_sizes(pruning, method, sizes, arch),
             *_about_biases(pruning, shape),
         ),
     )  # fmt: skip
 
 
-def _by_layers(sizes: Sizes, arch: Arch) -> tuple[list[float], list[int]]:
-    """Return the least ratio and the greatest that a pruned model can have, and its parameters.
+def _left(sizes: Sizes, shape: Arch, arch: Arch) -> dict[str, Any]:
+    """Return the ratio and the parameters that a dry run tells.
 
-    Nothing where layers are of one size, or all stay: which ones go is not known before scores are.
+    Which layers go is not known before scores are: where they are of unequal sizes, these are of
+    the largest model that can be left, and `range` has those of the largest and of the smallest.
     """
     if sizes.layers == arch.layers or len({arch.layer_params(i) for i in arch.sorts}) == 1:
-        return [], []
+        ratio = 1 - block_params(sizes, arch) / arch.block_params
+        return {"ratio": ratio, "params": shape.total_params}
     ends = extremes(sizes, arch)
-    return [1 - end.block_params / arch.block_params for end in ends], [
-        end.total_params for end in ends
-    ]
+    ratios = [1 - end.block_params / arch.block_params for end in ends]
+    params = [end.total_params for end in ends]
+    return {
+        "ratio": ratios[0],
+        "params": params[0],
+        "range": {"ratio": ratios, "params": params},
+    }
 
 
-def _about_layers(ratios: Sequence[float]) -> tuple[str, ...]:
+def _about_layers(ends: Mapping[str, list[float]] | None) -> tuple[str, ...]:
     """Return what a ratio can become, in a line or none."""
-    if not ratios:
+    if ends is None:
         return ()
-    least, most = ratios
+    least, most = ends["ratio"]
     return (f"layers are of unequal sizes: the ratio will be {least:.4f} to {most:.4f}",)
 
 

@@ -17,7 +17,7 @@ from prunecli.errors import InputError, UsageError, suggest
 from prunecli.files import sidecar, strict
 from prunecli.methods._base import Method
 from prunecli.model import configs
-from prunecli.model.arch import Arch
+from prunecli.model.arch import UNITS, Arch
 from prunecli.model.families._base import CONFIG_KEYS
 from prunecli.model.pattern import SparsityPattern
 from prunecli.settings import Amount
@@ -26,7 +26,7 @@ RAGGED = ("AL-MM", "AL-AM")  # structures that choose across layers
 SHAPE_AXES = ("layers", "hidden", "heads", "ffn", "experts")
 MULTIPLE_AXES = ("hidden", "ffn")
 # units that a model may have in no layer, and those of which a ratio takes as many as are due
-OF_SOME = {"heads": "heads", "ffn": "FFN channels", "experts": "experts"}
+OF_SOME = ("heads", "ffn", "experts")
 FILLED = ("ffn", "experts")
 BLOCK = 32  # weights of a row that llama.cpp's Q8_0 stores together
 MULTIPLES = (256, BLOCK)  # 256: those of its K-quants
@@ -180,8 +180,9 @@ def _check_there(axes: Sequence[str], method: Method, arch: Arch) -> None:
     for axis in axes:
         if axis in OF_SOME and not arch.with_units(axis):
             others = ", ".join(f"--{one}" for one in method.axes if one != axis)
+            units = UNITS.get(axis, axis)
             raise InputError(
-                f"no layer of this model has {OF_SOME[axis]}, which '{method.name}' would remove",
+                f"no layer of this model has {units}, which '{method.name}' would remove",
                 f"use {others}" if others else "use another method",
             )
 

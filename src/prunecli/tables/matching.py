@@ -13,7 +13,7 @@ with S trained from scratch, P before pruning and R after it:
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import pairwise
@@ -29,6 +29,8 @@ DEEPEST = 50  # models that are made of another, one after the other
 
 # per set of rows: segments [start, stop) and how often their rows were seen, joined where equal
 RowsSeen = dict[str, tuple[tuple[int, int, int], ...]]
+# per set of rows: by how much the number of times changes at a row
+Changes = defaultdict[str, defaultdict[int, int]]
 
 
 @dataclass(frozen=True)
@@ -66,37 +68,40 @@ def origin(record: Sidecar) -> str:
 
 def rows_seen(steps: Iterable[HistoryStep]) -> RowsSeen:
     """Return which rows these steps trained on, and how often."""
-    changes: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
-    for step in steps:
-        for entry in step.inputs:
-            extra = entry.model_extra or {}
-            if entry.role != "rows" or "passes" not in extra:
-                continue
-            start, stop = extra["range"]
-            # rows read in all; the first few of an unfinished epoch once more than the others
-            times, more = divmod(extra["passes"], stop - start)
-            counts = changes[entry.digest]
-            counts[start] += times + 1
-            counts[start + more] -= 1
-            counts[stop] -= times
-    return {digest: segments for digest, c in changes.items() if (segments := _segments(c))}
+    changes: Changes = defaultdict(lambda: defaultdict(int))
+    for _, digest, start, stop, passes in _ranges(steps):
+        # rows read in all; the first few of an unfinished epoch once more than the others
+        times, more = divmod(passes, stop - start)
+        counts = changes[digest]
+        counts[start] += times + 1
+        counts[start + more] -= 1
+        counts[stop] -= times
+    return _of_changes(changes)
 
 
 def rows_behind(steps: Iterable[HistoryStep]) -> RowsSeen:
     """Return the rows behind the ends of these steps' ranges that fill no batch of theirs."""
-    found: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
-    for step in steps:
+    changes: Changes = defaultdict(lambda: defaultdict(int))
+    for step, digest, start, stop, passes in _ranges(steps):
         batch = step.options.get("batch_size")
+        # several epochs leave out nothing; no batch has more rows than the run
+        if type(batch) is int and passes == stop - start and 1 < batch <= passes:
+            changes[digest][stop] += 1
+            changes[digest][stop + batch - 1] -= 1
+    return _of_changes(changes)
+
+
+def _ranges(steps: Iterable[HistoryStep]) -> Iterator[tuple[HistoryStep, str, int, int, int]]:
+    """Yield what steps trained on: the step, the rows' digest, their range, how many were read."""
+    for step in steps:
         for entry in step.inputs:
             extra = entry.model_extra or {}
-            if entry.role != "rows" or "passes" not in extra or type(batch) is not int:
-                continue
-            start, stop = extra["range"]
-            # several epochs leave out nothing; no batch has more rows than the run
-            if extra["passes"] == stop - start and 1 < batch <= stop - start:
-                found[entry.digest][stop] += 1
-                found[entry.digest][stop + batch - 1] -= 1
-    return {digest: _segments(changes) for digest, changes in found.items()}
+            if entry.role == "rows" and "passes" in extra:
+                yield step, entry.digest, *extra["range"], extra["passes"]
+
+
+def _of_changes(changes: Mapping[str, dict[int, int]]) -> RowsSeen:
+    return {digest: segments for digest, c in changes.items() if (segments := _segments(c))}
 
 
 def _segments(changes: dict[int, int]) -> tuple[tuple[int, int, int], ...]:
@@ -113,28 +118,25 @@ def _segments(changes: dict[int, int]) -> tuple[tuple[int, int, int], ...]:
     return tuple(segments)
 
 
-def added(one: RowsSeen, other: RowsSeen) -> RowsSeen:
-    """Return what two models have seen together."""
-    total = {}
-    for digest in one.keys() | other.keys():
-        changes: dict[int, int] = defaultdict(int)
-        for start, stop, times in (*one.get(digest, ()), *other.get(digest, ())):
-            changes[start] += times
-            changes[stop] -= times
-        total[digest] = _segments(changes)
-    return total
+def added(one: RowsSeen, other: RowsSeen, sign: int = 1) -> RowsSeen:
+    """Return what two models have seen together; with -1, what one has seen more than the other.
+
+    There, rows that the other has seen more are counted below zero.
+    """
+    changes: Changes = defaultdict(lambda: defaultdict(int))
+    for factor, rows in ((1, one), (sign, other)):
+        for digest, segments in rows.items():
+            for start, stop, times in segments:
+                changes[digest][start] += factor * times
+                changes[digest][stop] -= factor * times
+    return _of_changes(changes)
 
 
 def alike(one: RowsSeen, other: RowsSeen, behind_one: RowsSeen, behind_other: RowsSeen) -> bool:
     """Return whether two multisets are equal, but for as many rows that each can have left out."""
     surplus = 0
-    for digest in one.keys() | other.keys():
-        changes: dict[int, int] = defaultdict(int)
-        for sign, rows in ((1, one), (-1, other)):
-            for start, stop, times in rows.get(digest, ()):
-                changes[start] += sign * times
-                changes[stop] -= sign * times
-        for start, stop, times in _segments(changes):
+    for digest, segments in added(one, other, -1).items():
+        for start, stop, times in segments:
             behind = (behind_other if times > 0 else behind_one).get(digest, ())
             if abs(times) > 1 or not any(a == start and stop <= b for a, b, _ in behind):
                 return False
